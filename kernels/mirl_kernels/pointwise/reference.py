@@ -1,0 +1,9 @@
+"""Definition of the pointwise (1x1) convolution."""
+
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """1x1 convolution: x (B, C, H, W), weight (O, C, 1, 1), bias (O,)."""
+    return F.conv2d(x, weight, bias)

@@ -1,0 +1,65 @@
+"""``mirl-sparse train``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+
+from mirl_training.config import load_config
+from mirl_training.run import Run
+
+
+class _Lines:
+    """Progress where no terminal is: a line per validation."""
+
+    def __call__(self, report: dict[str, Any]) -> None:
+        if "psnr" in report:
+            print(_describe(report), flush=True)
+
+
+class _Bar:
+    """Progress in a terminal: a moving bar per round, and a line per validation."""
+
+    def __init__(self, progress: Progress) -> None:
+        self.progress, self.task, self.round = progress, None, -1
+
+    def __call__(self, report: dict[str, Any]) -> None:
+        if report["round"] != self.round:
+            if self.task is not None:
+                self.progress.remove_task(self.task)
+            self.round = report["round"]
+            self.task = self.progress.add_task(f"round {self.round}", total=report["steps"], note="")
+        left = f"{report['seconds_left'] / 60:.0f} min left"
+        self.progress.update(self.task, completed=report["step"], note=f"loss {report['loss']:.4f}, {left}")
+        if "psnr" in report:
+            self.progress.console.print(_describe(report))
+
+
+def _describe(report: dict[str, Any]) -> str:
+    scores = "  ".join(f"{task} {value:.2f}" for task, value in report["psnr"].items())
+    return (
+        f"round {report['round']}  step {report['step']}/{report['steps']}  density {report['density']:.1%}"
+        f"  loss {report['loss']:.4f}  PSNR {scores}  {report['seconds_left'] / 60:.0f} min left"
+    )
+
+
+def train(
+    config: Annotated[Path, typer.Argument(help="YAML file with the settings of the run.")],
+    data: Annotated[Path, typer.Option("--data", help="Folder that the data paths of CONFIG start from.")] = Path("."),
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder of the run [default: runs/NAME].")] = None,
+) -> None:
+    """Train a network and prune it in rounds; start it again to go on where it was stopped."""
+    settings = load_config(config)
+    folder = output or Path("runs") / config.stem
+    if sys.stderr.isatty():
+        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}  {task.fields[note]}"))
+        with Progress(*columns, console=Console(stderr=True)) as progress:
+            last = Run(settings, data, folder, _Bar(progress)).go()
+    else:
+        last = Run(settings, data, folder, _Lines()).go()
+    print(f"finished: {last}\nnext: mirl-sparse convert {last / 'weights.safetensors'}")

@@ -1,0 +1,61 @@
+"""What harms a photo: the noise and the rain that training adds, each drawn from a given generator.
+
+Images are float32 (H, W, 3), RGB in [0, 1]; every function returns a new one, clipped and rounded
+to the 256 levels of the file that a user would have.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+Image = NDArray[np.float32]
+
+
+def quantise(image: Image) -> Image:
+    """Clip to [0, 1] and round to multiples of 1/255, as an 8-bit file stores it."""
+    return (np.rint(np.clip(image, 0, 1) * 255) / 255).astype(np.float32)
+
+
+def add_noise(image: Image, sigma: float, rng: np.random.Generator) -> Image:
+    """White Gaussian noise of standard deviation ``sigma`` (in 1/255), clipped to 8 bits."""
+    return quantise(image + rng.standard_normal(image.shape, np.float32) * np.float32(sigma / 255))
+
+
+def rain_streaks(height: int, width: int, rng: np.random.Generator) -> NDArray[np.float32]:
+    """A layer (H, W) of light streaks, at most 1: one direction per image, as wind gives, with
+    lengths, widths and brightness that vary from streak to streak."""
+    layer = np.zeros((height, width), np.float32)
+    angle = rng.normal(0, 0.3)
+    length_scale, width_scale = rng.uniform(10, 36), rng.uniform(0.5, 0.9)
+    for _ in range(max(1, rng.poisson(height * width * rng.uniform(0.002, 0.007)))):
+        length = min(length_scale * rng.lognormal(0, 0.5), 120)  # pixels, from end to end
+        sigma = width_scale * rng.uniform(0.7, 1.5)  # pixels, across
+        tilt = angle + rng.normal(0, 0.02)
+        cy, cx = rng.uniform(0, height), rng.uniform(0, width)
+        reach = int(0.75 * length) + 1
+        y0, y1 = max(0, int(cy) - reach), min(height, int(cy) + reach + 1)
+        side = int(reach * abs(np.sin(tilt)) + 3 * sigma) + 1
+        x0, x1 = max(0, int(cx) - side), min(width, int(cx) + side + 1)
+        dy = np.arange(y0, y1, dtype=np.float32)[:, None] - np.float32(cy)
+        dx = np.arange(x0, x1, dtype=np.float32)[None, :] - np.float32(cx)
+        along = (dy * np.float32(np.cos(tilt)) + dx * np.float32(np.sin(tilt))) / np.float32(length / 2)
+        across = (dx * np.float32(np.cos(tilt)) - dy * np.float32(np.sin(tilt))) / np.float32(sigma)
+        brightness = np.float32(rng.uniform(0.1, 1) ** 1.5)
+        layer[y0:y1, x0:x1] += brightness * np.exp(-0.5 * across**2 - along**4)  # soft ends
+    return np.minimum(layer, 1)
+
+
+def add_rain(image: Image, rng: np.random.Generator, psnr: float | None = None) -> Image:
+    """Add light streaks so that the result is ``psnr`` dB from the clean image.
+
+    Without ``psnr`` it is drawn from a normal distribution of mean 25.5 and deviation 3.5 dB, as
+    Rain100L's input has. Clipping may leave a bright image nearer to the clean one than asked.
+    """
+    target = np.clip(rng.normal(25.5, 3.5), 18, 36) if psnr is None else psnr
+    streaks = rain_streaks(*image.shape[:2], rng)[..., None]
+    strength, wanted = 0.5, 10 ** (-target / 20)
+    for _ in range(4):  # clipping makes the error sublinear in the strength
+        error = np.sqrt(np.mean((np.clip(image + strength * streaks, 0, 1) - image) ** 2))
+        strength = float(np.clip(strength * wanted / max(error, 1e-6), 0.02, 1.5))
+    return quantise(image + np.float32(strength) * streaks)

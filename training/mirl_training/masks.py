@@ -1,0 +1,124 @@
+"""Masks: which weights of a network are still alive, and the criteria that choose them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatch
+
+import torch
+from mirl_sparse.errors import UserError
+from mirl_sparse.network import PromptIR
+from torch import Tensor, nn
+
+
+class MaskError(UserError):
+    """A mask that fits no network, or a density that cannot be reached."""
+
+
+def prunable_names(network: nn.Module) -> list[str]:
+    """The weights that pruning may remove: those of convolutions and linear layers, not the norms'
+    gains, the prompts or the temperatures."""
+    return [name for name, p in network.named_parameters() if name.endswith("weight") and p.ndim > 1]
+
+
+@dataclass(frozen=True)
+class Mask:
+    """One boolean tensor per prunable weight, True where the weight is alive."""
+
+    alive: Mapping[str, Tensor]
+
+    def __post_init__(self) -> None:
+        for name, keep in self.alive.items():
+            if keep.dtype != torch.bool:
+                raise MaskError(f"mask of {name} is {keep.dtype}; expected torch.bool")
+
+    @classmethod
+    def full(cls, network: nn.Module) -> Mask:
+        """The mask that keeps every prunable weight."""
+        parameters = dict(network.named_parameters())
+        return cls({n: torch.ones_like(parameters[n], dtype=torch.bool) for n in prunable_names(network)})
+
+    def check(self, network: nn.Module) -> None:
+        """Raise MaskError unless the mask names every prunable weight of the network in its shape."""
+        shapes = {n: p.shape for n, p in network.named_parameters() if n in set(prunable_names(network))}
+        if odd := sorted(shapes.keys() ^ self.alive.keys()):
+            raise MaskError(f"mask and network differ in {len(odd)} tensors, the first of them {odd[0]}")
+        for name, shape in shapes.items():
+            if self.alive[name].shape != shape:
+                raise MaskError(f"mask of {name} has shape {tuple(self.alive[name].shape)}; expected {tuple(shape)}")
+
+    @property
+    def kept(self) -> int:
+        """How many weights are alive."""
+        return sum(int(keep.sum()) for keep in self.alive.values())
+
+    @property
+    def total(self) -> int:
+        """How many prunable weights there are."""
+        return sum(keep.numel() for keep in self.alive.values())
+
+    @property
+    def density(self) -> float:
+        """Alive / all of the prunable weights."""
+        return self.kept / self.total
+
+    @torch.no_grad()
+    def apply(self, network: nn.Module) -> None:
+        """Set the pruned weights of the network to zero."""
+        for name, p in network.named_parameters():
+            if name in self.alive:
+                p.masked_fill_(~self.alive[name], 0)
+
+    def apply_to_gradients(self, network: nn.Module) -> None:
+        """Set the gradients of pruned weights to zero. Do so before their norm is clipped: a q or k
+        channel that is exactly zero has a gradient of 1e12 through its L2 norm."""
+        for name, p in network.named_parameters():
+            if name in self.alive and p.grad is not None:
+                p.grad.masked_fill_(~self.alive[name], 0)
+
+
+def _keep_largest(magnitude: Tensor, alive: Tensor, count: int) -> Tensor:
+    """The ``count`` largest of the alive entries of a flat tensor; ties go to the lower index."""
+    order = torch.where(alive, magnitude, -1.0).argsort(descending=True, stable=True)
+    kept = torch.zeros_like(alive)
+    kept[order[:count]] = True
+    return kept
+
+
+def prune(network: PromptIR, mask: Mask, density: float, criterion: str, exempt: tuple[str, ...] = ()) -> Mask:
+    """A mask nested in the given one that keeps the largest magnitudes: ``density`` of all prunable
+    weights, exact to one weight per ranked group.
+
+    ``global`` ranks all layers together, ``layerwise`` each by itself at one density. Layers that
+    match an ``exempt`` pattern keep what they have; the others pay for it.
+    """
+    mask.check(network)
+    parameters = dict(network.named_parameters())
+    spared = {n for n in mask.alive if any(fnmatch(n, pattern) for pattern in exempt)}
+    ranked = [n for n in mask.alive if n not in spared]
+    wanted = round(mask.total * density) - sum(int(mask.alive[n].sum()) for n in spared)
+    available = sum(int(mask.alive[n].sum()) for n in ranked)
+    if not 0 < wanted <= available:
+        raise MaskError(
+            f"density {density:.4g} leaves {wanted} weights for the layers that are not exempt;"
+            f" expected 1 to {available}: exempt fewer layers or stop earlier"
+        )
+    magnitude = {n: parameters[n].detach().abs().flatten() for n in ranked}
+    alive = dict(mask.alive)
+    if criterion == "global":
+        flat = _keep_largest(
+            torch.cat([magnitude[n] for n in ranked]),
+            torch.cat([mask.alive[n].flatten() for n in ranked]),
+            wanted,
+        )
+        pieces = flat.split([magnitude[n].numel() for n in ranked])
+        alive |= {n: piece.view_as(mask.alive[n]).clone() for n, piece in zip(ranked, pieces, strict=True)}
+    elif criterion == "layerwise":
+        share = wanted / sum(magnitude[n].numel() for n in ranked)
+        for n in ranked:
+            count = min(max(1, round(share * magnitude[n].numel())), int(mask.alive[n].sum()))
+            alive[n] = _keep_largest(magnitude[n], mask.alive[n].flatten(), count).view_as(mask.alive[n])
+    else:
+        raise MaskError(f"criterion {criterion!r} is unknown; expected global or layerwise")
+    return Mask(alive)

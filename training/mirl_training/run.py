@@ -1,0 +1,196 @@
+"""A run: the dense round, then rounds of prune, rewind and train, each finished one a folder.
+
+    RUN/config.yaml            the settings, defaults filled in
+    RUN/start.safetensors      the initial weights
+    RUN/rewind.safetensors     the weights to rewind to, when that is a later step of round 0
+    RUN/round_00/ …            weights.safetensors, mask.safetensors, metrics.json
+    RUN/state.pt               the unfinished round, every ``save_every`` steps
+    RUN/log.jsonl              one line per report
+
+Every file is written whole under another name and then renamed, so the same command started again
+goes on where the last one was stopped, and draws what it would have drawn.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from mirl_sparse.errors import UserError
+from mirl_sparse.network import PromptIR
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.nn import functional as F
+
+from mirl_training.config import RunConfig
+from mirl_training.data import TrainingData
+from mirl_training.masks import Mask, prune
+
+Report = Callable[[dict[str, Any]], None]
+
+
+def learning_rate(step: int, steps: int, peak: float, warmup: int) -> float:
+    """Linear warm-up to ``peak`` over ``warmup`` steps, then half a cosine down to 0 at ``steps``."""
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+def _write(path: Path, write: Callable[[Path], object]) -> None:
+    temporary = path.with_name(f"{path.name}.part")
+    write(temporary)
+    os.replace(temporary, path)
+
+
+def save_weights(path: Path, network: PromptIR) -> None:
+    """All parameters as safetensors, with the network's config in the metadata."""
+    state = {k: v.detach().contiguous() for k, v in network.state_dict().items()}
+    metadata = {"config": json.dumps(network.config.to_dict())}
+    _write(path, lambda p: save_file(state, p, metadata=metadata))
+
+
+class Run:
+    """One run in one folder; `go` carries it to the end from wherever it stands."""
+
+    def __init__(self, config: RunConfig, root: Path, folder: Path, report: Report) -> None:
+        self.config, self.folder, self._report = config, folder, report
+        folder.mkdir(parents=True, exist_ok=True)
+        written = folder / "config.yaml"
+        if written.exists():
+            if yaml.safe_load(written.read_text(encoding="utf-8")) != config.to_dict():
+                raise UserError(f"{folder}: holds a run of other settings ({written}); give another --output or remove it")
+        else:
+            text = yaml.safe_dump(config.to_dict(), sort_keys=False)
+            _write(written, lambda p: p.write_text(text, encoding="utf-8"))
+        self.data = TrainingData(config, root)
+        self.validation = self.data.validation()
+        torch.manual_seed(config.training.seed)
+        self.network = PromptIR(config.network)
+        start = folder / "start.safetensors"
+        if start.exists():
+            self.network.load_state_dict(load_file(start))
+        else:
+            save_weights(start, self.network)
+        self._steps_before = [0]
+        for index in range(config.pruning.rounds + 1):
+            self._steps_before.append(self._steps_before[-1] + config.steps_of_round(index))
+
+    def round_folder(self, index: int) -> Path:
+        return self.folder / f"round_{index:02d}"
+
+    def go(self) -> Path:
+        """Train every round that is not finished; returns the last round's folder."""
+        for index in range(self.config.pruning.rounds + 1):
+            if not self.round_folder(index).exists():
+                self._round(index)
+        return self.round_folder(self.config.pruning.rounds)
+
+    def _begin(self, index: int) -> Mask:
+        """Load, prune and rewind: leaves the network at the start of round ``index``."""
+        if index == 0:
+            self.network.load_state_dict(load_file(self.folder / "start.safetensors"))
+            return Mask.full(self.network)
+        before, pruning = self.round_folder(index - 1), self.config.pruning
+        self.network.load_state_dict(load_file(before / "weights.safetensors"))
+        mask = prune(
+            self.network,
+            Mask(load_file(before / "mask.safetensors")),
+            (1 - pruning.rate) ** index,
+            pruning.criterion,
+            pruning.exempt,
+        )
+        if pruning.rewind != "none":
+            source = "start" if pruning.rewind == "initial" else "rewind"
+            self.network.load_state_dict(load_file(self.folder / f"{source}.safetensors"))
+        mask.apply(self.network)
+        return mask
+
+    def _round(self, index: int) -> None:
+        settings, steps = self.config.training, self.config.steps_of_round(index)
+        mask = self._begin(index)
+        optimizer = torch.optim.AdamW(
+            self.network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
+        )
+        state_file, first = self.folder / "state.pt", 0
+        if state_file.exists():
+            state = torch.load(state_file, weights_only=True)
+            if state["round"] == index:
+                self.network.load_state_dict(state["network"])
+                optimizer.load_state_dict(state["optimizer"])
+                first = state["step"]
+        losses: list[float] = []
+        began, pace = time.monotonic(), 0.0
+        with ThreadPoolExecutor(1) as pool:  # the next batch is drawn while this one trains
+            upcoming = pool.submit(self.data.batch, index, first)
+            for step in range(first, steps):
+                degraded, clean = upcoming.result()
+                if step + 1 < steps:
+                    upcoming = pool.submit(self.data.batch, index, step + 1)
+                rate = learning_rate(step, steps, settings.learning_rate, settings.warmup_steps)
+                losses.append(self._step(optimizer, mask, degraded, clean, rate))
+                done = step + 1
+                if index == 0 and done == self.config.pruning.rewind:
+                    save_weights(self.folder / "rewind.safetensors", self.network)
+                if done % settings.save_every == 0 and done < steps:
+                    state = {"round": index, "step": done, "network": self.network.state_dict()}
+                    state["optimizer"] = optimizer.state_dict()
+                    _write(state_file, lambda p, state=state: torch.save(state, p))
+                report = {"round": index, "step": done, "steps": steps, "loss": losses[-1], "density": mask.density}
+                if done % settings.validate_every == 0 or done == steps:
+                    report["loss"], losses = sum(losses) / len(losses), []
+                    report["psnr"] = self.validate()
+                pace = (time.monotonic() - began) / (done - first)
+                report["seconds_left"] = pace * (self._steps_before[-1] - self._steps_before[index] - done)
+                self._tell(report)
+        self._finish(index, mask, {k: report[k] for k in ("round", "steps", "loss", "density", "psnr")})
+
+    def _step(
+        self, optimizer: torch.optim.Optimizer, mask: Mask, degraded: Tensor, clean: Tensor, rate: float
+    ) -> float:
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.zero_grad(set_to_none=True)
+        loss = F.l1_loss(self.network(degraded), clean)
+        loss.backward()
+        mask.apply_to_gradients(self.network)
+        torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.config.training.clip_norm, error_if_nonfinite=True)
+        optimizer.step()
+        return loss.item()
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """Mean PSNR in dB per task over the held-back images, of the 8-bit result."""
+        result = {}
+        for task, pairs in self.validation.items():
+            scores = []
+            for degraded, clean in pairs:
+                restored = (self.network(degraded).clamp(0, 1) * 255).round() / 255
+                scores.append(-10 * math.log10(max(F.mse_loss(restored, clean).item(), 1e-12)))
+            result[task] = sum(scores) / len(scores)
+        return result
+
+    def _tell(self, report: dict[str, Any]) -> None:
+        if "psnr" in report:
+            with (self.folder / "log.jsonl").open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps(report) + "\n")
+        self._report(report)
+
+    def _finish(self, index: int, mask: Mask, metrics: dict[str, Any]) -> None:
+        final = self.round_folder(index)
+        part = final.with_name(f"{final.name}.part")
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir()
+        save_weights(part / "weights.safetensors", self.network)
+        save_file({k: v.contiguous() for k, v in mask.alive.items()}, part / "mask.safetensors")
+        (part / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
+        part.rename(final)
+        (self.folder / "state.pt").unlink(missing_ok=True)
