@@ -1,0 +1,33 @@
+"""k x k convolution; pixel (un)shuffle and a residual are part of its store."""
+
+from __future__ import annotations
+
+from ctypes import Structure, c_int64
+
+import torch
+from torch import Tensor
+
+from mirl_kernels import _cpu
+from mirl_kernels.conv.reference import conv as reference
+
+__all__ = ["PackedConv", "reference"]
+
+
+class _Args(Structure):
+    _fields_ = [("x", _cpu.Image), ("y", _cpu.Image), ("residual", _cpu.Image), ("size", _cpu.Size),
+                ("weight", _cpu.Rows), ("kernel", c_int64), ("shuffle", c_int64), ("threads", c_int64)]  # fmt: skip
+
+
+class PackedConv:
+    """The surviving weights of a k x k convolution, k odd; arguments as in `reference`."""
+
+    def __init__(self, weight: Tensor, shuffle: int = 1) -> None:
+        self._kernel, self._shuffle = weight.shape[-1], shuffle
+        self._weight = _cpu.pack_rows(weight.flatten(1))
+
+    def __call__(self, x: Tensor, out: Tensor, residual: Tensor | None = None) -> None:
+        """``out`` = the convolution of x (B, C, H, W), shuffled, plus ``residual``; x and out may not share memory."""
+        added = _cpu.Image() if residual is None else _cpu.image(residual)
+        args = _Args(_cpu.image(x), _cpu.image(out), added, _cpu.size(x), self._weight, self._kernel, self._shuffle,
+                     torch.get_num_threads())  # fmt: skip
+        _cpu.call("conv", args)

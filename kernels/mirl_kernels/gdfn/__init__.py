@@ -1,0 +1,45 @@
+"""GDFN, the gated depthwise feed-forward block, with its layer norm and residual."""
+
+from __future__ import annotations
+
+from ctypes import Structure, c_int64
+
+import torch
+from torch import Tensor
+
+from mirl_kernels import _cpu
+from mirl_kernels.gdfn.reference import gdfn as reference
+
+__all__ = ["PackedGDFN", "reference"]
+
+
+class _Args(Structure):
+    _fields_ = [("x", _cpu.Image), ("y", _cpu.Image), ("size", _cpu.Size), ("project_in", _cpu.Rows),
+                ("dwconv", _cpu.Rows), ("project_out", _cpu.Rows), ("threads", c_int64)]  # fmt: skip
+
+
+class PackedGDFN:
+    """The surviving weights of one GDFN, dead pairs removed exactly; arguments as in `reference`.
+
+    A pair of hidden channels is dead when either half has no tap or no input (GELU(0) = 0), or when
+    no output reads it. The norm's gain and bias are folded into the 1x1 layer, which is exact before
+    the zero padding. ``live`` are the surviving pairs.
+    """
+
+    def __init__(self, norm_weight: Tensor, norm_bias: Tensor, project_in: Tensor, dwconv: Tensor,
+                 project_out: Tensor) -> None:  # fmt: skip
+        pairs = project_out.shape[1]
+        fan_in, taps, out = project_in.flatten(1), dwconv.flatten(1), project_out.flatten(1)
+        alive = (fan_in != 0).any(1) & (taps != 0).any(1)
+        self.live = (alive[:pairs] & alive[pairs:] & (out != 0).any(0)).nonzero()[:, 0]
+        kept = torch.cat([self.live, self.live + pairs])
+        self.channels = project_in.shape[1]
+        self._project_in = _cpu.pack_rows(fan_in[kept] * norm_weight, fan_in[kept] @ norm_bias)
+        self._dwconv = _cpu.pack_rows(taps[kept])
+        self._project_out = _cpu.pack_rows(out[:, self.live])
+
+    def __call__(self, x: Tensor, out: Tensor) -> None:
+        """``out`` = GDFN(x), both (B, C, H, W); they may not share memory."""
+        args = _Args(_cpu.image(x), _cpu.image(out), _cpu.size(x), self._project_in, self._dwconv,
+                     self._project_out, torch.get_num_threads())  # fmt: skip
+        _cpu.call("gdfn", args)

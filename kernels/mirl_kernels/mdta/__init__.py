@@ -1,0 +1,57 @@
+"""MDTA, the transposed attention block, with its layer norm and residual."""
+
+from __future__ import annotations
+
+from ctypes import Structure, c_int64, c_void_p
+
+import torch
+from torch import Tensor
+
+from mirl_kernels import _cpu
+from mirl_kernels.mdta.reference import mdta as reference
+
+__all__ = ["PackedMDTA", "reference"]
+
+
+class _Args(Structure):
+    _fields_ = [("x", _cpu.Image), ("y", _cpu.Image), ("size", _cpu.Size), ("qkv", _cpu.Rows), ("dwconv", _cpu.Rows),
+                ("project_out", _cpu.Rows), ("temperature", c_void_p), ("heads", c_int64), ("q_count", c_int64),
+                ("k_count", c_int64), ("v_count", c_int64), ("q_index", c_void_p), ("k_index", c_void_p),
+                ("v_index", c_void_p), ("scratch", c_void_p), ("threads", c_int64)]  # fmt: skip
+
+
+class PackedMDTA:
+    """The surviving weights of one MDTA, dead channels removed exactly; arguments as in `reference`.
+
+    A v channel without taps or inputs is zero and is dropped. A q or k channel that is zero has
+    logits of 0, which still count in the softmax, so it is only its computation that is dropped; q
+    is also dropped where no output reads its row.
+    """
+
+    def __init__(self, norm_weight: Tensor, norm_bias: Tensor, qkv: Tensor, dwconv: Tensor, temperature: Tensor,
+                 project_out: Tensor) -> None:  # fmt: skip
+        self.channels, self.heads = qkv.shape[1], temperature.shape[0]
+        fan_in, taps, out = qkv.flatten(1), dwconv.flatten(1), project_out.flatten(1)
+        alive = ((fan_in != 0).any(1) & (taps != 0).any(1)).view(3, -1).clone()
+        read = (out != 0).any(0)
+        read_heads = read.view(self.heads, -1).any(1).repeat_interleave(self.channels // self.heads)
+        alive &= torch.stack([read, read_heads, read_heads])
+        self.live = [row.nonzero()[:, 0] for row in alive]
+        kept = torch.cat([index + i * self.channels for i, index in enumerate(self.live)])
+        self._index = [index.int().contiguous() for index in self.live]
+        self._temperature = temperature.flatten().float().contiguous()
+        self._qkv = _cpu.pack_rows(fan_in[kept] * norm_weight, fan_in[kept] @ norm_bias)
+        self._dwconv = _cpu.pack_rows(taps[kept])
+        self._project_out = _cpu.pack_rows(out)
+
+    def scratch_floats(self, x: Tensor) -> int:
+        """How many floats of scratch memory a call on x takes: its live v channels."""
+        return len(self.live[2]) * x.shape[0] * x.shape[2] * x.shape[3]
+
+    def __call__(self, x: Tensor, out: Tensor, scratch: Tensor) -> None:
+        """``out`` = MDTA(x), both (B, C, H, W), possibly the same; ``scratch`` holds `scratch_floats`."""
+        q, k, v = self._index
+        args = _Args(_cpu.image(x), _cpu.image(out), _cpu.size(x), self._qkv, self._dwconv, self._project_out,
+                     self._temperature.data_ptr(), self.heads, len(q), len(k), len(v), q.data_ptr(), k.data_ptr(),
+                     v.data_ptr(), scratch.data_ptr(), torch.get_num_threads())  # fmt: skip
+        _cpu.call("mdta", args)

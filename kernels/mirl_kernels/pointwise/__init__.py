@@ -1,0 +1,29 @@
+"""Pointwise (1x1) convolution."""
+
+from __future__ import annotations
+
+from ctypes import Structure, c_int64
+
+import torch
+from torch import Tensor
+
+from mirl_kernels import _cpu
+from mirl_kernels.pointwise.reference import pointwise as reference
+
+__all__ = ["PackedPointwise", "reference"]
+
+
+class _Args(Structure):
+    _fields_ = [("x", _cpu.Image), ("y", _cpu.Image), ("size", _cpu.Size), ("weight", _cpu.Rows), ("threads", c_int64)]
+
+
+class PackedPointwise:
+    """The surviving weights of a 1x1 convolution; arguments as in `reference`."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
+        self._weight = _cpu.pack_rows(weight.flatten(1), bias)
+
+    def __call__(self, x: Tensor, out: Tensor) -> None:
+        """``out`` (B, O, H, W) = convolution of x (B, C, H, W); they may not share memory."""
+        threads = torch.get_num_threads()
+        _cpu.call("pointwise", _Args(_cpu.image(x), _cpu.image(out), _cpu.size(x), self._weight, threads))

@@ -1,0 +1,102 @@
+"""The C++ kernels: loading the library, and the structures of its C interface (``abi.h``)."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Callable
+from ctypes import Structure, c_int64, c_void_p
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+_LIBRARY = "libmirl_cpu.so"
+
+
+class BackendError(RuntimeError):
+    """A backend that cannot run here; the message is one line and says what to do."""
+
+
+class Rows(Structure):
+    """A sparse matrix by rows (``MirlRows``): what `pack_rows` makes of a dense one."""
+
+    _fields_ = [("rows", c_int64), ("start", c_void_p), ("column", c_void_p), ("value", c_void_p), ("bias", c_void_p)]
+    tensors: tuple[Tensor, ...]  # keeps the memory that the pointers name
+
+
+class Image(Structure):
+    _fields_ = [("data", c_void_p), ("stride", c_int64)]
+
+
+class Size(Structure):
+    _fields_ = [("batch", c_int64), ("channels", c_int64), ("height", c_int64), ("width", c_int64)]
+
+
+def pack_rows(matrix: Tensor, bias: Tensor | None = None) -> Rows:
+    """The nonzero entries of a (rows, columns) matrix, row by row; ``bias`` (rows,) is added to each."""
+    rows, columns = matrix.nonzero(as_tuple=True)
+    start = torch.zeros(matrix.shape[0] + 1, dtype=torch.int32)
+    start[1:] = torch.bincount(rows, minlength=matrix.shape[0]).cumsum(0)
+    value = matrix[rows, columns].float().contiguous()
+    kept = (start, columns.int().contiguous(), value) + (() if bias is None else (bias.float().contiguous(),))
+    packed = Rows(matrix.shape[0], *(t.data_ptr() for t in kept))
+    packed.tensors = kept
+    return packed
+
+
+@cache
+def library() -> ctypes.CDLL:
+    """The shared library; BackendError when it was not built or MIRL_CPU_ISA asks for the impossible."""
+    path = next((p for folder in __path__ if (p := Path(folder, _LIBRARY)).exists()), None)
+    if path is None:
+        raise BackendError(
+            "the C++ kernels were not built when mirl-sparse was installed; install a C++17 compiler (g++ or"
+            ' clang++) and install mirl-sparse again, or use backend="reference"'
+        )
+    loaded = ctypes.CDLL(str(path))
+    loaded.mirl_isa.restype = ctypes.c_char_p
+    if loaded.mirl_isa() is None:
+        raise BackendError(
+            f"MIRL_CPU_ISA is {os.environ.get('MIRL_CPU_ISA')!r}, which this processor cannot run;"
+            " expected avx512, avx2 or portable"
+        )
+    return loaded
+
+
+def available() -> bool:
+    """Whether the C++ kernels can run here."""
+    try:
+        library()
+    except BackendError:
+        return False
+    return True
+
+
+def isa() -> str:
+    """The instruction set in use: avx512, avx2 or portable."""
+    return library().mirl_isa().decode()
+
+
+def image(x: Tensor) -> Image:
+    """(B, C, H, W) float32 on the CPU whose items are contiguous planes, as the kernels take it."""
+    if x.dtype != torch.float32 or x.device.type != "cpu" or x.ndim != 4:
+        raise BackendError(f"input is {x.dtype} {tuple(x.shape)} on {x.device}; expected float32 (B, C, H, W) on the CPU")
+    _, _, h, w = x.shape
+    if x.stride()[1:] != (h * w, w, 1) and x[0].numel() and not x[0].is_contiguous():
+        raise BackendError(f"input has strides {x.stride()}; expected contiguous planes (call .contiguous())")
+    return Image(x.data_ptr(), x.stride(0))
+
+
+def size(x: Tensor) -> Size:
+    return Size(*x.shape)
+
+
+def call(name: str, args: Structure) -> None:
+    """Run ``mirl_<name>``."""
+    function: Callable[[object], int] = getattr(library(), f"mirl_{name}")
+    if function(ctypes.byref(args)):
+        raise MemoryError(f"mirl_{name} ran out of memory")
+
+

@@ -1,0 +1,77 @@
+// The C interface of the CPU kernels: pointers, sizes, strides and a thread count, nothing of PyTorch.
+// All images are float32 planes: pixel (y, x) of channel c of item b is at [b * stride + c * H * W + y * W + x].
+#pragma once
+#include <cstdint>
+
+extern "C" {
+
+// A sparse matrix by rows. `bias` has one value per row, or is null.
+struct MirlRows {
+  int64_t rows;
+  const int32_t* start;   // rows + 1 positions into column and value
+  const int32_t* column;
+  const float* value;
+  const float* bias;
+};
+
+struct MirlImage {
+  float* data;
+  int64_t stride;  // floats from one batch item to the next
+};
+
+struct MirlSize {
+  int64_t batch, channels, height, width;
+};
+
+// y = x + project_out(GELU(a) * b), a, b = dwconv(project_in(normalised x)); hidden rows: all a, then all b.
+struct MirlGdfn {
+  MirlImage x, y;
+  MirlSize size;
+  MirlRows project_in, dwconv, project_out;
+  int64_t threads;
+};
+
+// The live q, k and v channels are the rows of `qkv`, in this order; the *_index arrays hold their channel.
+struct MirlMdta {
+  MirlImage x, y;  // y may be x
+  MirlSize size;
+  MirlRows qkv, dwconv, project_out;
+  const float* temperature;
+  int64_t heads, q_count, k_count, v_count;
+  const int32_t *q_index, *k_index, *v_index;
+  float* scratch;  // batch * v_count * height * width
+  int64_t threads;
+};
+
+struct MirlPointwise {
+  MirlImage x, y;
+  MirlSize size;
+  MirlRows weight;
+  int64_t threads;
+};
+
+// Columns of `weight` are (channel * kernel + ky) * kernel + kx. shuffle as in conv/reference.py.
+struct MirlConv {
+  MirlImage x, y, residual;  // residual.data may be null
+  MirlSize size;
+  MirlRows weight;
+  int64_t kernel, shuffle, threads;
+};
+
+struct MirlPrompt {
+  MirlImage x, y;
+  MirlSize size;
+  const float *linear_weight, *linear_bias, *prompt_param;
+  int64_t count, channels, side;
+  MirlRows conv3x3;
+  float* scratch;  // batch * channels * (side * side + height * width)
+  int64_t threads;
+};
+}
+
+#define MIRL_OPS(X)        \
+  X(gdfn, MirlGdfn)        \
+  X(mdta, MirlMdta)        \
+  X(pointwise, MirlPointwise) \
+  X(conv, MirlConv)        \
+  X(prompt, MirlPrompt)

@@ -1,0 +1,68 @@
+// A k x k convolution by sparse rows, shared by the conv and the prompt op.
+#pragma once
+#include <vector>
+
+#include "rows.h"
+
+namespace MIRL_ISA {
+
+inline void run_conv(const MirlConv& a) {
+  const int64_t k = a.kernel, pad = k / 2, height = a.size.height, width = a.size.width, channels = a.size.channels;
+  const int64_t plane = height * width, outputs = a.weight.rows;
+  int64_t step = 4, across = 1;  // tiles of `step` rows by `width / across` columns that fit the second-level cache
+  auto floats = [&] { return (channels * (step + k - 1) + outputs * step) * ((width + across - 1) / across + k - 1); };
+  while (floats() > 200000 && across < (width + 15) / 16) ++across;
+  while (floats() > 200000 && step > 1) step /= 2;
+  const int64_t wide = (width + across - 1) / across, pitch = wide + k - 1, down = (height + step - 1) / step;
+  const int64_t in_stride = padded((step + k - 1) * pitch + k), out_stride = padded(step * pitch);
+  // Columns (channel, ky, kx) become offsets into the tile.
+  std::vector<int32_t> offsets(a.weight.start[outputs]);
+  for (size_t i = 0; i < offsets.size(); ++i) {
+    const int64_t column = a.weight.column[i], tap = column % (k * k);
+    offsets[i] = int32_t(column / (k * k) * in_stride + tap / k * pitch + tap % k);
+  }
+  MirlRows weight = a.weight;
+  weight.column = offsets.data();
+
+  auto task = [&](int64_t t) {
+    const int64_t b = t / (across * down), y0 = t / across % down * step, x0 = t % across * wide;
+    const int64_t y1 = std::min(y0 + step, height), x1 = std::min(x0 + wide, width);
+    if (x0 >= x1) return;
+    float *in = mirl::scratch(channels * in_stride + outputs * out_stride + L), *out = in + channels * in_stride + L;
+    std::memset(in, 0, sizeof(float) * (channels * in_stride + L));
+    const int64_t first = std::max<int64_t>(x0 - pad, 0), last = std::min(x1 + pad, width);
+    for (int64_t c = 0; c < channels; ++c)
+      for (int64_t y = std::max<int64_t>(y0 - pad, 0); y < std::min(y1 + pad, height); ++y)
+        std::memcpy(in + c * in_stride + (y - y0 + pad) * pitch + first - x0 + pad,
+                    a.x.data + b * a.x.stride + c * plane + y * width + first, sizeof(float) * (last - first));
+    rows(weight, in, 1, out, out_stride, (y1 - y0) * pitch, channels);
+    const int64_t r = a.shuffle;
+    for (int64_t o = 0; o < outputs; ++o)
+      for (int64_t y = y0; y < y1; ++y) {
+        const float* from = out + o * out_stride + (y - y0) * pitch - x0;
+        int64_t base, dx;  // pixel (y, x) of output o is stored at base + x * dx, but for unshuffle
+        if (r > 1) {
+          const int64_t sub = o % (r * r);
+          base = o / (r * r) * plane * r * r + (y * r + sub / r) * width * r + sub % r, dx = r;
+        } else {
+          base = o * plane + y * width, dx = 1;
+        }
+        float* to = a.y.data + b * a.y.stride;
+        const float* add = a.residual.data ? a.residual.data + b * a.residual.stride : nullptr;
+        if (r < -1) {
+          const int64_t u = -r;
+          for (int64_t x = x0; x < x1; ++x) {
+            const int64_t at = (o * u * u + y % u * u + x % u) * (plane / (u * u)) + y / u * (width / u) + x / u;
+            to[at] = add ? from[x] + add[at] : from[x];
+          }
+        } else if (add) {
+          for (int64_t x = x0; x < x1; ++x) to[base + x * dx] = from[x] + add[base + x * dx];
+        } else {
+          for (int64_t x = x0; x < x1; ++x) to[base + x * dx] = from[x];
+        }
+      }
+  };
+  mirl::parallel(a.size.batch * across * down, a.threads, task);
+}
+
+}  // namespace MIRL_ISA

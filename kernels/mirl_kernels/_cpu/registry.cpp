@@ -1,0 +1,69 @@
+// Chooses the instruction set once, at load time, and forwards each call to its build.
+#include <cstdlib>
+#include <cstring>
+#include <exception>
+
+#include "abi.h"
+
+#define MIRL_EXPORT extern "C" __attribute__((visibility("default")))
+
+#define MIRL_DECLARE(op, Args) void op(const Args&);
+namespace portable { MIRL_OPS(MIRL_DECLARE) }
+#ifdef MIRL_HAS_avx2
+namespace avx2 { MIRL_OPS(MIRL_DECLARE) }
+#endif
+#ifdef MIRL_HAS_avx512
+namespace avx512 { MIRL_OPS(MIRL_DECLARE) }
+#endif
+
+namespace {
+
+struct Isa {
+  const char* name;
+  bool supported;
+#define MIRL_MEMBER(op, Args) void (*op)(const Args&);
+  MIRL_OPS(MIRL_MEMBER)
+};
+
+#define MIRL_ENTRY_portable(op, Args) portable::op,
+#define MIRL_ENTRY_avx2(op, Args) avx2::op,
+#define MIRL_ENTRY_avx512(op, Args) avx512::op,
+
+const Isa isas[] = {  // best first
+#ifdef MIRL_HAS_avx512
+    {"avx512",
+     __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512vl"),
+     MIRL_OPS(MIRL_ENTRY_avx512)},
+#endif
+#ifdef MIRL_HAS_avx2
+    {"avx2", __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"), MIRL_OPS(MIRL_ENTRY_avx2)},
+#endif
+    {"portable", true, MIRL_OPS(MIRL_ENTRY_portable)},
+};
+
+// MIRL_CPU_ISA forces one; a name that this machine cannot run gives none, and the caller says so.
+const Isa* choose() {
+  const char* forced = std::getenv("MIRL_CPU_ISA");
+  for (const Isa& isa : isas)
+    if (isa.supported && (!forced || !*forced || !std::strcmp(forced, isa.name))) return &isa;
+  return nullptr;
+}
+const Isa* chosen = choose();
+
+}  // namespace
+
+// The name of the build in use, or null when MIRL_CPU_ISA asks for one that cannot run here.
+MIRL_EXPORT const char* mirl_isa() { return chosen ? chosen->name : nullptr; }
+
+// 0, or 1 when memory ran out.
+#define MIRL_FORWARD(op, Args)                     \
+  MIRL_EXPORT int mirl_##op(const Args* args) {    \
+    try {                                          \
+      chosen->op(*args);                           \
+      return 0;                                    \
+    } catch (const std::exception&) {              \
+      return 1;                                    \
+    }                                              \
+  }
+MIRL_OPS(MIRL_FORWARD)

@@ -1,0 +1,112 @@
+#include "threads.h"
+
+#include <atomic>
+#include <condition_variable>
+#include <cstdlib>
+#include <mutex>
+#include <new>
+#include <thread>
+#include <vector>
+
+#ifdef __unix__
+#include <pthread.h>
+#endif
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+
+namespace mirl {
+namespace {
+
+struct Pool {
+  std::mutex busy;  // held by the caller that uses the pool
+  std::mutex lock;
+  std::condition_variable wake, idle;
+  std::vector<std::thread> workers;
+  uint64_t generation = 0;
+  int64_t wanted = 0, joined = 0, active = 0;
+  Task task = nullptr;
+  void* context = nullptr;
+  int64_t count = 0;
+  std::atomic<int64_t> next{0};
+
+  void work() {
+    for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < count;) task(context, i);
+  }
+
+  void serve() {
+    uint64_t seen = 0;
+    std::unique_lock<std::mutex> held(lock);
+    for (;;) {
+      wake.wait(held, [&] { return generation != seen; });
+      seen = generation;
+      if (joined >= wanted) continue;
+      ++joined, ++active;
+      held.unlock();
+      work();
+      held.lock();
+      if (--active == 0) idle.notify_one();
+    }
+  }
+
+  void run(int64_t tasks, int64_t threads, Task f, void* c) {
+    {
+      std::lock_guard<std::mutex> held(lock);
+      while (static_cast<int64_t>(workers.size()) < threads - 1) workers.emplace_back([this] { serve(); });
+      task = f, context = c, count = tasks, wanted = threads - 1, joined = 0;
+      next.store(0, std::memory_order_relaxed);
+      ++generation;
+    }
+    wake.notify_all();
+    work();
+    std::unique_lock<std::mutex> held(lock);
+    wanted = 0;  // who has not begun by now has nothing left to do
+    idle.wait(held, [&] { return active == 0; });
+  }
+};
+
+// Never destroyed: its threads may still wait on it while the process ends. A forked child has none
+// of the threads, so it starts with a pool of its own.
+Pool* pool = new Pool;
+[[maybe_unused]] const int registered = [] {
+#ifdef __unix__
+  pthread_atfork(nullptr, nullptr, [] { pool = new Pool; });
+#endif
+  return 0;
+}();
+
+struct Scratch {
+  float* data = nullptr;
+  size_t size = 0;
+  ~Scratch() { std::free(data); }
+};
+thread_local Scratch own;
+
+}  // namespace
+
+void parallel_tasks(int64_t count, int64_t threads, Task task, void* context) {
+  if (threads > count) threads = count;
+  std::unique_lock<std::mutex> mine(pool->busy, std::defer_lock);
+  if (threads > 1 && mine.try_lock()) {
+    pool->run(count, threads, task, context);
+  } else {
+    for (int64_t i = 0; i < count; ++i) task(context, i);
+  }
+}
+
+float* scratch(size_t floats) {
+  if (floats > own.size) {
+    std::free(own.data);
+    own.data = nullptr, own.size = 0;
+    const size_t huge = size_t(1) << 21, bytes = (floats * sizeof(float) + huge - 1) / huge * huge;
+    void* memory = std::aligned_alloc(huge, bytes);
+    if (!memory) throw std::bad_alloc();
+#ifdef __linux__
+    madvise(memory, bytes, MADV_HUGEPAGE);
+#endif
+    own.data = static_cast<float*>(memory), own.size = bytes / sizeof(float);
+  }
+  return own.data;
+}
+
+}  // namespace mirl

@@ -1,0 +1,22 @@
+// A pool of threads that lives as long as the process, and per-thread scratch memory that is kept.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+namespace mirl {
+
+using Task = void (*)(void* context, int64_t index);
+
+// Runs task(context, i) for i in [0, count) on up to `threads` threads, this one included. When another
+// caller holds the pool, this one does all its work itself, so that callers never wait for each other.
+void parallel_tasks(int64_t count, int64_t threads, Task task, void* context);
+
+template <class F>
+void parallel(int64_t count, int64_t threads, F& f) {
+  parallel_tasks(count, threads, [](void* context, int64_t i) { (*static_cast<F*>(context))(i); }, &f);
+}
+
+// This thread's scratch memory of at least `floats`, 64-byte aligned. Each call gives the same memory.
+float* scratch(size_t floats);
+
+}  // namespace mirl

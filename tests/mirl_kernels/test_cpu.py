@@ -1,0 +1,125 @@
+"""Every CPU op against its reference in float64, over shapes, densities and dead channels."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mirl_kernels import _cpu
+from mirl_kernels.conv import PackedConv
+from mirl_kernels.conv import reference as conv
+from mirl_kernels.depthwise import PackedDepthwise
+from mirl_kernels.depthwise import reference as depthwise
+from mirl_kernels.gdfn import PackedGDFN
+from mirl_kernels.gdfn import reference as gdfn
+from mirl_kernels.mdta import PackedMDTA
+from mirl_kernels.mdta import reference as mdta
+from mirl_kernels.pointwise import PackedPointwise
+from mirl_kernels.pointwise import reference as pointwise
+from mirl_kernels.prompt import PackedPrompt
+from mirl_kernels.prompt import reference as prompt
+from torch import Tensor
+
+pytestmark = pytest.mark.skipif(not _cpu.available(), reason="the C++ kernels were not built")
+TOLERANCE = 1e-5  # of float32 results of order 1
+
+densities = st.sampled_from([0.0, -1.0, 0.02, 0.1, 0.5, 1.0])  # -1: a single weight
+sides = st.integers(1, 40)
+seeds = st.integers(0, 2**31)
+cases = settings(max_examples=60, deadline=None)
+
+
+def weights(shape: tuple[int, ...], density: float, generator: torch.Generator) -> Tensor:
+    values = torch.randn(shape, generator=generator, dtype=torch.float64) / max(1, shape[1] * density) ** 0.5
+    if density < 0:
+        kept = torch.zeros(values.numel(), dtype=torch.bool)
+        kept[torch.randint(values.numel(), (1,), generator=generator)] = True
+        return values * kept.view(shape)
+    return values * (torch.rand(shape, generator=generator) < density)
+
+
+def noise(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+
+def check(op, out_shape, expected, *args) -> None:
+    out = torch.full(out_shape, float("nan"))  # poisoned: what is not written shows
+    op(*args[:1], out, *args[1:])
+    torch.testing.assert_close(out.double(), expected, atol=TOLERANCE, rtol=TOLERANCE)
+
+
+@cases
+@given(seeds, st.integers(1, 3), st.integers(1, 40), st.integers(1, 40), sides, sides, densities, densities)
+def test_gdfn(seed, batch, channels, hidden, height, width, density, tap_density):
+    g = torch.Generator().manual_seed(seed)
+    x = noise((batch, channels, height, width), g)
+    args = [1 + 0.1 * noise((channels,), g), 0.1 * noise((channels,), g),
+            weights((2 * hidden, channels, 1, 1), density, g), weights((2 * hidden, 1, 3, 3), tap_density, g),
+            weights((channels, hidden, 1, 1), density, g)]  # fmt: skip
+    check(PackedGDFN(*(a.float() for a in args)), x.shape, gdfn(x.float().double(), *args), x.float())
+
+
+@cases
+@given(seeds, st.integers(1, 3), st.integers(1, 4), st.integers(1, 12), sides, sides, densities, densities)
+def test_mdta(seed, batch, heads, per_head, height, width, density, tap_density):
+    g = torch.Generator().manual_seed(seed)
+    channels = heads * per_head
+    x = noise((batch, channels, height, width), g)
+    args = [1 + 0.1 * noise((channels,), g), 0.1 * noise((channels,), g),
+            weights((3 * channels, channels, 1, 1), density, g), weights((3 * channels, 1, 3, 3), tap_density, g),
+            1 + 0.3 * noise((heads, 1, 1), g), weights((channels, channels, 1, 1), density, g)]  # fmt: skip
+    packed = PackedMDTA(*(a.float() for a in args))
+    scratch = torch.full((packed.scratch_floats(x),), float("nan"))
+    check(packed, x.shape, mdta(x.float().double(), *args), x.float(), scratch)
+
+
+@cases
+@given(seeds, st.integers(1, 3), st.integers(1, 50), st.integers(1, 50), sides, sides, densities)
+def test_pointwise(seed, batch, inputs, outputs, height, width, density):
+    g = torch.Generator().manual_seed(seed)
+    x, w, b = noise((batch, inputs, height, width), g), weights((outputs, inputs, 1, 1), density, g), noise((outputs,), g)
+    expected = pointwise(x.float().double(), w, b)
+    check(PackedPointwise(w.float(), b.float()), expected.shape, expected, x.float())
+
+
+@cases
+@given(seeds, st.integers(1, 3), st.integers(1, 12), st.integers(1, 6), st.sampled_from([1, 3, 5, 7]),
+       st.sampled_from([1, 2, -2]), st.integers(1, 30), st.integers(1, 30), densities, st.booleans())  # fmt: skip
+def test_conv(seed, batch, inputs, outputs, kernel, shuffle, height, width, density, add):
+    g = torch.Generator().manual_seed(seed)
+    if shuffle == 2:
+        outputs *= 4
+    if shuffle == -2:
+        height, width = 2 * height, 2 * width
+    x, w = noise((batch, inputs, height, width), g), weights((outputs, inputs, kernel, kernel), density, g)
+    expected = conv(x.float().double(), w, shuffle)
+    residual = noise(tuple(expected.shape), g).float() if add else None
+    expected = expected if residual is None else expected + residual.double()
+    check(PackedConv(w.float(), shuffle), expected.shape, expected, x.float(), residual)
+
+
+@cases
+@given(seeds, st.integers(1, 3), st.integers(1, 30), st.sampled_from([1, 3, 5]), sides, sides, densities)
+def test_depthwise(seed, batch, channels, kernel, height, width, density):
+    g = torch.Generator().manual_seed(seed)
+    x, w = noise((batch, channels, height, width), g), weights((channels, 1, kernel, kernel), density, g)
+    check(PackedDepthwise(w.float()), x.shape, depthwise(x.float().double(), w), x.float())
+
+
+@cases
+@given(seeds, st.integers(1, 3), st.integers(1, 20), st.integers(1, 6), st.integers(1, 10), st.integers(1, 9),
+       sides, sides, densities)  # fmt: skip
+def test_prompt(seed, batch, channels, count, prompts, side, height, width, density):
+    g = torch.Generator().manual_seed(seed)
+    x = noise((batch, channels, height, width), g)
+    args = [weights((count, channels), density, g), noise((count,), g), noise((1, count, prompts, side, side), g),
+            weights((prompts, prompts, 3, 3), density, g)]  # fmt: skip
+    packed = PackedPrompt(*(a.float() for a in args))
+    scratch = torch.full((packed.scratch_floats(x),), float("nan"))
+    check(packed, (batch, prompts, height, width), prompt(x.float().double(), *args), x.float(), scratch)
+
+
+def test_inputs_that_no_kernel_takes_are_refused():
+    op = PackedPointwise(torch.ones(2, 3, 1, 1))
+    for x in (torch.ones(1, 3, 4, 4).double(), torch.ones(3, 4, 4), torch.ones(1, 4, 4, 3).permute(0, 3, 1, 2)):
+        with pytest.raises(_cpu.BackendError):
+            op(x, torch.empty(1, 2, 4, 4))
