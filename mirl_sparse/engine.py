@@ -1,0 +1,144 @@
+"""PromptIR on the C++ kernels: every layer packed once, every buffer planned once per image size."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator
+
+import torch
+from mirl_kernels.conv import PackedConv
+from mirl_kernels.gdfn import PackedGDFN
+from mirl_kernels.mdta import PackedMDTA
+from mirl_kernels.pointwise import PackedPointwise
+from mirl_kernels.prompt import PackedPrompt
+from torch import Tensor, nn
+
+from mirl_sparse.network import PromptBlock, PromptIR, TransformerBlock
+
+_PLANS_KEPT = 2  # image sizes whose buffers are kept
+
+
+class _Block:
+    """One transformer block: MDTA in place, GDFN to the other of two buffers."""
+
+    def __init__(self, block: TransformerBlock) -> None:
+        a, n, f, m = block.attn, block.norm1.body, block.ffn, block.norm2.body
+        self.mdta = PackedMDTA(n.weight, n.bias, a.qkv.weight, a.qkv_dwconv.weight, a.temperature, a.project_out.weight)
+        self.gdfn = PackedGDFN(m.weight, m.bias, f.project_in.weight, f.dwconv.weight, f.project_out.weight)
+
+
+class _Plan:
+    """The buffers of one input size.
+
+    ``level`` holds, per resolution, a pair of buffers of equal size that blocks go back and forth
+    between; concatenations are made by writing side by side into one of them.
+    """
+
+    def __init__(self, network: PromptIR, batch: int, height: int, width: int) -> None:
+        config = network.config
+        widest = [0, 0, 0, 0]
+        for where, channels, _ in config.attention_widths():
+            at = {"latent": 3, "noise_level3": 3, "refinement": 0, "noise_level2": 2, "noise_level1": 1}.get(where)
+            at = int(where[-1]) - 1 if at is None else at
+            widest[at] = max(widest[at], channels)
+        widest[2] = max(widest[2], 6 * config.dim)  # [up4_3, encoder_level3]
+        widest[1] = max(widest[1], 4 * config.dim)
+        shapes = [(batch, c, height >> i, width >> i) for i, c in enumerate(widest)]
+        self.level = [(torch.empty(s), torch.empty(s)) for s in shapes]
+        self.skips = [torch.empty(batch, config.dim << i, height >> i, width >> i) for i in range(3)]
+        floats = max(b * c * h * w for b, c, h, w in shapes)
+        prompts = zip(config.prompt_dims, config.prompt_sizes, (1, 2, 3), strict=True)
+        for channels, side, i in prompts:
+            floats = max(floats, batch * channels * (side * side + (height >> i) * (width >> i)))
+        self.scratch = torch.empty(floats)
+
+
+class Engine:
+    """A PromptIR packed for the C++ kernels. Not safe to call from two threads at once."""
+
+    def __init__(self, network: PromptIR) -> None:
+        self.network = network
+        self._plans: OrderedDict[tuple[int, int, int], _Plan] = OrderedDict()
+        with torch.no_grad():
+            self._pack(network)
+
+    def _pack(self, n: PromptIR) -> None:
+        def blocks(stage: nn.Module) -> list[_Block]:
+            found = [stage] if isinstance(stage, TransformerBlock) else list(stage.children())
+            return [_Block(block) for block in found if isinstance(block, TransformerBlock)]
+
+        self.blocks = {where: blocks(getattr(n, where)) for where, _, _ in n.config.attention_widths()}
+        self.conv = {name: PackedConv(getattr(n, name).body[0].weight, -2) for name in ("down1_2", "down2_3", "down3_4")}
+        self.conv |= {name: PackedConv(getattr(n, name).body[0].weight, 2) for name in ("up4_3", "up3_2", "up2_1")}
+        self.conv |= {"patch_embed": PackedConv(n.patch_embed.proj.weight), "output": PackedConv(n.output.weight)}
+        names = [f"reduce_noise_level{i}" for i in (1, 2, 3)] + ["reduce_chan_level2", "reduce_chan_level3"]
+        self.pointwise = {name: PackedPointwise(getattr(n, name).weight) for name in names}
+        self.prompt = {}
+        for i in (1, 2, 3):
+            block = getattr(n, f"prompt{i}")
+            assert isinstance(block, PromptBlock)
+            linear = block.linear_layer
+            self.prompt[i] = PackedPrompt(linear.weight, linear.bias, block.prompt_param, block.conv3x3.weight)
+
+    def _plan(self, image: Tensor) -> _Plan:
+        key = (image.shape[0], image.shape[2], image.shape[3])
+        if key not in self._plans:
+            while len(self._plans) >= _PLANS_KEPT:
+                self._plans.popitem(last=False)
+            self._plans[key] = _Plan(self.network, *key)
+        self._plans.move_to_end(key)
+        return self._plans[key]
+
+    @torch.no_grad()
+    def __call__(self, image: Tensor) -> Tensor:
+        """(B, 3, H, W) float32 on the CPU, H and W multiples of 8, to a new tensor of that shape."""
+        plan, d = self._plan(image), self.network.config.dim
+
+        def stage(where: str, level: int, channels: int, source: int = 0) -> tuple[Tensor, int]:
+            """Run a stage's blocks on buffer ``source`` of a level; returns the result and where it is."""
+            for block in self.blocks[where]:
+                x, y = (plan.level[level][i][:, :channels] for i in (source, 1 - source))
+                block.mdta(x, x, plan.scratch)
+                block.gdfn(x, y)
+                source = 1 - source
+            return plan.level[level][source][:, :channels], source
+
+        x = plan.level[0][0][:, :d]
+        self.conv["patch_embed"](image, x)
+        for level in (1, 2, 3):
+            x, _ = stage(f"encoder_level{level}", level - 1, d << (level - 1))
+            plan.skips[level - 1].copy_(x)
+            to = plan.level[level][0][:, : d << level]
+            self.conv[f"down{level}_{level + 1}"](x, to)
+        x, at = stage("latent", 3, 8 * d)
+
+        for level, (up, reduce) in zip((3, 2, 1), (("up4_3", "reduce_chan_level3"), ("up3_2", "reduce_chan_level2"),
+                                                   ("up2_1", None)), strict=True):  # fmt: skip
+            # x sits in buffer `at` of the level below: its prompt goes beside it.
+            width, prompts = x.shape[1], self.network.config.prompt_dims[level - 1]
+            pair = plan.level[level]
+            self.prompt[level](x, pair[at][:, width : width + prompts], plan.scratch)
+            x, at = stage(f"noise_level{level}", level, width + prompts, at)
+            reduced = pair[1 - at][:, : d << (level if level == 1 else 2)]
+            self.pointwise[f"reduce_noise_level{level}"](x, reduced)
+            above = plan.level[level - 1]
+            upper = above[0][:, : reduced.shape[1] // 2]
+            skip = plan.skips[level - 1]
+            self.conv[up](reduced, upper)
+            joined = above[0][:, : upper.shape[1] + skip.shape[1]]
+            joined[:, upper.shape[1] :].copy_(skip)
+            at = 0
+            if reduce:
+                self.pointwise[reduce](joined, above[1][:, : d << (level - 1)])
+                at = 1
+            x, at = stage(f"decoder_level{level}", level - 1, d << max(level - 1, 1), at)
+        x, _ = stage("refinement", 0, 2 * d, at)
+        out = torch.empty_like(image)
+        self.conv["output"](x, out, image)
+        return out
+
+    def layers(self) -> Iterator[tuple[str, _Block]]:
+        """(name, packed block) of every transformer block."""
+        for where, blocks in self.blocks.items():
+            for i, block in enumerate(blocks):
+                yield f"{where}.{i}", block
