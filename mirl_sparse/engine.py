@@ -6,13 +6,13 @@ from collections import OrderedDict
 from collections.abc import Iterator
 
 import torch
+from torch import Tensor, nn
+
 from mirl_kernels.conv import PackedConv
 from mirl_kernels.gdfn import PackedGDFN
 from mirl_kernels.mdta import PackedMDTA
 from mirl_kernels.pointwise import PackedPointwise
 from mirl_kernels.prompt import PackedPrompt
-from torch import Tensor, nn
-
 from mirl_sparse.network import PromptBlock, PromptIR, TransformerBlock
 
 _PLANS_KEPT = 2  # image sizes whose buffers are kept
@@ -68,8 +68,8 @@ class Engine:
             return [_Block(block) for block in found if isinstance(block, TransformerBlock)]
 
         self.blocks = {where: blocks(getattr(n, where)) for where, _, _ in n.config.attention_widths()}
-        self.conv = {name: PackedConv(getattr(n, name).body[0].weight, -2) for name in ("down1_2", "down2_3", "down3_4")}
-        self.conv |= {name: PackedConv(getattr(n, name).body[0].weight, 2) for name in ("up4_3", "up3_2", "up2_1")}
+        self.conv = {name: PackedConv(getattr(n, name).weight, -2) for name in ("down1_2", "down2_3", "down3_4")}
+        self.conv |= {name: PackedConv(getattr(n, name).weight, 2) for name in ("up4_3", "up3_2", "up2_1")}
         self.conv |= {"patch_embed": PackedConv(n.patch_embed.proj.weight), "output": PackedConv(n.output.weight)}
         names = [f"reduce_noise_level{i}" for i in (1, 2, 3)] + ["reduce_chan_level2", "reduce_chan_level3"]
         self.pointwise = {name: PackedPointwise(getattr(n, name).weight) for name in names}

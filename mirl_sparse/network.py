@@ -10,12 +10,12 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import torch
+from torch import Tensor, nn
+
 from mirl_kernels.conv.reference import conv
 from mirl_kernels.gdfn.reference import gdfn
 from mirl_kernels.mdta.reference import mdta
 from mirl_kernels.prompt.reference import prompt
-from torch import Tensor, nn
-
 from mirl_sparse.errors import UserError
 
 MULTIPLE = 8  # three halvings: height and width must divide by this
@@ -99,7 +99,7 @@ class PromptIRConfig:
         known = {f.name for f in fields(cls)}
         if unknown := sorted(set(values) - known):
             raise ConfigError(f"unknown network setting {unknown[0]!r}; expected one of {', '.join(sorted(known))}")
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        return cls(**values)
 
 
 def _pointwise(cin: int, cout: int) -> nn.Conv2d:
@@ -110,14 +110,19 @@ def _conv3x3(cin: int, cout: int, groups: int = 1) -> nn.Conv2d:
     return nn.Conv2d(cin, cout, 3, padding=1, groups=groups, bias=False)
 
 
+class _Affine(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+
 class LayerNorm(nn.Module):
     """Gain and bias of a layer norm over channels; named ``body`` as published."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.body = nn.Module()
-        self.body.weight = nn.Parameter(torch.ones(channels))
-        self.body.bias = nn.Parameter(torch.zeros(channels))
+        self.body = _Affine(channels)
 
 
 class MDTA(nn.Module):
@@ -154,9 +159,7 @@ class TransformerBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         a, n, f, m = self.attn, self.norm1.body, self.ffn, self.norm2.body
-        x = mdta(
-            x, n.weight, n.bias, a.qkv.weight, a.qkv_dwconv.weight, a.temperature, a.project_out.weight
-        )
+        x = mdta(x, n.weight, n.bias, a.qkv.weight, a.qkv_dwconv.weight, a.temperature, a.project_out.weight)
         return gdfn(x, m.weight, m.bias, f.project_in.weight, f.dwconv.weight, f.project_out.weight)
 
 
@@ -180,8 +183,13 @@ class Resample(nn.Module):
         self.shuffle = shuffle
         self.body = nn.Sequential(_conv3x3(channels, channels * 2 if shuffle > 0 else channels // 2))
 
+    @property
+    def weight(self) -> Tensor:
+        """The convolution's weight."""
+        return self.body[0].get_parameter("weight")
+
     def forward(self, x: Tensor) -> Tensor:
-        return conv(x, self.body[0].weight, shuffle=self.shuffle)
+        return conv(x, self.weight, shuffle=self.shuffle)
 
 
 class PromptBlock(nn.Module):
@@ -248,6 +256,12 @@ class PromptIR(nn.Module):
         self.decoder_level1 = blocks("decoder_level1", n1)
         self.refinement = blocks("refinement", config.num_refinement_blocks)
         self.output = _conv3x3(2 * d, 3)
+
+    @classmethod
+    def names(cls, config: PromptIRConfig) -> frozenset[str]:
+        """The names of all parameters of such a network."""
+        with torch.device("meta"):
+            return frozenset(cls(config).state_dict())
 
     def forward(self, image: Tensor) -> Tensor:
         if image.ndim != 4 or image.shape[1] != 3 or image.shape[2] % MULTIPLE or image.shape[3] % MULTIPLE:

@@ -4,6 +4,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
+
 from mirl_kernels import _cpu
 from mirl_kernels.conv import PackedConv
 from mirl_kernels.conv import reference as conv
@@ -17,7 +19,6 @@ from mirl_kernels.pointwise import PackedPointwise
 from mirl_kernels.pointwise import reference as pointwise
 from mirl_kernels.prompt import PackedPrompt
 from mirl_kernels.prompt import reference as prompt
-from torch import Tensor
 
 pytestmark = pytest.mark.skipif(not _cpu.available(), reason="the C++ kernels were not built")
 TOLERANCE = 1e-5  # of float32 results of order 1
@@ -76,7 +77,11 @@ def test_mdta(seed, batch, heads, per_head, height, width, density, tap_density)
 @given(seeds, st.integers(1, 3), st.integers(1, 50), st.integers(1, 50), sides, sides, densities)
 def test_pointwise(seed, batch, inputs, outputs, height, width, density):
     g = torch.Generator().manual_seed(seed)
-    x, w, b = noise((batch, inputs, height, width), g), weights((outputs, inputs, 1, 1), density, g), noise((outputs,), g)
+    x, w, b = (
+        noise((batch, inputs, height, width), g),
+        weights((outputs, inputs, 1, 1), density, g),
+        noise((outputs,), g),
+    )
     expected = pointwise(x.float().double(), w, b)
     check(PackedPointwise(w.float(), b.float()), expected.shape, expected, x.float())
 

@@ -123,8 +123,27 @@ class TestRoundTrip:
 class TestModes:
     @pytest.mark.parametrize(
         "mode",
-        ["1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV", "LAB", "I", "F"]
-        + ["I;16", "I;16L", "I;16B"],
+        [
+            "1",
+            "L",
+            "LA",
+            "La",
+            "P",
+            "PA",
+            "RGB",
+            "RGBA",
+            "RGBa",
+            "RGBX",
+            "CMYK",
+            "YCbCr",
+            "HSV",
+            "LAB",
+            "I",
+            "F",
+            "I;16",
+            "I;16L",
+            "I;16B",
+        ],
     )
     def test_any_mode_becomes_rgb(self, mode: str) -> None:
         got = to_rgb(Image.new(mode, (3, 2)))

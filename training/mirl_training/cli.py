@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from mirl_training.config import load_config
 from mirl_training.run import Run
@@ -26,10 +26,11 @@ class _Bar:
     """Progress in a terminal: a moving bar per round, and a line per validation."""
 
     def __init__(self, progress: Progress) -> None:
-        self.progress, self.task, self.round = progress, None, -1
+        self.progress, self.round = progress, -1
+        self.task: TaskID | None = None
 
     def __call__(self, report: dict[str, Any]) -> None:
-        if report["round"] != self.round:
+        if self.task is None or report["round"] != self.round:
             if self.task is not None:
                 self.progress.remove_task(self.task)
             self.round = report["round"]
@@ -51,13 +52,19 @@ def _describe(report: dict[str, Any]) -> str:
 def train(
     config: Annotated[Path, typer.Argument(help="YAML file with the settings of the run.")],
     data: Annotated[Path, typer.Option("--data", help="Folder that the data paths of CONFIG start from.")] = Path("."),
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder of the run [default: runs/NAME].")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder of the run [default: runs/NAME].")
+    ] = None,
 ) -> None:
     """Train a network and prune it in rounds; start it again to go on where it was stopped."""
     settings = load_config(config)
     folder = output or Path("runs") / config.stem
     if sys.stderr.isatty():
-        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}  {task.fields[note]}"))
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.completed}/{task.total}  {task.fields[note]}"),
+        )
         with Progress(*columns, console=Console(stderr=True)) as progress:
             last = Run(settings, data, folder, _Bar(progress)).go()
     else:

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from mirl_sparse.errors import UserError
-from mirl_sparse.images import IMAGE_SUFFIXES, read_image
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mirl_sparse.errors import UserError
+from mirl_sparse.images import IMAGE_SUFFIXES, read_image
 from mirl_training.config import RunConfig
 from mirl_training.degradations import Image, add_noise, add_rain
 
@@ -60,17 +60,23 @@ class TrainingData:
         haze = list_pairs(root / config.data.haze, "hazy") if config.data.haze else []
         for what, items in (("clean", clean), ("haze", haze)):
             if items and len(items) <= held_back:
-                raise DataError(f"data.{what} has {len(items)} images; expected more than validation_images ({held_back})")
+                raise DataError(
+                    f"data.{what} has {len(items)} images; expected more than validation_images ({held_back})"
+                )
         with ThreadPoolExecutor(2) as pool:
             self._clean = list(pool.map(read_image, clean))
             self._haze = list(pool.map(lambda pair: tuple(map(read_image, pair)), haze))
         patch = config.training.patch_size
         for path, image in zip(clean, self._clean, strict=True):
             if min(image.shape[:2]) < patch:
-                raise DataError(f"{path}: is {image.shape[1]}x{image.shape[0]}; expected at least the patch size, {patch}")
+                raise DataError(
+                    f"{path}: is {image.shape[1]}x{image.shape[0]}; expected at least the patch size, {patch}"
+                )
         for (path, _), (degraded, target) in zip(haze, self._haze, strict=True):
             if degraded.shape != target.shape or min(degraded.shape[:2]) < patch:
-                raise DataError(f"{path}: {degraded.shape} beside {target.shape}; expected equal sizes of at least {patch}")
+                raise DataError(
+                    f"{path}: {degraded.shape} beside {target.shape}; expected equal sizes of at least {patch}"
+                )
         self._clean_held, self._clean = self._clean[-held_back:], self._clean[:-held_back]
         self._haze_held, self._haze = self._haze[-held_back:], self._haze[:-held_back]
 
@@ -80,7 +86,7 @@ class TrainingData:
         target = pair[1] if pair else self._clean[rng.integers(len(self._clean))]
         y = rng.integers(target.shape[0] - size + 1)
         x = rng.integers(target.shape[1] - size + 1)
-        flips, turns = rng.integers(2), rng.integers(4)
+        flips, turns = int(rng.integers(2)), int(rng.integers(4))
 
         def patch(image: NDArray[np.uint8]) -> Image:
             crop = image[y : y + size, x : x + size]

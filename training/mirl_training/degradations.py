@@ -53,7 +53,7 @@ def add_rain(image: Image, rng: np.random.Generator, psnr: float | None = None) 
     Rain100L's input has. Clipping may leave a bright image nearer to the clean one than asked.
     """
     target = np.clip(rng.normal(25.5, 3.5), 18, 36) if psnr is None else psnr
-    streaks = rain_streaks(*image.shape[:2], rng)[..., None]
+    streaks = rain_streaks(image.shape[0], image.shape[1], rng)[..., None]
     strength, wanted = 0.5, 10 ** (-target / 20)
     for _ in range(4):  # clipping makes the error sublinear in the strength
         error = np.sqrt(np.mean((np.clip(image + strength * streaks, 0, 1) - image) ** 2))

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 
 import torch
+from torch import Tensor, nn
+
 from mirl_sparse.errors import UserError
 from mirl_sparse.network import PromptIR
-from torch import Tensor, nn
 
 
 class MaskError(UserError):

@@ -20,17 +20,18 @@ import shutil
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
-from mirl_sparse.errors import UserError
-from mirl_sparse.network import PromptIR
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
 
+from mirl_sparse.errors import UserError
+from mirl_sparse.network import PromptIR
 from mirl_training.config import RunConfig
 from mirl_training.data import TrainingData
 from mirl_training.masks import Mask, prune
@@ -67,7 +68,9 @@ class Run:
         written = folder / "config.yaml"
         if written.exists():
             if yaml.safe_load(written.read_text(encoding="utf-8")) != config.to_dict():
-                raise UserError(f"{folder}: holds a run of other settings ({written}); give another --output or remove it")
+                raise UserError(
+                    f"{folder}: holds a run of other settings ({written}); give another --output or remove it"
+                )
         else:
             text = yaml.safe_dump(config.to_dict(), sort_keys=False)
             _write(written, lambda p: p.write_text(text, encoding="utf-8"))
@@ -143,8 +146,14 @@ class Run:
                 if done % settings.save_every == 0 and done < steps:
                     state = {"round": index, "step": done, "network": self.network.state_dict()}
                     state["optimizer"] = optimizer.state_dict()
-                    _write(state_file, lambda p, state=state: torch.save(state, p))
-                report = {"round": index, "step": done, "steps": steps, "loss": losses[-1], "density": mask.density}
+                    _write(state_file, partial(torch.save, state))
+                report: dict[str, Any] = {
+                    "round": index,
+                    "step": done,
+                    "steps": steps,
+                    "loss": losses[-1],
+                    "density": mask.density,
+                }
                 if done % settings.validate_every == 0 or done == steps:
                     report["loss"], losses = sum(losses) / len(losses), []
                     report["psnr"] = self.validate()
@@ -162,7 +171,9 @@ class Run:
         loss = F.l1_loss(self.network(degraded), clean)
         loss.backward()
         mask.apply_to_gradients(self.network)
-        torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.config.training.clip_norm, error_if_nonfinite=True)
+        torch.nn.utils.clip_grad_norm_(
+            self.network.parameters(), self.config.training.clip_norm, error_if_nonfinite=True
+        )
         optimizer.step()
         return loss.item()
 

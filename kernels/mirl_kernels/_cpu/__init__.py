@@ -82,7 +82,9 @@ def isa() -> str:
 def image(x: Tensor) -> Image:
     """(B, C, H, W) float32 on the CPU whose items are contiguous planes, as the kernels take it."""
     if x.dtype != torch.float32 or x.device.type != "cpu" or x.ndim != 4:
-        raise BackendError(f"input is {x.dtype} {tuple(x.shape)} on {x.device}; expected float32 (B, C, H, W) on the CPU")
+        raise BackendError(
+            f"input is {x.dtype} {tuple(x.shape)} on {x.device}; expected float32 (B, C, H, W) on the CPU"
+        )
     _, _, h, w = x.shape
     if x.stride()[1:] != (h * w, w, 1) and x[0].numel() and not x[0].is_contiguous():
         raise BackendError(f"input has strides {x.stride()}; expected contiguous planes (call .contiguous())")
@@ -98,5 +100,3 @@ def call(name: str, args: Structure) -> None:
     function: Callable[[object], int] = getattr(library(), f"mirl_{name}")
     if function(ctypes.byref(args)):
         raise MemoryError(f"mirl_{name} ran out of memory")
-
-

@@ -10,7 +10,7 @@ from torch import Tensor
 from mirl_kernels import _cpu
 from mirl_kernels.gdfn.reference import gdfn as reference
 
-__all__ = ["PackedGDFN", "reference"]
+__all__ = ["PackedGDFN", "live_pairs", "reference"]
 
 
 class _Args(Structure):
@@ -18,20 +18,28 @@ class _Args(Structure):
                 ("dwconv", _cpu.Rows), ("project_out", _cpu.Rows), ("threads", c_int64)]  # fmt: skip
 
 
+def live_pairs(project_in: Tensor, dwconv: Tensor, project_out: Tensor) -> Tensor:
+    """The pairs of hidden channels that reach the output, sorted.
+
+    A pair is dead when either half has no tap or no input (GELU(0) = 0), or when no output reads it.
+    """
+    pairs = project_out.shape[1]
+    alive = (project_in.flatten(1) != 0).any(1) & (dwconv.flatten(1) != 0).any(1)
+    return (alive[:pairs] & alive[pairs:] & (project_out.flatten(1) != 0).any(0)).nonzero()[:, 0]
+
+
 class PackedGDFN:
     """The surviving weights of one GDFN, dead pairs removed exactly; arguments as in `reference`.
 
-    A pair of hidden channels is dead when either half has no tap or no input (GELU(0) = 0), or when
-    no output reads it. The norm's gain and bias are folded into the 1x1 layer, which is exact before
-    the zero padding. ``live`` are the surviving pairs.
+    The norm's gain and bias are folded into the 1x1 layer, which is exact before the zero padding.
+    ``live`` are the surviving pairs.
     """
 
     def __init__(self, norm_weight: Tensor, norm_bias: Tensor, project_in: Tensor, dwconv: Tensor,
                  project_out: Tensor) -> None:  # fmt: skip
         pairs = project_out.shape[1]
         fan_in, taps, out = project_in.flatten(1), dwconv.flatten(1), project_out.flatten(1)
-        alive = (fan_in != 0).any(1) & (taps != 0).any(1)
-        self.live = (alive[:pairs] & alive[pairs:] & (out != 0).any(0)).nonzero()[:, 0]
+        self.live = live_pairs(project_in, dwconv, project_out)
         kept = torch.cat([self.live, self.live + pairs])
         self.channels = project_in.shape[1]
         self._project_in = _cpu.pack_rows(fan_in[kept] * norm_weight, fan_in[kept] @ norm_bias)

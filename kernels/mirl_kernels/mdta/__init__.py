@@ -10,7 +10,7 @@ from torch import Tensor
 from mirl_kernels import _cpu
 from mirl_kernels.mdta.reference import mdta as reference
 
-__all__ = ["PackedMDTA", "reference"]
+__all__ = ["PackedMDTA", "live_channels", "reference"]
 
 
 class _Args(Structure):
@@ -20,23 +20,27 @@ class _Args(Structure):
                 ("v_index", c_void_p), ("scratch", c_void_p), ("threads", c_int64)]  # fmt: skip
 
 
-class PackedMDTA:
-    """The surviving weights of one MDTA, dead channels removed exactly; arguments as in `reference`.
+def live_channels(qkv: Tensor, dwconv: Tensor, project_out: Tensor, heads: int) -> list[Tensor]:
+    """The channels of q, of k and of v that must be computed, each sorted.
 
     A v channel without taps or inputs is zero and is dropped. A q or k channel that is zero has
     logits of 0, which still count in the softmax, so it is only its computation that is dropped; q
-    is also dropped where no output reads its row.
+    is also dropped where no output reads its row, k and v where none reads their head.
     """
+    alive = ((qkv.flatten(1) != 0).any(1) & (dwconv.flatten(1) != 0).any(1)).view(3, -1)
+    read = (project_out.flatten(1) != 0).any(0)
+    read_heads = read.view(heads, -1).any(1).repeat_interleave(len(read) // heads)
+    return [row.nonzero()[:, 0] for row in alive & torch.stack([read, read_heads, read_heads])]
+
+
+class PackedMDTA:
+    """The surviving weights of one MDTA, dead channels removed exactly; arguments as in `reference`."""
 
     def __init__(self, norm_weight: Tensor, norm_bias: Tensor, qkv: Tensor, dwconv: Tensor, temperature: Tensor,
                  project_out: Tensor) -> None:  # fmt: skip
         self.channels, self.heads = qkv.shape[1], temperature.shape[0]
         fan_in, taps, out = qkv.flatten(1), dwconv.flatten(1), project_out.flatten(1)
-        alive = ((fan_in != 0).any(1) & (taps != 0).any(1)).view(3, -1).clone()
-        read = (out != 0).any(0)
-        read_heads = read.view(self.heads, -1).any(1).repeat_interleave(self.channels // self.heads)
-        alive &= torch.stack([read, read_heads, read_heads])
-        self.live = [row.nonzero()[:, 0] for row in alive]
+        self.live = live_channels(qkv, dwconv, project_out, self.heads)
         kept = torch.cat([index + i * self.channels for i, index in enumerate(self.live)])
         self._index = [index.int().contiguous() for index in self.live]
         self._temperature = temperature.flatten().float().contiguous()

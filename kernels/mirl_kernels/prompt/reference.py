@@ -4,9 +4,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def prompt(
-    x: Tensor, linear_weight: Tensor, linear_bias: Tensor, prompt_param: Tensor, conv3x3: Tensor
-) -> Tensor:
+def prompt(x: Tensor, linear_weight: Tensor, linear_bias: Tensor, prompt_param: Tensor, conv3x3: Tensor) -> Tensor:
     """A mixture of the learned prompts, weighted by what x looks like, at the size of x.
 
     Shapes, for N prompts of P channels and side S: x (B, C, H, W), linear_weight (N, C),

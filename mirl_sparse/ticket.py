@@ -1,0 +1,131 @@
+"""Tickets: a network's config, its surviving weights and their masks, in one safetensors file.
+
+A pruned weight NAME is stored as ``NAME.mask`` (its alive bits, packed eight to a byte, in row-major
+order) and ``NAME.values`` (float32, the alive entries); every other tensor as it is. The metadata
+holds ``format``, ``config`` and ``statistics`` (JSON).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from mirl_kernels.gdfn import live_pairs
+from mirl_kernels.mdta import live_channels
+from mirl_sparse.errors import UserError
+from mirl_sparse.network import PromptIR, PromptIRConfig, TransformerBlock
+
+FORMAT = "mirl-sparse ticket 1"
+
+
+class TicketError(UserError):
+    """A file that holds no ticket; the message is one line for the user."""
+
+
+@torch.no_grad()
+def remove_dead_channels(network: PromptIR) -> int:
+    """Set to zero, exactly, every weight that cannot reach the result; returns how many that were.
+
+    In GDFN a pair of hidden channels dies with either half or with its reader; in MDTA a v channel
+    with its input or taps, a q channel with its reader. The network's answers do not change.
+    """
+    removed = 0
+
+    def clear(weight: Tensor, dead: Tensor) -> None:
+        nonlocal removed
+        removed += int((weight[dead] != 0).sum())
+        weight[dead] = 0
+
+    for block in network.modules():
+        if not isinstance(block, TransformerBlock):
+            continue
+        ffn, attn = block.ffn, block.attn
+        dead = torch.ones(ffn.project_out.weight.shape[1], dtype=torch.bool)
+        dead[live_pairs(ffn.project_in.weight, ffn.dwconv.weight, ffn.project_out.weight)] = False
+        clear(ffn.project_in.weight, dead.repeat(2))
+        clear(ffn.dwconv.weight, dead.repeat(2))
+        clear(ffn.project_out.weight.transpose(0, 1), dead)
+        heads = attn.temperature.shape[0]
+        live = live_channels(attn.qkv.weight, attn.qkv_dwconv.weight, attn.project_out.weight, heads)
+        channels = torch.ones(attn.qkv.weight.shape[0], dtype=torch.bool)
+        for i, index in enumerate(live):
+            channels[index + i * attn.qkv.weight.shape[1]] = False
+        clear(attn.qkv.weight, channels)
+        clear(attn.qkv_dwconv.weight, channels)
+    return removed
+
+
+def is_ticket(path: Path) -> bool:
+    """Whether a file says of itself that it is a ticket."""
+    try:
+        with safe_open(path, "pt") as file:
+            return str((file.metadata() or {}).get("format", "")).startswith("mirl-sparse ticket")
+    except (SafetensorError, OSError):
+        return False
+
+
+def write_ticket(path: Path, network: PromptIR, statistics: dict[str, Any]) -> None:
+    """Write the ticket of a network whose zeros are its mask, whole or not at all. Layers that the
+    forward pass never uses are left out."""
+    tensors: dict[str, Tensor] = {}
+    config = network.config.to_dict() | {"unused_layers": False}
+    used = PromptIR.names(PromptIRConfig.from_dict(config))
+    for name, value in network.state_dict().items():
+        if name not in used:
+            continue
+        alive = value != 0
+        if value.ndim > 1 and name.endswith("weight") and not alive.all():
+            bits = np.packbits(alive.flatten().numpy())
+            tensors[f"{name}.mask"] = torch.from_numpy(bits)
+            tensors[f"{name}.values"] = value[alive].contiguous()
+        else:
+            tensors[name] = value.contiguous()
+    metadata = {"format": FORMAT, "config": json.dumps(config), "statistics": json.dumps(statistics)}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        save_file(tensors, temporary, metadata=metadata)
+        temporary.replace(path)
+    except OSError as error:
+        raise TicketError(f"{path}: cannot be written ({error.strerror or error})") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_ticket(path: Path) -> tuple[PromptIR, dict[str, Any]]:
+    """(network in eval mode, statistics) of a ticket."""
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if metadata.get("format") != FORMAT:
+            raise TicketError(
+                f"{path}: is {metadata.get('format', 'no ticket')!r}; expected {FORMAT!r}: convert it again"
+            )
+        network = PromptIR(PromptIRConfig.from_dict(json.loads(metadata["config"])))
+        state = {}
+        for name, value in network.state_dict().items():
+            if name in stored:
+                state[name] = stored.pop(name)
+                continue
+            bits, values = stored.pop(f"{name}.mask"), stored.pop(f"{name}.values")
+            alive = torch.from_numpy(np.unpackbits(bits.numpy(), count=value.numel()).astype(bool))
+            state[name] = torch.zeros(value.shape).masked_scatter_(alive.view(value.shape), values)
+        if stored:
+            raise TicketError(f"{path}: holds a tensor that no such network has, {sorted(stored)[0]}")
+        network.load_state_dict(state)
+        return network.eval(), json.loads(metadata.get("statistics", "{}"))
+    except FileNotFoundError:
+        raise TicketError(f"{path}: no such file") from None
+    except KeyError as error:
+        raise TicketError(f"{path}: lacks {error}; the ticket is damaged, convert it again") from None
+    except (SafetensorError, OSError, RuntimeError, TypeError, json.JSONDecodeError) as error:
+        raise TicketError(f"{path}: cannot be read as a ticket ({' '.join(str(error).split())})") from None
