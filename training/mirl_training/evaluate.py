@@ -47,7 +47,7 @@ def test_sets(root: Path) -> dict[str, Callable[[], Iterator[tuple[Pixels, Pixel
     def noisy(sigma: int) -> Iterator[tuple[Pixels, Pixels]]:
         for i, path in enumerate(list_images(root / "denoise/CBSD68")):
             clean = _cropped(read_image(path))
-            noise = add_noise(clean.astype(np.float32) / 255, sigma, np.random.default_rng([sigma, i]))
+            noise = add_noise(clean.astype(np.float32) / np.float32(255), sigma, np.random.default_rng([sigma, i]))
             yield np.rint(noise * 255).astype(np.uint8), clean
 
     def pairs(folder: str, suffix: str) -> Iterator[tuple[Pixels, Pixels]]:
