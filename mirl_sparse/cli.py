@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -11,11 +12,12 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from mirl_sparse import bench as benchmarking
 from mirl_sparse import restore as restoring
 from mirl_sparse.convert import Report, describe, load
 from mirl_sparse.convert import convert as convert_checkpoint
 from mirl_sparse.errors import UserError
-from mirl_sparse.restorer import DEFAULT, SparseRestorer
+from mirl_sparse.restorer import DEFAULT, SHIPPED, SparseRestorer
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -76,6 +78,32 @@ def restore(
 
     if restoring.run(jobs, restorer, report):
         raise typer.Exit(1)
+
+
+@app.command()
+def bench(
+    ticket: Annotated[Path, typer.Argument(help="A ticket or a checkpoint; no argument: the shipped one.")] = SHIPPED
+    / f"{DEFAULT}.safetensors",
+    size: Annotated[int, typer.Option(help="Side of the square image, a multiple of 8.")] = 256,
+    runs: Annotated[int, typer.Option(help="Timed runs of each contender, interleaved.", min=1)] = 7,
+    compile: Annotated[bool, typer.Option(help="Include torch.compile, which takes minutes to compile.")] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Time dense against sparse in one process, each dense configuration at its best."""
+    benchmarking.run_tuned()
+    result = benchmarking.bench(load(ticket), size, runs, compile)
+    if as_json:
+        print(json.dumps(result, indent=1))
+        return
+    table = Table("configuration", "median", "20%", "80%", "first call", "against sparse", box=None)
+    for name, row in result["rows"].items():
+        times = (f"{row[k]:.3f} s" for k in ("median", "p20", "p80", "first_call"))
+        table.add_row(name, *times, f"{result['ratios'][name]:.2f}x")
+    Console(width=None if sys.stdout.isatty() else 120).print(table)
+    print(
+        f"{size}x{size}, {result['threads']} threads, {result['isa']}, torch {result['torch']}, {result['allocator']}"
+        f" allocator: {result['speedup']:.2f}x against the strongest dense run ({result['strongest_dense']})"
+    )
 
 
 def main() -> None:
