@@ -4,13 +4,16 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml constraints.txt kernels/CMakeLists.txt $(shell find kernels -name '*.cpp' -o -name '*.h')
 
-.PHONY: test test-all check
+.PHONY: demo test test-all check
 
 $(VENV)/.installed: $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q -c constraints.txt torch numpy
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
 	touch $@
+
+demo: $(VENV)/.installed
+	$(BIN)/mirl-sparse demo -o demo
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest -q -m 'not slow and not gpu'

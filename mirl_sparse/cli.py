@@ -8,18 +8,26 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import typer
 from rich.console import Console
 from rich.table import Table
 
+from mirl_kernels._cpu import BackendError
 from mirl_sparse import bench as benchmarking
 from mirl_sparse import restore as restoring
 from mirl_sparse.convert import Report, describe, load
 from mirl_sparse.convert import convert as convert_checkpoint
 from mirl_sparse.errors import UserError
-from mirl_sparse.restorer import DEFAULT, SHIPPED, SparseRestorer
+from mirl_sparse.network import MULTIPLE
+from mirl_sparse.restorer import SparseRestorer
+from mirl_sparse.ticket import DEFAULT, find
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+
+def _show(table: Table) -> None:
+    Console(width=None if sys.stdout.isatty() else 200).print(table)  # a pipe wraps nothing
 
 
 def _print(report: Report) -> None:
@@ -28,7 +36,7 @@ def _print(report: Report) -> None:
         shape = "x".join(map(str, x.shape))
         table.add_row(x.name, shape, f"{x.density:.1%}", f"{x.macs / 1e6:.1f} M", f"{x.macs_dense / 1e6:.1f} M",
                       str(x.dead), x.implementation)  # fmt: skip
-    Console(width=None if sys.stdout.isatty() else 200).print(table)
+    _show(table)
     s = report.statistics
     print(f"density {s['density']:.2%} of {s['weights_dense']:,} weights; MAC density {s['mac_density']:.2%} (convolutions,"
           f" 256x256: {s['macs_256'] / 1e9:.2f} of {s['macs_256_dense'] / 1e9:.2f} G)")  # fmt: skip
@@ -51,9 +59,11 @@ def convert(
 
 
 @app.command()
-def inspect(file: Annotated[Path, typer.Argument(help="A checkpoint or a ticket.")]) -> None:
+def inspect(
+    file: Annotated[str, typer.Argument(help="A ticket, a checkpoint, or the name of a shipped ticket.")],
+) -> None:
     """Print what a checkpoint or ticket holds, layer by layer."""
-    _print(describe(load(file)))
+    _print(describe(load(find(file))))
 
 
 @app.command()
@@ -82,36 +92,40 @@ def restore(
 
 @app.command()
 def bench(
-    ticket: Annotated[Path, typer.Argument(help="A ticket or a checkpoint; no argument: the shipped one.")] = SHIPPED
-    / f"{DEFAULT}.safetensors",
-    size: Annotated[int, typer.Option(help="Side of the square image, a multiple of 8.")] = 256,
+    ticket: Annotated[str, typer.Argument(help="A ticket, a checkpoint, or the name of a shipped ticket.")] = DEFAULT,
+    size: Annotated[int, typer.Option(help="Side of the square image, a multiple of 8.", min=8)] = 256,
     runs: Annotated[int, typer.Option(help="Timed runs of each contender, interleaved.", min=1)] = 7,
     compile: Annotated[bool, typer.Option(help="Include torch.compile, which takes minutes to compile.")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Time dense against sparse in one process, each dense configuration at its best."""
-    benchmarking.run_tuned()
-    result = benchmarking.bench(load(ticket), size, runs, compile)
+    if size % MULTIPLE:
+        raise UserError(f"--size is {size}; expected a multiple of {MULTIPLE}")
+    network = load(find(ticket))
+    image = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0))
+    result = benchmarking.bench(network, image, runs, compile)
     if as_json:
         print(json.dumps(result, indent=1))
         return
-    table = Table("configuration", "median", "20%", "80%", "first call", "against sparse", box=None)
+    table = Table("configuration", "median", "20%", "80%", "first call", "difference", "against sparse",
+                  box=None)  # fmt: skip
     for name, row in result["rows"].items():
         times = (f"{row[k]:.3f} s" for k in ("median", "p20", "p80", "first_call"))
-        table.add_row(name, *times, f"{result['ratios'][name]:.2f}x")
-    Console(width=None if sys.stdout.isatty() else 120).print(table)
+        table.add_row(name, *times, f"{row['difference']:.1e}", f"{result['ratios'][name]:.2f}x")
+    _show(table)
     print(
-        f"{size}x{size}, {result['threads']} threads, {result['isa']}, torch {result['torch']}, {result['allocator']}"
-        f" allocator: {result['speedup']:.2f}x against the strongest dense run ({result['strongest_dense']})"
+        f"{size}x{size}, {runs} interleaved runs on {result['threads']} threads of {result['processor']}"
+        f" ({result['isa']}), torch {result['torch']}, {result['allocator']} allocator\n"
+        f"sparse is {result['speedup']:.2f}x as fast as the strongest dense run ({result['strongest_dense']})"
     )
 
 
 def main() -> None:
-    """Run the command; a user's error is one line and exit status 2."""
+    """Run the command; an error that the user can mend is one line and exit status 2."""
     for command in entry_points(group="mirl_sparse.commands"):
         app.command(command.name)(command.load())
     try:
         app()
-    except UserError as error:
+    except (UserError, BackendError) as error:
         print(f"mirl-sparse: {error}", file=sys.stderr)
         sys.exit(2)

@@ -10,7 +10,6 @@ import logging
 import os
 import struct
 import sys
-import uuid
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -21,6 +20,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from mirl_sparse.errors import UserError
+from mirl_sparse.files import write_whole
 
 FORMATS = {
     ".png": "PNG",
@@ -148,7 +148,7 @@ def write_photo(target: Path | IO[bytes], photo: Photo, format: str | None = Non
         raise ImageError(f"{name}: cannot be written as {format} ({_reason(error)})") from error
     try:
         if isinstance(target, Path):
-            _replace(target, data)
+            write_whole(target, data)
         else:
             target.write(data)
             target.flush()
@@ -243,16 +243,6 @@ def _encode(photo: Photo, format: str) -> bytes:
     stream = BytesIO()
     image.save(stream, format, **options)
     return stream.getvalue()
-
-
-def _replace(path: Path, data: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{uuid.uuid4().hex}.part")  # short: the name itself may be as long as names can be
-    try:
-        temporary.write_bytes(data)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _reason(error: Exception) -> str:

@@ -17,11 +17,9 @@ from mirl_sparse.engine import Engine
 from mirl_sparse.errors import UserError
 from mirl_sparse.images import read_image, to_rgb
 from mirl_sparse.network import MULTIPLE, PromptIR
-from mirl_sparse.ticket import read_ticket
+from mirl_sparse.ticket import DEFAULT, find, read_ticket
 
 BACKENDS = ("auto", "cpu", "reference")
-SHIPPED = Path(__file__).parent / "tickets"
-DEFAULT = "small"
 
 
 def _reflected(length: int, padded: int) -> Tensor:
@@ -60,12 +58,7 @@ class SparseRestorer(nn.Module):
     @classmethod
     def from_pretrained(cls, source: str | Path = DEFAULT, backend: str = "auto") -> SparseRestorer:
         """From a ticket file, or from a shipped ticket's name ("small")."""
-        path = Path(source)
-        if not path.exists() and str(source) in shipped():
-            path = SHIPPED / f"{source}.safetensors"
-        elif not path.exists():
-            raise UserError(f"{source}: no such ticket file, nor a shipped ticket ({', '.join(shipped())})")
-        return cls(read_ticket(path)[0], backend)
+        return cls(read_ticket(find(source))[0], backend)
 
     def forward(self, image: Tensor) -> Tensor:
         """(B, 3, H, W) in [0, 1] of any H, W from 1 up to the same shape, not clipped."""
@@ -97,8 +90,3 @@ class SparseRestorer(nn.Module):
         x = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))).float().div_(255)[None]
         y = self.forward(x)[0].clamp(0, 1).mul(255).round().to(torch.uint8)
         return np.ascontiguousarray(y.permute(1, 2, 0).numpy())
-
-
-def shipped() -> list[str]:
-    """The names of the tickets that come with the package."""
-    return sorted(p.stem for p in SHIPPED.glob("*.safetensors"))

@@ -8,26 +8,43 @@ holds ``format``, ``config`` and ``statistics`` (JSON).
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from mirl_kernels.gdfn import live_pairs
 from mirl_kernels.mdta import live_channels
 from mirl_sparse.errors import UserError
+from mirl_sparse.files import write_whole
 from mirl_sparse.network import PromptIR, PromptIRConfig, TransformerBlock
 
 FORMAT = "mirl-sparse ticket 1"
+SHIPPED = Path(__file__).parent / "tickets"
+DEFAULT = "small"
 
 
 class TicketError(UserError):
     """A file that holds no ticket; the message is one line for the user."""
+
+
+def shipped() -> list[str]:
+    """The names of the tickets that come with the package."""
+    return sorted(p.stem for p in SHIPPED.glob("*.safetensors"))
+
+
+def find(source: str | Path) -> Path:
+    """The file meant by a path or by a shipped ticket's name; a file goes before a name."""
+    path = Path(source)
+    if path.exists():
+        return path
+    if str(source) in shipped():
+        return SHIPPED / f"{source}.safetensors"
+    raise TicketError(f"{source}: no such file, nor a shipped ticket ({', '.join(shipped())})")
 
 
 @torch.no_grad()
@@ -89,15 +106,10 @@ def write_ticket(path: Path, network: PromptIR, statistics: dict[str, Any]) -> N
         else:
             tensors[name] = value.contiguous()
     metadata = {"format": FORMAT, "config": json.dumps(config), "statistics": json.dumps(statistics)}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        save_file(tensors, temporary, metadata=metadata)
-        temporary.replace(path)
+        write_whole(path, save(tensors, metadata))
     except OSError as error:
         raise TicketError(f"{path}: cannot be written ({error.strerror or error})") from None
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def read_ticket(path: Path) -> tuple[PromptIR, dict[str, Any]]:

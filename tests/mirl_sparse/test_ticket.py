@@ -82,5 +82,5 @@ def test_what_is_no_ticket_is_refused(network, tmp_path):
         (tmp_path / "cut.safetensors").write_bytes(whole[:count])
         with pytest.raises(UserError, match="cut"):
             SparseRestorer.from_pretrained(tmp_path / "cut.safetensors")
-    with pytest.raises(UserError, match="no such ticket"):
+    with pytest.raises(UserError, match="no such file"):
         SparseRestorer.from_pretrained("nothing")

@@ -22,13 +22,13 @@ class DataSettings(_Settings):
     """Where the photos are, relative to the root given to the command, and how tasks are mixed.
 
     ``clean`` is a folder of photos; ``haze`` one with ``input/NAME_hazy.*`` and
-    ``target/NAME_gt.*``. ``tasks`` are the odds of each task in a batch. The last
-    ``validation_images`` of each folder are kept for validation.
+    ``target/NAME_gt.*``. ``tasks`` are the odds of each task in a batch: "haze" draws from those pairs,
+    "fog" hazes the clean photos. The last ``validation_images`` of each folder are kept for validation.
     """
 
     clean: str
     haze: str | None = None
-    tasks: dict[Literal["noise15", "noise25", "noise50", "rain", "haze"], Positive]
+    tasks: dict[Literal["noise15", "noise25", "noise50", "rain", "haze", "fog"], Positive]
     validation_images: Positive = 6
 
 
@@ -67,21 +67,28 @@ class PruningSettings(_Settings):
 
 
 class RunConfig(_Settings):
-    """One run: the network, the data, how a round trains, and how the rounds prune."""
+    """One run: the network, the data, how a round trains, and how the rounds prune.
+
+    Either ``network`` describes a new one, or ``start`` names a checkpoint, a ticket file or a shipped
+    ticket whose weights are trained further; its zeros stay, and count in the density.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
-    network: PromptIRConfig
+    network: PromptIRConfig | None = None
+    start: str | None = None
     data: DataSettings
     training: TrainingSettings
     pruning: PruningSettings = PruningSettings()
 
     @field_validator("network", mode="before")
     @classmethod
-    def _network(cls, value: Any) -> PromptIRConfig:
-        return value if isinstance(value, PromptIRConfig) else PromptIRConfig.from_dict(value)
+    def _network(cls, value: Any) -> PromptIRConfig | None:
+        return value if value is None or isinstance(value, PromptIRConfig) else PromptIRConfig.from_dict(value)
 
     @model_validator(mode="after")
     def _consistent(self) -> RunConfig:
+        if (self.network is None) == (self.start is None):
+            raise ConfigError("expected either network (a new one) or start (a checkpoint or ticket to go on from)")
         if "haze" in self.data.tasks and self.data.haze is None:
             raise ConfigError("data.tasks asks for haze, but data.haze names no folder")
         if isinstance(self.pruning.rewind, int) and self.pruning.rewind > self.training.steps:
@@ -102,7 +109,8 @@ class RunConfig(_Settings):
 
     def to_dict(self) -> dict[str, Any]:
         """As read from YAML, defaults filled in; equal runs have equal dictionaries."""
-        return self.model_dump(mode="json", exclude={"network"}) | {"network": self.network.to_dict()}
+        network = self.network.to_dict() if self.network else None
+        return self.model_dump(mode="json", exclude={"network"}) | {"network": network}
 
 
 def load_config(path: Path) -> RunConfig:

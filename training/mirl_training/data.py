@@ -17,7 +17,7 @@ from torch import Tensor
 from mirl_sparse.errors import UserError
 from mirl_sparse.images import IMAGE_SUFFIXES, read_image
 from mirl_training.config import RunConfig
-from mirl_training.degradations import Image, add_noise, add_rain
+from mirl_training.degradations import Image, add_fog, add_noise, add_rain
 
 
 class DataError(UserError):
@@ -121,8 +121,12 @@ class TrainingData:
 
 
 def degrade(clean: Image, task: str, rng: np.random.Generator) -> Image:
-    """Apply the synthetic degradation named ``noise<sigma>`` or ``rain``."""
-    return add_rain(clean, rng) if task == "rain" else add_noise(clean, float(task.removeprefix("noise")), rng)
+    """Apply the synthetic degradation named ``noise<sigma>``, ``rain`` or ``fog``."""
+    if task == "rain":
+        return add_rain(clean, rng)
+    if task == "fog":
+        return add_fog(clean, rng)
+    return add_noise(clean, float(task.removeprefix("noise")), rng)
 
 
 def _middle(image: NDArray[np.uint8], most: int = 192) -> NDArray[np.uint8]:

@@ -1,4 +1,4 @@
-"""What harms a photo: the noise and the rain that training adds, each drawn from a given generator.
+"""What harms a photo: noise and rain, each drawn from a given generator, and haze.
 
 Images are float32 (H, W, 3), RGB in [0, 1]; every function returns a new one, clipped and rounded
 to the 256 levels of the file that a user would have.
@@ -59,3 +59,25 @@ def add_rain(image: Image, rng: np.random.Generator, psnr: float | None = None) 
         error = np.sqrt(np.mean((np.clip(image + strength * streaks, 0, 1) - image) ** 2))
         strength = float(np.clip(strength * wanted / max(error, 1e-6), 0.02, 1.5))
     return quantise(image + np.float32(strength) * streaks)
+
+
+def add_haze(image: Image, depth: NDArray[np.floating], density: float, airlight: float) -> Image:
+    """Haze by Koschmieder's law, as SOTS has it: ``t * image + (1 - t) * airlight`` with the transmission
+    ``t = exp(-density * depth)``; depth (H, W) from 0 in any unit, airlight in [0, 1]."""
+    transmission = np.exp(-density * depth.astype(np.float32))[..., None]
+    return quantise(image * transmission + np.float32(airlight) * (1 - transmission))
+
+
+def add_fog(image: Image, rng: np.random.Generator) -> Image:
+    """Haze over a photo whose depth is not known: a plane, as the ground is seen, tilted at random, and far
+    blobs in front of or behind it; transmissions and airlight are drawn as widely as SOTS has them."""
+    height, width = image.shape[:2]
+    y, x = np.mgrid[0 : 1 : height * 1j, 0 : 1 : width * 1j].astype(np.float32)
+    tilt = rng.normal(0, 0.6)  # 0: farther away towards the top
+    depth = rng.uniform(0, 1) * (np.cos(tilt) * (1 - y) + np.sin(tilt) * x)
+    for _ in range(rng.integers(4)):
+        cy, cx, radius = rng.uniform(0, 1), rng.uniform(0, 1), rng.uniform(0.1, 0.6)
+        depth = depth + rng.normal(0, 0.15) * (1 - np.tanh(6 * (np.hypot(y - cy, x - cx) / radius - 1)))
+    depth = depth - depth.min() + rng.uniform(0.3, 1)
+    thickness = rng.uniform(0.2, 1.4) / depth.mean()
+    return add_haze(image, depth, float(thickness), float(rng.uniform(0.7, 1)))

@@ -37,8 +37,12 @@ class Mask:
     @classmethod
     def full(cls, network: nn.Module) -> Mask:
         """The mask that keeps every prunable weight."""
-        parameters = dict(network.named_parameters())
-        return cls({n: torch.ones_like(parameters[n], dtype=torch.bool) for n in prunable_names(network)})
+        return cls({n: torch.ones_like(network.get_parameter(n), dtype=torch.bool) for n in prunable_names(network)})
+
+    @classmethod
+    def of(cls, network: nn.Module) -> Mask:
+        """The mask that a pruned network's zeros are."""
+        return cls({n: keep & (network.get_parameter(n) != 0) for n, keep in cls.full(network).alive.items()})
 
     def check(self, network: nn.Module) -> None:
         """Raise MaskError unless the mask names every prunable weight of the network in its shape."""

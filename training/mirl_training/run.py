@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
 import time
 from collections.abc import Callable
@@ -26,12 +25,15 @@ from typing import Any
 
 import torch
 import yaml
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 from torch.nn import functional as F
 
+from mirl_sparse.convert import load
 from mirl_sparse.errors import UserError
+from mirl_sparse.files import write_whole
 from mirl_sparse.network import PromptIR
+from mirl_sparse.ticket import find
 from mirl_training.config import RunConfig
 from mirl_training.data import TrainingData
 from mirl_training.masks import Mask, prune
@@ -46,17 +48,11 @@ def learning_rate(step: int, steps: int, peak: float, warmup: int) -> float:
     return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
-def _write(path: Path, write: Callable[[Path], object]) -> None:
-    temporary = path.with_name(f"{path.name}.part")
-    write(temporary)
-    os.replace(temporary, path)
-
-
 def save_weights(path: Path, network: PromptIR) -> None:
     """All parameters as safetensors, with the network's config in the metadata."""
     state = {k: v.detach().contiguous() for k, v in network.state_dict().items()}
     metadata = {"config": json.dumps(network.config.to_dict())}
-    _write(path, lambda p: save_file(state, p, metadata=metadata))
+    write_whole(path, save(state, metadata))
 
 
 class Run:
@@ -73,16 +69,17 @@ class Run:
                 )
         else:
             text = yaml.safe_dump(config.to_dict(), sort_keys=False)
-            _write(written, lambda p: p.write_text(text, encoding="utf-8"))
+            write_whole(written, text.encode())
         self.data = TrainingData(config, root)
         self.validation = self.data.validation()
         torch.manual_seed(config.training.seed)
-        self.network = PromptIR(config.network)
         start = folder / "start.safetensors"
         if start.exists():
-            self.network.load_state_dict(load_file(start))
+            self.network = load(start)
         else:
+            self.network = PromptIR(config.network) if config.start is None else load(find(config.start))
             save_weights(start, self.network)
+        self.network.requires_grad_(True)
         self._steps_before = [0]
         for index in range(config.pruning.rounds + 1):
             self._steps_before.append(self._steps_before[-1] + config.steps_of_round(index))
@@ -101,13 +98,15 @@ class Run:
         """Load, prune and rewind: leaves the network at the start of round ``index``."""
         if index == 0:
             self.network.load_state_dict(load_file(self.folder / "start.safetensors"))
-            return Mask.full(self.network)
+            return Mask.full(self.network) if self.config.start is None else Mask.of(self.network)
         before, pruning = self.round_folder(index - 1), self.config.pruning
+        first = Mask(load_file(self.round_folder(0) / "mask.safetensors"))
+        density = first.density * (1 - pruning.rate) ** index
         self.network.load_state_dict(load_file(before / "weights.safetensors"))
         mask = prune(
             self.network,
             Mask(load_file(before / "mask.safetensors")),
-            (1 - pruning.rate) ** index,
+            density,
             pruning.criterion,
             pruning.exempt,
         )
@@ -146,7 +145,7 @@ class Run:
                 if done % settings.save_every == 0 and done < steps:
                     state = {"round": index, "step": done, "network": self.network.state_dict()}
                     state["optimizer"] = optimizer.state_dict()
-                    _write(state_file, partial(torch.save, state))
+                    write_whole(state_file, partial(torch.save, state))
                 report: dict[str, Any] = {
                     "round": index,
                     "step": done,
@@ -201,7 +200,7 @@ class Run:
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir()
         save_weights(part / "weights.safetensors", self.network)
-        save_file({k: v.contiguous() for k, v in mask.alive.items()}, part / "mask.safetensors")
+        write_whole(part / "mask.safetensors", save({k: v.contiguous() for k, v in mask.alive.items()}))
         (part / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
         part.rename(final)
         (self.folder / "state.pt").unlink(missing_ok=True)

@@ -1,0 +1,24 @@
+"""Files written whole or not at all."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+
+def write_whole(path: Path, write: bytes | Callable[[Path], object]) -> None:
+    """Put bytes, or what ``write`` puts into the file it is given, at ``path``; its folder is made if need be.
+
+    The file appears under its name only when it is complete; OSError leaves what was there before.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{uuid.uuid4().hex}.part")  # short: the name itself may be as long as names can be
+    try:
+        if isinstance(write, bytes):
+            temporary.write_bytes(write)
+        else:
+            write(temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,131 @@
+"""``mirl-sparse demo``: three photographs of scikit-image harmed, restored, and timed dense beside sparse."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+from rich.console import Console
+from rich.table import Table
+from skimage import data
+
+from mirl_kernels import _cpu
+from mirl_sparse.bench import SPARSE, bench
+from mirl_sparse.images import write_image
+from mirl_sparse.restorer import SparseRestorer
+from mirl_sparse.ticket import DEFAULT, find, read_ticket
+from mirl_training.degradations import add_haze, add_noise, add_rain
+
+Pixels = NDArray[np.uint8]
+CROP = 16  # as test images are
+_WIDTH, _GAP, _CAPTION = 480, 8, 28  # of the picture's columns, in pixels
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A photo before and after it was harmed."""
+
+    name: str
+    what: str
+    degraded: Pixels
+    clean: Pixels
+
+
+def scenes() -> Iterator[Scene]:
+    """A noisy, a rainy and a hazy photo; the same ones every time."""
+    rng = np.random.default_rng(0)
+
+    def scene(name: str, what: str, clean: NDArray[np.float32], degraded: NDArray[np.float32]) -> Scene:
+        height, width = (side // CROP * CROP for side in clean.shape[:2])
+        return Scene(name, what, *(np.rint(x[:height, :width] * 255).astype(np.uint8) for x in (degraded, clean)))
+
+    astronaut, chelsea = (photo.astype(np.float32) / 255 for photo in (data.astronaut(), data.chelsea()))
+    yield scene("noisy", "noise, sigma 50", astronaut, add_noise(astronaut, 50, rng))
+    yield scene("rainy", "rain streaks", chelsea, add_rain(chelsea, rng, 24.0))
+    left, _, disparity = data.stereo_motorcycle()
+    motorcycle = left.astype(np.float32) / 255
+    # The stereo pair's measured disparity, the farthest value where it has none; depth is its inverse, 1 at the median.
+    seen = np.isfinite(disparity) & (disparity > 0)
+    depth = np.median(disparity[seen]) / np.where(seen, disparity, np.percentile(disparity[seen], 5))
+    yield scene("hazy", "haze by measured depth", motorcycle, add_haze(motorcycle, depth, 0.4, 0.8))
+
+
+def _psnr(image: Pixels, clean: Pixels) -> float:
+    return -10 * math.log10(max(float(np.mean((image / 255.0 - clean / 255.0) ** 2)), 1e-12))
+
+
+def _picture(rows: list[tuple[list[Pixels], list[str]]]) -> Image.Image:
+    """One row per scene: its photos side by side at one width, each with its caption above."""
+    font = ImageFont.load_default(18)
+    heights = [round(photos[0].shape[0] * _WIDTH / photos[0].shape[1]) for photos, _ in rows]
+    columns = max(len(photos) for photos, _ in rows)
+    sheet = Image.new("RGB", (columns * (_WIDTH + _GAP), sum(heights) + len(rows) * _CAPTION), "white")
+    draw, y = ImageDraw.Draw(sheet), 0
+    for height, (photos, captions) in zip(heights, rows, strict=True):
+        for i, (photo, caption) in enumerate(zip(photos, captions, strict=True)):
+            x = i * (_WIDTH + _GAP) + _GAP // 2
+            draw.text((x, y + 4), caption, "black", font)
+            sheet.paste(Image.fromarray(photo).resize((_WIDTH, height)), (x, y + _CAPTION))
+        y += height + _CAPTION
+    return sheet
+
+
+def demo(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the pictures.")] = Path("demo"),
+    ticket: Annotated[str, typer.Option(help="A ticket file or the name of a shipped one.")] = DEFAULT,
+    runs: Annotated[int, typer.Option(help="Timed runs of each network, interleaved.", min=1)] = 3,
+) -> None:
+    """Restore a noisy, a rainy and a hazy photo, time dense beside sparse, and write a side-by-side picture."""
+    network, statistics = read_ticket(find(ticket))
+    restorer = SparseRestorer(network)
+    dense = SparseRestorer(network, "reference")
+    table = Table("photo", "pixels", "PSNR before", "after", "dense, as installed", "dense, best", "sparse",
+                  "speed-up", "difference", box=None)  # fmt: skip
+    rows = []
+    for scene in scenes():
+        restored = restorer.restore(scene.degraded)
+        difference = int(np.abs(restored.astype(int) - dense.restore(scene.degraded)).max())
+        write_image(output / f"{scene.name}.png", scene.degraded)
+        write_image(output / f"{scene.name}_restored.png", restored)
+        before, after = (_psnr(image, scene.clean) for image in (scene.degraded, restored))
+        height, width = scene.clean.shape[:2]
+        times, spent = ["-"] * 4, ""
+        if _cpu.available():
+            image = torch.from_numpy(scene.degraded.transpose(2, 0, 1).copy()).float().div(255)[None]
+            result = bench(network, image, runs, compile=False)
+            times, spent = _times(result)
+        table.add_row(scene.what, f"{width}x{height}", f"{before:.2f} dB", f"{after:.2f} dB", *times,
+                      f"{difference} of 255")  # fmt: skip
+        captions = [f"{scene.what}: {before:.1f} dB", f"restored: {after:.1f} dB{spent}", "original"]
+        rows.append(([scene.degraded, restored, scene.clean], captions))
+    write_image(output / "side_by_side.png", np.asarray(_picture(rows)))
+    Console(width=160).print(table)
+    print(
+        f"ticket {ticket!r}: {statistics['density']:.1%} of the weights, {statistics['mac_density']:.1%} of the"
+        f" multiply-adds; medians of {runs} interleaved runs, {torch.get_num_threads()} threads\n"
+        "dense, as installed: PyTorch with the system's allocator; dense, best: tuned allocator, eager or channels_last"
+        " (mirl-sparse bench adds torch.compile)\n"
+        f"difference: the largest between the sparse and the dense result, in 8-bit levels\n{output / 'side_by_side.png'}"
+    )
+
+
+def _times(result: dict[str, Any]) -> tuple[list[str], str]:
+    """The cells of the table, and what the picture says."""
+    rows = result["rows"]
+    best, sparse = (rows[name]["median"] for name in (result["strongest_dense"], SPARSE))
+    stock = rows.get("dense eager, stock allocator")
+    cells = [
+        f"{stock['median']:.3f} s" if stock else "-",
+        f"{best:.3f} s",
+        f"{sparse:.3f} s",
+        f"{result['speedup']:.2f}x",
+    ]
+    return cells, f"; dense {best:.2f} s, sparse {sparse:.2f} s"
