@@ -38,8 +38,11 @@ def _print(report: Report) -> None:
                       str(x.dead), x.implementation)  # fmt: skip
     _show(table)
     s = report.statistics
-    print(f"density {s['density']:.2%} of {s['weights_dense']:,} weights; MAC density {s['mac_density']:.2%} (convolutions,"
-          f" 256x256: {s['macs_256'] / 1e9:.2f} of {s['macs_256_dense'] / 1e9:.2f} G)")  # fmt: skip
+    print(
+        f"density {s['density']:.2%} of {s['weights_dense']:,} prunable weights, {s['parameters']:,} of all"
+        f" {s['parameters_dense']:,} parameters not zero; MAC density {s['mac_density']:.2%} (convolutions at 256x256:"
+        f" {s['macs_256'] / 1e9:.2f} of {s['macs_256_dense'] / 1e9:.2f} G)"
+    )
 
 
 @app.command()
@@ -55,7 +58,7 @@ def convert(
     target = output or checkpoint.with_name(f"{checkpoint.stem}.ticket.safetensors")
     report = convert_checkpoint(checkpoint, target)
     _print(report)
-    print(f"removed {report.removed} weights of dead channels; wrote {target} ({target.stat().st_size / 1e6:.1f} MB)")
+    print(f"removed {report.removed:,} weights of dead channels; wrote {target} ({target.stat().st_size / 1e6:.1f} MB)")
 
 
 @app.command()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -12,7 +12,7 @@ from mirl_sparse.checkpoint import read_checkpoint
 from mirl_sparse.errors import UserError
 from mirl_sparse.network import PromptIR
 from mirl_sparse.restorer import SparseRestorer
-from mirl_sparse.ticket import is_ticket, read_ticket, remove_dead_channels, write_ticket
+from mirl_sparse.ticket import is_ticket, pack, read_ticket, remove_dead_channels, unpack, write_ticket
 
 TOLERANCE = 1e-4  # of the sparse result against the masked dense network, values in [0, 1]
 
@@ -37,18 +37,23 @@ class Layer:
 
 @dataclass(frozen=True)
 class Report:
-    """Every prunable layer of a network that the forward pass uses, and how many dead weights were removed."""
+    """Every prunable layer of a network that the forward pass uses, how many of all its parameters are not
+    zero, how many there are, and how many dead weights were removed."""
 
     layers: tuple[Layer, ...]
+    parameters: int
+    parameters_dense: int
     removed: int = 0
 
     @property
     def statistics(self) -> dict[str, float]:
-        """Sums over the layers: weights kept and all, their ratio, the same of multiply-adds."""
+        """Sums over the layers: prunable weights kept and all, their ratio, the same of multiply-adds and of
+        all parameters."""
         kept, total = sum(x.kept for x in self.layers), sum(x.total for x in self.layers)
         macs, dense = sum(x.macs for x in self.layers), sum(x.macs_dense for x in self.layers)
         return {"weights": kept, "weights_dense": total, "density": kept / total, "macs_256": macs,
-                "macs_256_dense": dense, "mac_density": macs / dense, "dead_weights_removed": self.removed}  # fmt: skip
+                "macs_256_dense": dense, "mac_density": macs / dense, "parameters": self.parameters,
+                "parameters_dense": self.parameters_dense, "dead_weights_removed": self.removed}  # fmt: skip
 
 
 _WHY = {
@@ -88,7 +93,10 @@ def describe(network: PromptIR, removed: int = 0) -> Report:
         dead = int((weight.flatten(1) == 0).all(1).sum())
         layers.append(Layer(f"{name}.weight", tuple(weight.shape), kept, weight.numel(), kept * pixels,
                             weight.numel() * pixels, dead, _WHY[kind]))  # fmt: skip
-    return Report(tuple(layers), removed)
+    used = PromptIR.names(replace(network.config, unused_layers=False))
+    parameters = [p for name, p in network.named_parameters() if name in used]
+    nonzero = sum(int(p.count_nonzero()) for p in parameters)
+    return Report(tuple(layers), nonzero, sum(p.numel() for p in parameters), removed)
 
 
 def load(path: Path) -> PromptIR:
@@ -97,21 +105,22 @@ def load(path: Path) -> PromptIR:
 
 
 def convert(source: Path, target: Path) -> Report:
-    """Write the ticket of a checkpoint. The sparse result is compared with the masked dense network
-    first; a difference above 1e-4 is a UserError and nothing is written."""
+    """Write the ticket of a checkpoint. What the packed ticket restores is compared with the masked dense
+    network first; a difference above 1e-4 is a UserError and nothing is written."""
     if target.exists() and target.samefile(source):
         raise UserError(f"{target}: is the checkpoint itself; give another -o")
     dense = load(source)
-    network = PromptIR(dense.config).eval()
+    network = PromptIR(dense.config)
     network.load_state_dict(dense.state_dict())
     report = describe(network, remove_dead_channels(network))
-    generator = torch.Generator().manual_seed(0)
-    image = torch.rand(1, 3, 40, 56, generator=generator)
+    image = torch.rand(1, 3, 40, 56, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        difference = (SparseRestorer(network)(image) - dense(image)).abs().max().item()
+        packed, _ = unpack(pack(network, {}))
+        difference = (SparseRestorer(packed)(image) - dense(image)).abs().max().item()
     if not difference <= TOLERANCE:
         raise UserError(
-            f"{source}: the sparse result differs from the dense one by {difference:.1e}; nothing was written"
+            f"{source}: the sparse result differs from the dense one by {difference:.1e}; expected at most"
+            f" {TOLERANCE:.0e}, so nothing was written"
         )
     statistics = report.statistics | {"max_difference": difference}
     write_ticket(target, network, statistics | {"layers": [asdict(layer) for layer in report.layers]})

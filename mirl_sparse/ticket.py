@@ -8,13 +8,14 @@ holds ``format``, ``config`` and ``statistics`` (JSON).
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import load, save
 from torch import Tensor
 
 from mirl_kernels.gdfn import live_pairs
@@ -89,38 +90,34 @@ def is_ticket(path: Path) -> bool:
         return False
 
 
-def write_ticket(path: Path, network: PromptIR, statistics: dict[str, Any]) -> None:
-    """Write the ticket of a network whose zeros are its mask, whole or not at all. Layers that the
-    forward pass never uses are left out."""
+def pack(network: PromptIR, statistics: dict[str, Any]) -> bytes:
+    """The ticket file of a network whose zeros are its mask; layers that the forward pass never uses are left out."""
     tensors: dict[str, Tensor] = {}
-    config = network.config.to_dict() | {"unused_layers": False}
-    used = PromptIR.names(PromptIRConfig.from_dict(config))
+    config = replace(network.config, unused_layers=False)
+    used = PromptIR.names(config)
     for name, value in network.state_dict().items():
         if name not in used:
             continue
         alive = value != 0
         if value.ndim > 1 and name.endswith("weight") and not alive.all():
-            bits = np.packbits(alive.flatten().numpy())
-            tensors[f"{name}.mask"] = torch.from_numpy(bits)
+            tensors[f"{name}.mask"] = torch.from_numpy(np.packbits(alive.flatten().numpy()))
             tensors[f"{name}.values"] = value[alive].contiguous()
         else:
             tensors[name] = value.contiguous()
-    metadata = {"format": FORMAT, "config": json.dumps(config), "statistics": json.dumps(statistics)}
-    try:
-        write_whole(path, save(tensors, metadata))
-    except OSError as error:
-        raise TicketError(f"{path}: cannot be written ({error.strerror or error})") from None
+    return save(
+        tensors, {"format": FORMAT, "config": json.dumps(config.to_dict()), "statistics": json.dumps(statistics)}
+    )
 
 
-def read_ticket(path: Path) -> tuple[PromptIR, dict[str, Any]]:
-    """(network in eval mode, statistics) of a ticket."""
+def unpack(data: bytes) -> tuple[PromptIR, dict[str, Any]]:
+    """The inverse of `pack`: (network in eval mode, statistics); TicketError says what is wrong with the data."""
     try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        stored = load(data)
+        header = int.from_bytes(data[:8], "little")  # of a safetensors file: its length, then JSON
+        metadata = json.loads(data[8 : 8 + header]).get("__metadata__", {})
         if metadata.get("format") != FORMAT:
             raise TicketError(
-                f"{path}: is {metadata.get('format', 'no ticket')!r}; expected {FORMAT!r}: convert it again"
+                f"holds {metadata.get('format', 'no ticket')!r}; expected {FORMAT!r}: convert the checkpoint again"
             )
         network = PromptIR(PromptIRConfig.from_dict(json.loads(metadata["config"])))
         state = {}
@@ -130,14 +127,32 @@ def read_ticket(path: Path) -> tuple[PromptIR, dict[str, Any]]:
                 continue
             bits, values = stored.pop(f"{name}.mask"), stored.pop(f"{name}.values")
             alive = torch.from_numpy(np.unpackbits(bits.numpy(), count=value.numel()).astype(bool))
+            if alive.sum() != values.numel():
+                raise TicketError(f"has {values.numel()} values for {int(alive.sum())} alive weights of {name}")
             state[name] = torch.zeros(value.shape).masked_scatter_(alive.view(value.shape), values)
         if stored:
-            raise TicketError(f"{path}: holds a tensor that no such network has, {sorted(stored)[0]}")
+            raise TicketError(f"holds a tensor that no such network has, {sorted(stored)[0]}")
         network.load_state_dict(state)
         return network.eval(), json.loads(metadata.get("statistics", "{}"))
-    except FileNotFoundError:
-        raise TicketError(f"{path}: no such file") from None
     except KeyError as error:
-        raise TicketError(f"{path}: lacks {error}; the ticket is damaged, convert it again") from None
-    except (SafetensorError, OSError, RuntimeError, TypeError, json.JSONDecodeError) as error:
-        raise TicketError(f"{path}: cannot be read as a ticket ({' '.join(str(error).split())})") from None
+        raise TicketError(f"lacks {error}; the ticket is damaged, convert the checkpoint again") from None
+    except (SafetensorError, RuntimeError, TypeError, json.JSONDecodeError) as error:
+        raise TicketError(f"cannot be read as a ticket ({' '.join(str(error).split())})") from None
+
+
+def write_ticket(path: Path, network: PromptIR, statistics: dict[str, Any]) -> None:
+    """Write `pack`'s file, whole or not at all."""
+    try:
+        write_whole(path, pack(network, statistics))
+    except OSError as error:
+        raise TicketError(f"{path}: cannot be written ({error.strerror or error})") from None
+
+
+def read_ticket(path: Path) -> tuple[PromptIR, dict[str, Any]]:
+    """(network in eval mode, statistics) of a ticket file."""
+    try:
+        return unpack(path.read_bytes())
+    except OSError as error:
+        raise TicketError(f"{path}: cannot be read ({error.strerror or error})") from None
+    except UserError as error:
+        raise TicketError(f"{path}: {error}") from None

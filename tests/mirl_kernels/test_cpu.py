@@ -20,8 +20,7 @@ from mirl_kernels.pointwise import reference as pointwise
 from mirl_kernels.prompt import PackedPrompt
 from mirl_kernels.prompt import reference as prompt
 
-pytestmark = pytest.mark.skipif(not _cpu.available(), reason="the C++ kernels were not built")
-TOLERANCE = 1e-5  # of float32 results of order 1
+TOLERANCE = 1e-5  # of float32 results of order 1, where the layer norm loses no digits
 
 densities = st.sampled_from([0.0, -1.0, 0.02, 0.1, 0.5, 1.0])  # -1: a single weight
 sides = st.integers(1, 40)
@@ -42,10 +41,17 @@ def noise(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     return torch.randn(shape, generator=generator, dtype=torch.float64)
 
 
-def check(op, out_shape, expected, *args) -> None:
-    out = torch.full(out_shape, float("nan"))  # poisoned: what is not written shows
-    op(*args[:1], out, *args[1:])
-    torch.testing.assert_close(out.double(), expected, atol=TOLERANCE, rtol=TOLERANCE)
+def check(op, expected, x, *args, tolerance=TOLERANCE) -> None:
+    out = torch.full(expected.shape, float("nan"))  # poisoned: what is not written shows
+    op(x, out, *args)
+    torch.testing.assert_close(out.double(), expected, atol=tolerance, rtol=tolerance)
+
+
+def norm_tolerance(x: Tensor) -> float:
+    """TOLERANCE, or more where all channels of a pixel are nearly alike: there the layer norm magnifies the
+    rounding of its own mean, in any float32 implementation."""
+    lost = (x.abs().amax(1) / (x.var(1, correction=0) + 1e-5).sqrt()).max().item()
+    return max(TOLERANCE, 4 * torch.finfo(torch.float32).eps * lost)
 
 
 @cases
@@ -56,7 +62,8 @@ def test_gdfn(seed, batch, channels, hidden, height, width, density, tap_density
     args = [1 + 0.1 * noise((channels,), g), 0.1 * noise((channels,), g),
             weights((2 * hidden, channels, 1, 1), density, g), weights((2 * hidden, 1, 3, 3), tap_density, g),
             weights((channels, hidden, 1, 1), density, g)]  # fmt: skip
-    check(PackedGDFN(*(a.float() for a in args)), x.shape, gdfn(x.float().double(), *args), x.float())
+    expected = gdfn(x.float().double(), *args)
+    check(PackedGDFN(*(a.float() for a in args)), expected, x.float(), tolerance=norm_tolerance(x))
 
 
 @cases
@@ -70,7 +77,7 @@ def test_mdta(seed, batch, heads, per_head, height, width, density, tap_density)
             1 + 0.3 * noise((heads, 1, 1), g), weights((channels, channels, 1, 1), density, g)]  # fmt: skip
     packed = PackedMDTA(*(a.float() for a in args))
     scratch = torch.full((packed.scratch_floats(x),), float("nan"))
-    check(packed, x.shape, mdta(x.float().double(), *args), x.float(), scratch)
+    check(packed, mdta(x.float().double(), *args), x.float(), scratch, tolerance=norm_tolerance(x))
 
 
 @cases
@@ -83,7 +90,7 @@ def test_pointwise(seed, batch, inputs, outputs, height, width, density):
         noise((outputs,), g),
     )
     expected = pointwise(x.float().double(), w, b)
-    check(PackedPointwise(w.float(), b.float()), expected.shape, expected, x.float())
+    check(PackedPointwise(w.float(), b.float()), expected, x.float())
 
 
 @cases
@@ -99,7 +106,7 @@ def test_conv(seed, batch, inputs, outputs, kernel, shuffle, height, width, dens
     expected = conv(x.float().double(), w, shuffle)
     residual = noise(tuple(expected.shape), g).float() if add else None
     expected = expected if residual is None else expected + residual.double()
-    check(PackedConv(w.float(), shuffle), expected.shape, expected, x.float(), residual)
+    check(PackedConv(w.float(), shuffle), expected, x.float(), residual)
 
 
 @cases
@@ -107,7 +114,7 @@ def test_conv(seed, batch, inputs, outputs, kernel, shuffle, height, width, dens
 def test_depthwise(seed, batch, channels, kernel, height, width, density):
     g = torch.Generator().manual_seed(seed)
     x, w = noise((batch, channels, height, width), g), weights((channels, 1, kernel, kernel), density, g)
-    check(PackedDepthwise(w.float()), x.shape, depthwise(x.float().double(), w), x.float())
+    check(PackedDepthwise(w.float()), depthwise(x.float().double(), w), x.float())
 
 
 @cases
@@ -120,7 +127,7 @@ def test_prompt(seed, batch, channels, count, prompts, side, height, width, dens
             weights((prompts, prompts, 3, 3), density, g)]  # fmt: skip
     packed = PackedPrompt(*(a.float() for a in args))
     scratch = torch.full((packed.scratch_floats(x),), float("nan"))
-    check(packed, (batch, prompts, height, width), prompt(x.float().double(), *args), x.float(), scratch)
+    check(packed, prompt(x.float().double(), *args), x.float(), scratch)
 
 
 def test_inputs_that_no_kernel_takes_are_refused():

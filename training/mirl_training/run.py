@@ -123,13 +123,13 @@ class Run:
             self.network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
         )
         state_file, first = self.folder / "state.pt", 0
+        losses: list[float] = []
         if state_file.exists():
             state = torch.load(state_file, weights_only=True)
             if state["round"] == index:
                 self.network.load_state_dict(state["network"])
                 optimizer.load_state_dict(state["optimizer"])
-                first = state["step"]
-        losses: list[float] = []
+                first, losses = state["step"], state["losses"]
         began, pace = time.monotonic(), 0.0
         with ThreadPoolExecutor(1) as pool:  # the next batch is drawn while this one trains
             upcoming = pool.submit(self.data.batch, index, first)
@@ -142,10 +142,6 @@ class Run:
                 done = step + 1
                 if index == 0 and done == self.config.pruning.rewind:
                     save_weights(self.folder / "rewind.safetensors", self.network)
-                if done % settings.save_every == 0 and done < steps:
-                    state = {"round": index, "step": done, "network": self.network.state_dict()}
-                    state["optimizer"] = optimizer.state_dict()
-                    write_whole(state_file, partial(torch.save, state))
                 report: dict[str, Any] = {
                     "round": index,
                     "step": done,
@@ -159,6 +155,10 @@ class Run:
                 pace = (time.monotonic() - began) / (done - first)
                 report["seconds_left"] = pace * (self._steps_before[-1] - self._steps_before[index] - done)
                 self._tell(report)
+                if done % settings.save_every == 0 and done < steps:
+                    state = {"round": index, "step": done, "losses": losses, "network": self.network.state_dict()}
+                    state["optimizer"] = optimizer.state_dict()
+                    write_whole(state_file, partial(torch.save, state))
         self._finish(index, mask, {k: report[k] for k in ("round", "steps", "loss", "density", "psnr")})
 
     def _step(

@@ -1,0 +1,51 @@
+"""The benchmark: what it reports, and that it times nothing that is wrong."""
+
+import json
+import time
+
+import pytest
+import torch
+
+from mirl_sparse import UserError, bench
+from mirl_sparse.restorer import SparseRestorer
+
+IMAGE = torch.rand(1, 3, 32, 40, generator=torch.Generator().manual_seed(0))
+
+
+def test_rows_and_ratios(network):
+    result = bench.bench(network, IMAGE, runs=3, compile=False)
+    rows = result["rows"]
+    dense = [name for name in rows if name != bench.SPARSE]
+    assert {"dense eager", "dense channels_last"} <= set(dense)
+    if result["allocator"] == "tuned":
+        assert "dense eager, stock allocator" in dense
+    for row in rows.values():
+        assert 0 < row["p20"] <= row["median"] <= row["p80"]
+        assert row["first_call"] > 0
+    assert rows[bench.SPARSE]["difference"] <= 1e-5
+    strongest = min(dense, key=lambda name: rows[name]["median"])
+    assert result["strongest_dense"] == strongest
+    assert result["speedup"] == pytest.approx(rows[strongest]["median"] / rows[bench.SPARSE]["median"])
+    assert json.loads(json.dumps(result)) == result
+
+
+def test_a_slower_contender_is_reported_slower(network, monkeypatch):
+    forward = SparseRestorer.forward
+    monkeypatch.setattr(SparseRestorer, "forward", lambda self, x: time.sleep(0.2) or forward(self, x))
+    result = bench.bench(network, IMAGE, runs=2, compile=False)
+    assert result["rows"][bench.SPARSE]["median"] > 0.2
+    assert result["speedup"] < 1
+
+
+@pytest.mark.parametrize("wrong", [1e-3, float("nan")])
+def test_a_wrong_result_is_not_timed(network, monkeypatch, wrong):
+    forward = SparseRestorer.forward
+    monkeypatch.setattr(SparseRestorer, "forward", lambda self, x: forward(self, x) + wrong)
+    with pytest.raises(UserError, match="nothing is timed"):
+        bench.bench(network, IMAGE, runs=1, compile=False)
+
+
+@pytest.mark.slow
+def test_compiled_rows(network):
+    result = bench.bench(network, IMAGE, runs=2)
+    assert {"dense compiled", "dense compiled channels_last"} <= set(result["rows"])

@@ -1,0 +1,102 @@
+"""The command as it is typed: what it prints, writes and refuses."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mirl_sparse.ticket import write_ticket
+
+
+def mirl(*arguments, cwd) -> subprocess.CompletedProcess[str]:
+    code = "from mirl_sparse.cli import main; main()"
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=300)
+
+
+@pytest.fixture
+def checkpoint(network, tmp_path):
+    path = tmp_path / "mirl.ckpt"
+    torch.save({"state_dict": {f"net.{k}": v for k, v in network.state_dict().items()}}, path)
+    return path
+
+
+def test_convert_inspect_bench_and_restore(checkpoint, tmp_path):
+    done = mirl("convert", checkpoint, "-o", "t.safetensors", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    for part in ("encoder_level1.0.attn.qkv.weight", "24x8x1x1", "fused MDTA", "fused GDFN", "fused prompt"):
+        assert part in done.stdout
+    assert lines[-1].startswith("removed ")
+    assert "wrote t.safetensors" in lines[-1]
+
+    inspected = mirl("inspect", "t.safetensors", cwd=tmp_path)
+    assert inspected.returncode == 0
+    assert inspected.stdout.splitlines() == lines[:-1]  # the same of the ticket as of its making
+
+    timed = mirl("bench", "t.safetensors", "--size", 32, "--runs", 2, "--no-compile", "--json", cwd=tmp_path)
+    assert timed.returncode == 0, timed.stderr
+    result = json.loads(timed.stdout)
+    assert result["shape"] == [1, 3, 32, 32]
+    table = mirl("bench", "t.safetensors", "--size", 32, "--runs", 2, "--no-compile", cwd=tmp_path)
+    assert "as fast as the strongest dense run" in table.stdout
+
+    Image.fromarray(np.full((20, 30, 3), 99, np.uint8)).save(tmp_path / "a.png")
+    (tmp_path / "b.png").write_bytes(b"no image")
+    some = mirl("restore", "a.png", "b.png", "-o", "out", "--ticket", "t.safetensors", cwd=tmp_path)
+    assert some.returncode == 1
+    assert "Traceback" not in some.stderr
+    assert "[1/2] a.png" in some.stderr
+    assert "[2/2] failed: b.png" in some.stderr
+    assert Image.open(tmp_path / "out/a.png").size == (30, 20)
+    assert not (tmp_path / "out/b.png").exists()
+
+
+def test_the_shipped_ticket_is_the_default(tmp_path):
+    Image.fromarray(np.full((20, 30, 3), 99, np.uint8)).save(tmp_path / "a.jpg")
+    done = mirl("restore", "a.jpg", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert Image.open(tmp_path / "a_restored.jpg").size == (30, 20)
+    assert "refinement.0.ffn.project_out.weight" in mirl("inspect", "small", cwd=tmp_path).stdout
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (("convert", "missing.ckpt"), "missing.ckpt"),
+    (("convert", "text.ckpt"), "text.ckpt"),
+    (("convert", "mirl.ckpt", "-o", "mirl.ckpt"), "is the checkpoint itself"),
+    (("convert", "mirl.ckpt", "-o", "text.ckpt/t"), "cannot be written"),
+    (("inspect", "missing"), "nor a shipped ticket (small)"),
+    (("restore", "missing.png"), "no such file"),
+    (("restore", "mirl.ckpt", "-o", "x.gif"), "suffix '.gif'"),
+    (("restore", "a.png", "--ticket", "mirl.ckpt"), "mirl.ckpt"),
+    (("restore", "a.png", "--ticket", "nothing"), "nor a shipped ticket (small)"),
+    (("restore", "a.png", "--backend", "gpu"), "expected one of auto, cpu, reference"),
+    (("bench", "mirl.ckpt", "--size", "30"), "multiple of 8"),
+    (("train", "missing.yaml"), "missing.yaml"),
+    (("train", "text.ckpt"), "expected settings"),
+    (("demo", "--ticket", "nothing"), "nor a shipped ticket (small)"),
+])  # fmt: skip
+def test_bad_input_is_one_line_and_status_2(checkpoint, tmp_path, arguments, message):
+    (tmp_path / "text.ckpt").write_text("just words")
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "a.png")
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    done = mirl(*arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    assert done.stdout == ""
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+
+
+def test_a_ticket_of_another_format_is_refused(network, tmp_path):
+    write_ticket(tmp_path / "t.safetensors", network, {})
+    data = (tmp_path / "t.safetensors").read_bytes()
+    (tmp_path / "t.safetensors").write_bytes(data.replace(b"mirl-sparse ticket 1", b"mirl-sparse ticket 9"))
+    done = mirl("inspect", "t.safetensors", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "ticket 9" in done.stderr
+    assert len(done.stderr.splitlines()) == 1

@@ -1,0 +1,155 @@
+"""SparseRestorer as a module: inputs, backends, threads, instruction sets."""
+
+import copy
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mirl_kernels import _cpu
+from mirl_sparse import SparseRestorer, UserError
+from mirl_sparse.ticket import write_ticket
+
+
+def test_restore_takes_paths_images_and_arrays_alike(network, tmp_path):
+    restorer = SparseRestorer(network)
+    array = np.random.default_rng(0).integers(0, 256, (19, 30, 3)).astype(np.uint8)
+    Image.fromarray(array).save(tmp_path / "a.png")
+    expected = restorer.restore(array)
+    assert expected.dtype == np.uint8
+    assert expected.shape == array.shape
+    for source in (tmp_path / "a.png", str(tmp_path / "a.png"), Image.fromarray(array), array[::-1][::-1]):
+        np.testing.assert_array_equal(restorer.restore(source), expected)
+    exact = SparseRestorer(network, "reference")(torch.from_numpy(array).permute(2, 0, 1).float()[None] / 255)
+    np.testing.assert_array_equal(expected, (exact[0].clamp(0, 1) * 255).round().permute(1, 2, 0).numpy())
+
+
+@pytest.mark.parametrize("image", [np.zeros((8, 8, 3)), np.zeros((8, 8), np.uint8), np.zeros((8, 8, 4), np.uint8), 3])
+def test_what_is_no_image_is_refused_in_one_line(network, image):
+    with pytest.raises(UserError, match="expected a path, a PIL image or a uint8 array") as caught:
+        SparseRestorer(network).restore(image)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 8), (1, 1, 8, 8), (1, 3, 0, 8), (0, 3, 8, 8)])
+def test_what_is_no_batch_is_refused(network, shape):
+    with pytest.raises(ValueError, match="expected"):
+        SparseRestorer(network)(torch.zeros(shape))
+
+
+def test_an_unknown_backend_is_refused(network):
+    with pytest.raises(UserError, match="backend is 'gpu'"):
+        SparseRestorer(network, "gpu")
+
+
+def test_layouts_and_dtypes(network):
+    restorer = SparseRestorer(network)
+    x = torch.rand(2, 3, 16, 24)
+    expected = restorer(x)
+    torch.testing.assert_close(restorer(x.contiguous(memory_format=torch.channels_last)), expected, atol=0, rtol=0)
+    torch.testing.assert_close(restorer(x.transpose(2, 3).contiguous().transpose(2, 3)), expected, atol=0, rtol=0)
+    assert torch.isnan(restorer(torch.full_like(x, torch.nan))).all()
+    assert torch.equal(restorer(x), expected)  # nothing of the NaNs is left in the buffers
+
+
+def test_results_do_not_share_memory(network):
+    restorer = SparseRestorer(network)
+    x = torch.rand(1, 3, 16, 16)
+    first = restorer(x)
+    kept = first.clone()
+    restorer(1 - x)
+    assert torch.equal(first, kept)
+
+
+def test_sizes_take_turns(network):
+    """More sizes than the engine keeps buffers for."""
+    restorer, reference = SparseRestorer(network, "cpu"), SparseRestorer(network, "reference")
+    images = [torch.rand(b, 3, h, w) for b, h, w in ((1, 8, 8), (2, 40, 16), (1, 9, 30), (1, 8, 8), (3, 17, 1))]
+    for x in images + images[::-1]:
+        torch.testing.assert_close(restorer(x), reference(x), atol=1e-5, rtol=0)
+
+
+def test_many_threads_at_once(network):
+    shared = SparseRestorer(network, "cpu")
+    others = [SparseRestorer(copy.deepcopy(network), "cpu") for _ in range(3)]
+    images = [torch.rand(1, 3, 24 + 8 * (i % 3), 32) for i in range(24)]
+    expected = [shared(x) for x in images]
+    with ThreadPoolExecutor(6) as pool:
+        for restorers in ([shared] * 24, (others * 8)):
+            results = list(pool.map(lambda r, x: r(x), restorers, images))
+            assert all(torch.equal(a, b) for a, b in zip(results, expected, strict=True))
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 7])
+def test_any_thread_count_gives_nearly_the_same(network, threads):
+    """The Gram matrix's partial sums follow the strips, and these the threads."""
+    x = torch.rand(1, 3, 72, 56)
+    before = torch.get_num_threads()
+    expected = SparseRestorer(network, "cpu")(x)
+    try:
+        torch.set_num_threads(threads)
+        actual = SparseRestorer(network, "cpu")(x)
+    finally:
+        torch.set_num_threads(before)
+    torch.testing.assert_close(actual, expected, atol=1e-6, rtol=0)
+
+
+RESTORE = """
+import sys, torch
+from mirl_kernels import _cpu
+from mirl_sparse import SparseRestorer
+assert _cpu.isa() == sys.argv[2], _cpu.isa()
+x = torch.rand(1, 3, 40, 56, generator=torch.Generator().manual_seed(0))
+restorer = SparseRestorer.from_pretrained(sys.argv[1], "cpu")
+reference = SparseRestorer.from_pretrained(sys.argv[1], "reference")
+print((restorer(x) - reference(x)).abs().max().item())
+"""
+
+
+def run_python(code: str, *args: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code, *args], capture_output=True, text=True, env=os.environ | environment, timeout=300
+    )
+
+
+@pytest.mark.parametrize("isa", ["portable", "avx2", "avx512"])
+def test_each_instruction_set(network, tmp_path, isa):
+    write_ticket(tmp_path / "t.safetensors", network, {})
+    done = run_python(RESTORE, str(tmp_path / "t.safetensors"), isa, MIRL_CPU_ISA=isa)
+    has = {"AVX2": ["avx2"], "AVX512": ["avx2", "avx512"]}.get(torch.backends.cpu.get_cpu_capability(), [])
+    if isa not in ["portable", *has]:
+        assert f"MIRL_CPU_ISA is '{isa}'" in done.stderr
+    else:
+        assert done.returncode == 0, done.stderr
+        assert float(done.stdout) <= 1e-5
+
+
+def test_an_impossible_instruction_set_is_an_error(tmp_path):
+    done = run_python("from mirl_kernels import _cpu; _cpu.library()", MIRL_CPU_ISA="sse9")
+    assert "MIRL_CPU_ISA is 'sse9', which this processor cannot run; expected avx512, avx2 or portable" in done.stderr
+
+
+def test_without_the_kernels_auto_falls_back_and_says_so(network, monkeypatch):
+    _cpu.library.cache_clear()
+    monkeypatch.setattr(_cpu, "_LIBRARY", "missing.so")
+    try:
+        with pytest.warns(UserWarning, match="install a C\\+\\+17 compiler"):
+            restorer = SparseRestorer(network)
+        assert restorer.backend == "reference"
+        x = torch.rand(1, 3, 8, 8)
+        assert torch.equal(restorer(x), network(x))
+        with pytest.raises(_cpu.BackendError, match="were not built"):
+            SparseRestorer(network, "cpu")
+    finally:
+        _cpu.library.cache_clear()
+
+
+def test_importing_neither_loads_triton_nor_touches_a_device():
+    code = "import sys, mirl_sparse, torch; assert 'triton' not in sys.modules; assert not torch.cuda.is_initialized()"
+    done = run_python(code)
+    assert done.returncode == 0, done.stderr

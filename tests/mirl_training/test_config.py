@@ -1,0 +1,62 @@
+"""Settings are checked before anything is read or trained, and refused in one line."""
+
+import copy
+
+import pytest
+import yaml
+from tiny import SETTINGS
+
+from mirl_sparse.network import ConfigError
+from mirl_training.config import RunConfig, load_config
+
+
+def changed(*path, value):
+    settings = copy.deepcopy(SETTINGS)
+    inner = settings
+    for key in path[:-1]:
+        inner = inner[key]
+    inner[path[-1]] = value
+    return settings
+
+
+@pytest.mark.parametrize(("path", "value", "message"), [
+    (("training", "stesp"), 5, "stesp"),
+    (("nework",), {}, "nework"),
+    (("network", "dim"), 7, "dim is 7"),
+    (("network", "depth"), 7, "unknown network setting 'depth'"),
+    (("network",), None, "network"),
+    (("start",), "small", "either network"),
+    (("training", "steps"), 0, "greater than or equal to 1"),
+    (("training", "patch_size"), 20, "multiple of 8"),
+    (("pruning", "rate"), 1.0, "less than 1"),
+    (("pruning", "criterion"), "best", "global"),
+    (("pruning", "rewind"), 9, "at most training.steps"),
+    (("data", "tasks"), {"snow": 1}, "snow"),
+    (("data", "haze"), None, "names no folder"),
+])  # fmt: skip
+def test_what_is_wrong_is_said_in_one_line(tmp_path, path, value, message):
+    file = tmp_path / "run.yaml"
+    file.write_text(yaml.safe_dump(changed(*path, value=value)))
+    with pytest.raises(ConfigError, match=message) as caught:
+        load_config(file)
+    assert str(caught.value).startswith(str(file))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["", "just words", "a: [", "\x00"])
+def test_no_settings(tmp_path, text):
+    file = tmp_path / "run.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load_config(file)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_shipped_configs_are_valid_and_come_back_from_yaml():
+    from pathlib import Path
+
+    files = sorted((Path(__file__).parents[2] / "training/configs").glob("*.yaml"))
+    assert files
+    for file in files:
+        config = load_config(file)
+        assert RunConfig(**yaml.safe_load(yaml.safe_dump(config.to_dict()))) == config

@@ -1,0 +1,101 @@
+"""Masks: exact density, nesting, ties, exemptions, gradients."""
+
+import pytest
+import torch
+from tiny import settings
+
+from mirl_sparse.network import PromptIR
+from mirl_training.masks import Mask, MaskError, prune
+
+
+@pytest.fixture
+def network() -> PromptIR:
+    torch.manual_seed(0)
+    config = settings().network
+    assert config is not None
+    return PromptIR(config)
+
+
+@pytest.mark.parametrize("density", [0.9, 0.5, 0.1, 0.01])
+def test_global_density_is_exact_and_keeps_the_largest(network, density):
+    mask = prune(network, Mask.full(network), density, "global")
+    assert mask.kept == round(mask.total * density)
+    weights = {n: network.get_parameter(n).abs() for n in mask.alive}
+    kept = min(weights[n][keep].min().item() for n, keep in mask.alive.items() if keep.any())
+    dropped = max(weights[n][~keep].max().item() for n, keep in mask.alive.items() if not keep.all())
+    assert kept >= dropped
+
+
+@pytest.mark.parametrize("density", [0.5, 0.1])
+def test_layerwise_density_is_exact_to_one_weight_per_layer(network, density):
+    mask = prune(network, Mask.full(network), density, "layerwise")
+    for name, keep in mask.alive.items():
+        assert abs(int(keep.sum()) - density * keep.numel()) <= 1, name
+
+
+@pytest.mark.parametrize("criterion", ["global", "layerwise"])
+def test_rounds_are_nested(network, criterion):
+    mask = Mask.full(network)
+    for i in range(1, 6):
+        with torch.no_grad():  # training moves the weights between rounds
+            for p in network.parameters():
+                p += 0.3 * torch.randn_like(p) * p.std() if p.numel() > 1 else 0
+        smaller = prune(network, mask, 0.8**i, criterion)
+        assert all(bool((mask.alive[n] | ~keep).all()) for n, keep in smaller.alive.items())
+        assert smaller.density == pytest.approx(0.8**i, abs=1e-3)
+        mask = smaller
+
+
+@pytest.mark.parametrize("criterion", ["global", "layerwise"])
+def test_ties_are_broken_the_same_way_and_exactly(network, criterion):
+    with torch.no_grad():
+        for p in network.parameters():
+            p.fill_(0.5)
+    first = prune(network, Mask.full(network), 0.25, criterion)
+    again = prune(network, Mask.full(network), 0.25, criterion)
+    assert first.kept == pytest.approx(0.25 * first.total, abs=1 if criterion == "global" else len(first.alive))
+    assert all(torch.equal(keep, again.alive[n]) for n, keep in first.alive.items())
+
+
+def test_exempt_layers_keep_everything_and_the_others_pay(network):
+    mask = prune(network, Mask.full(network), 0.5, "global", ("output.*", "*dwconv*"))
+    for name, keep in mask.alive.items():
+        assert keep.all() or not ("output" in name or "dwconv" in name)
+    assert mask.kept == round(mask.total * 0.5)
+
+
+def test_what_cannot_be_is_refused(network):
+    full = Mask.full(network)
+    for density, criterion, exempt in ((0.0, "global", ()), (0.01, "global", ("*",)), (0.5, "best", ())):
+        with pytest.raises(MaskError):
+            prune(network, full, density, criterion, exempt)
+    with pytest.raises(MaskError, match=r"torch\.bool"):
+        Mask({"a": torch.ones(3)})
+    other = dict(full.alive)
+    name = next(iter(other))
+    for broken in ({n: k for n, k in other.items() if n != name}, other | {name: other[name].flatten()}):
+        with pytest.raises(MaskError, match="mask"):
+            prune(network, Mask(broken), 0.5, "global")
+
+
+def test_norms_prompts_temperatures_and_biases_are_not_prunable(network):
+    names = set(Mask.full(network).alive)
+    others = [n for n, _ in network.named_parameters() if n not in names]
+    assert all(n.endswith(("temperature", "prompt_param", "bias")) or "norm" in n for n in others)
+    assert not any("norm" in n or "prompt_param" in n for n in names)
+
+
+def test_dead_queries_do_not_stop_learning(network):
+    """A q channel of exact zeros has a gradient of 1e12 through its L2 norm; the mask removes it before it
+    is clipped, so that the norm of the rest decides."""
+    attention = network.encoder_level1[0].attn
+    channels = attention.qkv.weight.shape[1]
+    mask = Mask.full(network)
+    mask.alive["encoder_level1.0.attn.qkv.weight"][:channels] = False
+    mask.apply(network)
+    assert not attention.qkv.weight[:channels].any()
+    assert Mask.of(network).kept == mask.kept
+    network(torch.rand(1, 3, 16, 16)).mean().backward()
+    assert attention.qkv.weight.grad.abs().max() > 1e6  # else this test shows nothing
+    mask.apply_to_gradients(network)
+    assert torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0) < 1e3

@@ -1,0 +1,136 @@
+"""Runs: rounds on disk, rewinding, going on after a stop, and what is refused."""
+
+import json
+import math
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny import settings
+
+from mirl_sparse import SparseRestorer
+from mirl_sparse.errors import UserError
+from mirl_sparse.ticket import write_ticket
+from mirl_training.data import DataError
+from mirl_training.masks import Mask
+from mirl_training.run import Run, learning_rate
+
+
+class Stopped(Exception):
+    pass
+
+
+def quiet(report: dict) -> None:
+    pass
+
+
+def stop_at(round_index: int, step: int):
+    def report(values: dict) -> None:
+        if (values["round"], values["step"]) == (round_index, step):
+            raise Stopped
+
+    return report
+
+
+def same(a, b) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+@pytest.mark.parametrize("criterion", ["global", "layerwise"])
+def test_rounds_are_files_with_nested_masks_of_the_asked_density(photos, tmp_path, criterion):
+    last = Run(settings(pruning={"criterion": criterion}), photos, tmp_path / "run", quiet).go()
+    assert last.name == "round_02"
+    before = None
+    for i in range(3):
+        folder = tmp_path / f"run/round_{i:02d}"
+        mask, weights = Mask(load_file(folder / "mask.safetensors")), load_file(folder / "weights.safetensors")
+        assert mask.density == pytest.approx(0.5**i, abs=1e-3)
+        assert all(not weights[n][~keep].any() for n, keep in mask.alive.items())
+        assert before is None or all(bool((before.alive[n] | ~k).all()) for n, k in mask.alive.items())
+        metrics = json.loads((folder / "metrics.json").read_text())
+        assert metrics["round"] == i
+        assert set(metrics["psnr"]) == {"noise25", "rain", "haze", "fog"}
+        before = mask
+    lines = (tmp_path / "run/log.jsonl").read_text().splitlines()
+    assert [json.loads(line)["round"] for line in lines] == [0, 1, 2]
+    assert not list((tmp_path / "run").glob("*.part"))
+    x = torch.rand(1, 3, 17, 9)
+    restorer = SparseRestorer(Run(settings(pruning={"criterion": criterion}), photos, tmp_path / "run", quiet).network)
+    assert restorer(x).shape == x.shape
+
+
+@pytest.mark.parametrize(("rewind", "source"), [("initial", "start"), (2, "rewind"), ("none", "round_00/weights")])
+def test_a_round_starts_from_the_masked_weights_it_rewinds_to(photos, tmp_path, rewind, source):
+    run = Run(settings(pruning={"rewind": rewind, "rounds": 1}), photos, tmp_path / "run", quiet)
+    run.go()
+    mask = run._begin(1)
+    start = load_file(tmp_path / f"run/{source}.safetensors")
+    for name, p in run.network.named_parameters():
+        expected = start[name] * mask.alive[name] if name in mask.alive else start[name]
+        assert torch.equal(p, expected), name
+    assert same(mask.alive, load_file(tmp_path / "run/round_01/mask.safetensors"))
+
+
+@pytest.mark.parametrize("where", [(0, 1), (0, 3), (1, 2), (2, 3)])
+def test_a_stopped_run_goes_on_to_the_very_same_weights(photos, tmp_path, where):
+    config = settings(training={"save_every": 2})
+    whole = Run(config, photos, tmp_path / "whole", quiet).go()
+    with pytest.raises(Stopped):
+        Run(config, photos, tmp_path / "stopped", stop_at(*where)).go()
+    resumed = Run(config, photos, tmp_path / "stopped", quiet).go()
+    for name in ("weights.safetensors", "mask.safetensors"):
+        assert same(load_file(whole / name), load_file(resumed / name))
+    assert json.loads((whole / "metrics.json").read_text()) == json.loads((resumed / "metrics.json").read_text())
+
+
+def test_a_finished_run_trains_nothing(photos, tmp_path):
+    Run(settings(), photos, tmp_path / "run", quiet).go()
+
+    def fail(report: dict) -> None:
+        raise AssertionError("trained again")
+
+    assert Run(settings(), photos, tmp_path / "run", fail).go().name == "round_02"
+
+
+def test_training_goes_on_from_a_ticket_and_keeps_its_mask(photos, tmp_path):
+    config = settings()
+    network = Run(config, photos, tmp_path / "first", quiet).network
+    generator = torch.Generator().manual_seed(0)
+    for name in Mask.full(network).alive:
+        p = network.get_parameter(name)
+        p.data *= torch.rand(p.shape, generator=generator) < 0.3
+    write_ticket(tmp_path / "t.safetensors", network, {})
+    values = config.model_dump() | {"network": None, "start": str(tmp_path / "t.safetensors")}
+    last = Run(type(config)(**values), photos, tmp_path / "second", quiet).go()
+    densities = [Mask(load_file(last.parent / f"round_0{i}/mask.safetensors")).density for i in range(3)]
+    assert densities[0] == pytest.approx(Mask.of(network).density)
+    assert densities[2] == pytest.approx(densities[0] / 4, abs=1e-3)
+    trained = load_file(last.parent / "round_00/weights.safetensors")
+    for name, keep in Mask.of(network).alive.items():
+        assert not trained[name][~keep].any()
+    assert not same(trained, network.state_dict())
+
+
+def test_another_config_in_the_same_folder_is_refused(photos, tmp_path):
+    Run(settings(), photos, tmp_path / "run", quiet)
+    with pytest.raises(UserError, match="other settings"):
+        Run(settings(training={"steps": 5}), photos, tmp_path / "run", quiet)
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    ({"data": {"clean": "nowhere"}}, "no such folder"),
+    ({"data": {"validation_images": 3}}, "validation_images"),
+    ({"training": {"patch_size": 32}}, "patch size"),
+])  # fmt: skip
+def test_data_that_does_not_serve_is_refused(photos, tmp_path, change, message):
+    with pytest.raises(DataError, match=message):
+        Run(settings(**change), photos, tmp_path / "run", quiet)
+
+
+def test_the_schedule_warms_up_and_falls_to_zero():
+    rates = [learning_rate(i, 100, 2e-4, 10) for i in range(101)]
+    assert rates[0] == pytest.approx(2e-5)
+    assert max(rates) == pytest.approx(2e-4)
+    assert rates[55] == pytest.approx(1e-4, rel=1e-6)
+    assert rates[100] == pytest.approx(0, abs=1e-12)
+    assert all(math.isfinite(r) for r in rates)
