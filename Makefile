@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml constraints.txt kernels/CMakeLists.txt $(shell find kernels -name '*.cpp' -o -name '*.h')
 
-.PHONY: demo test test-all check
+.PHONY: demo test test-all check bench-ops
 
 $(VENV)/.installed: $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -25,3 +25,6 @@ check: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+bench-ops: $(VENV)/.installed
+	$(BIN)/python -m pytest -q benchmarks --benchmark-only --benchmark-columns=min,median,stddev --benchmark-sort=name

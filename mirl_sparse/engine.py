@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from mirl_kernels import _cpu
 from mirl_kernels.conv import PackedConv
 from mirl_kernels.gdfn import PackedGDFN
 from mirl_kernels.mdta import PackedMDTA
@@ -46,7 +47,7 @@ class _Plan:
         shapes = [(batch, c, height >> i, width >> i) for i, c in enumerate(widest)]
         self.level = [(torch.empty(s), torch.empty(s)) for s in shapes]
         self.skips = [torch.empty(batch, config.dim << i, height >> i, width >> i) for i in range(3)]
-        floats = max(b * c * h * w for b, c, h, w in shapes)
+        floats = max(b * c * h * _cpu.padded(w) for b, c, h, w in shapes)  # as MDTA wants for its v channels
         prompts = zip(config.prompt_dims, config.prompt_sizes, (1, 2, 3), strict=True)
         for channels, side, i in prompts:
             floats = max(floats, batch * channels * (side * side + (height >> i) * (width >> i)))

@@ -79,6 +79,12 @@ def isa() -> str:
     return library().mirl_isa().decode()
 
 
+def padded(floats: int) -> int:
+    """The kernels' ``padded`` (rows.h): how far apart they lay rows of so many floats."""
+    stride = (floats + 15) // 16 * 16 + 16
+    return stride if stride % 1024 else stride + 16
+
+
 def image(x: Tensor) -> Image:
     """(B, C, H, W) float32 on the CPU whose items are contiguous planes, as the kernels take it."""
     if x.dtype != torch.float32 or x.device.type != "cpu" or x.ndim != 4:

@@ -39,7 +39,7 @@ struct MirlMdta {
   const float* temperature;
   int64_t heads, q_count, k_count, v_count;
   const int32_t *q_index, *k_index, *v_index;
-  float* scratch;  // batch * v_count * height * width
+  float* scratch;  // batch * height * v_count * padded(width)
   int64_t threads;
 };
 

@@ -36,55 +36,99 @@ struct Strips {
     }
     across = (s.width + width - 1) / width;
     pitch = width + 2;
-    norm_stride = padded(step * pitch > 2 * pitch ? step * pitch : 2 * pitch);
+    norm_stride = padded(std::max<int64_t>(step, 2) * pitch + L);
     hidden_stride = padded((step + 2) * pitch + 2 * L);
     const int64_t most = std::max<int64_t>(1, s.height / std::max<int64_t>(8, step));
     while (down < most && (across * s.batch * down) % threads && across * s.batch * down < 4 * threads) ++down;
   }
 
   int64_t tasks() const { return across * down * size.batch; }
-  int64_t flat_stride() const { return padded(step * pitch); }
+  // What a step gives to one channel: its rows without the halo, each rounded up to whole vectors.
+  int64_t lined() const { return round_up(width, L); }
+  int64_t step_stride() const { return padded(step * lined()); }
   int64_t floats() const { return 16 + size.channels * norm_stride + hidden * hidden_stride + extra; }
 };
 
-// Normalised pixels of one image row segment [first, last) to out[c * stride + (x - first)].
-inline void norm_row(const float* x, int64_t plane, int64_t channels, int64_t count, float* out, int64_t stride) {
-  for (int64_t p = 0; p < count; p += 4 * L) {
-    const int64_t n = std::min(count - p, 4 * L);
-    float mean[4 * L] = {}, var[4 * L] = {};
-    for (int64_t c = 0; c < channels; ++c) {
-      const float* from = x + c * plane + p;
-      float* to = out + c * stride + p;
-      for (int64_t i = 0; i < n; ++i) to[i] = from[i], mean[i] += from[i];
-    }
-    for (int64_t i = 0; i < n; ++i) mean[i] /= channels;
-    for (int64_t c = 0; c < channels; ++c) {
-      const float* to = out + c * stride + p;
-      for (int64_t i = 0; i < n; ++i) var[i] += (to[i] - mean[i]) * (to[i] - mean[i]);
-    }
-    for (int64_t i = 0; i < n; ++i) var[i] = 1 / std::sqrt(var[i] / channels + 1e-5f);
-    for (int64_t c = 0; c < channels; ++c) {
-      float* to = out + c * stride + p;
-      for (int64_t i = 0; i < n; ++i) to[i] = (to[i] - mean[i]) * var[i];
-    }
-  }
-}
-
-// V vectors of one depthwise row over the flat hidden buffer, from position p.
+// V vectors of pixels (the last of them `last` floats wide) through the layer norm, without its gain and bias:
+// two passes over the copy in `out`, since E[x^2] - E[x]^2 would lose digits.
 template <int V>
-inline void taps(const MirlRows& dw, int64_t row, const float* in, int64_t pitch, Vec* sums) {
-  const Vec bias = all(dw.bias ? dw.bias[row] : 0.0f);
-  for (int v = 0; v < V; ++v) sums[v] = bias;
-  for (int32_t k = dw.start[row], end = dw.start[row + 1]; k < end; ++k) {
-    const int64_t tap = dw.column[k];
-    const float* p = in + tap / 3 * pitch + tap % 3 - 1;
-    const Vec w = all(dw.value[k]);
-    for (int v = 0; v < V; ++v) sums[v] += w * load(p + v * L);
+inline void norm_panel(const float* x, int64_t plane, int64_t channels, int64_t last, float* out, int64_t stride,
+                       int64_t ahead) {
+  Vec mean[V] = {}, scale[V] = {};
+  for (int64_t c = 0; c < channels; ++c)
+    for (int v = 0; v < V; ++v) {
+      const float* from = x + c * plane + v * L;
+      const Vec value = v + 1 < V || last == L ? load(from) : load_some(from, last);
+      __builtin_prefetch(from + ahead);
+      store(out + c * stride + v * L, value);
+      mean[v] += value;
+    }
+  for (int v = 0; v < V; ++v) mean[v] = mean[v] / float(channels);
+  for (int64_t c = 0; c < channels; ++c)
+    for (int v = 0; v < V; ++v) {
+      const Vec centred = load(out + c * stride + v * L) - mean[v];
+      scale[v] += centred * centred;
+    }
+  for (int v = 0; v < V; ++v) scale[v] = 1.0f / vsqrt(scale[v] / float(channels) + 1e-5f);
+  for (int64_t c = 0; c < channels; ++c)
+    for (int v = 0; v < V; ++v) {
+      float* to = out + c * stride + v * L;
+      store(to, (load(to) - mean[v]) * scale[v]);
+    }
+}
+
+// The normalised pixels x[c * plane + 0 .. count) to out[c * stride + 0 .. count), rounded up to whole vectors.
+// What lies `ahead` floats further is wanted next: too many planes at once for the processor to foresee.
+inline void norm_row(const float* x, int64_t plane, int64_t channels, int64_t count, float* out, int64_t stride, int64_t ahead) {
+  while (count > 0) {
+    const int64_t vectors = std::min<int64_t>((count + L - 1) / L, 4), done = std::min(count, vectors * L);
+    const int64_t last = done - (vectors - 1) * L;
+    if (vectors == 4) norm_panel<4>(x, plane, channels, last, out, stride, ahead);
+    else if (vectors == 3) norm_panel<3>(x, plane, channels, last, out, stride, ahead);
+    else if (vectors == 2) norm_panel<2>(x, plane, channels, last, out, stride, ahead);
+    else norm_panel<1>(x, plane, channels, last, out, stride, ahead);
+    x += done, out += done, count -= done;
   }
 }
 
-// Runs every strip. For each step, consume(task, b, y, count, x0, x1, hidden, stride, extra) sees the hidden rows y - 1 to
-// y + count of columns x0 - 1 to x1, row by row with `pitch` columns each; `hidden` may be read one float before it.
+// The surviving 3x3 taps of each hidden channel, as offsets from the pixel's own place in the row above.
+struct Taps {
+  const MirlRows& rows;
+  std::vector<int32_t> offset;
+
+  Taps(const MirlRows& dwconv, int64_t pitch) : rows(dwconv), offset(dwconv.start[dwconv.rows]) {
+    for (size_t i = 0; i < offset.size(); ++i)
+      offset[i] = int32_t(dwconv.column[i] / 3 * pitch + dwconv.column[i] % 3 - 1);
+  }
+
+  // V vectors of one channel.
+  template <int V>
+  void panel(int64_t channel, const float* in, Vec* sums) const {
+    for (int v = 0; v < V; ++v) sums[v] = Vec{};
+    for (int32_t k = rows.start[channel], end = rows.start[channel + 1]; k < end; ++k) {
+      const float* p = in + offset[k];
+      const Vec w = all(rows.value[k]);
+      for (int v = 0; v < V; ++v) sums[v] += w * load(p + v * L);
+    }
+  }
+
+  // `count` pixels of one channel.
+  void row(int64_t channel, const float* in, int64_t count, float* out) const {
+    Vec sums[4];
+    for (; count >= 4 * L; in += 4 * L, out += 4 * L, count -= 4 * L) {
+      panel<4>(channel, in, sums);
+      for (int v = 0; v < 4; ++v) store(out + v * L, sums[v]);
+    }
+    for (; count > 0; in += L, out += L, count -= L) {
+      panel<1>(channel, in, sums);
+      if (count >= L) store(out, sums[0]);
+      else store_some(out, sums[0], count);
+    }
+  }
+};
+
+// Runs every strip. For each step, consume(task, b, y, count, x0, x1, hidden, extra) sees the hidden rows y - 1 to
+// y + count of columns x0 - 1 to x1, row by row with `pitch` columns each, and up to L floats behind the last.
 template <class Consume>
 void run_strips(const Strips& s, const MirlImage& x, const MirlRows& pointwise, int64_t threads, Consume consume) {
   const int64_t plane = s.size.height * s.size.width;
@@ -106,7 +150,7 @@ void run_strips(const Strips& s, const MirlImage& x, const MirlRows& pointwise, 
       for (int64_t i = 0; i < count; ++i)
         if (y + i >= 0 && y + i < s.size.height)
           norm_row(image + (y + i) * s.size.width + first, plane, s.size.channels, last - first,
-                   norm + i * s.pitch + (first - x0 + 1), s.norm_stride);
+                   norm + i * s.pitch + (first - x0 + 1), s.norm_stride, s.step * s.size.width);
       float* at = hidden + to * s.pitch;
       rows(pointwise, norm, s.norm_stride, at, s.hidden_stride, count * s.pitch, s.size.channels);
       for (int64_t i = 0; i < count; ++i) {

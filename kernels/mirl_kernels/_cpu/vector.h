@@ -18,6 +18,12 @@ inline Vec all(float x) { return x - Vec{}; }
 inline Vec vmin(Vec a, Vec b) { return a < b ? a : b; }
 inline Vec vmax(Vec a, Vec b) { return a > b ? a : b; }
 
+inline Vec vsqrt(Vec a) {
+  Vec r;
+  for (int64_t i = 0; i < L; ++i) r[i] = std::sqrt(a[i]);
+  return r;
+}
+
 inline float sum(Vec v) {
   float lanes[L], total = 0;
   std::memcpy(lanes, &v, sizeof v);
@@ -25,6 +31,37 @@ inline float sum(Vec v) {
     for (int64_t i = 0; i < width; ++i) lanes[i] += lanes[i + width];
   return total + lanes[0];
 }
+
+// Lane i of the result is the sum of v[i]'s lanes; v (L vectors) is overwritten.
+#if MIRL_LANES == 16
+#define MIRL_EVEN 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30
+#define MIRL_ODD 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31
+#elif MIRL_LANES == 8
+#define MIRL_EVEN 0, 2, 4, 6, 8, 10, 12, 14
+#define MIRL_ODD 1, 3, 5, 7, 9, 11, 13, 15
+#else
+#define MIRL_EVEN 0, 2, 4, 6
+#define MIRL_ODD 1, 3, 5, 7
+#endif
+#if defined(__clang__) || __GNUC__ >= 12
+#define MIRL_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define MIRL_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (Int){__VA_ARGS__})
+#endif
+inline Vec sums(Vec* v) {
+  for (int64_t n = L / 2; n; n /= 2)
+    for (int64_t i = 0; i < n; ++i)
+      v[i] = MIRL_SHUFFLE(v[2 * i], v[2 * i + 1], MIRL_EVEN) + MIRL_SHUFFLE(v[2 * i], v[2 * i + 1], MIRL_ODD);
+  return v[0];
+}
+
+// The first n < L floats at p, zeros behind them; and their store.
+inline Vec load_some(const float* p, int64_t n) {
+  Vec v{};
+  std::memcpy(&v, p, sizeof(float) * n);
+  return v;
+}
+inline void store_some(float* p, Vec v, int64_t n) { std::memcpy(p, &v, sizeof(float) * n); }
 
 inline int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 

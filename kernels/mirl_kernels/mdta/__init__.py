@@ -49,8 +49,8 @@ class PackedMDTA:
         self._project_out = _cpu.pack_rows(out)
 
     def scratch_floats(self, x: Tensor) -> int:
-        """How many floats of scratch memory a call on x takes: its live v channels."""
-        return len(self.live[2]) * x.shape[0] * x.shape[2] * x.shape[3]
+        """How many floats of scratch memory a call on x (B, C, H, W) takes: its live v channels, row by row."""
+        return len(self.live[2]) * x.shape[0] * x.shape[2] * _cpu.padded(x.shape[3])
 
     def __call__(self, x: Tensor, out: Tensor, scratch: Tensor) -> None:
         """``out`` = MDTA(x), both (B, C, H, W), possibly the same; ``scratch`` holds `scratch_floats`."""
