@@ -64,6 +64,9 @@ class Engine:
             self._pack(network)
 
     def _pack(self, n: PromptIR) -> None:
+        if (device := n.output.weight.device).type != "cpu":
+            raise _cpu.BackendError(f'weights are on {device}; expected the CPU: move them, or use backend="reference"')
+
         def blocks(stage: nn.Module) -> list[_Block]:
             found = [stage] if isinstance(stage, TransformerBlock) else list(stage.children())
             return [_Block(block) for block in found if isinstance(block, TransformerBlock)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from pathlib import Path
 from threading import Lock
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,12 +30,17 @@ def _reflected(length: int, padded: int) -> Tensor:
     return torch.minimum(index, period - index) if length > 1 else torch.zeros_like(index)
 
 
+def _repack(module: nn.Module, _: object) -> None:
+    assert isinstance(module, SparseRestorer)
+    module._forget()
+
+
 class SparseRestorer(nn.Module):
     """Restores RGB images with a pruned PromptIR, of any size and on any backend.
 
     ``backend`` is "cpu" (C++ kernels), "reference" (PyTorch, any device) or "auto": the kernels where
-    they were built, else the reference with a warning. The weights are packed at the first call on
-    "cpu": change them only before it.
+    they were built, else the reference with a warning. On "cpu" the weights are packed at the first call,
+    and again after `load_state_dict` or `to`; what changes them otherwise must come before.
     """
 
     def __init__(self, network: PromptIR, backend: str = "auto") -> None:
@@ -54,6 +60,21 @@ class SparseRestorer(nn.Module):
         self.backend = backend
         self._engine: Engine | None = None
         self._lock = Lock()  # the engine's buffers serve one call at a time
+        self.register_load_state_dict_post_hook(_repack)
+
+    def _forget(self) -> None:
+        self._engine = None
+
+    def _apply(self, *args: Any, **kwargs: Any) -> SparseRestorer:
+        self._forget()
+        return super()._apply(*args, **kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_engine": None, "_lock": None}  # neither can be copied; both are made anew
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._lock = Lock()
 
     @classmethod
     def from_pretrained(cls, source: str | Path = DEFAULT, backend: str = "auto") -> SparseRestorer:

@@ -78,6 +78,7 @@ def test_the_shipped_ticket_is_the_default(tmp_path):
     (("bench", "mirl.ckpt", "--size", "30"), "multiple of 8"),
     (("train", "missing.yaml"), "missing.yaml"),
     (("train", "text.ckpt"), "expected settings"),
+    (("eval", "mirl.ckpt", "--data", "."), "holds none of denoise/CBSD68"),
     (("demo", "--ticket", "nothing"), "nor a shipped ticket (small)"),
 ])  # fmt: skip
 def test_bad_input_is_one_line_and_status_2(checkpoint, tmp_path, arguments, message):

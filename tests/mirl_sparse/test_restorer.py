@@ -2,6 +2,7 @@
 
 import copy
 import os
+import pickle
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -64,6 +65,27 @@ def test_results_do_not_share_memory(network):
     kept = first.clone()
     restorer(1 - x)
     assert torch.equal(first, kept)
+
+
+def test_copies_and_new_weights(network):
+    restorer = SparseRestorer(network, "cpu")
+    x = torch.rand(1, 3, 16, 16)
+    before = restorer(x)
+    for copied in (copy.deepcopy(restorer), pickle.loads(pickle.dumps(restorer))):
+        assert torch.equal(copied(x), before)
+    state = {name: value.clone() for name, value in restorer.state_dict().items()}
+    state["network.output.weight"] *= 0
+    copied.load_state_dict(state)
+    assert torch.equal(copied(x), x)  # what is left is the residual
+    assert torch.equal(restorer(x), before)
+    with pytest.raises(_cpu.BackendError, match="weights are on meta; expected the CPU"):
+        copied.to("meta")(x)
+
+
+@pytest.mark.parametrize("x", [torch.rand(1, 3, 8, 8).double(), torch.rand(1, 3, 8, 8).half()])
+def test_other_dtypes_are_refused_in_one_line(network, x):
+    with pytest.raises(_cpu.BackendError, match=f"input is {x.dtype}.*expected float32"):
+        SparseRestorer(network, "cpu")(x)
 
 
 def test_sizes_take_turns(network):

@@ -1,4 +1,4 @@
-"""``mirl-sparse train``."""
+"""``mirl-sparse train`` and ``mirl-sparse eval``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,12 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
+from mirl_sparse.convert import load
+from mirl_sparse.restorer import SparseRestorer
+from mirl_sparse.ticket import DEFAULT, find
 from mirl_training.config import load_config
+from mirl_training.data import DataError
+from mirl_training.evaluate import evaluate as score
 from mirl_training.run import Run
 
 
@@ -70,3 +75,23 @@ def train(
     else:
         last = Run(settings, data, folder, _Lines()).go()
     print(f"finished: {last}\nnext: mirl-sparse convert {last / 'weights.safetensors'}")
+
+
+def evaluate(
+    ticket: Annotated[str, typer.Argument(help="A ticket, a checkpoint, or the name of a shipped ticket.")] = DEFAULT,
+    data: Annotated[
+        Path, typer.Option("--data", help="Folder with denoise/CBSD68, derain/Rain100L, dehaze/SOTS.")
+    ] = Path("test"),
+) -> None:
+    """Print PSNR (dB) and SSIM of the degraded and the restored images of each test set found."""
+    restorer = SparseRestorer(load(find(ticket)))
+    found = False
+    for s in score(restorer.restore, data):
+        found = True
+        print(
+            f"{s.task:<16} {s.images:>4} images   input {s.input_psnr:.2f} / {s.input_ssim:.3f}"
+            f"   restored {s.psnr:.2f} / {s.ssim:.3f}   {s.psnr - s.input_psnr:+.2f} dB",
+            flush=True,
+        )
+    if not found:
+        raise DataError(f"{data}: holds none of denoise/CBSD68, derain/Rain100L, dehaze/SOTS; give --data their root")
