@@ -45,8 +45,8 @@ class _Plan:
         widest[2] = max(widest[2], 6 * config.dim)  # [up4_3, encoder_level3]
         widest[1] = max(widest[1], 4 * config.dim)
         shapes = [(batch, c, height >> i, width >> i) for i, c in enumerate(widest)]
-        self.level = [(torch.empty(s), torch.empty(s)) for s in shapes]
-        self.skips = [torch.empty(batch, config.dim << i, height >> i, width >> i) for i in range(3)]
+        self.level = [(_cpu.empty(*s), _cpu.empty(*s)) for s in shapes]
+        self.skips = [_cpu.empty(batch, config.dim << i, height >> i, width >> i) for i in range(3)]
         floats = max(b * c * h * _cpu.padded(w) for b, c, h, w in shapes)  # as MDTA wants for its v channels
         prompts = zip(config.prompt_dims, config.prompt_sizes, (1, 2, 3), strict=True)
         for channels, side, i in prompts:

@@ -42,9 +42,10 @@ def noise(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
 
 
 def check(op, expected, x, *args, tolerance=TOLERANCE) -> None:
-    out = torch.full(expected.shape, float("nan"))  # poisoned: what is not written shows
-    op(x, out, *args)
-    torch.testing.assert_close(out.double(), expected, atol=tolerance, rtol=tolerance)
+    for layout in (torch.empty, _cpu.empty):  # planes, and the engine's rows
+        out = layout(*expected.shape).fill_(float("nan"))  # poisoned: what is not written shows
+        op(layout(*x.shape).copy_(x), out, *args)
+        torch.testing.assert_close(out.double(), expected, atol=tolerance, rtol=tolerance)
 
 
 def norm_tolerance(x: Tensor) -> float:
@@ -128,6 +129,16 @@ def test_prompt(seed, batch, channels, count, prompts, side, height, width, dens
     packed = PackedPrompt(*(a.float() for a in args))
     scratch = torch.full((packed.scratch_floats(x),), float("nan"))
     check(packed, prompt(x.float().double(), *args), x.float(), scratch)
+
+
+def test_slices_of_channels_are_written_and_nothing_beside_them():
+    """As the engine concatenates: ops read and write channels of wider buffers."""
+    x, out = _cpu.empty(2, 9, 6, 11).normal_(), _cpu.empty(2, 8, 6, 11).fill_(7.0)
+    weight = torch.randn(3, 4, 1, 1)
+    PackedPointwise(weight)(x[:, 2:6], out[:, 1:4])
+    torch.testing.assert_close(out[:, 1:4], pointwise(x[:, 2:6], weight), atol=1e-5, rtol=1e-5)
+    assert (out[:, :1] == 7).all()
+    assert (out[:, 4:] == 7).all()
 
 
 def test_inputs_that_no_kernel_takes_are_refused():

@@ -27,7 +27,7 @@ class Rows(Structure):
 
 
 class Image(Structure):
-    _fields_ = [("data", c_void_p), ("stride", c_int64)]
+    _fields_ = [("data", c_void_p), ("batch", c_int64), ("channel", c_int64), ("row", c_int64)]
 
 
 class Size(Structure):
@@ -86,15 +86,20 @@ def padded(floats: int) -> int:
 
 
 def image(x: Tensor) -> Image:
-    """(B, C, H, W) float32 on the CPU whose items are contiguous planes, as the kernels take it."""
+    """(B, C, H, W) float32 on the CPU whose rows are contiguous, as the kernels take it."""
     if x.dtype != torch.float32 or x.device.type != "cpu" or x.ndim != 4:
         raise BackendError(
             f"input is {x.dtype} {tuple(x.shape)} on {x.device}; expected float32 (B, C, H, W) on the CPU"
         )
-    _, _, h, w = x.shape
-    if x.stride()[1:] != (h * w, w, 1) and x[0].numel() and not x[0].is_contiguous():
-        raise BackendError(f"input has strides {x.stride()}; expected contiguous planes (call .contiguous())")
-    return Image(x.data_ptr(), x.stride(0))
+    if x.stride(3) != 1 and x.shape[3] > 1:
+        raise BackendError(f"input has strides {x.stride()}; expected contiguous rows (call .contiguous())")
+    return Image(x.data_ptr(), *x.stride()[:3])
+
+
+def empty(batch: int, channels: int, height: int, width: int) -> Tensor:
+    """An uninitialised (B, C, H, W) image laid out as the kernels like it: by image rows, all channels of a
+    row together, so that a strip of rows is one stretch of memory. Slices of its channels are images too."""
+    return torch.empty(batch, height, channels, padded(width)).permute(0, 2, 1, 3)[..., :width]
 
 
 def size(x: Tensor) -> Size:

@@ -1,5 +1,6 @@
 // The C interface of the CPU kernels: pointers, sizes, strides and a thread count, nothing of PyTorch.
-// All images are float32 planes: pixel (y, x) of channel c of item b is at [b * stride + c * H * W + y * W + x].
+// All images are float32; pixel (y, x) of channel c of item b is at [b * batch + c * channel + y * row + x]. The kernels
+// like it best when all channels of an image row lie together, at distances that `padded` (rows.h) gives.
 #pragma once
 #include <cstdint>
 
@@ -16,7 +17,9 @@ struct MirlRows {
 
 struct MirlImage {
   float* data;
-  int64_t stride;  // floats from one batch item to the next
+  int64_t batch, channel, row;  // floats from one to the next
+
+  float* at(int64_t b, int64_t c, int64_t y, int64_t x) const { return data + b * batch + c * channel + y * row + x; }
 };
 
 struct MirlSize {

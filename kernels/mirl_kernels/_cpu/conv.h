@@ -8,7 +8,7 @@ namespace MIRL_ISA {
 
 inline void run_conv(const MirlConv& a) {
   const int64_t k = a.kernel, pad = k / 2, height = a.size.height, width = a.size.width, channels = a.size.channels;
-  const int64_t plane = height * width, outputs = a.weight.rows;
+  const int64_t outputs = a.weight.rows;
   int64_t step = 4, across = 1;  // tiles of `step` rows by `width / across` columns that fit the second-level cache
   auto floats = [&] { return (channels * (step + k - 1) + outputs * step) * ((width + across - 1) / across + k - 1); };
   while (floats() > 200000 && across < (width + 15) / 16) ++across;
@@ -34,33 +34,22 @@ inline void run_conv(const MirlConv& a) {
     for (int64_t c = 0; c < channels; ++c)
       for (int64_t y = std::max<int64_t>(y0 - pad, 0); y < std::min(y1 + pad, height); ++y)
         std::memcpy(in + c * in_stride + (y - y0 + pad) * pitch + first - x0 + pad,
-                    a.x.data + b * a.x.stride + c * plane + y * width + first, sizeof(float) * (last - first));
+                    a.x.at(b, c, y, first), sizeof(float) * (last - first));
     rows(weight, in, 1, out, out_stride, (y1 - y0) * pitch, channels);
-    const int64_t r = a.shuffle;
+    // Output o's pixel (y, x) goes to channel `to`, row `down` and every `apart`-th pixel from `left`; unshuffled,
+    // every u-th pixel goes to the same channel, so each of its u places is a walk of its own.
+    const int64_t r = a.shuffle, u = r < -1 ? -r : 1;
     for (int64_t o = 0; o < outputs; ++o)
-      for (int64_t y = y0; y < y1; ++y) {
-        const float* from = out + o * out_stride + (y - y0) * pitch - x0;
-        int64_t base, dx;  // pixel (y, x) of output o is stored at base + x * dx, but for unshuffle
-        if (r > 1) {
-          const int64_t sub = o % (r * r);
-          base = o / (r * r) * plane * r * r + (y * r + sub / r) * width * r + sub % r, dx = r;
-        } else {
-          base = o * plane + y * width, dx = 1;
+      for (int64_t y = y0; y < y1; ++y)
+        for (int64_t x = x0; x < std::min(x0 + u, x1); ++x) {
+          int64_t to = o, line = y, left = x, apart = 1;
+          if (r > 1) to = o / (r * r), line = y * r + o % (r * r) / r, left = x * r + o % r, apart = r;
+          if (u > 1) to = o * u * u + y % u * u + x % u, line = y / u, left = x / u;
+          const float *from = out + o * out_stride + (y - y0) * pitch - x0, *add = a.residual.data ? a.residual.at(b, to, line, left) : nullptr;
+          float* put = a.y.at(b, to, line, left);
+          if (add) for (int64_t i = x; i < x1; i += u, put += apart, add += apart) *put = from[i] + *add;
+          else for (int64_t i = x; i < x1; i += u, put += apart) *put = from[i];
         }
-        float* to = a.y.data + b * a.y.stride;
-        const float* add = a.residual.data ? a.residual.data + b * a.residual.stride : nullptr;
-        if (r < -1) {
-          const int64_t u = -r;
-          for (int64_t x = x0; x < x1; ++x) {
-            const int64_t at = (o * u * u + y % u * u + x % u) * (plane / (u * u)) + y / u * (width / u) + x / u;
-            to[at] = add ? from[x] + add[at] : from[x];
-          }
-        } else if (add) {
-          for (int64_t x = x0; x < x1; ++x) to[base + x * dx] = from[x] + add[base + x * dx];
-        } else {
-          for (int64_t x = x0; x < x1; ++x) to[base + x * dx] = from[x];
-        }
-      }
   };
   mirl::parallel(a.size.batch * across * down, a.threads, task);
 }

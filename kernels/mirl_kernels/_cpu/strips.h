@@ -52,12 +52,12 @@ struct Strips {
 // V vectors of pixels (the last of them `last` floats wide) through the layer norm, without its gain and bias:
 // two passes over the copy in `out`, since E[x^2] - E[x]^2 would lose digits.
 template <int V>
-inline void norm_panel(const float* x, int64_t plane, int64_t channels, int64_t last, float* out, int64_t stride,
+inline void norm_panel(const float* x, int64_t x_stride, int64_t channels, int64_t last, float* out, int64_t stride,
                        int64_t ahead) {
   Vec mean[V] = {}, scale[V] = {};
   for (int64_t c = 0; c < channels; ++c)
     for (int v = 0; v < V; ++v) {
-      const float* from = x + c * plane + v * L;
+      const float* from = x + c * x_stride + v * L;
       const Vec value = v + 1 < V || last == L ? load(from) : load_some(from, last);
       __builtin_prefetch(from + ahead);
       store(out + c * stride + v * L, value);
@@ -77,16 +77,16 @@ inline void norm_panel(const float* x, int64_t plane, int64_t channels, int64_t 
     }
 }
 
-// The normalised pixels x[c * plane + 0 .. count) to out[c * stride + 0 .. count), rounded up to whole vectors.
-// What lies `ahead` floats further is wanted next: too many planes at once for the processor to foresee.
-inline void norm_row(const float* x, int64_t plane, int64_t channels, int64_t count, float* out, int64_t stride, int64_t ahead) {
+// The normalised pixels x[c * x_stride + 0 .. count) to out[c * stride + 0 .. count), rounded up to whole vectors.
+// What lies `ahead` floats further is wanted next: too many streams at once for the processor to foresee.
+inline void norm_row(const float* x, int64_t x_stride, int64_t channels, int64_t count, float* out, int64_t stride, int64_t ahead) {
   while (count > 0) {
     const int64_t vectors = std::min<int64_t>((count + L - 1) / L, 4), done = std::min(count, vectors * L);
     const int64_t last = done - (vectors - 1) * L;
-    if (vectors == 4) norm_panel<4>(x, plane, channels, last, out, stride, ahead);
-    else if (vectors == 3) norm_panel<3>(x, plane, channels, last, out, stride, ahead);
-    else if (vectors == 2) norm_panel<2>(x, plane, channels, last, out, stride, ahead);
-    else norm_panel<1>(x, plane, channels, last, out, stride, ahead);
+    if (vectors == 4) norm_panel<4>(x, x_stride, channels, last, out, stride, ahead);
+    else if (vectors == 3) norm_panel<3>(x, x_stride, channels, last, out, stride, ahead);
+    else if (vectors == 2) norm_panel<2>(x, x_stride, channels, last, out, stride, ahead);
+    else norm_panel<1>(x, x_stride, channels, last, out, stride, ahead);
     x += done, out += done, count -= done;
   }
 }
@@ -127,16 +127,23 @@ struct Taps {
   }
 };
 
+// Asks for the memory of rows that are about to be written, in `parts` shares between the arithmetic: a store that
+// misses every cache costs more than what it stores. (GCC drops calls of functions that do nothing but this.)
+__attribute__((always_inline)) inline void fetch_rows(const MirlImage& y, int64_t channels, int64_t b, int64_t y0, int64_t y1, int64_t x0, int64_t x1,
+                       int64_t part, int64_t parts) {
+  for (int64_t c = channels * part / parts; c < channels * (part + 1) / parts; ++c)
+    for (int64_t i = y0; i < y1; ++i)
+      for (int64_t p = x0; p < x1; p += 16) __builtin_prefetch(y.at(b, c, i, p), 1, 3);
+}
+
 // Runs every strip. For each step, consume(task, b, y, count, x0, x1, hidden, extra) sees the hidden rows y - 1 to
 // y + count of columns x0 - 1 to x1, row by row with `pitch` columns each, and up to L floats behind the last.
 template <class Consume>
 void run_strips(const Strips& s, const MirlImage& x, const MirlRows& pointwise, int64_t threads, Consume consume) {
-  const int64_t plane = s.size.height * s.size.width;
   auto task = [&](int64_t t) {
     const int64_t b = t / (s.across * s.down), part = t / s.across % s.down, strip = t % s.across;
     const int64_t x0 = strip * s.width, x1 = std::min(x0 + s.width, s.size.width);
     const int64_t top = s.size.height * part / s.down, bottom = s.size.height * (part + 1) / s.down;
-    const float* image = x.data + b * x.stride;
     float* memory = mirl::scratch(s.floats()) + 16;
     float* norm = memory;
     float* hidden = norm + s.size.channels * s.norm_stride;
@@ -149,8 +156,8 @@ void run_strips(const Strips& s, const MirlImage& x, const MirlRows& pointwise, 
       const int64_t first = std::max<int64_t>(x0 - 1, 0), last = std::min(x1 + 1, s.size.width);
       for (int64_t i = 0; i < count; ++i)
         if (y + i >= 0 && y + i < s.size.height)
-          norm_row(image + (y + i) * s.size.width + first, plane, s.size.channels, last - first,
-                   norm + i * s.pitch + (first - x0 + 1), s.norm_stride, s.step * s.size.width);
+          norm_row(x.at(b, 0, y + i, first), x.channel, s.size.channels, last - first,
+                   norm + i * s.pitch + (first - x0 + 1), s.norm_stride, s.step * x.row);
       float* at = hidden + to * s.pitch;
       rows(pointwise, norm, s.norm_stride, at, s.hidden_stride, count * s.pitch, s.size.channels);
       for (int64_t i = 0; i < count; ++i) {

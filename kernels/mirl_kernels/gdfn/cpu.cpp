@@ -6,13 +6,14 @@ namespace MIRL_ISA {
 void gdfn(const MirlGdfn& a) {
   const int64_t pairs = a.project_in.rows / 2, channels = a.size.channels;
   Strips s(a.size, 2 * pairs, pairs + channels, a.threads);
-  const int64_t lined = s.lined(), stride = s.step_stride(), plane = a.size.height * a.size.width;
+  const int64_t lined = s.lined(), stride = s.step_stride();
   s.extra = (pairs + channels) * stride;
   const Taps taps(a.dwconv, s.pitch);
   run_strips(s, a.x, a.project_in, a.threads,
              [&](int64_t, int64_t b, int64_t y, int64_t count, int64_t x0, int64_t x1, const float* hidden, float* extra) {
     float *gate = extra, *out = gate + pairs * stride;
-    for (int64_t j = 0; j < pairs; ++j)
+    for (int64_t j = 0; j < pairs; ++j) {
+      fetch_rows(a.y, channels, b, y, y + count, x0, x1, j, pairs);
       for (int64_t i = 0; i < count; ++i) {
         const float* first = hidden + j * s.hidden_stride + i * s.pitch + 1;
         const float* second = first + pairs * s.hidden_stride;
@@ -32,13 +33,12 @@ void gdfn(const MirlGdfn& a) {
           store(to + p, gelu(u) * v);
         }
       }
+    }
     rows(a.project_out, gate, stride, out, stride, count * lined, pairs);
     for (int64_t c = 0; c < channels; ++c)
       for (int64_t i = 0; i < count; ++i) {
-        const int64_t at = c * plane + (y + i) * a.size.width + x0;
-        const float* from = a.x.data + b * a.x.stride + at;
-        const float* add = out + c * stride + i * lined;
-        float* to = a.y.data + b * a.y.stride + at;
+        const float *from = a.x.at(b, c, y + i, x0), *add = out + c * stride + i * lined;
+        float* to = a.y.at(b, c, y + i, x0);
         for (int64_t p = 0; p < x1 - x0; ++p) to[p] = from[p] + add[p];
       }
   });

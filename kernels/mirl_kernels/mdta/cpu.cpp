@@ -108,13 +108,17 @@ struct Sums {
   int64_t size() const { return gram + norms; }
 };
 
-// Rows v_count, of `pitch` floats, for each image row: where pass one leaves v and pass two finds it.
-int64_t v_pitch(const MirlMdta& a) { return padded(a.size.width); }
+// Where pass one leaves v and pass two finds it: the live channels of an image row together.
+MirlImage v_in_scratch(const MirlMdta& a) {
+  const int64_t channel = padded(a.size.width), row = a.v_count * channel;
+  return {a.scratch, a.size.height * row, channel, row};
+}
 
 std::vector<double> pass_one(const MirlMdta& a) {
   const int64_t per_head = a.size.channels / a.heads, qk = a.q_count + a.k_count, live = qk + a.v_count;
   Strips s(a.size, live, qk, a.threads);
-  const int64_t lined = s.lined(), stride = s.step_stride(), pitch = v_pitch(a);
+  const int64_t lined = s.lined(), stride = s.step_stride();
+  const MirlImage v_image = v_in_scratch(a);
   s.extra = qk * stride;
   const Sums sizes(a);
   const Taps taps(a.dwconv, s.pitch);
@@ -122,17 +126,19 @@ std::vector<double> pass_one(const MirlMdta& a) {
   run_strips(s, a.x, a.qkv, a.threads,
              [&](int64_t t, int64_t b, int64_t y, int64_t count, int64_t x0, int64_t x1, const float* hidden, float* extra) {
     const int64_t wide = x1 - x0;
-    for (int64_t j = 0; j < live; ++j)
+    for (int64_t j = 0; j < live; ++j) {
+      if (j < qk) fetch_rows(v_image, a.v_count, b, y, y + count, x0, x1, j, qk);
       for (int64_t i = 0; i < count; ++i) {
         const float* in = hidden + j * s.hidden_stride + i * s.pitch + 1;
         if (j >= qk) {
-          taps.row(j, in, wide, a.scratch + ((b * a.size.height + y + i) * a.v_count + j - qk) * pitch + x0);
+          taps.row(j, in, wide, v_image.at(b, j - qk, y + i, x0));
         } else {
           float* to = extra + j * stride + i * lined;
           taps.row(j, in, wide, to);
           std::memset(to + wide, 0, sizeof(float) * (lined - wide));
         }
       }
+    }
     const float *q = extra, *k = extra + a.q_count * stride;
     double *gram = partial.data() + t * sizes.size(), *norms = gram + sizes.gram;
     for (int64_t h = 0; h < a.heads; ++h) {
@@ -174,7 +180,7 @@ void softmax_row(const MirlMdta& a, const double* total, int64_t channel, std::v
 }  // namespace
 
 void mdta(const MirlMdta& a) {
-  const int64_t channels = a.size.channels, width = a.size.width, plane = a.size.height * width;
+  const int64_t channels = a.size.channels, width = a.size.width;
   const int64_t per_head = channels / a.heads;
   const std::vector<double> total = pass_one(a);
   std::vector<Span> vs(a.heads);
@@ -212,18 +218,18 @@ void mdta(const MirlMdta& a) {
 
   // Whole rows at a time: short pieces of many planes would be fetched one by one.
   constexpr int64_t chunk = COLUMNS * L;
-  const int64_t pitch = v_pitch(a), stride = padded(chunk), out_stride = padded(round_up(width, chunk));
+  const MirlImage v_image = v_in_scratch(a);
+  const int64_t stride = padded(chunk), out_stride = padded(round_up(width, chunk));
   auto apply = [&](int64_t task) {
     const int64_t b = task / a.size.height, y = task % a.size.height;
-    const float* image_row = a.scratch + task * a.v_count * pitch;
     float *out = mirl::scratch(channels * out_stride + (channels + a.v_count) * stride), *mixed = out + channels * out_stride;
     float* last = mixed + channels * stride;  // the row's last pixels, with room behind them
     for (int64_t x = 0; x < width; x += chunk) {
       const int64_t n = std::min(chunk, width - x);
-      const float* v = image_row + x;
-      int64_t v_stride = pitch;
+      const float* v = v_image.at(b, 0, y, x);
+      int64_t v_stride = v_image.channel;
       if (n < chunk) {
-        for (int64_t c = 0; c < a.v_count; ++c) std::memcpy(last + c * stride, v + c * pitch, sizeof(float) * n);
+        for (int64_t c = 0; c < a.v_count; ++c) std::memcpy(last + c * stride, v + c * v_stride, sizeof(float) * n);
         v = last, v_stride = stride;
       }
       if (composed) {
@@ -236,9 +242,8 @@ void mdta(const MirlMdta& a) {
       }
     }
     for (int64_t c = 0; c < channels; ++c) {
-      const float *from = a.x.data + b * a.x.stride + c * plane + y * width, *add = out + c * out_stride;
-      float* to = a.y.data + b * a.y.stride + c * plane + y * width;
-      __builtin_prefetch(from + 4 * plane);
+      const float *from = a.x.at(b, c, y, 0), *add = out + c * out_stride;
+      float* to = a.y.at(b, c, y, 0);
       for (int64_t i = 0; i < width; ++i) to[i] = from[i] + add[i];
     }
   };

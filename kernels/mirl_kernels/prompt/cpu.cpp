@@ -9,15 +9,14 @@ void prompt(const MirlPrompt& a) {
   std::vector<float> weights(a.size.batch * a.count);
   std::vector<double> means(a.size.batch * a.size.channels);
   auto mean = [&](int64_t t) {
-    const float* from = a.x.data + t / a.size.channels * a.x.stride + t % a.size.channels * plane;
-    double total = 0;
-    for (int64_t p = 0; p < plane; p += 4096) {  // short float sums, their total in double
-      Vec sums{};
-      int64_t i = p;
-      const int64_t end = std::min(p + 4096, plane);
-      for (; i + L <= end; i += L) sums += load(from + i);
-      float rest = sum(sums);
-      for (; i < end; ++i) rest += from[i];
+    double total = 0;  // of the sums of rows
+    for (int64_t y = 0; y < height; ++y) {
+      const float* from = a.x.at(t / a.size.channels, t % a.size.channels, y, 0);
+      Vec lanes{};
+      int64_t i = 0;
+      for (; i + L <= width; i += L) lanes += load(from + i);
+      float rest = sum(lanes);
+      for (; i < width; ++i) rest += from[i];
       total += rest;
     }
     means[t] = total / plane;
@@ -62,7 +61,7 @@ void prompt(const MirlPrompt& a) {
     }
   };
   mirl::parallel(a.size.batch * a.channels, a.threads, resize);
-  MirlConv conv{{resized, a.channels * plane}, a.y, {nullptr, 0}, a.size, a.conv3x3, 3, 1, a.threads};
+  MirlConv conv{{resized, a.channels * plane, plane, width}, a.y, {}, a.size, a.conv3x3, 3, 1, a.threads};
   conv.size.channels = a.channels;
   run_conv(conv);
 }
