@@ -20,7 +20,7 @@ from mirl_kernels.pointwise import reference as pointwise
 from mirl_kernels.prompt import PackedPrompt
 from mirl_kernels.prompt import reference as prompt
 
-TOLERANCE = 1e-5  # of float32 results of order 1, where the layer norm loses no digits
+TOLERANCE = 5e-6  # of float32, relative to the largest result, where the layer norm loses no digits
 
 densities = st.sampled_from([0.0, -1.0, 0.02, 0.1, 0.5, 1.0])  # -1: a single weight
 sides = st.integers(1, 40)
@@ -45,7 +45,8 @@ def check(op, expected, x, *args, tolerance=TOLERANCE) -> None:
     for layout in (torch.empty, _cpu.empty):  # planes, and the engine's rows
         out = layout(*expected.shape).fill_(float("nan"))  # poisoned: what is not written shows
         op(layout(*x.shape).copy_(x), out, *args)
-        torch.testing.assert_close(out.double(), expected, atol=tolerance, rtol=tolerance)
+        atol = tolerance * max(1.0, expected.abs().max().item())
+        torch.testing.assert_close(out.double(), expected, atol=atol, rtol=0)
 
 
 def norm_tolerance(x: Tensor) -> float:
