@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -140,9 +139,3 @@ class Engine:
         out = torch.empty_like(image)
         self.conv["output"](x, out, image)
         return out
-
-    def layers(self) -> Iterator[tuple[str, _Block]]:
-        """(name, packed block) of every transformer block."""
-        for where, blocks in self.blocks.items():
-            for i, block in enumerate(blocks):
-                yield f"{where}.{i}", block

@@ -117,7 +117,7 @@ def unpack(data: bytes) -> tuple[PromptIR, dict[str, Any]]:
         metadata = json.loads(data[8 : 8 + header]).get("__metadata__", {})
         if metadata.get("format") != FORMAT:
             raise TicketError(
-                f"holds {metadata.get('format', 'no ticket')!r}; expected {FORMAT!r}: convert the checkpoint again"
+                f"its format is {metadata.get('format')!r}; expected {FORMAT!r}: convert the checkpoint (again)"
             )
         network = PromptIR(PromptIRConfig.from_dict(json.loads(metadata["config"])))
         state = {}
@@ -137,7 +137,8 @@ def unpack(data: bytes) -> tuple[PromptIR, dict[str, Any]]:
     except KeyError as error:
         raise TicketError(f"lacks {error}; the ticket is damaged, convert the checkpoint again") from None
     except (SafetensorError, RuntimeError, TypeError, json.JSONDecodeError) as error:
-        raise TicketError(f"cannot be read as a ticket ({' '.join(str(error).split())})") from None
+        reason = " ".join(str(error).split())
+        raise TicketError(f"no ticket ({reason}); expected a file that mirl-sparse convert wrote") from None
 
 
 def write_ticket(path: Path, network: PromptIR, statistics: dict[str, Any]) -> None:
