@@ -132,3 +132,10 @@ def main() -> None:
     except (UserError, BackendError) as error:
         print(f"mirl-sparse: {error}", file=sys.stderr)
         sys.exit(2)
+    except OSError as error:  # a full disk, a folder that may not be written to
+        what = f"{error.filename}: " if error.filename else ""
+        print(f"mirl-sparse: {what}{error.strerror or error}", file=sys.stderr)
+        sys.exit(2)
+    except MemoryError as error:
+        print(f"mirl-sparse: not enough memory ({error}); give a smaller image", file=sys.stderr)
+        sys.exit(2)

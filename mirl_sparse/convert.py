@@ -107,9 +107,9 @@ def load(path: Path) -> PromptIR:
 def convert(source: Path, target: Path) -> Report:
     """Write the ticket of a checkpoint. What the packed ticket restores is compared with the masked dense
     network first; a difference above 1e-4 is a UserError and nothing is written."""
+    dense = load(source)
     if target.exists() and target.samefile(source):
         raise UserError(f"{target}: is the checkpoint itself; give another -o")
-    dense = load(source)
     network = PromptIR(dense.config)
     network.load_state_dict(dense.state_dict())
     report = describe(network, remove_dead_channels(network))

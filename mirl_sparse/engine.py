@@ -13,9 +13,9 @@ from mirl_kernels.gdfn import PackedGDFN
 from mirl_kernels.mdta import PackedMDTA
 from mirl_kernels.pointwise import PackedPointwise
 from mirl_kernels.prompt import PackedPrompt
-from mirl_sparse.network import PromptBlock, PromptIR, TransformerBlock
+from mirl_sparse.network import MULTIPLE, PromptBlock, PromptIR, TransformerBlock
 
-_PLANS_KEPT = 2  # image sizes whose buffers are kept
+_PLANS_KEPT, _BYTES_KEPT = 2, 1 << 30  # how many sizes' buffers are kept, while they are no larger than this
 
 
 class _Block:
@@ -51,10 +51,12 @@ class _Plan:
         for channels, side, i in prompts:
             floats = max(floats, batch * channels * (side * side + (height >> i) * (width >> i)))
         self.scratch = torch.empty(floats)
+        tensors = [self.scratch, *self.skips, *(x for pair in self.level for x in pair)]
+        self.bytes = sum(t.untyped_storage().nbytes() for t in tensors)
 
 
 class Engine:
-    """A PromptIR packed for the C++ kernels. Not safe to call from two threads at once."""
+    """A PromptIR packed for the C++ kernels. Several threads may call it: each takes buffers of its own."""
 
     def __init__(self, network: PromptIR) -> None:
         self.network = network
@@ -83,19 +85,26 @@ class Engine:
             linear = block.linear_layer
             self.prompt[i] = PackedPrompt(linear.weight, linear.bias, block.prompt_param, block.conv3x3.weight)
 
-    def _plan(self, image: Tensor) -> _Plan:
-        key = (image.shape[0], image.shape[2], image.shape[3])
-        if key not in self._plans:
-            while len(self._plans) >= _PLANS_KEPT:
-                self._plans.popitem(last=False)
-            self._plans[key] = _Plan(self.network, *key)
-        self._plans.move_to_end(key)
-        return self._plans[key]
-
     @torch.no_grad()
     def __call__(self, image: Tensor) -> Tensor:
         """(B, 3, H, W) float32 on the CPU, H and W multiples of 8, to a new tensor of that shape."""
-        plan, d = self._plan(image), self.network.config.dim
+        batch, _, height, width = image.shape
+        if height % MULTIPLE or width % MULTIPLE:
+            raise ValueError(f"input is {height}x{width}; expected multiples of {MULTIPLE}")
+        key = batch, height, width
+        plan = self._plans.pop(key, None)  # ours alone until it is put back
+        if plan is None:
+            if sum(kept.bytes for kept in list(self._plans.values())) > _BYTES_KEPT:
+                self._plans.clear()
+            plan = _Plan(self.network, *key)
+        out = self._run(image, plan)
+        self._plans[key] = plan
+        while len(self._plans) > _PLANS_KEPT:
+            self._plans.popitem(last=False)
+        return out
+
+    def _run(self, image: Tensor, plan: _Plan) -> Tensor:
+        d = self.network.config.dim
 
         def stage(where: str, level: int, channels: int, source: int = 0) -> tuple[Tensor, int]:
             """Run a stage's blocks on buffer ``source`` of a level; returns the result and where it is."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,8 @@ def write_whole(path: Path, write: bytes | Callable[[Path], object]) -> None:
             temporary.write_bytes(write)
         else:
             write(temporary)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())  # else a power cut may leave the name without its content
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

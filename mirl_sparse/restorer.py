@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -30,17 +29,12 @@ def _reflected(length: int, padded: int) -> Tensor:
     return torch.minimum(index, period - index) if length > 1 else torch.zeros_like(index)
 
 
-def _repack(module: nn.Module, _: object) -> None:
-    assert isinstance(module, SparseRestorer)
-    module._forget()
-
-
 class SparseRestorer(nn.Module):
     """Restores RGB images with a pruned PromptIR, of any size and on any backend.
 
     ``backend`` is "cpu" (C++ kernels), "reference" (PyTorch, any device) or "auto": the kernels where
-    they were built, else the reference with a warning. On "cpu" the weights are packed at the first call,
-    and again after `load_state_dict` or `to`; what changes them otherwise must come before.
+    they were built, else the reference with a warning. On "cpu" the weights are packed at the first call
+    and whenever they have changed. The network is put in eval mode, and its weights want no gradients.
     """
 
     def __init__(self, network: PromptIR, backend: str = "auto") -> None:
@@ -58,23 +52,10 @@ class SparseRestorer(nn.Module):
             _cpu.library()
         self.network = network.eval().requires_grad_(False)
         self.backend = backend
-        self._engine: Engine | None = None
-        self._lock = Lock()  # the engine's buffers serve one call at a time
-        self.register_load_state_dict_post_hook(_repack)
-
-    def _forget(self) -> None:
-        self._engine = None
-
-    def _apply(self, *args: Any, **kwargs: Any) -> SparseRestorer:
-        self._forget()
-        return super()._apply(*args, **kwargs)
+        self._engine: tuple[object, Engine] | None = None  # and the state of the weights it was packed from
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_engine": None, "_lock": None}  # neither can be copied; both are made anew
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        self._lock = Lock()
+        return self.__dict__ | {"_engine": None}  # packed anew where it is copied to
 
     @classmethod
     def from_pretrained(cls, source: str | Path = DEFAULT, backend: str = "auto") -> SparseRestorer:
@@ -94,10 +75,11 @@ class SparseRestorer(nn.Module):
     def _run(self, image: Tensor) -> Tensor:
         if self.backend == "reference":
             return self.network(image)
-        with self._lock:
-            if self._engine is None:
-                self._engine = Engine(self.network)
-            return self._engine(image)
+        state = [(p.data_ptr(), p._version) for p in self.network.parameters()]
+        kept = self._engine
+        if kept is None or kept[0] != state:
+            kept = self._engine = state, Engine(self.network)
+        return kept[1](image)
 
     def restore(self, image: str | Path | Image.Image | NDArray[np.uint8]) -> NDArray[np.uint8]:
         """A photo (path, PIL image, or uint8 (H, W, 3) RGB) to the restored uint8 (H, W, 3)."""

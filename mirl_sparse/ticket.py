@@ -8,6 +8,7 @@ holds ``format``, ``config`` and ``statistics`` (JSON).
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -39,10 +40,9 @@ def shipped() -> list[str]:
 
 
 def find(source: str | Path) -> Path:
-    """The file meant by a path or by a shipped ticket's name; a file goes before a name."""
-    path = Path(source)
-    if path.exists():
-        return path
+    """The file meant by a path or by a shipped ticket's name; a file goes before a name, a folder does not."""
+    if os.path.isfile(source):  # unlike Path.is_file, never raises
+        return Path(source)
     if str(source) in shipped():
         return SHIPPED / f"{source}.safetensors"
     raise TicketError(f"{source}: no such file, nor a shipped ticket ({', '.join(shipped())})")
@@ -52,8 +52,8 @@ def find(source: str | Path) -> Path:
 def remove_dead_channels(network: PromptIR) -> int:
     """Set to zero, exactly, every weight that cannot reach the result; returns how many that were.
 
-    In GDFN a pair of hidden channels dies with either half or with its reader; in MDTA a v channel
-    with its input or taps, a q channel with its reader. The network's answers do not change.
+    In GDFN a pair of hidden channels dies with either half or with its reader; for MDTA see `live_channels`.
+    The network's answers do not change.
     """
     removed = 0
 
@@ -78,6 +78,9 @@ def remove_dead_channels(network: PromptIR) -> int:
             channels[index + i * attn.qkv.weight.shape[1]] = False
         clear(attn.qkv.weight, channels)
         clear(attn.qkv_dwconv.weight, channels)
+        mute = torch.ones(heads, attn.project_out.weight.shape[1] // heads, dtype=torch.bool)
+        mute[live[2] // mute.shape[1]] = False
+        clear(attn.project_out.weight.transpose(0, 1), mute.flatten())
     return removed
 
 

@@ -147,3 +147,24 @@ def test_inputs_that_no_kernel_takes_are_refused():
     for x in (torch.ones(1, 3, 4, 4).double(), torch.ones(3, 4, 4), torch.ones(1, 4, 4, 3).permute(0, 3, 1, 2)):
         with pytest.raises(_cpu.BackendError):
             op(x, torch.empty(1, 2, 4, 4))
+
+
+def test_shapes_that_do_not_fit_are_refused():
+    """The kernels check nothing: a wrong call would write beside its output."""
+    x, out = torch.ones(1, 4, 6, 6), torch.empty(1, 4, 6, 6)
+    gdfn_args = torch.ones(4), torch.ones(4), torch.ones(6, 4, 1, 1), torch.ones(6, 1, 3, 3), torch.ones(4, 3, 1, 1)
+    mdta_args = (torch.ones(4), torch.ones(4), torch.ones(12, 4, 1, 1), torch.ones(12, 1, 3, 3), torch.ones(2, 1, 1),
+                 torch.ones(4, 4, 1, 1))  # fmt: skip
+    for op in (PackedPointwise(torch.ones(4, 3, 1, 1)), PackedPointwise(torch.ones(5, 4, 1, 1)),
+               PackedConv(torch.ones(4, 3, 3, 3)), PackedConv(torch.ones(4, 4, 3, 3), 2),
+               PackedConv(torch.ones(4, 4, 3, 3), -2), PackedDepthwise(torch.ones(3, 1, 3, 3))):  # fmt: skip
+        with pytest.raises(_cpu.BackendError, match="expected"):
+            op(x, out)
+    with pytest.raises(_cpu.BackendError, match="multiples of 2"):
+        PackedConv(torch.ones(1, 4, 3, 3), -2)(x[:, :, :5], out)
+    with pytest.raises(_cpu.BackendError, match="expected"):
+        PackedGDFN(*gdfn_args)(x, out[:, :3])
+    mdta_op = PackedMDTA(*mdta_args)
+    for scratch in (torch.empty(mdta_op.scratch_floats(x) - 1), torch.empty(mdta_op.scratch_floats(x)).double()):
+        with pytest.raises(_cpu.BackendError, match="scratch"):
+            mdta_op(x, out, scratch)

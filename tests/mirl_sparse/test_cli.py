@@ -57,6 +57,7 @@ def test_convert_inspect_bench_and_restore(checkpoint, tmp_path):
 
 
 def test_the_shipped_ticket_is_the_default(tmp_path):
+    (tmp_path / "small").mkdir()  # a folder of that name is not meant
     Image.fromarray(np.full((20, 30, 3), 99, np.uint8)).save(tmp_path / "a.jpg")
     done = mirl("restore", "a.jpg", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -69,6 +70,8 @@ def test_the_shipped_ticket_is_the_default(tmp_path):
     (("convert", "text.ckpt"), "text.ckpt"),
     (("convert", "mirl.ckpt", "-o", "mirl.ckpt"), "is the checkpoint itself"),
     (("convert", "mirl.ckpt", "-o", "text.ckpt/t"), "cannot be written"),
+    (("convert", "missing.ckpt", "-o", "mirl.ckpt"), "missing.ckpt: no such file"),
+    (("train", "run.yaml", "--data", ".", "-o", "text.ckpt"), "text.ckpt"),
     (("inspect", "missing"), "nor a shipped ticket (small)"),
     (("restore", "missing.png"), "no such file"),
     (("restore", "mirl.ckpt", "-o", "x.gif"), "suffix '.gif'"),
@@ -83,7 +86,10 @@ def test_the_shipped_ticket_is_the_default(tmp_path):
 ])  # fmt: skip
 def test_bad_input_is_one_line_and_status_2(checkpoint, tmp_path, arguments, message):
     (tmp_path / "text.ckpt").write_text("just words")
-    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "a.png")
+    (tmp_path / "run.yaml").write_text("start: small\ndata: {clean: ., validation_images: 1, tasks: {rain: 1}}\n"
+                                       "training: {steps: 1, patch_size: 8}\n")  # fmt: skip
+    for name in ("a.png", "b.png"):
+        Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / name)
     before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
     done = mirl(*arguments, cwd=tmp_path)
     assert done.returncode == 2

@@ -78,6 +78,10 @@ def test_copies_and_new_weights(network):
     copied.load_state_dict(state)
     assert torch.equal(copied(x), x)  # what is left is the residual
     assert torch.equal(restorer(x), before)
+    with torch.no_grad():
+        copied.network.output.weight.add_(state["network.patch_embed.proj.weight"].mean())
+    torch.testing.assert_close(copied(x), copied.network(x), atol=1e-5, rtol=0)
+    assert not torch.equal(copied(x), x)
     with pytest.raises(_cpu.BackendError, match="weights are on meta; expected the CPU"):
         copied.to("meta")(x)
 
@@ -169,6 +173,37 @@ def test_without_the_kernels_auto_falls_back_and_says_so(network, monkeypatch):
             SparseRestorer(network, "cpu")
     finally:
         _cpu.library.cache_clear()
+
+
+def test_kernels_of_another_version_are_refused():
+    with pytest.raises(_cpu.BackendError, match="of another version"):
+        _cpu.call("gdfn", _cpu.Image())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits memory as Linux does")
+def test_running_out_of_memory_is_an_error_and_not_the_end(tmp_path):
+    """In a worker thread as in the caller."""
+    code = """
+import resource, threading, torch
+from mirl_kernels import _cpu
+from mirl_kernels.pointwise import PackedPointwise
+torch.set_num_threads(2)
+op, x, out = PackedPointwise(torch.ones(400000, 4, 1, 1)), torch.ones(1, 4, 2, 8), torch.empty(1, 400000, 2, 8)
+limit = int(open("/proc/self/statm").read().split()[0]) * 4096 + (64 << 20)
+hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
+for _ in range(3):
+    try:
+        op(x, out)
+        print("ran")
+    except MemoryError as error:
+        print(error)
+resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
+op(x, out)
+print(bool((out == 4).all()))
+"""
+    done = run_python(code)
+    assert done.stdout.splitlines() == ["mirl_pointwise ran out of memory"] * 3 + ["True"], done.stderr
 
 
 def test_importing_neither_loads_triton_nor_touches_a_device():

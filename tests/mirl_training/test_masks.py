@@ -33,6 +33,14 @@ def test_layerwise_density_is_exact_to_one_weight_per_layer(network, density):
         assert abs(int(keep.sum()) - density * keep.numel()) <= 1, name
 
 
+def test_layerwise_from_an_uneven_mask_still_reaches_its_density(network):
+    """Layers that are emptier than their share leave it to the others."""
+    uneven = prune(network, Mask.full(network), 0.4, "global")
+    mask = prune(network, uneven, 0.3, "layerwise")
+    assert mask.density == pytest.approx(0.3, abs=len(mask.alive) / mask.total)
+    assert all(bool((uneven.alive[n] | ~keep).all()) for n, keep in mask.alive.items())
+
+
 @pytest.mark.parametrize("criterion", ["global", "layerwise"])
 def test_rounds_are_nested(network, criterion):
     mask = Mask.full(network)

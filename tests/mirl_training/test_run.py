@@ -11,7 +11,7 @@ from tiny import settings
 from mirl_sparse import SparseRestorer
 from mirl_sparse.errors import UserError
 from mirl_sparse.ticket import write_ticket
-from mirl_training.data import DataError
+from mirl_training.config import RunConfig
 from mirl_training.masks import Mask
 from mirl_training.run import Run, learning_rate
 
@@ -117,14 +117,28 @@ def test_another_config_in_the_same_folder_is_refused(photos, tmp_path):
         Run(settings(training={"steps": 5}), photos, tmp_path / "run", quiet)
 
 
+def test_a_corrected_config_is_not_taken_for_another_run(photos, tmp_path):
+    values = settings().model_dump() | {"network": None, "start": "nowhere"}
+    with pytest.raises(UserError, match="nor a shipped ticket"):
+        Run(RunConfig(**values), photos, tmp_path / "run", quiet)
+    Run(settings(), photos, tmp_path / "run", quiet)
+
+
+def test_a_diverging_run_says_so(photos, tmp_path):
+    with pytest.raises(UserError, match=r"training diverged .* lower training.learning_rate"):
+        Run(settings(training={"learning_rate": 1e30, "steps": 40}), photos, tmp_path / "run", quiet).go()
+
+
 @pytest.mark.parametrize(("change", "message"), [
+    ({"pruning": {"exempt": ["*"], "rounds": 5}}, "exempt fewer layers"),
     ({"data": {"clean": "nowhere"}}, "no such folder"),
     ({"data": {"validation_images": 3}}, "validation_images"),
     ({"training": {"patch_size": 32}}, "patch size"),
 ])  # fmt: skip
-def test_data_that_does_not_serve_is_refused(photos, tmp_path, change, message):
-    with pytest.raises(DataError, match=message):
+def test_what_does_not_serve_is_refused_before_anything_is_written(photos, tmp_path, change, message):
+    with pytest.raises(UserError, match=message):
         Run(settings(**change), photos, tmp_path / "run", quiet)
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_schedule_warms_up_and_falls_to_zero():

@@ -28,7 +28,7 @@ class DataSettings(_Settings):
 
     clean: str
     haze: str | None = None
-    tasks: dict[Literal["noise15", "noise25", "noise50", "rain", "haze", "fog"], Positive]
+    tasks: dict[Literal["noise15", "noise25", "noise50", "rain", "haze", "fog"], Positive] = Field(min_length=1)
     validation_images: Positive = 6
 
 

@@ -19,9 +19,10 @@ from skimage import data
 
 from mirl_kernels import _cpu
 from mirl_sparse.bench import SPARSE, bench
+from mirl_sparse.convert import describe, load
 from mirl_sparse.images import write_image
 from mirl_sparse.restorer import SparseRestorer
-from mirl_sparse.ticket import DEFAULT, find, read_ticket
+from mirl_sparse.ticket import DEFAULT, find
 from mirl_training.degradations import add_haze, add_noise, add_rain
 
 Pixels = NDArray[np.uint8]
@@ -84,7 +85,8 @@ def demo(
     runs: Annotated[int, typer.Option(help="Timed runs of each network, interleaved.", min=1)] = 3,
 ) -> None:
     """Restore a noisy, a rainy and a hazy photo, time dense beside sparse, and write a side-by-side picture."""
-    network, statistics = read_ticket(find(ticket))
+    network = load(find(ticket))
+    statistics = describe(network).statistics
     restorer = SparseRestorer(network)
     dense = SparseRestorer(network, "reference")
     table = Table("photo", "pixels", "PSNR before", "after", "dense, as installed", "dense, best", "sparse",

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from mirl_sparse.images import read_image
-from mirl_training.data import list_images, list_pairs
+from mirl_training.data import DataError, list_images, list_pairs
 from mirl_training.degradations import add_noise
 
 Pixels = NDArray[np.uint8]
@@ -71,6 +71,10 @@ def evaluate(restore: Callable[[Pixels], Pixels], root: Path) -> Iterator[Score]
         rows = []
         for degraded, clean in images():
             row = []
+            if degraded.shape != clean.shape or 0 in clean.shape:
+                raise DataError(
+                    f"{task}: {degraded.shape} beside {clean.shape}; expected equal sizes of {CROP} or more"
+                )
             for candidate in (degraded, restore(degraded)):
                 a, b = clean.astype(np.float64) / 255, candidate.astype(np.float64) / 255
                 row += [

@@ -95,8 +95,8 @@ def prune(network: PromptIR, mask: Mask, density: float, criterion: str, exempt:
     """A mask nested in the given one that keeps the largest magnitudes: ``density`` of all prunable
     weights, exact to one weight per ranked group.
 
-    ``global`` ranks all layers together, ``layerwise`` each by itself at one density. Layers that
-    match an ``exempt`` pattern keep what they have; the others pay for it.
+    ``global`` ranks all layers together, ``layerwise`` each by itself at one density, or all that it has
+    where that is less. Layers that match an ``exempt`` pattern keep what they have; the others pay for it.
     """
     mask.check(network)
     parameters = dict(network.named_parameters())
@@ -120,10 +120,17 @@ def prune(network: PromptIR, mask: Mask, density: float, criterion: str, exempt:
         pieces = flat.split([magnitude[n].numel() for n in ranked])
         alive |= {n: piece.view_as(mask.alive[n]).clone() for n, piece in zip(ranked, pieces, strict=True)}
     elif criterion == "layerwise":
-        share = wanted / sum(magnitude[n].numel() for n in ranked)
+        share, left, free = 0.0, wanted, list(ranked)
+        counts = {}
+        while free:  # layers that have less than their share give the rest to the others
+            share = left / sum(magnitude[n].numel() for n in free)
+            short = [n for n in free if int(mask.alive[n].sum()) <= share * magnitude[n].numel()] or free
+            for n in short:
+                counts[n] = min(max(1, round(share * magnitude[n].numel())), int(mask.alive[n].sum()))
+                left -= counts[n]
+            free = [n for n in free if n not in counts]
         for n in ranked:
-            count = min(max(1, round(share * magnitude[n].numel())), int(mask.alive[n].sum()))
-            alive[n] = _keep_largest(magnitude[n], mask.alive[n].flatten(), count).view_as(mask.alive[n])
+            alive[n] = _keep_largest(magnitude[n], mask.alive[n].flatten(), counts[n]).view_as(mask.alive[n])
     else:
         raise MaskError(f"criterion {criterion!r} is unknown; expected global or layerwise")
     return Mask(alive)

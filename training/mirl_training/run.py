@@ -5,10 +5,10 @@
     RUN/rewind.safetensors     the weights to rewind to, when that is a later step of round 0
     RUN/round_00/ …            weights.safetensors, mask.safetensors, metrics.json
     RUN/state.pt               the unfinished round, every ``save_every`` steps
-    RUN/log.jsonl              one line per report
+    RUN/log.jsonl              one line per validation; a stopped run may repeat the last ones
 
-Every file is written whole under another name and then renamed, so the same command started again
-goes on where the last one was stopped, and draws what it would have drawn.
+Every file but the log is written whole under another name and then renamed, so the same command started
+again goes on where the last one was stopped, and draws what it would have drawn.
 """
 
 from __future__ import annotations
@@ -60,26 +60,25 @@ class Run:
 
     def __init__(self, config: RunConfig, root: Path, folder: Path, report: Report) -> None:
         self.config, self.folder, self._report = config, folder, report
-        folder.mkdir(parents=True, exist_ok=True)
-        written = folder / "config.yaml"
-        if written.exists():
-            if yaml.safe_load(written.read_text(encoding="utf-8")) != config.to_dict():
-                raise UserError(
-                    f"{folder}: holds a run of other settings ({written}); give another --output or remove it"
-                )
-        else:
-            text = yaml.safe_dump(config.to_dict(), sort_keys=False)
-            write_whole(written, text.encode())
+        written, start = folder / "config.yaml", folder / "start.safetensors"
+        if written.exists() and yaml.safe_load(written.read_text(encoding="utf-8")) != config.to_dict():
+            raise UserError(f"{folder}: holds a run of other settings ({written}); give another --output or remove it")
+        # All that may be wrong with the settings is found before anything is written, or trained for hours.
         self.data = TrainingData(config, root)
         self.validation = self.data.validation()
         torch.manual_seed(config.training.seed)
-        start = folder / "start.safetensors"
         if start.exists():
             self.network = load(start)
         else:
             self.network = PromptIR(config.network) if config.start is None else load(find(config.start))
-            save_weights(start, self.network)
         self.network.requires_grad_(True)
+        self._first = Mask.full(self.network) if config.start is None else Mask.of(self.network)
+        self._prune(self._first, config.pruning.rounds)
+        if not start.exists():
+            write_whole(written, yaml.safe_dump(config.to_dict(), sort_keys=False).encode())
+            save_weights(start, self.network)
+        for left in folder.glob(".*.part"):  # of a run that was killed while it wrote
+            left.unlink()
         self._steps_before = [0]
         for index in range(config.pruning.rounds + 1):
             self._steps_before.append(self._steps_before[-1] + config.steps_of_round(index))
@@ -94,22 +93,20 @@ class Run:
                 self._round(index)
         return self.round_folder(self.config.pruning.rounds)
 
+    def _prune(self, mask: Mask, index: int) -> Mask:
+        """The mask of round ``index``, nested in the given one, by the network's present weights."""
+        pruning = self.config.pruning
+        density = self._first.density * (1 - pruning.rate) ** index
+        return prune(self.network, mask, density, pruning.criterion, pruning.exempt)
+
     def _begin(self, index: int) -> Mask:
         """Load, prune and rewind: leaves the network at the start of round ``index``."""
         if index == 0:
             self.network.load_state_dict(load_file(self.folder / "start.safetensors"))
-            return Mask.full(self.network) if self.config.start is None else Mask.of(self.network)
+            return self._first
         before, pruning = self.round_folder(index - 1), self.config.pruning
-        first = Mask(load_file(self.round_folder(0) / "mask.safetensors"))
-        density = first.density * (1 - pruning.rate) ** index
         self.network.load_state_dict(load_file(before / "weights.safetensors"))
-        mask = prune(
-            self.network,
-            Mask(load_file(before / "mask.safetensors")),
-            density,
-            pruning.criterion,
-            pruning.exempt,
-        )
+        mask = self._prune(Mask(load_file(before / "mask.safetensors")), index)
         if pruning.rewind != "none":
             source = "start" if pruning.rewind == "initial" else "rewind"
             self.network.load_state_dict(load_file(self.folder / f"{source}.safetensors"))
@@ -170,9 +167,12 @@ class Run:
         loss = F.l1_loss(self.network(degraded), clean)
         loss.backward()
         mask.apply_to_gradients(self.network)
-        torch.nn.utils.clip_grad_norm_(
-            self.network.parameters(), self.config.training.clip_norm, error_if_nonfinite=True
-        )
+        norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.config.training.clip_norm)
+        if not math.isfinite(norm.item()):
+            raise UserError(
+                f"{self.folder}: training diverged (loss {loss.item()}); lower training.learning_rate"
+                f" ({self.config.training.learning_rate}) and start anew in another folder"
+            )
         optimizer.step()
         return loss.item()
 

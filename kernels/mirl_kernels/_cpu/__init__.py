@@ -55,7 +55,10 @@ def library() -> ctypes.CDLL:
             "the C++ kernels were not built when mirl-sparse was installed; install a C++17 compiler (g++ or"
             ' clang++) and install mirl-sparse again, or use backend="reference"'
         )
-    loaded = ctypes.CDLL(str(path))
+    try:
+        loaded = ctypes.CDLL(str(path))
+    except OSError as error:
+        raise BackendError(f"{path} cannot be loaded ({error}); install mirl-sparse again") from None
     loaded.mirl_isa.restype = ctypes.c_char_p
     if loaded.mirl_isa() is None:
         raise BackendError(
@@ -102,12 +105,30 @@ def empty(batch: int, channels: int, height: int, width: int) -> Tensor:
     return torch.empty(batch, height, channels, padded(width)).permute(0, 2, 1, 3)[..., :width]
 
 
+def check(x: Tensor, channels: int, out: Tensor, shape: tuple[int, ...], scratch: Tensor | None = None,
+          floats: int = 0) -> None:  # fmt: skip
+    """BackendError unless x has the channels that an op reads, ``out`` the shape that it writes, and
+    ``scratch`` the floats that it needs: the kernels themselves check nothing."""
+    if x.shape[1] != channels or out.shape != shape:
+        raise BackendError(
+            f"input {tuple(x.shape)} and output {tuple(out.shape)}; expected {channels} channels in, {shape} out"
+        )
+    if scratch is not None and (scratch.dtype != torch.float32 or scratch.numel() < floats):
+        raise BackendError(f"scratch is {scratch.numel()} of {scratch.dtype}; expected {floats} of torch.float32")
+
+
 def size(x: Tensor) -> Size:
     return Size(*x.shape)
 
 
+@cache
+def _function(name: str, size: int) -> Callable[[object], int]:
+    if getattr(library(), f"mirl_{name}_bytes")() != size:
+        raise BackendError(f"the C++ kernels are of another version (mirl_{name}); install mirl-sparse again")
+    return getattr(library(), f"mirl_{name}")
+
+
 def call(name: str, args: Structure) -> None:
     """Run ``mirl_<name>``."""
-    function: Callable[[object], int] = getattr(library(), f"mirl_{name}")
-    if function(ctypes.byref(args)):
+    if _function(name, ctypes.sizeof(args))(ctypes.byref(args)):
         raise MemoryError(f"mirl_{name} ran out of memory")

@@ -56,6 +56,11 @@ const Isa* chosen = choose();
 // The name of the build in use, or null when MIRL_CPU_ISA asks for one that cannot run here.
 MIRL_EXPORT const char* mirl_isa() { return chosen ? chosen->name : nullptr; }
 
+// How many bytes the arguments of an op take here, that a caller may compare with its own idea of them.
+#define MIRL_SIZE(op, Args) \
+  MIRL_EXPORT int64_t mirl_##op##_bytes() { return sizeof(Args); }
+MIRL_OPS(MIRL_SIZE)
+
 // 0, or 1 when memory ran out.
 #define MIRL_FORWARD(op, Args)                     \
   MIRL_EXPORT int mirl_##op(const Args* args) {    \

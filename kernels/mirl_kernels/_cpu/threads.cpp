@@ -3,8 +3,10 @@
 #include <atomic>
 #include <condition_variable>
 #include <cstdlib>
+#include <exception>
 #include <mutex>
 #include <new>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -29,9 +31,16 @@ struct Pool {
   void* context = nullptr;
   int64_t count = 0;
   std::atomic<int64_t> next{0};
+  std::exception_ptr failure;  // of the first task that failed: memory ran out
 
   void work() {
-    for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < count;) task(context, i);
+    try {
+      for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < count;) task(context, i);
+    } catch (...) {
+      next.store(count, std::memory_order_relaxed);
+      std::lock_guard<std::mutex> held(lock);
+      if (!failure) failure = std::current_exception();
+    }
   }
 
   void serve() {
@@ -52,8 +61,12 @@ struct Pool {
   void run(int64_t tasks, int64_t threads, Task f, void* c) {
     {
       std::lock_guard<std::mutex> held(lock);
-      while (static_cast<int64_t>(workers.size()) < threads - 1) workers.emplace_back([this] { serve(); });
-      task = f, context = c, count = tasks, wanted = threads - 1, joined = 0;
+      try {
+        while (static_cast<int64_t>(workers.size()) < threads - 1) workers.emplace_back([this] { serve(); });
+      } catch (const std::system_error&) {
+        // The system gives no more threads: those that there are do the work.
+      }
+      task = f, context = c, count = tasks, wanted = threads - 1, joined = 0, failure = nullptr;
       next.store(0, std::memory_order_relaxed);
       ++generation;
     }
@@ -62,6 +75,7 @@ struct Pool {
     std::unique_lock<std::mutex> held(lock);
     wanted = 0;  // who has not begun by now has nothing left to do
     idle.wait(held, [&] { return active == 0; });
+    if (failure) std::rethrow_exception(failure);
   }
 };
 

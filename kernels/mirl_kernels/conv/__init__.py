@@ -22,11 +22,20 @@ class PackedConv:
     """The surviving weights of a k x k convolution, k odd; arguments as in `reference`."""
 
     def __init__(self, weight: Tensor, shuffle: int = 1) -> None:
-        self._kernel, self._shuffle = weight.shape[-1], shuffle
+        self._outputs, self._inputs, self._kernel, _ = weight.shape
+        self._shuffle = shuffle
         self._weight = _cpu.pack_rows(weight.flatten(1))
 
     def __call__(self, x: Tensor, out: Tensor, residual: Tensor | None = None) -> None:
         """``out`` = the convolution of x (B, C, H, W), shuffled, plus ``residual``; x and out may not share memory."""
+        b, _, h, w = x.shape
+        r, u = max(self._shuffle, 1), max(-self._shuffle, 1)  # shuffled by r, unshuffled by u
+        if h % u or w % u:
+            raise _cpu.BackendError(f"input is {h}x{w}; expected multiples of {u} to unshuffle")
+        shape = (b, self._outputs * u * u // (r * r), h * r // u, w * r // u)
+        _cpu.check(x, self._inputs, out, shape)
+        if residual is not None:
+            _cpu.check(x, self._inputs, residual, shape)
         added = _cpu.Image() if residual is None else _cpu.image(residual)
         args = _Args(_cpu.image(x), _cpu.image(out), added, _cpu.size(x), self._weight, self._kernel, self._shuffle,
                      torch.get_num_threads())  # fmt: skip

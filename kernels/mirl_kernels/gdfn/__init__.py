@@ -48,6 +48,7 @@ class PackedGDFN:
 
     def __call__(self, x: Tensor, out: Tensor) -> None:
         """``out`` = GDFN(x), both (B, C, H, W); they may not share memory."""
+        _cpu.check(x, self.channels, out, x.shape)
         args = _Args(_cpu.image(x), _cpu.image(out), _cpu.size(x), self._project_in, self._dwconv,
                      self._project_out, torch.get_num_threads())  # fmt: skip
         _cpu.call("gdfn", args)

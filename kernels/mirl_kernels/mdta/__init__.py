@@ -24,13 +24,17 @@ def live_channels(qkv: Tensor, dwconv: Tensor, project_out: Tensor, heads: int) 
     """The channels of q, of k and of v that must be computed, each sorted.
 
     A v channel without taps or inputs is zero and is dropped. A q or k channel that is zero has
-    logits of 0, which still count in the softmax, so it is only its computation that is dropped; q
-    is also dropped where no output reads its row, k and v where none reads their head.
+    logits of 0, which still count in the softmax, so it is only its computation that is dropped. Where
+    no output reads a row of the attention, its q is dropped; where none reads a head, or all its v are
+    zero, all of the head; and where all q or all k of a head are zero, so are all its logits.
     """
-    alive = ((qkv.flatten(1) != 0).any(1) & (dwconv.flatten(1) != 0).any(1)).view(3, -1)
-    read = (project_out.flatten(1) != 0).any(0)
-    read_heads = read.view(heads, -1).any(1).repeat_interleave(len(read) // heads)
-    return [row.nonzero()[:, 0] for row in alive & torch.stack([read, read_heads, read_heads])]
+    q, k, v = ((qkv.flatten(1) != 0).any(1) & (dwconv.flatten(1) != 0).any(1)).view(3, heads, -1)
+    read = (project_out.flatten(1) != 0).any(0).view(heads, -1)
+    v = v & read.any(1, keepdim=True)
+    q = q & read & v.any(1, keepdim=True)
+    k = k & q.any(1, keepdim=True)
+    q = q & k.any(1, keepdim=True)
+    return [live.flatten().nonzero()[:, 0] for live in (q, k, v)]
 
 
 class PackedMDTA:
@@ -54,6 +58,7 @@ class PackedMDTA:
 
     def __call__(self, x: Tensor, out: Tensor, scratch: Tensor) -> None:
         """``out`` = MDTA(x), both (B, C, H, W), possibly the same; ``scratch`` holds `scratch_floats`."""
+        _cpu.check(x, self.channels, out, x.shape, scratch, self.scratch_floats(x))
         q, k, v = self._index
         args = _Args(_cpu.image(x), _cpu.image(out), _cpu.size(x), self._qkv, self._dwconv, self._project_out,
                      self._temperature.data_ptr(), self.heads, len(q), len(k), len(v), q.data_ptr(), k.data_ptr(),

@@ -21,9 +21,12 @@ class PackedPointwise:
     """The surviving weights of a 1x1 convolution; arguments as in `reference`."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
+        self._shape = weight.shape[:2]
         self._weight = _cpu.pack_rows(weight.flatten(1), bias)
 
     def __call__(self, x: Tensor, out: Tensor) -> None:
         """``out`` (B, O, H, W) = convolution of x (B, C, H, W); they may not share memory."""
+        outputs, inputs = self._shape
+        _cpu.check(x, inputs, out, (x.shape[0], outputs, *x.shape[2:]))
         threads = torch.get_num_threads()
         _cpu.call("pointwise", _Args(_cpu.image(x), _cpu.image(out), _cpu.size(x), self._weight, threads))

@@ -36,6 +36,7 @@ class PackedPrompt:
         """``out`` (B, P, H, W) = the prompts for x (B, C, H, W); ``scratch`` holds `scratch_floats`."""
         _, count, channels, side, _ = self._prompts.shape
         weight, bias = self._linear
+        _cpu.check(x, weight.shape[1], out, (x.shape[0], channels, *x.shape[2:]), scratch, self.scratch_floats(x))
         args = _Args(_cpu.image(x), _cpu.image(out), _cpu.size(x), weight.data_ptr(), bias.data_ptr(),
                      self._prompts.data_ptr(), count, channels, side, self._conv, scratch.data_ptr(),
                      torch.get_num_threads())  # fmt: skip
