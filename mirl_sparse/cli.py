@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated
@@ -125,6 +126,7 @@ def bench(
 
 def main() -> None:
     """Run the command; an error that the user can mend is one line and exit status 2."""
+    warnings.formatwarning = lambda message, *_, **__: f"mirl-sparse: {message}\n"
     for command in entry_points(group="mirl_sparse.commands"):
         app.command(command.name)(command.load())
     try:

@@ -132,6 +132,34 @@ def test_prompt(seed, batch, channels, count, prompts, side, height, width, dens
     check(packed, prompt(x.float().double(), *args), x.float(), scratch)
 
 
+def test_dead_queries_and_keys_still_count_in_the_softmax():
+    """Their logit is 0, so a live v paired with a dead k keeps its weight exp(0) = 1."""
+    g = torch.Generator().manual_seed(3)
+    channels = 8
+    x = noise((1, channels, 9, 11), g)
+    for dead in (range(8), range(3), range(8, 16), range(10, 13), (0, 9, 18), range(16), range(16, 20), range(16, 24)):
+        qkv = weights((3 * channels, channels, 1, 1), 1.0, g)
+        qkv[list(dead)] = 0
+        args = [torch.ones(channels), torch.zeros(channels), qkv, weights((3 * channels, 1, 3, 3), 1.0, g),
+                torch.tensor([1.5, 0.7]).view(2, 1, 1), weights((channels, channels, 1, 1), 1.0, g)]  # fmt: skip
+        packed = PackedMDTA(*(a.float() for a in args))
+        assert sum(map(len, packed.live)) <= 3 * channels - len(dead)
+        expected = mdta(x.float().double(), *(a.double() for a in args))
+        check(packed, expected, x.float(), torch.full((packed.scratch_floats(x),), float("nan")))
+
+
+def test_the_layer_norm_keeps_its_digits_far_from_zero():
+    """E[x^2] - E[x]^2 would lose them all: 1000^2 has none left for a variance of 1."""
+    g = torch.Generator().manual_seed(4)
+    x = (1000 + noise((1, 16, 8, 8), g)).float()
+    args = [torch.ones(16), torch.zeros(16), weights((12, 16, 1, 1), 1.0, g), weights((12, 1, 3, 3), 1.0, g),
+            weights((16, 6, 1, 1), 1.0, g)]  # fmt: skip
+    out = torch.empty_like(x)
+    PackedGDFN(*(a.float() for a in args))(x, out)
+    expected = gdfn(x.double(), *(a.double() for a in args)) - x.double()
+    torch.testing.assert_close(out.double() - x.double(), expected, atol=2e-3 * expected.abs().max().item(), rtol=0)
+
+
 def test_slices_of_channels_are_written_and_nothing_beside_them():
     """As the engine concatenates: ops read and write channels of wider buffers."""
     x, out = _cpu.empty(2, 9, 6, 11).normal_(), _cpu.empty(2, 8, 6, 11).fill_(7.0)
