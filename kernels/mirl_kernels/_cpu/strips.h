@@ -49,16 +49,16 @@ struct Strips {
   int64_t floats() const { return 16 + size.channels * norm_stride + hidden * hidden_stride + extra; }
 };
 
-// V vectors of pixels (the last of them `last` floats wide) through the layer norm, without its gain and bias:
-// two passes over the copy in `out`, since E[x^2] - E[x]^2 would lose digits.
+// V vectors of pixels through the layer norm, without its gain and bias: two passes over the copy in `out`, since
+// E[x^2] - E[x]^2 would lose digits. What lies `ahead` floats further is wanted next: too many streams at once for the
+// processor to foresee.
 template <int V>
-inline void norm_panel(const float* x, int64_t x_stride, int64_t channels, int64_t last, float* out, int64_t stride,
-                       int64_t ahead) {
+inline void norm_panel(const float* x, int64_t x_stride, int64_t channels, float* out, int64_t stride, int64_t ahead) {
   Vec mean[V] = {}, scale[V] = {};
   for (int64_t c = 0; c < channels; ++c)
     for (int v = 0; v < V; ++v) {
       const float* from = x + c * x_stride + v * L;
-      const Vec value = v + 1 < V || last == L ? load(from) : load_some(from, last);
+      const Vec value = load(from);
       __builtin_prefetch(from + ahead);
       store(out + c * stride + v * L, value);
       mean[v] += value;
@@ -77,18 +77,18 @@ inline void norm_panel(const float* x, int64_t x_stride, int64_t channels, int64
     }
 }
 
-// The normalised pixels x[c * x_stride + 0 .. count) to out[c * stride + 0 .. count), rounded up to whole vectors.
-// What lies `ahead` floats further is wanted next: too many streams at once for the processor to foresee.
+// The normalised pixels x[c * x_stride + 0 .. count) to out[c * stride + 0 .. count), or to L floats where there are fewer.
 inline void norm_row(const float* x, int64_t x_stride, int64_t channels, int64_t count, float* out, int64_t stride, int64_t ahead) {
-  while (count > 0) {
-    const int64_t vectors = std::min<int64_t>((count + L - 1) / L, 4), done = std::min(count, vectors * L);
-    const int64_t last = done - (vectors - 1) * L;
-    if (vectors == 4) norm_panel<4>(x, x_stride, channels, last, out, stride, ahead);
-    else if (vectors == 3) norm_panel<3>(x, x_stride, channels, last, out, stride, ahead);
-    else if (vectors == 2) norm_panel<2>(x, x_stride, channels, last, out, stride, ahead);
-    else norm_panel<1>(x, x_stride, channels, last, out, stride, ahead);
-    x += done, out += done, count -= done;
+  int64_t p = 0;
+  for (; p + 4 * L <= count; p += 4 * L) norm_panel<4>(x + p, x_stride, channels, out + p, stride, ahead);
+  for (; p + L <= count; p += L) norm_panel<1>(x + p, x_stride, channels, out + p, stride, ahead);
+  if (p == count) return;
+  if (count >= L) return norm_panel<1>(x + count - L, x_stride, channels, out + count - L, stride, ahead);  // some again
+  for (int64_t c = 0; c < channels; ++c) {
+    std::memset(out + c * stride, 0, sizeof(float) * L);
+    std::memcpy(out + c * stride, x + c * x_stride, sizeof(float) * count);
   }
+  norm_panel<1>(out, stride, channels, out, stride, 0);
 }
 
 // The surviving 3x3 taps of each hidden channel, as offsets from the pixel's own place in the row above.
@@ -122,7 +122,7 @@ struct Taps {
     for (; count > 0; in += L, out += L, count -= L) {
       panel<1>(channel, in, sums);
       if (count >= L) store(out, sums[0]);
-      else store_some(out, sums[0], count);
+      else std::memcpy(out, sums, sizeof(float) * count);
     }
   }
 };

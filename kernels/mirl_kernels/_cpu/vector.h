@@ -55,14 +55,6 @@ inline Vec sums(Vec* v) {
   return v[0];
 }
 
-// The first n < L floats at p, zeros behind them; and their store.
-inline Vec load_some(const float* p, int64_t n) {
-  Vec v{};
-  std::memcpy(&v, p, sizeof(float) * n);
-  return v;
-}
-inline void store_some(float* p, Vec v, int64_t n) { std::memcpy(p, &v, sizeof(float) * n); }
-
 inline int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
 // Exact GELU, x * Phi(x).
