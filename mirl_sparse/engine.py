@@ -96,7 +96,8 @@ class Engine:
         if plan is None:
             if sum(kept.bytes for kept in list(self._plans.values())) > _BYTES_KEPT:
                 self._plans.clear()
-            plan = _Plan(self.network, *key)
+            with torch.inference_mode(False):  # else a later call outside of that mode might not write to them
+                plan = _Plan(self.network, *key)
         out = self._run(image, plan)
         self._plans[key] = plan
         while len(self._plans) > _PLANS_KEPT:

@@ -75,7 +75,8 @@ class SparseRestorer(nn.Module):
     def _run(self, image: Tensor) -> Tensor:
         if self.backend == "reference":
             return self.network(image)
-        state = [(p.data_ptr(), p._version) for p in self.network.parameters()]
+        # Tensors of inference mode have no version: they are not meant to change.
+        state = [(p.data_ptr(), -1 if p.is_inference() else p._version) for p in self.network.parameters()]
         kept = self._engine
         if kept is None or kept[0] != state:
             kept = self._engine = state, Engine(self.network)

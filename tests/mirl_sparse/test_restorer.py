@@ -86,6 +86,18 @@ def test_copies_and_new_weights(network):
         copied.to("meta")(x)
 
 
+def test_inference_mode_comes_and_goes(network, tmp_path):
+    write_ticket(tmp_path / "t.safetensors", network, {})
+    x = torch.rand(1, 3, 16, 16)
+    expected = SparseRestorer(network, "cpu")(x)
+    with torch.inference_mode():
+        restorer = SparseRestorer.from_pretrained(tmp_path / "t.safetensors", "cpu")
+        assert torch.equal(restorer(x), expected)
+    assert torch.equal(restorer(x), expected)
+    with torch.inference_mode():
+        assert torch.equal(restorer(x.clone()), expected)
+
+
 @pytest.mark.parametrize("x", [torch.rand(1, 3, 8, 8).double(), torch.rand(1, 3, 8, 8).half()])
 def test_other_dtypes_are_refused_in_one_line(network, x):
     with pytest.raises(_cpu.BackendError, match=f"input is {x.dtype}.*expected float32"):

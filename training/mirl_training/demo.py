@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 from rich.console import Console
 from rich.table import Table
 from skimage import data
+from skimage.metrics import peak_signal_noise_ratio
 
 from mirl_kernels import _cpu
 from mirl_sparse.bench import SPARSE, bench
@@ -59,10 +59,6 @@ def scenes() -> Iterator[Scene]:
     yield scene("hazy", "haze by measured depth", motorcycle, add_haze(motorcycle, depth, 0.4, 0.8))
 
 
-def _psnr(image: Pixels, clean: Pixels) -> float:
-    return -10 * math.log10(max(float(np.mean((image / 255.0 - clean / 255.0) ** 2)), 1e-12))
-
-
 def _picture(rows: list[tuple[list[Pixels], list[str]]]) -> Image.Image:
     """One row per scene: its photos side by side at one width, each with its caption above."""
     font = ImageFont.load_default(18)
@@ -97,7 +93,7 @@ def demo(
         difference = int(np.abs(restored.astype(int) - dense.restore(scene.degraded)).max())
         write_image(output / f"{scene.name}.png", scene.degraded)
         write_image(output / f"{scene.name}_restored.png", restored)
-        before, after = (_psnr(image, scene.clean) for image in (scene.degraded, restored))
+        before, after = (peak_signal_noise_ratio(scene.clean, image) for image in (scene.degraded, restored))
         height, width = scene.clean.shape[:2]
         times, spent = ["-"] * 4, ""
         if _cpu.available():

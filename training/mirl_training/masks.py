@@ -120,8 +120,7 @@ def prune(network: PromptIR, mask: Mask, density: float, criterion: str, exempt:
         pieces = flat.split([magnitude[n].numel() for n in ranked])
         alive |= {n: piece.view_as(mask.alive[n]).clone() for n, piece in zip(ranked, pieces, strict=True)}
     elif criterion == "layerwise":
-        share, left, free = 0.0, wanted, list(ranked)
-        counts = {}
+        left, free, counts = wanted, list(ranked), {}
         while free:  # layers that have less than their share give the rest to the others
             share = left / sum(magnitude[n].numel() for n in free)
             short = [n for n in free if int(mask.alive[n].sum()) <= share * magnitude[n].numel()] or free

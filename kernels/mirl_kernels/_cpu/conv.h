@@ -36,7 +36,7 @@ inline void run_conv(const MirlConv& a) {
         std::memcpy(in + c * in_stride + (y - y0 + pad) * pitch + first - x0 + pad,
                     a.x.at(b, c, y, first), sizeof(float) * (last - first));
     rows(weight, in, 1, out, out_stride, (y1 - y0) * pitch, channels);
-    // Output o's pixel (y, x) goes to channel `to`, row `down` and every `apart`-th pixel from `left`; unshuffled,
+    // Output o's pixel (y, x) goes to channel `to`, row `line` and every `apart`-th pixel from `left`; unshuffled,
     // every u-th pixel goes to the same channel, so each of its u places is a walk of its own.
     const int64_t r = a.shuffle, u = r < -1 ? -r : 1;
     for (int64_t o = 0; o < outputs; ++o)

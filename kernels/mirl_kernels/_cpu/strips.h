@@ -129,8 +129,8 @@ struct Taps {
 
 // Asks for the memory of rows that are about to be written, in `parts` shares between the arithmetic: a store that
 // misses every cache costs more than what it stores. (GCC drops calls of functions that do nothing but this.)
-__attribute__((always_inline)) inline void fetch_rows(const MirlImage& y, int64_t channels, int64_t b, int64_t y0, int64_t y1, int64_t x0, int64_t x1,
-                       int64_t part, int64_t parts) {
+__attribute__((always_inline)) inline void fetch_rows(const MirlImage& y, int64_t channels, int64_t b, int64_t y0,
+                                                      int64_t y1, int64_t x0, int64_t x1, int64_t part, int64_t parts) {
   for (int64_t c = channels * part / parts; c < channels * (part + 1) / parts; ++c)
     for (int64_t i = y0; i < y1; ++i)
       for (int64_t p = x0; p < x1; p += 16) __builtin_prefetch(y.at(b, c, i, p), 1, 3);
