@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 _LIBRARY = "libmirl_cpu.so"
+DENSE = 0.55  # the density from which a product by rows takes longer than the whole matrix
 
 
 class BackendError(RuntimeError):
@@ -22,8 +23,9 @@ class BackendError(RuntimeError):
 class Rows(Structure):
     """A sparse matrix by rows (``MirlRows``): what `pack_rows` makes of a dense one."""
 
-    _fields_ = [("rows", c_int64), ("start", c_void_p), ("column", c_void_p), ("value", c_void_p), ("bias", c_void_p)]
-    tensors: tuple[Tensor, ...]  # keeps the memory that the pointers name
+    _fields_ = [("rows", c_int64), ("columns", c_int64), ("start", c_void_p), ("column", c_void_p), ("value", c_void_p),
+                ("bias", c_void_p), ("dense", c_void_p)]  # fmt: skip
+    tensors: tuple[Tensor | None, ...]  # keeps the memory that the pointers name
 
 
 class Image(Structure):
@@ -40,8 +42,13 @@ def pack_rows(matrix: Tensor, bias: Tensor | None = None) -> Rows:
     start = torch.zeros(matrix.shape[0] + 1, dtype=torch.int32)
     start[1:] = torch.bincount(rows, minlength=matrix.shape[0]).cumsum(0)
     value = matrix[rows, columns].float().contiguous()
-    kept = (start, columns.int().contiguous(), value) + (() if bias is None else (bias.float().contiguous(),))
-    packed = Rows(matrix.shape[0], *(t.data_ptr() for t in kept))
+    offset = None if bias is None else bias.float().contiguous()
+    whole = None
+    if len(value) > DENSE * matrix.numel():
+        whole = torch.nn.functional.pad(matrix.float(), (0, 0, 0, -matrix.shape[0] % 4))
+        whole = whole.view(-1, 4, matrix.shape[1]).transpose(1, 2).contiguous()
+    kept = start, columns.int().contiguous(), value, offset, whole
+    packed = Rows(*matrix.shape, *(None if t is None else t.data_ptr() for t in kept))
     packed.tensors = kept
     return packed
 

@@ -16,5 +16,5 @@ inline Vec gelu(Vec x) {
   q = q * t + 2.843158544e-02f;
   q = q * t + 2.483899354e-01f;
   q = q * t + 1.0f;
-  return x * (0.5f + c * p / q);
+  return x * (0.5f + c * p * reciprocal(q));
 }

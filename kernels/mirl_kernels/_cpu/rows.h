@@ -1,43 +1,98 @@
-// The sparse product at the heart of every op: rows of (column, value) pairs against panels of pixels.
+// The product at the heart of every op: a sparse matrix, by rows of (column, value) pairs, times a panel of pixels that
+// stays in the first-level cache. A panel has up to WIDE vectors of pixels per channel, its channels PANEL floats apart.
 #pragma once
+#include <type_traits>
+
 #include "abi.h"
 #include "threads.h"
 #include "vector.h"
 
 namespace MIRL_ISA {
 
-// out[r][p] = bias[r] + sum_k value[k] * in[column[k] * in_stride + p], for V vectors of pixels p held in registers.
+constexpr int WIDE = L == 16 ? 4 : 8;
+constexpr int64_t PANEL = WIDE * L;
+constexpr int TILE = L == 16 ? 4 : 2;  // vectors of a register tile that has four rows
+
 template <int V>
-void rows_panel(const MirlRows& m, const float* in, int64_t in_stride, float* out, int64_t out_stride) {
+using Vectors = std::integral_constant<int, V>;
+
+// f(Vectors<n>) for a number that is known at run time.
+template <class F>
+inline void with_vectors(int64_t n, F&& f) {
+  switch (n) {
+    case 1: return f(Vectors<1>{});
+    case 2: return f(Vectors<2>{});
+    case 3: return f(Vectors<3>{});
+#if MIRL_LANES == 16
+    default: return f(Vectors<4>{});
+#else
+    case 4: return f(Vectors<4>{});
+    case 5: return f(Vectors<5>{});
+    case 6: return f(Vectors<6>{});
+    case 7: return f(Vectors<7>{});
+    default: return f(Vectors<8>{});
+#endif
+  }
+}
+
+template <int V, class Emit>
+inline void sparse_panel(const MirlRows& m, const float* in, Emit&& emit) {
   for (int64_t r = 0; r < m.rows; ++r) {
     Vec sums[V];
     const Vec bias = all(m.bias ? m.bias[r] : 0.0f);
     for (int v = 0; v < V; ++v) sums[v] = bias;
     for (int32_t k = m.start[r], end = m.start[r + 1]; k < end; ++k) {
-      const float* p = in + m.column[k] * in_stride;
+      const float* p = in + m.column[k] * PANEL;
       const Vec w = all(m.value[k]);
       for (int v = 0; v < V; ++v) sums[v] += w * load(p + v * L);
     }
-    for (int v = 0; v < V; ++v) store(out + r * out_stride + v * L, sums[v]);
+    emit(r, 0, Vectors<V>{}, sums);
   }
 }
 
-// The same for `pixels` pixels, rounded up to whole vectors, in panels that stay in the first-level cache.
-inline void rows(const MirlRows& m, const float* in, int64_t in_stride, float* out, int64_t out_stride, int64_t pixels,
-                 int64_t channels) {
-  int64_t left = (pixels + L - 1) / L;
-  const int64_t fits = std::max<int64_t>(2, 24576 / (std::max<int64_t>(channels, 1) * 4 * L));
-  while (left > 0) {
-    const int64_t panel = std::min(left, fits);
-    int64_t done;
-    if (panel >= 8) rows_panel<8>(m, in, in_stride, out, out_stride), done = 8;
-    else if (panel >= 6) rows_panel<6>(m, in, in_stride, out, out_stride), done = 6;
-    else if (panel >= 4) rows_panel<4>(m, in, in_stride, out, out_stride), done = 4;
-    else if (panel == 3) rows_panel<3>(m, in, in_stride, out, out_stride), done = 3;
-    else if (panel == 2) rows_panel<2>(m, in, in_stride, out, out_stride), done = 2;
-    else rows_panel<1>(m, in, in_stride, out, out_stride), done = 1;
-    in += done * L, out += done * L, left -= done;
+// Four rows by N vectors; `weight` holds the rows' values four by four.
+template <int N, class Emit>
+inline void dense_tile(const float* weight, int64_t columns, const float* in, int64_t stride, Vec* bias, Emit&& emit) {
+  Vec sums[4][N];
+  for (int i = 0; i < 4; ++i)
+    for (int v = 0; v < N; ++v) sums[i][v] = bias[i];
+  for (int64_t c = 0; c < columns; ++c) {
+    Vec x[N];
+    for (int v = 0; v < N; ++v) x[v] = load(in + c * stride + v * L);
+    for (int i = 0; i < 4; ++i) {
+      const Vec w = all(weight[c * 4 + i]);
+      for (int v = 0; v < N; ++v) sums[i][v] += w * x[v];
+    }
   }
+  for (int i = 0; i < 4; ++i) emit(i, sums[i]);
+}
+
+template <int V, class Emit>
+inline void dense_panel(const MirlRows& m, const float* in, int64_t stride, Emit&& emit) {
+  for (int64_t r = 0; r < m.rows; r += 4) {
+    const int64_t some = std::min<int64_t>(4, m.rows - r);
+    const float* weight = m.dense + r * m.columns;
+    Vec bias[4] = {};
+    if (m.bias)
+      for (int64_t i = 0; i < some; ++i) bias[i] = all(m.bias[r + i]);
+    auto tile = [&](int first, auto n) {
+      dense_tile<n>(weight, m.columns, in + first * L, stride, bias, [&](int64_t i, const Vec* sums) {
+        if (i < some) emit(r + i, first, n, sums);
+      });
+    };
+    constexpr int whole = V / TILE * TILE;
+    for (int first = 0; first < whole; first += TILE) tile(first, Vectors<TILE>{});
+    if constexpr (V > whole) tile(whole, Vectors<V - whole>{});
+  }
+}
+
+// emit(row, first, Vectors<N>, sums) for N vectors of each row of m times a panel of n vectors, from vector `first` on.
+template <class Emit>
+inline void product(const MirlRows& m, const float* panel, int64_t n, Emit&& emit) {
+  with_vectors(n, [&](auto v) {
+    if (m.dense) dense_panel<v>(m, panel, PANEL, emit);
+    else sparse_panel<v>(m, panel, emit);
+  });
 }
 
 // A padded channel stride: whole vectors, never a multiple of 4 KiB, where all channels would meet in one cache set.

@@ -12,6 +12,7 @@
 
 #ifdef __unix__
 #include <pthread.h>
+#include <unistd.h>
 #endif
 #ifdef __linux__
 #include <sys/mman.h>
@@ -121,6 +122,17 @@ float* scratch(size_t floats) {
     own.data = static_cast<float*>(memory), own.size = bytes / sizeof(float);
   }
   return own.data;
+}
+
+int64_t second_level_floats() {
+  static const int64_t floats = [] {
+    long bytes = 0;
+#ifdef _SC_LEVEL2_CACHE_SIZE
+    bytes = sysconf(_SC_LEVEL2_CACHE_SIZE);
+#endif
+    return int64_t(bytes > 0 ? bytes : 512 * 1024) / int64_t(sizeof(float));
+  }();
+  return floats;
 }
 
 }  // namespace mirl

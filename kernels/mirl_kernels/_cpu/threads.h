@@ -19,4 +19,7 @@ void parallel(int64_t count, int64_t threads, F& f) {
 // This thread's scratch memory of at least `floats`, 64-byte aligned. Each call gives the same memory.
 float* scratch(size_t floats);
 
+// How many floats the second-level cache of a core holds.
+int64_t second_level_floats();
+
 }  // namespace mirl

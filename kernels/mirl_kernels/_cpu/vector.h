@@ -4,6 +4,9 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
 
 namespace MIRL_ISA {
 
@@ -15,6 +18,19 @@ typedef float Loose __attribute__((vector_size(4 * MIRL_LANES), aligned(4), may_
 inline Vec load(const float* p) { return *reinterpret_cast<const Loose*>(p); }
 inline void store(float* p, Vec v) { *reinterpret_cast<Loose*>(p) = v; }
 inline Vec all(float x) { return x - Vec{}; }
+
+// The first n lanes (0 < n < L) of memory that may end behind them; the other lanes are zero, or left as they are.
+#if MIRL_LANES == 16
+inline Vec load(const float* p, int64_t n) { return (Vec)_mm512_maskz_loadu_ps(__mmask16((1u << n) - 1), p); }
+inline void store(float* p, Vec v, int64_t n) { _mm512_mask_storeu_ps(p, __mmask16((1u << n) - 1), (__m512)v); }
+#else
+inline Vec load(const float* p, int64_t n) {
+  Vec v{};
+  std::memcpy(&v, p, sizeof(float) * n);
+  return v;
+}
+inline void store(float* p, Vec v, int64_t n) { std::memcpy(p, &v, sizeof(float) * n); }
+#endif
 inline Vec vmin(Vec a, Vec b) { return a < b ? a : b; }
 inline Vec vmax(Vec a, Vec b) { return a > b ? a : b; }
 
@@ -22,6 +38,23 @@ inline Vec vsqrt(Vec a) {
   Vec r;
   for (int64_t i = 0; i < L; ++i) r[i] = std::sqrt(a[i]);
   return r;
+}
+
+// v with zeros from lane n on.
+inline Vec only(Vec v, int64_t n) {
+  Vec r;
+  for (int64_t i = 0; i < L; ++i) r[i] = i < n ? v[i] : 0.0f;
+  return r;
+}
+
+// 1 / a to the last digit or the one before, for a of usual size.
+inline Vec reciprocal(Vec a) {
+#if MIRL_LANES == 16  // a division takes as long as ten products
+  const Vec r = (Vec)_mm512_rcp14_ps((__m512)a);
+  return r * (2.0f - a * r);
+#else
+  return 1.0f / a;
+#endif
 }
 
 inline float sum(Vec v) {
@@ -36,12 +69,18 @@ inline float sum(Vec v) {
 #if MIRL_LANES == 16
 #define MIRL_EVEN 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30
 #define MIRL_ODD 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31
+#define MIRL_LOW 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
+#define MIRL_HIGH 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31
 #elif MIRL_LANES == 8
 #define MIRL_EVEN 0, 2, 4, 6, 8, 10, 12, 14
 #define MIRL_ODD 1, 3, 5, 7, 9, 11, 13, 15
+#define MIRL_LOW 0, 8, 1, 9, 2, 10, 3, 11
+#define MIRL_HIGH 4, 12, 5, 13, 6, 14, 7, 15
 #else
 #define MIRL_EVEN 0, 2, 4, 6
 #define MIRL_ODD 1, 3, 5, 7
+#define MIRL_LOW 0, 4, 1, 5
+#define MIRL_HIGH 2, 6, 3, 7
 #endif
 #if defined(__clang__) || __GNUC__ >= 12
 #define MIRL_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
@@ -53,6 +92,18 @@ inline Vec sums(Vec* v) {
     for (int64_t i = 0; i < n; ++i)
       v[i] = MIRL_SHUFFLE(v[2 * i], v[2 * i + 1], MIRL_EVEN) + MIRL_SHUFFLE(v[2 * i], v[2 * i + 1], MIRL_ODD);
   return v[0];
+}
+
+// Lane i of v[j] and lane j of v[i] change places: interleaving the halves log2(L) times is a transposition.
+inline void transpose(Vec* v) {
+  Vec w[L];
+  for (int64_t n = 1; n < L; n *= 2) {
+    for (int64_t i = 0; i < L / 2; ++i) {
+      w[2 * i] = MIRL_SHUFFLE(v[i], v[i + L / 2], MIRL_LOW);
+      w[2 * i + 1] = MIRL_SHUFFLE(v[i], v[i + L / 2], MIRL_HIGH);
+    }
+    std::memcpy(v, w, sizeof w);
+  }
 }
 
 inline int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }

@@ -17,6 +17,6 @@ class PackedDepthwise(PackedConv):
     def __init__(self, weight: Tensor) -> None:
         super().__init__(weight)
         self._inputs = len(weight)
-        start, column, _ = self._weight.tensors
+        start, column = self._weight.tensors[:2]
         channel = torch.arange(len(weight), dtype=torch.int32).repeat_interleave(start.diff())
         column += channel * weight[0].numel()  # row c reads channel c

@@ -1,46 +1,50 @@
-// GDFN in strips: neither the hidden channels nor the gate leave the second-level cache.
+// GDFN in strips: the hidden channels never leave the second-level cache, the gate never the first.
 #include "strips.h"
 
 namespace MIRL_ISA {
+namespace {
+
+constexpr int FEW = L == 16 ? 4 : 2;  // vectors whose taps and GELU fit the registers
+
+}  // namespace
 
 void gdfn(const MirlGdfn& a) {
   const int64_t pairs = a.project_in.rows / 2, channels = a.size.channels;
-  Strips s(a.size, 2 * pairs, pairs + channels, a.threads);
-  const int64_t lined = s.lined(), stride = s.step_stride();
-  s.extra = (pairs + channels) * stride;
-  const Taps taps(a.dwconv, s.pitch);
-  run_strips(s, a.x, a.project_in, a.threads,
-             [&](int64_t, int64_t b, int64_t y, int64_t count, int64_t x0, int64_t x1, const float* hidden, float* extra) {
-    float *gate = extra, *out = gate + pairs * stride;
-    for (int64_t j = 0; j < pairs; ++j) {
-      fetch_rows(a.y, channels, b, y, y + count, x0, x1, j, pairs);
-      for (int64_t i = 0; i < count; ++i) {
-        const float* first = hidden + j * s.hidden_stride + i * s.pitch + 1;
-        const float* second = first + pairs * s.hidden_stride;
-        float* to = gate + j * stride + i * lined;
-        int64_t p = 0;
-        for (; p + 2 * L <= lined; p += 2 * L) {
-          Vec u[2], v[2];
-          taps.panel<2>(j, first + p, u);
-          taps.panel<2>(pairs + j, second + p, v);
-          store(to + p, gelu(u[0]) * v[0]);
-          store(to + p + L, gelu(u[1]) * v[1]);
-        }
-        if (p < lined) {
-          Vec u, v;
-          taps.panel<1>(j, first + p, &u);
-          taps.panel<1>(pairs + j, second + p, &v);
-          store(to + p, gelu(u) * v);
+  const Strips s(a.size, 2 * pairs, a.threads);
+  const Taps taps(a.dwconv, s);
+  run_strips(s, a.x, a.project_in, pairs * PANEL, a.threads, [&](const Step& step) {
+    float* gate = step.extra;
+    const std::vector<Place> all = places(step.count, step.x1 - step.x0);
+    grouped(all.size(), [&](int64_t first, int64_t n) {
+      const Place* at = all.data() + first;
+      Fetch to_write(a.y, step.b, channels, step.y, step.x0, at, n, pairs);
+      for (int64_t j = 0; j < pairs; ++j) {
+        to_write.share<1>(j);
+        const float* hidden = step.hidden + j * s.hidden_stride;
+        auto gated = [&](int64_t v, auto few) {
+          const int64_t slot = (step.slot + at[v].row) % s.slots;
+          const float* in = hidden + at[v].column;
+          Vec left[few], right[few];
+          taps.panel<few>(j, slot, in, left);
+          taps.panel<few>(pairs + j, slot, in + pairs * s.hidden_stride, right);
+          for (int i = 0; i < few; ++i) store(gate + j * PANEL + (v + i) * L, gelu(left[i]) * right[i]);
+        };
+        for (int64_t v = 0; v < n;) {
+          if (v + FEW <= n && at[v].row == at[v + FEW - 1].row) gated(v, Vectors<FEW>{}), v += FEW;
+          else if (v + 2 <= n && at[v].row == at[v + 1].row) gated(v, Vectors<2>{}), v += 2;
+          else gated(v, Vectors<1>{}), v += 1;
         }
       }
-    }
-    rows(a.project_out, gate, stride, out, stride, count * lined, pairs);
-    for (int64_t c = 0; c < channels; ++c)
-      for (int64_t i = 0; i < count; ++i) {
-        const float *from = a.x.at(b, c, y + i, x0), *add = out + c * stride + i * lined;
-        float* to = a.y.at(b, c, y + i, x0);
-        for (int64_t p = 0; p < x1 - x0; ++p) to[p] = from[p] + add[p];
+      int64_t from[WIDE], to[WIDE];
+      for (int64_t v = 0; v < n; ++v) {
+        from[v] = a.x.at(step.b, 0, step.y + at[v].row, step.x0 + at[v].column) - a.x.data;
+        to[v] = a.y.at(step.b, 0, step.y + at[v].row, step.x0 + at[v].column) - a.y.data;
       }
+      product(a.project_out, gate, n, [&](int64_t c, int64_t begin, auto width, const Vec* sums) {
+        for (int64_t v = begin; v < begin + width; ++v)
+          store(a.y.data + to[v] + c * a.y.channel, sums[v - begin] + load(a.x.data + from[v] + c * a.x.channel, at[v]), at[v]);
+      });
+    });
   });
 }
 

@@ -6,90 +6,38 @@
 namespace MIRL_ISA {
 namespace {
 
-constexpr int ROWS = 4, COLUMNS = L == 16 ? 4 : 3;  // of a register tile
-
-// sums[i * N + j] = <a_i, b_j> over n pixels (a multiple of L).
+// gram[i * stride + j] += sum_p q[i * PANEL + p] * k[p * stride + j]: M rows of q, N vectors of transposed k, n pixels.
 template <int M, int N>
-void dot_tile(const float* a, const float* b, int64_t stride, int64_t n, float* out) {
-  constexpr int padded = (M * N + L - 1) / L * L;
-  Vec acc[padded] = {};
-  for (int64_t p = 0; p < n; p += L) {
+void gram_tile(const float* q, const float* k, int64_t stride, int64_t n, float* gram) {
+  Vec sums[M][N];
+  for (int i = 0; i < M; ++i)
+    for (int j = 0; j < N; ++j) sums[i][j] = load(gram + i * stride + j * L);
+  for (int64_t p = 0; p < n; ++p) {
     Vec right[N];
-    for (int j = 0; j < N; ++j) right[j] = load(b + j * stride + p);
+    for (int j = 0; j < N; ++j) right[j] = load(k + p * stride + j * L);
     for (int i = 0; i < M; ++i) {
-      const Vec left = load(a + i * stride + p);
-      for (int j = 0; j < N; ++j) acc[i * N + j] += left * right[j];
-    }
-  }
-  for (int i = 0; i < padded; i += L) store(out + i, sums(acc + i));
-}
-
-// gram[i * gram_stride + j] += <q_i, k_j> for m rows of q and n of k.
-void add_gram(const float* q, int64_t m, const float* k, int64_t n, int64_t stride, int64_t pixels, double* gram,
-              int64_t gram_stride) {
-  float tile[(ROWS * COLUMNS + L - 1) / L * L];
-  if (m < ROWS || n < COLUMNS) {
-    for (int64_t i = 0; i < m; ++i)
-      for (int64_t j = 0; j < n; ++j) {
-        dot_tile<1, 1>(q + i * stride, k + j * stride, stride, pixels, tile);
-        gram[i * gram_stride + j] += tile[0];
-      }
-    return;
-  }
-  for (int64_t i = 0; i < m; i += ROWS)
-    for (int64_t j = 0; j < n; j += COLUMNS) {
-      const int64_t top = std::min(i, m - ROWS), left = std::min(j, n - COLUMNS);  // the last tiles overlap, unadded
-      dot_tile<ROWS, COLUMNS>(q + top * stride, k + left * stride, stride, pixels, tile);
-      for (int64_t u = i; u < top + ROWS; ++u)
-        for (int64_t v = j; v < left + COLUMNS; ++v)
-          gram[u * gram_stride + v] += tile[(u - top) * COLUMNS + v - left];
-    }
-}
-
-// norms[i] += <a_i, a_i> for n rows.
-void add_norms(const float* a, int64_t n, int64_t stride, int64_t pixels, double* norms) {
-  for (int64_t i = 0; i < n; i += L) {
-    Vec acc[L] = {};
-    for (int64_t r = 0; r < std::min(L, n - i); ++r) {
-      Vec even{}, odd{};
-      const float* row = a + (i + r) * stride;
-      int64_t p = 0;
-      for (; p + 2 * L <= pixels; p += 2 * L) {
-        const Vec x = load(row + p), y = load(row + p + L);
-        even += x * x, odd += y * y;
-      }
-      if (p < pixels) {
-        const Vec x = load(row + p);
-        even += x * x;
-      }
-      acc[r] = even + odd;
-    }
-    const Vec total = sums(acc);
-    for (int64_t r = 0; r < std::min(L, n - i); ++r) norms[i + r] += total[r];
-  }
-}
-
-// out[r][p] = sum_c matrix[r][c] * in[c][p] for V vectors of pixels.
-template <int M, int V>
-void dense_tile(const float* matrix, int64_t columns, const float* in, int64_t in_stride, float* out, int64_t out_stride) {
-  Vec acc[M][V] = {};
-  for (int64_t c = 0; c < columns; ++c) {
-    Vec x[V];
-    for (int v = 0; v < V; ++v) x[v] = load(in + c * in_stride + v * L);
-    for (int i = 0; i < M; ++i) {
-      const Vec w = all(matrix[i * columns + c]);
-      for (int v = 0; v < V; ++v) acc[i][v] += w * x[v];
+      const Vec left = all(q[i * PANEL + p]);
+      for (int j = 0; j < N; ++j) sums[i][j] += left * right[j];
     }
   }
   for (int i = 0; i < M; ++i)
-    for (int v = 0; v < V; ++v) store(out + i * out_stride + v * L, acc[i][v]);
+    for (int j = 0; j < N; ++j) store(gram + i * stride + j * L, sums[i][j]);
 }
 
-void dense(const float* matrix, int64_t rows, int64_t columns, const float* in, int64_t in_stride, float* out, int64_t out_stride) {
-  int64_t r = 0;
-  for (; r + ROWS <= rows; r += ROWS)
-    dense_tile<ROWS, COLUMNS>(matrix + r * columns, columns, in, in_stride, out + r * out_stride, out_stride);
-  for (; r < rows; ++r) dense_tile<1, COLUMNS>(matrix + r * columns, columns, in, in_stride, out + r * out_stride, out_stride);
+template <int N>
+void gram_columns(const float* q, int64_t rows, const float* k, int64_t stride, int64_t n, float* gram) {
+  constexpr int M = N > 2 || L < 16 ? 4 : 8;
+  int64_t i = 0;
+  for (; i + M <= rows; i += M) gram_tile<M, N>(q + i * PANEL, k, stride, n, gram + i * stride);
+  for (; i < rows; ++i) gram_tile<1, N>(q + i * PANEL, k, stride, n, gram + i * stride);
+}
+
+// The same for all rows of q by all of k's columns, whole vectors of them.
+void add_gram(const float* q, int64_t rows, const float* k, int64_t columns, int64_t stride, int64_t n, float* gram) {
+  int64_t j = 0;
+  for (; j + TILE * L <= columns; j += TILE * L) gram_columns<TILE>(q, rows, k + j, stride, n, gram + j);
+  for (; j + 2 * L <= columns; j += 2 * L) gram_columns<2>(q, rows, k + j, stride, n, gram + j);
+  for (; j < columns; j += L) gram_columns<1>(q, rows, k + j, stride, n, gram + j);
 }
 
 // The live channels of one head within a list sorted by channel: positions [first, last).
@@ -101,10 +49,21 @@ Span span(const int32_t* index, int64_t count, int64_t from, int64_t to) {
   return {std::lower_bound(index, index + count, from) - index, std::lower_bound(index, index + count, to) - index};
 }
 
-// Sizes of the strips' sums: the Gram matrix (row q, column k of its head), then the squared norms of q and of k.
+// What pass one sums up over the pixels: the Gram matrix, its k columns padded to whole vectors head by head, then the
+// squared norms of q and of k.
 struct Sums {
-  int64_t gram, norms;
-  explicit Sums(const MirlMdta& a) : gram(a.q_count * (a.size.channels / a.heads)), norms(a.q_count + a.k_count) {}
+  int64_t stride = 0, gram, norms;
+  std::vector<int64_t> column;  // of each k
+
+  explicit Sums(const MirlMdta& a) : norms(a.q_count + a.k_count), column(a.k_count) {
+    const int64_t per_head = a.size.channels / a.heads;
+    for (int64_t h = 0; h < a.heads; ++h) {
+      const Span ks = span(a.k_index, a.k_count, h * per_head, (h + 1) * per_head);
+      for (int64_t k = ks.first; k < ks.last; ++k) column[k] = stride + k - ks.first;
+      stride += round_up(ks.size(), L);
+    }
+    gram = a.q_count * stride;
+  }
   int64_t size() const { return gram + norms; }
 };
 
@@ -114,40 +73,82 @@ MirlImage v_in_scratch(const MirlMdta& a) {
   return {a.scratch, a.size.height * row, channel, row};
 }
 
-std::vector<double> pass_one(const MirlMdta& a) {
-  const int64_t per_head = a.size.channels / a.heads, qk = a.q_count + a.k_count, live = qk + a.v_count;
-  Strips s(a.size, live, qk, a.threads);
-  const int64_t lined = s.lined(), stride = s.step_stride();
+std::vector<double> pass_one(const MirlMdta& a, const Sums& sizes) {
+  const int64_t per_head = a.size.channels / a.heads, qk = a.q_count + a.k_count;
+  const Strips s(a.size, qk + a.v_count, a.threads);
   const MirlImage v_image = v_in_scratch(a);
-  s.extra = qk * stride;
-  const Sums sizes(a);
-  const Taps taps(a.dwconv, s.pitch);
+  const Taps taps(a.dwconv, s);
   std::vector<double> partial(s.tasks() * sizes.size(), 0.0);
-  run_strips(s, a.x, a.qkv, a.threads,
-             [&](int64_t t, int64_t b, int64_t y, int64_t count, int64_t x0, int64_t x1, const float* hidden, float* extra) {
-    const int64_t wide = x1 - x0;
-    for (int64_t j = 0; j < live; ++j) {
-      if (j < qk) fetch_rows(v_image, a.v_count, b, y, y + count, x0, x1, j, qk);
-      for (int64_t i = 0; i < count; ++i) {
-        const float* in = hidden + j * s.hidden_stride + i * s.pitch + 1;
-        if (j >= qk) {
-          taps.row(j, in, wide, v_image.at(b, j - qk, y + i, x0));
-        } else {
-          float* to = extra + j * stride + i * lined;
-          taps.row(j, in, wide, to);
-          std::memset(to + wide, 0, sizeof(float) * (lined - wide));
+  std::vector<Span> qs(a.heads), ks(a.heads);
+  for (int64_t h = 0; h < a.heads; ++h) {
+    qs[h] = span(a.q_index, a.q_count, h * per_head, (h + 1) * per_head);
+    ks[h] = span(a.k_index, a.k_count, h * per_head, (h + 1) * per_head);
+  }
+  // A thread's own: q and k of a panel, k transposed, and the sums in float, which go to those in double in time.
+  const int64_t transposed = PANEL * sizes.stride, norms = round_up(qk, L) * L;
+  const int64_t extra = qk * PANEL + transposed + sizes.gram + norms + 1;
+  run_strips(s, a.x, a.qkv, extra, a.threads, [&](const Step& step) {
+    float *q = step.extra, *k = q + a.q_count * PANEL, *kt = q + qk * PANEL, *gram = kt + transposed, *norm = gram + sizes.gram;
+    float& summed = norm[norms];  // pixels
+    if (step.first) std::memset(kt, 0, sizeof(float) * (transposed + sizes.gram + norms + 1));
+    const std::vector<Place> all = places(step.count, step.x1 - step.x0);
+    grouped(all.size(), [&](int64_t first, int64_t n) {
+      const Place* at = all.data() + first;
+      Fetch to_write(v_image, step.b, a.v_count, step.y, step.x0, at, n, qk);
+      auto tapped = [&](int64_t j, int64_t v, auto few, auto emit) {
+        Vec sums[few];
+        taps.panel<few>(j, (step.slot + at[v].row) % s.slots, step.hidden + j * s.hidden_stride + at[v].column, sums);
+        for (int i = 0; i < few; ++i) emit(v + i, sums[i]);
+      };
+      auto each = [&](int64_t j, auto emit) {
+        for (int64_t v = 0; v < n;) {
+          if (v + 4 <= n && at[v].row == at[v + 3].row) tapped(j, v, Vectors<4>{}, emit), v += 4;
+          else if (v + 2 <= n && at[v].row == at[v + 1].row) tapped(j, v, Vectors<2>{}, emit), v += 2;
+          else tapped(j, v, Vectors<1>{}, emit), v += 1;
         }
+      };
+      for (int64_t j = 0; j < qk; ++j) {
+        to_write.share<1>(j);
+        Vec squares = load(norm + j * L);
+        each(j, [&](int64_t v, Vec value) {
+          if (at[v].valid < L) value = only(value, at[v].valid);
+          squares += value * value;
+          store(q + j * PANEL + v * L, value);
+        });
+        store(norm + j * L, squares);
       }
+      for (int64_t j = 0; j < a.v_count; ++j)
+        each(qk + j, [&](int64_t v, const Vec& value) {
+          store(v_image.at(step.b, j, step.y + at[v].row, step.x0 + at[v].column), value, at[v]);
+        });
+      for (int64_t h = 0; h < a.heads; ++h)
+        for (int64_t i = ks[h].first; i < ks[h].last; i += L) {
+          const int64_t some = std::min(L, ks[h].last - i);
+          for (int64_t v = 0; v < n; ++v) {
+            Vec block[L] = {};
+            for (int64_t j = 0; j < some; ++j) block[j] = load(k + (i + j) * PANEL + v * L);
+            transpose(block);
+            for (int64_t p = 0; p < L; ++p) store(kt + (v * L + p) * sizes.stride + sizes.column[i], block[p]);
+          }
+        }
+      for (int64_t h = 0; h < a.heads; ++h) {
+        if (!ks[h].size()) continue;
+        const int64_t column = sizes.column[ks[h].first];
+        add_gram(q + qs[h].first * PANEL, qs[h].size(), kt + column, round_up(ks[h].size(), L), sizes.stride, n * L,
+                 gram + qs[h].first * sizes.stride + column);
+      }
+    });
+    summed += float(step.count * (step.x1 - step.x0));
+    if (summed < 1024 && !step.last) return;
+    double *total = partial.data() + step.task * sizes.size(), *total_norms = total + sizes.gram;
+    for (int64_t i = 0; i < sizes.gram; ++i) total[i] += gram[i];
+    for (int64_t j = 0; j < qk; j += L) {
+      Vec block[L];
+      std::memcpy(block, norm + j * L, sizeof block);
+      const Vec sum = sums(block);
+      for (int64_t i = 0; i < std::min(L, qk - j); ++i) total_norms[j + i] += sum[i];
     }
-    const float *q = extra, *k = extra + a.q_count * stride;
-    double *gram = partial.data() + t * sizes.size(), *norms = gram + sizes.gram;
-    for (int64_t h = 0; h < a.heads; ++h) {
-      const Span qs = span(a.q_index, a.q_count, h * per_head, (h + 1) * per_head);
-      const Span ks = span(a.k_index, a.k_count, h * per_head, (h + 1) * per_head);
-      add_gram(q + qs.first * stride, qs.size(), k + ks.first * stride, ks.size(), stride, count * lined,
-               gram + qs.first * per_head, per_head);
-    }
-    add_norms(extra, qk, stride, count * lined, norms);
+    std::memset(gram, 0, sizeof(float) * (sizes.gram + norms + 1));
   });
   const int64_t tasks = s.tasks() / a.size.batch;  // of one item, added up in order
   std::vector<double> total(a.size.batch * sizes.size(), 0.0);
@@ -159,16 +160,16 @@ std::vector<double> pass_one(const MirlMdta& a) {
 
 // Row `channel` of the softmax, over every k of its head: a dead one has a logit of 0, and its exp(0) = 1 is part of
 // the denominator.
-void softmax_row(const MirlMdta& a, const double* total, int64_t channel, std::vector<double>& weight) {
+void softmax_row(const MirlMdta& a, const Sums& sizes, const double* total, int64_t channel, std::vector<double>& weight) {
   const int64_t per_head = a.size.channels / a.heads, h = channel / per_head;
-  const double *q_norm = total + Sums(a).gram, *k_norm = q_norm + a.q_count;
+  const double *q_norm = total + sizes.gram, *k_norm = q_norm + a.q_count;
   std::fill(weight.begin(), weight.end(), 0.0);
   const Span qs = span(a.q_index, a.q_count, channel, channel + 1);
   const Span ks = span(a.k_index, a.k_count, h * per_head, (h + 1) * per_head);
   if (qs.size()) {
     const double norm = std::max(std::sqrt(q_norm[qs.first]), 1e-12);
     for (int64_t k = ks.first; k < ks.last; ++k)
-      weight[a.k_index[k] - h * per_head] = total[qs.first * per_head + k - ks.first] / norm /
+      weight[a.k_index[k] - h * per_head] = total[qs.first * sizes.stride + sizes.column[k]] / norm /
                                             std::max(std::sqrt(k_norm[k]), 1e-12) * a.temperature[h];
   }
   const double most = *std::max_element(weight.begin(), weight.end());
@@ -177,77 +178,92 @@ void softmax_row(const MirlMdta& a, const double* total, int64_t channel, std::v
   for (double& w : weight) w /= denominator;
 }
 
+// A dense matrix in the form that `product` takes.
+struct Dense {
+  int64_t count, columns;
+  std::vector<float> values;
+
+  Dense(int64_t rows, int64_t columns) : count(rows), columns(columns), values(round_up(rows, 4) * columns + 1) {}  // never null
+  float& at(int64_t r, int64_t c) { return values[(r / 4 * columns + c) * 4 + r % 4]; }
+  MirlRows rows() const { return {count, columns, nullptr, nullptr, nullptr, nullptr, values.data()}; }
+};
+
 }  // namespace
 
 void mdta(const MirlMdta& a) {
   const int64_t channels = a.size.channels, width = a.size.width;
   const int64_t per_head = channels / a.heads;
-  const std::vector<double> total = pass_one(a);
+  const Sums sizes(a);
+  const std::vector<double> total = pass_one(a, sizes);
   std::vector<Span> vs(a.heads);
   for (int64_t h = 0; h < a.heads; ++h) vs[h] = span(a.v_index, a.v_count, h * per_head, (h + 1) * per_head);
 
-  // The attention matrix: for each head, per_head rows of one column per live v of the head.
-  std::vector<int64_t> at(a.heads + 1, 0);
-  for (int64_t h = 0; h < a.heads; ++h) at[h + 1] = at[h] + per_head * vs[h].size();
-  const int64_t whole = channels * a.v_count;
-  // All of project_out times attention is one dense matrix, worth it where it does not undo the heads' sparsity.
-  const bool composed = whole <= at[a.heads] + a.project_out.start[channels] * 3 / 2;
-  std::vector<float> matrix(a.size.batch * (composed ? whole : at[a.heads]));
-  std::vector<double> weight(per_head), attention(at[a.heads]), row(a.v_count);
+  // The matrices that pass two applies to v: one for each head, or, where that does not undo the heads' sparsity, one
+  // for all, project_out composed with the attention. (A sparse product takes nearly twice as long as a dense one.)
+  int64_t apart = 0;
+  for (const Span& v : vs) apart += per_head * v.size();
+  const bool composed = channels * a.v_count <= apart + a.project_out.start[channels] * 2;
+  std::vector<Dense> matrices;
+  std::vector<double> weight(per_head), attention(apart), row(a.v_count);
   for (int64_t b = 0; b < a.size.batch; ++b) {
+    if (composed) matrices.emplace_back(channels, a.v_count);
+    double* to = attention.data();
+    std::vector<double*> head(a.heads);
     for (int64_t c = 0; c < channels; ++c) {
       const int64_t h = c / per_head;
-      softmax_row(a, total.data() + b * Sums(a).size(), c, weight);
-      for (int64_t v = vs[h].first; v < vs[h].last; ++v)
-        attention[at[h] + c % per_head * vs[h].size() + v - vs[h].first] = weight[a.v_index[v] - h * per_head];
+      if (c % per_head == 0) head[h] = to;
+      if (c % per_head == 0 && !composed) matrices.emplace_back(per_head, vs[h].size());
+      softmax_row(a, sizes, total.data() + b * sizes.size(), c, weight);
+      for (int64_t v = vs[h].first; v < vs[h].last; ++v) {
+        *to++ = weight[a.v_index[v] - h * per_head];
+        if (!composed) matrices.back().at(c % per_head, v - vs[h].first) = float(to[-1]);
+      }
     }
-    if (!composed) {
-      std::copy(attention.begin(), attention.end(), matrix.begin() + b * at[a.heads]);
-      continue;
-    }
-    for (int64_t r = 0; r < channels; ++r) {
+    for (int64_t r = 0; composed && r < channels; ++r) {
       std::fill(row.begin(), row.end(), 0.0);
       for (int32_t k = a.project_out.start[r]; k < a.project_out.start[r + 1]; ++k) {
         const int64_t c = a.project_out.column[k], h = c / per_head;
-        const double* from = attention.data() + at[h] + c % per_head * vs[h].size();
+        const double* from = head[h] + c % per_head * vs[h].size();
         for (int64_t v = 0; v < vs[h].size(); ++v) row[vs[h].first + v] += a.project_out.value[k] * from[v];
       }
-      std::copy(row.begin(), row.end(), matrix.begin() + b * whole + r * a.v_count);
+      for (int64_t v = 0; v < a.v_count; ++v) matrices.back().at(r, v) = float(row[v]);
     }
   }
 
-  // Whole rows at a time: short pieces of many planes would be fetched one by one.
-  constexpr int64_t chunk = COLUMNS * L;
   const MirlImage v_image = v_in_scratch(a);
-  const int64_t stride = padded(chunk), out_stride = padded(round_up(width, chunk));
+  const int64_t step = std::max<int64_t>(1, PANEL / round_up(width, L)), steps = (a.size.height + step - 1) / step;
   auto apply = [&](int64_t task) {
-    const int64_t b = task / a.size.height, y = task % a.size.height;
-    float *out = mirl::scratch(channels * out_stride + (channels + a.v_count) * stride), *mixed = out + channels * out_stride;
-    float* last = mixed + channels * stride;  // the row's last pixels, with room behind them
-    for (int64_t x = 0; x < width; x += chunk) {
-      const int64_t n = std::min(chunk, width - x);
-      const float* v = v_image.at(b, 0, y, x);
-      int64_t v_stride = v_image.channel;
-      if (n < chunk) {
-        for (int64_t c = 0; c < a.v_count; ++c) std::memcpy(last + c * stride, v + c * v_stride, sizeof(float) * n);
-        v = last, v_stride = stride;
+    const int64_t b = task / steps, y = task % steps * step;
+    const std::vector<Place> all = places(std::min(step, a.size.height - y), width);
+    float *gathered = mirl::scratch((a.v_count + channels) * PANEL), *mixed = gathered + a.v_count * PANEL;
+    grouped(all.size(), [&](int64_t first, int64_t n) {
+      const Place* at = all.data() + first;
+      for (int64_t v = 0; v < n; ++v) {
+        const float* from = v_image.at(b, 0, y + at[v].row, at[v].column);
+        for (int64_t c = 0; c < a.v_count; ++c) store(gathered + c * PANEL + v * L, load(from + c * v_image.channel));
       }
+      const int64_t more = std::min<int64_t>(n, all.size() - first - n);
+      Fetch next(a.x, b, channels, y, 0, at + n, more, channels / 4), next_v(v_image, b, a.v_count, y, 0, at + n, more, channels / 4);
+      auto put = [&](int64_t c, int64_t begin, auto width, const Vec* sums) {
+        if (begin == 0 && c % 4 == 0) next.template share<0>(c / 4), next_v.template share<0>(c / 4);
+        for (int64_t v = begin; v < begin + width; ++v) {
+          const int64_t line = y + at[v].row, x = at[v].column;
+          store(a.y.at(b, c, line, x), sums[v - begin] + load(a.x.at(b, c, line, x), at[v]), at[v]);
+        }
+      };
       if (composed) {
-        dense(matrix.data() + b * whole, channels, a.v_count, v, v_stride, out + x, out_stride);
-      } else {
-        for (int64_t h = 0; h < a.heads; ++h)
-          dense(matrix.data() + b * at[a.heads] + at[h], per_head, vs[h].size(), v + vs[h].first * v_stride, v_stride,
-                mixed + h * per_head * stride, stride);
-        rows(a.project_out, mixed, stride, out + x, out_stride, n, channels);
+        product(matrices[b].rows(), gathered, n, put);
+        return;
       }
-    }
-    for (int64_t c = 0; c < channels; ++c) {
-      const float *from = a.x.at(b, c, y, 0), *add = out + c * out_stride;
-      float* to = a.y.at(b, c, y, 0);
-      for (int64_t i = 0; i < width; ++i) to[i] = from[i] + add[i];
-    }
+      for (int64_t h = 0; h < a.heads; ++h)
+        product(matrices[b * a.heads + h].rows(), gathered + vs[h].first * PANEL, n,
+                [&](int64_t c, int64_t begin, auto width, const Vec* sums) {
+          for (int v = 0; v < width; ++v) store(mixed + (h * per_head + c) * PANEL + (begin + v) * L, sums[v]);
+        });
+      product(a.project_out, mixed, n, put);
+    });
   };
-  mirl::parallel(a.size.batch * a.size.height, a.threads, apply);
+  mirl::parallel(a.size.batch * steps, a.threads, apply);
 }
 
 }  // namespace MIRL_ISA
