@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 _LIBRARY = "libmirl_cpu.so"
+CHUNK = 96  # columns whose panel fits the first-level cache
 DENSE = 0.55  # the density from which a product by rows takes longer than the whole matrix
 
 
@@ -51,6 +52,20 @@ def pack_rows(matrix: Tensor, bias: Tensor | None = None) -> Rows:
     packed = Rows(*matrix.shape, *(None if t is None else t.data_ptr() for t in kept))
     packed.tensors = kept
     return packed
+
+
+class Chunks:
+    """A matrix cut into chunks of at most CHUNK columns, each packed by `pack_rows`. Columns of zeros are left
+    out: ``column`` (number,) int32 says which are left."""
+
+    def __init__(self, matrix: Tensor) -> None:
+        used = (matrix != 0).any(0).nonzero()[:, 0]
+        self.column = used.int()
+        chunks = [pack_rows(matrix[:, part]) for part in used.split(CHUNK)] or [pack_rows(matrix[:, :0])]
+        self._tensors = [chunk.tensors for chunk in chunks]
+        self.count = len(chunks)
+        self._rows = (Rows * self.count)(*chunks)
+        self.address = ctypes.addressof(self._rows)
 
 
 @cache

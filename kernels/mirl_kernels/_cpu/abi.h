@@ -55,11 +55,14 @@ struct MirlPointwise {
   int64_t threads;
 };
 
-// Columns of `weight` are (channel * kernel + ky) * kernel + kx. shuffle as in conv/reference.py.
+// The weight is cut into chunks of columns. Of the columns in order, number i is weight column[i] = (channel * kernel +
+// ky) * kernel + kx of the convolution: those that no output reads are left out. shuffle as in conv/reference.py.
 struct MirlConv {
   MirlImage x, y, residual;  // residual.data may be null
   MirlSize size;
-  MirlRows weight;
+  const MirlRows* weight;
+  int64_t chunks;
+  const int32_t* column;
   int64_t kernel, shuffle, threads;
 };
 
@@ -68,8 +71,10 @@ struct MirlPrompt {
   MirlSize size;
   const float *linear_weight, *linear_bias, *prompt_param;
   int64_t count, channels, side;
-  MirlRows conv3x3;
-  float* scratch;  // batch * channels * (side * side + height * width)
+  const MirlRows* conv3x3;  // as in MirlConv
+  int64_t chunks;
+  const int32_t* column;
+  float* scratch;  // batch * channels * height * width
   int64_t threads;
 };
 }

@@ -35,6 +35,7 @@ inline void with_vectors(int64_t n, F&& f) {
   }
 }
 
+// In what follows emit(row, first, Vectors<N>, sums) takes N vectors of a row of the product, from vector `first` on.
 template <int V, class Emit>
 inline void sparse_panel(const MirlRows& m, const float* in, Emit&& emit) {
   for (int64_t r = 0; r < m.rows; ++r) {
@@ -52,13 +53,13 @@ inline void sparse_panel(const MirlRows& m, const float* in, Emit&& emit) {
 
 // Four rows by N vectors; `weight` holds the rows' values four by four.
 template <int N, class Emit>
-inline void dense_tile(const float* weight, int64_t columns, const float* in, int64_t stride, Vec* bias, Emit&& emit) {
+inline void dense_tile(const float* weight, int64_t columns, const float* in, const Vec* bias, Emit&& emit) {
   Vec sums[4][N];
   for (int i = 0; i < 4; ++i)
     for (int v = 0; v < N; ++v) sums[i][v] = bias[i];
   for (int64_t c = 0; c < columns; ++c) {
     Vec x[N];
-    for (int v = 0; v < N; ++v) x[v] = load(in + c * stride + v * L);
+    for (int v = 0; v < N; ++v) x[v] = load(in + c * PANEL + v * L);
     for (int i = 0; i < 4; ++i) {
       const Vec w = all(weight[c * 4 + i]);
       for (int v = 0; v < N; ++v) sums[i][v] += w * x[v];
@@ -68,15 +69,14 @@ inline void dense_tile(const float* weight, int64_t columns, const float* in, in
 }
 
 template <int V, class Emit>
-inline void dense_panel(const MirlRows& m, const float* in, int64_t stride, Emit&& emit) {
+inline void dense_panel(const MirlRows& m, const float* in, Emit&& emit) {
   for (int64_t r = 0; r < m.rows; r += 4) {
     const int64_t some = std::min<int64_t>(4, m.rows - r);
-    const float* weight = m.dense + r * m.columns;
     Vec bias[4] = {};
     if (m.bias)
       for (int64_t i = 0; i < some; ++i) bias[i] = all(m.bias[r + i]);
     auto tile = [&](int first, auto n) {
-      dense_tile<n>(weight, m.columns, in + first * L, stride, bias, [&](int64_t i, const Vec* sums) {
+      dense_tile<n>(m.dense + r * m.columns, m.columns, in + first * L, bias, [&](int64_t i, const Vec* sums) {
         if (i < some) emit(r + i, first, n, sums);
       });
     };
@@ -86,11 +86,11 @@ inline void dense_panel(const MirlRows& m, const float* in, int64_t stride, Emit
   }
 }
 
-// emit(row, first, Vectors<N>, sums) for N vectors of each row of m times a panel of n vectors, from vector `first` on.
+// m times n vectors of pixels.
 template <class Emit>
 inline void product(const MirlRows& m, const float* panel, int64_t n, Emit&& emit) {
   with_vectors(n, [&](auto v) {
-    if (m.dense) dense_panel<v>(m, panel, PANEL, emit);
+    if (m.dense) dense_panel<v>(m, panel, emit);
     else sparse_panel<v>(m, panel, emit);
   });
 }

@@ -1,6 +1,6 @@
-// What MDTA and GDFN begin with: layer norm, sparse 1x1, sparse depthwise 3x3, without the hidden channels ever
-// leaving the second-level cache. The image is cut into strips of columns; each runs down its rows, and the hidden
-// rows that the taps still need stay in a ring. Everything else passes through panels in the first-level cache.
+// How an image is worked through by ops whose taps reach over neighbouring pixels: cut into strips of columns, each of
+// which runs down its rows, while the rows that the taps still need stay in a ring in the second-level cache. MDTA and
+// GDFN begin alike (`fill_normalised`): layer norm, sparse 1x1, and the ring holds the hidden channels.
 #pragma once
 #include <vector>
 
@@ -84,41 +84,135 @@ inline void norm_panel(const float* const* x, const Place* at, int64_t x_channel
 
 struct Strips {
   MirlSize size;
-  int64_t hidden;      // rows of the 1x1
+  int64_t hidden;      // channels in the ring
+  int64_t halo;        // how far the taps reach
   int64_t across = 1;  // strips
   int64_t width = 1;   // columns of a strip
-  int64_t down = 1;    // parts that the rows are cut into, each recomputing two hidden rows
+  int64_t down = 1;    // parts that the rows are cut into, each of which fills halos of its own
   int64_t step = 1;    // rows of the image done at once: several where they are short
   int64_t slots = 3;   // rows in the ring
-  int64_t pitch = 0, hidden_stride = 0;
-  static constexpr int64_t MARGIN = 16;  // columns before a row of the ring, of which the last is the left halo
+  int64_t pitch = 0, hidden_stride = 0, margin = 16;  // columns before a row of the ring: the left halo ends there
 
-  Strips(const MirlSize& s, int64_t hidden_rows, int64_t threads) : size(s), hidden(hidden_rows) {
-    const double budget = 0.6 * mirl::second_level_floats();
+  Strips(const MirlSize& s, int64_t hidden, int64_t threads, int64_t halo = 1) : size(s), hidden(hidden), halo(halo) {
+    margin = round_up(halo, 16);
+    // A group costs its vectors and some more; a strip that overflows the second-level cache costs a little, halos and
+    // small groups cost much.
+    auto groups = [](int64_t columns) {
+      const int64_t n = (columns + L - 1) / L;
+      return n + 0.75 * double((n + WIDE - 1) / WIDE);
+    };
     double best = 1e30;
     for (int64_t n = 1; n <= (s.width + 15) / 16; ++n) {
-      const int64_t w = (s.width + n - 1) / n, computed = round_up(n == 1 ? w : w + 2, L);
-      const double floats = double(hidden) * 3 * (computed + MARGIN);
-      const double cost = double(n * computed) * std::max(1.0, floats / budget);
+      const int64_t w = (s.width + n - 1) / n, computed = n == 1 ? w : w + 2 * halo;
+      const double floats = double(hidden * (2 * halo + 1) * (round_up(computed, L) + margin));
+      const double kept = floats / double(mirl::second_level_floats());
+      const double cost = double(n) * (groups(computed) + groups(w)) * (1 + 0.1 * std::max(0.0, kept - 0.75));
       if (cost < best) best = cost, across = n, width = w;
     }
     across = (s.width + width - 1) / width;
-    const int64_t computed = round_up(across == 1 ? width : width + 2, L);
+    const int64_t computed = round_up(across == 1 ? width : width + 2 * halo, L);
     step = std::max<int64_t>(1, std::min(s.height, PANEL / computed));
-    slots = step + 2;
-    pitch = round_up(computed + MARGIN, 16);
-    hidden_stride = slots * pitch + MARGIN;
+    slots = step + 2 * halo;
+    pitch = round_up(computed + margin, 16);
+    hidden_stride = slots * pitch + margin;
     if (hidden_stride / 16 % 2 == 0) hidden_stride += 16;  // an odd number of cache lines: channels meet in no set
     best = 1e30;
     for (int64_t n = 1; n <= std::max<int64_t>(1, std::min(4 * threads, s.height / 4)); ++n) {
       const int64_t turns = (s.batch * across * n + threads - 1) / threads;
-      const double cost = double(turns) * ((s.height + n - 1) / n + 2.0);
+      const double cost = double(turns) * (double((s.height + n - 1) / n) + 2.0 * double(halo));
       if (cost < best) best = cost, down = n;
     }
   }
 
   int64_t tasks() const { return across * down * size.batch; }
 };
+
+// A group of vectors that the ring is to be filled with: hidden channel h of vector v goes to to[v] + h * hidden_stride.
+struct Filling {
+  int64_t b, y, x;  // the vectors are at row y + at[v].row, column x + at[v].column
+  const Place* at;
+  int64_t n;
+  float* to[WIDE];
+  float* panel;  // the filler's scratch memory
+  // The group that comes next, the same way, as far as it is known.
+  int64_t next_y, next_n;
+  const Place* next_at;
+};
+
+// A step of a strip as its consumer sees it: rows y .. y + count of columns x0 .. x1 of item b are due, and the ring
+// holds their hidden rows with those above and below.
+struct Step {
+  int64_t task, b, y, count, x0, x1;
+  bool first, last;     // of its task
+  int64_t slot;         // of hidden row y - halo
+  const float* hidden;  // column x0 of slot 0 of channel 0
+  float* extra;         // the consumer's scratch memory
+};
+
+// Runs every strip: fill(Filling) for what the ring wants, consume(Step) for what it then allows.
+template <class Fill, class Consume>
+void run_strips(const Strips& s, int64_t panel_floats, int64_t extra, int64_t threads, Fill fill, Consume consume) {
+  auto task = [&](int64_t t) {
+    const int64_t b = t / (s.across * s.down), part = t / s.across % s.down, strip = t % s.across;
+    const int64_t x0 = strip * s.width, x1 = std::min(x0 + s.width, s.size.width);
+    const int64_t first = std::max<int64_t>(x0 - s.halo, 0), last = std::min(x1 + s.halo, s.size.width);
+    const int64_t top = s.size.height * part / s.down, bottom = s.size.height * (part + 1) / s.down;
+    panel_floats = round_up(panel_floats, 16);
+    const int64_t ring = s.hidden * s.hidden_stride + s.margin;
+    float* panel = mirl::scratch(panel_floats + ring + extra);
+    float *hidden = panel + panel_floats, *own = hidden + ring;
+    std::memset(hidden, 0, sizeof(float) * ring);
+    const std::vector<Place> all = places(s.slots, last - first);
+    const int64_t per_row = (last - first + L - 1) / L;
+
+    // Hidden rows y .. y + count into the ring from `slot` on; zero outside the image, as the padding is.
+    auto clear = [&](int64_t slot, int64_t column, int64_t count) {
+      for (int64_t h = 0; h < s.hidden; ++h)
+        std::memset(hidden + h * s.hidden_stride + slot % s.slots * s.pitch + column, 0, sizeof(float) * count);
+    };
+    auto fill_rows = [&](int64_t y, int64_t count, int64_t slot) {
+      for (; count && y < 0; ++y, --count, ++slot) clear(slot, 0, s.pitch);
+      const int64_t inside = std::max<int64_t>(0, std::min(count, s.size.height - y)), vectors = inside * per_row;
+      grouped(vectors, [&](int64_t from, int64_t n) {
+        Filling f{b, y, first, all.data() + from, n, {}, panel, y, std::min(n, vectors - from - n), all.data() + from + n};
+        for (int64_t v = 0; v < n; ++v)
+          f.to[v] = hidden + (slot + f.at[v].row) % s.slots * s.pitch + s.margin + f.at[v].column;
+        if (f.next_n == 0) f.next_y = std::min(y + s.step, s.size.height - inside), f.next_n = n, f.next_at = all.data();
+        fill(f);
+      });
+      const int64_t behind = (last - first) % L;  // the last vector wrote behind the image
+      for (int64_t i = 0; i < count; ++i) {
+        if (i >= inside) clear(slot + i, 0, s.pitch);
+        else if (behind && last == s.size.width) clear(slot + i, s.margin + last - first, std::min(s.halo, L - behind));
+      }
+    };
+
+    fill_rows(top - s.halo, 2 * s.halo, 0);
+    int64_t slot = 0;
+    for (int64_t y = top; y < bottom; y += s.step) {
+      const int64_t count = std::min(s.step, bottom - y);
+      fill_rows(y + s.halo, count, slot + 2 * s.halo);
+      consume(Step{t, b, y, count, x0, x1, y == top, y + count == bottom, slot, hidden + s.margin + x0 - first, own});
+      slot = (slot + count) % s.slots;
+    }
+  };
+  mirl::parallel(s.tasks(), threads, task);
+}
+
+// A filler: the layer norm of x, then a product; panel_floats is channels * PANEL.
+inline auto fill_normalised(const Strips& s, const MirlImage& x, const MirlRows& pointwise) {
+  return [&s, &x, &pointwise](const Filling& f) {
+    const int64_t channels = s.size.channels;
+    const float* source[WIDE];
+    for (int64_t v = 0; v < f.n; ++v) source[v] = x.at(f.b, 0, f.y + f.at[v].row, f.x + f.at[v].column);
+    with_vectors(f.n, [&](auto v) { norm_panel<v>(source, f.at, x.channel, channels, f.panel); });
+    Fetch next(x, f.b, channels, f.next_y, f.x, f.next_at, f.next_n, s.hidden);
+    product(pointwise, f.panel, f.n, [&](int64_t h, int64_t begin, auto width, const Vec* sums) {
+      if (begin == 0) next.share<0>(h);
+      for (int v = 0; v < width; ++v) store(f.to[begin + v] + h * s.hidden_stride, sums[v]);
+    });
+  };
+}
 
 // The surviving 3x3 taps of each hidden channel, as offsets into the ring, for every slot that their first row may have.
 struct Taps {
@@ -143,78 +237,5 @@ struct Taps {
     }
   }
 };
-
-// A step of a strip as its consumer sees it: rows y .. y + count of columns x0 .. x1 of item b are due, and the ring
-// holds their hidden rows with those above and below.
-struct Step {
-  int64_t task, b, y, count, x0, x1;
-  bool first, last;  // of its task
-  int64_t slot;          // of hidden row y - 1
-  const float* hidden;   // column x0 of slot 0 of channel 0
-  float* extra;
-};
-
-// Runs every strip; consume(Step). `extra` floats of scratch memory are the consumer's.
-template <class Consume>
-void run_strips(const Strips& s, const MirlImage& x, const MirlRows& pointwise, int64_t extra, int64_t threads, Consume consume) {
-  const int64_t channels = s.size.channels;
-  auto task = [&](int64_t t) {
-    const int64_t b = t / (s.across * s.down), part = t / s.across % s.down, strip = t % s.across;
-    const int64_t x0 = strip * s.width, x1 = std::min(x0 + s.width, s.size.width);
-    const int64_t first = std::max<int64_t>(x0 - 1, 0), last = std::min(x1 + 1, s.size.width);  // computed columns
-    const int64_t top = s.size.height * part / s.down, bottom = s.size.height * (part + 1) / s.down;
-    float* panel = mirl::scratch(channels * PANEL + s.hidden * s.hidden_stride + s.MARGIN + extra);
-    float* hidden = panel + channels * PANEL;
-    float* own = hidden + s.hidden * s.hidden_stride + s.MARGIN;
-    std::memset(hidden, 0, sizeof(float) * (s.hidden * s.hidden_stride + s.MARGIN));
-    const std::vector<Place> all = places(s.slots, last - first);
-    const int64_t per_row = (last - first + L - 1) / L, behind = s.MARGIN + last - first;
-
-    // Hidden rows y .. y + count into the ring from `slot` on; zero outside the image, as the padding is.
-    auto fill = [&](int64_t y, int64_t count, int64_t slot) {
-      int64_t begin = 0;
-      for (; count && (y < 0 || y >= s.size.height); ++y, --count, slot = (slot + 1) % s.slots)
-        for (int64_t h = 0; h < s.hidden; ++h)
-          std::memset(hidden + h * s.hidden_stride + slot * s.pitch, 0, sizeof(float) * s.pitch);
-      const int64_t inside = std::min(count, s.size.height - y);
-      grouped(std::max<int64_t>(0, inside) * per_row, [&](int64_t from, int64_t n) {
-        const Place* at = all.data() + begin + from;
-        int64_t to[WIDE];
-        const float* source[WIDE];
-        for (int64_t v = 0; v < n; ++v) {
-          to[v] = (slot + at[v].row) % s.slots * s.pitch + s.MARGIN + at[v].column;
-          source[v] = x.at(b, 0, y + at[v].row, first + at[v].column);
-        }
-        with_vectors(n, [&](auto v) { norm_panel<v>(source, at, x.channel, channels, panel); });
-        // The next group: of this step, else at the same place in the next.
-        const int64_t next = from + n < inside * per_row ? y : std::min(y + s.step, s.size.height - inside);
-        Fetch fetch(x, b, channels, next, first, next == y ? at + n : all.data(),
-                    std::min<int64_t>(n, next == y ? inside * per_row - from - n : n), s.hidden);
-        product(pointwise, panel, n, [&](int64_t h, int64_t begin, auto width, const Vec* sums) {
-          if (begin == 0) fetch.template share<0>(h);
-          for (int v = 0; v < width; ++v) store(hidden + h * s.hidden_stride + to[begin + v], sums[v]);
-        });
-      });
-      for (int64_t i = 0; i < count; ++i, slot = (slot + 1) % s.slots) {
-        const bool outside = i >= inside;
-        if (outside)
-          for (int64_t h = 0; h < s.hidden; ++h)
-            std::memset(hidden + h * s.hidden_stride + slot * s.pitch, 0, sizeof(float) * s.pitch);
-        else if ((last - first) % L && last == s.size.width)  // what the last vector wrote behind the image
-          for (int64_t h = 0; h < s.hidden; ++h) hidden[h * s.hidden_stride + slot * s.pitch + behind] = 0;
-      }
-    };
-
-    fill(top - 1, 2, 0);
-    int64_t slot = 0;
-    for (int64_t y = top; y < bottom; y += s.step) {
-      const int64_t count = std::min(s.step, bottom - y);
-      fill(y + 1, count, (slot + 2) % s.slots);
-      consume(Step{t, b, y, count, x0, x1, y == top, y + count == bottom, slot, hidden + s.MARGIN + x0 - first, own});
-      slot = (slot + count) % s.slots;
-    }
-  };
-  mirl::parallel(s.tasks(), threads, task);
-}
 
 }  // namespace MIRL_ISA

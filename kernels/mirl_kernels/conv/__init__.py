@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ctypes import Structure, c_int64
+from ctypes import Structure, c_int64, c_void_p
 
 import torch
 from torch import Tensor
@@ -15,7 +15,8 @@ __all__ = ["PackedConv", "reference"]
 
 class _Args(Structure):
     _fields_ = [("x", _cpu.Image), ("y", _cpu.Image), ("residual", _cpu.Image), ("size", _cpu.Size),
-                ("weight", _cpu.Rows), ("kernel", c_int64), ("shuffle", c_int64), ("threads", c_int64)]  # fmt: skip
+                ("weight", c_void_p), ("chunks", c_int64), ("column", c_void_p), ("kernel", c_int64),
+                ("shuffle", c_int64), ("threads", c_int64)]  # fmt: skip
 
 
 class PackedConv:
@@ -24,7 +25,7 @@ class PackedConv:
     def __init__(self, weight: Tensor, shuffle: int = 1) -> None:
         self._outputs, self._inputs, self._kernel, _ = weight.shape
         self._shuffle = shuffle
-        self._weight = _cpu.pack_rows(weight.flatten(1))
+        self._weight = _cpu.Chunks(weight.flatten(1))
 
     def __call__(self, x: Tensor, out: Tensor, residual: Tensor | None = None) -> None:
         """``out`` = the convolution of x (B, C, H, W), shuffled, plus ``residual``; x and out may not share memory."""
@@ -37,6 +38,7 @@ class PackedConv:
         if residual is not None:
             _cpu.check(x, self._inputs, residual, shape)
         added = _cpu.Image() if residual is None else _cpu.image(residual)
-        args = _Args(_cpu.image(x), _cpu.image(out), added, _cpu.size(x), self._weight, self._kernel, self._shuffle,
+        args = _Args(_cpu.image(x), _cpu.image(out), added, _cpu.size(x), self._weight.address,
+                     self._weight.count, self._weight.column.data_ptr(), self._kernel, self._shuffle,
                      torch.get_num_threads())  # fmt: skip
         _cpu.call("conv", args)

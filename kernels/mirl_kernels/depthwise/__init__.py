@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from mirl_kernels.conv import PackedConv
@@ -15,8 +14,7 @@ class PackedDepthwise(PackedConv):
     """The surviving taps of a depthwise convolution, weight (C, 1, k, k), k odd; arguments as in `reference`."""
 
     def __init__(self, weight: Tensor) -> None:
-        super().__init__(weight)
-        self._inputs = len(weight)
-        start, column = self._weight.tensors[:2]
-        channel = torch.arange(len(weight), dtype=torch.int32).repeat_interleave(start.diff())
-        column += channel * weight[0].numel()  # row c reads channel c
+        channels, _, *kernel = weight.shape
+        spread = weight.new_zeros(channels, channels, *kernel)  # row c reads channel c
+        spread[range(channels), range(channels)] = weight[:, 0]
+        super().__init__(spread)

@@ -12,7 +12,7 @@ void gdfn(const MirlGdfn& a) {
   const int64_t pairs = a.project_in.rows / 2, channels = a.size.channels;
   const Strips s(a.size, 2 * pairs, a.threads);
   const Taps taps(a.dwconv, s);
-  run_strips(s, a.x, a.project_in, pairs * PANEL, a.threads, [&](const Step& step) {
+  run_strips(s, channels * PANEL, pairs * PANEL, a.threads, fill_normalised(s, a.x, a.project_in), [&](const Step& step) {
     float* gate = step.extra;
     const std::vector<Place> all = places(step.count, step.x1 - step.x0);
     grouped(all.size(), [&](int64_t first, int64_t n) {

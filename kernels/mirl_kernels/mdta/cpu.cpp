@@ -87,7 +87,7 @@ std::vector<double> pass_one(const MirlMdta& a, const Sums& sizes) {
   // A thread's own: q and k of a panel, k transposed, and the sums in float, which go to those in double in time.
   const int64_t transposed = PANEL * sizes.stride, norms = round_up(qk, L) * L;
   const int64_t extra = qk * PANEL + transposed + sizes.gram + norms + 1;
-  run_strips(s, a.x, a.qkv, extra, a.threads, [&](const Step& step) {
+  run_strips(s, a.size.channels * PANEL, extra, a.threads, fill_normalised(s, a.x, a.qkv), [&](const Step& step) {
     float *q = step.extra, *k = q + a.q_count * PANEL, *kt = q + qk * PANEL, *gram = kt + transposed, *norm = gram + sizes.gram;
     float& summed = norm[norms];  // pixels
     if (step.first) std::memset(kt, 0, sizeof(float) * (transposed + sizes.gram + norms + 1));

@@ -35,33 +35,40 @@ void prompt(const MirlPrompt& a) {
     for (int64_t n = 0; n < a.count; ++n) weights[b * a.count + n] = float(logit[n] / total);
   }
 
-  float *mixed = a.scratch, *resized = mixed + a.size.batch * a.channels * square;
-  auto resize = [&](int64_t t) {
-    const int64_t b = t / a.channels, c = t % a.channels;
-    float* mixture = mixed + t * square;
-    for (int64_t i = 0; i < square; ++i) {
-      float value = 0;
-      for (int64_t n = 0; n < a.count; ++n)
-        value += weights[b * a.count + n] * a.prompt_param[(n * a.channels + c) * square + i];
-      mixture[i] = value;
-    }
-    // Half-pixel centres (align_corners False): clamped at the borders.
-    for (int64_t y = 0; y < height; ++y) {
-      const float sy = std::max(0.0f, (y + 0.5f) * (float(side) / height) - 0.5f);
-      const int64_t y0 = std::min<int64_t>(int64_t(sy), side - 1), y1 = std::min(y0 + 1, side - 1);
-      const float fy = sy - y0;
-      for (int64_t x = 0; x < width; ++x) {
-        const float sx = std::max(0.0f, (x + 0.5f) * (float(side) / width) - 0.5f);
-        const int64_t x0 = std::min<int64_t>(int64_t(sx), side - 1), x1 = std::min(x0 + 1, side - 1);
-        const float fx = sx - x0;
-        const float top = mixture[y0 * side + x0] * (1 - fx) + mixture[y0 * side + x1] * fx;
-        const float below = mixture[y1 * side + x0] * (1 - fx) + mixture[y1 * side + x1] * fx;
-        resized[t * plane + y * width + x] = top * (1 - fy) + below * fy;
+  // Half-pixel centres (align_corners False), clamped at the borders: pixel i lies between near[i] and far[i].
+  struct Axis {
+    std::vector<int32_t> near, far;
+    std::vector<float> part;  // of far
+    Axis(int64_t length, int64_t side) : near(length), far(length), part(length) {
+      for (int64_t i = 0; i < length; ++i) {
+        const float at = std::max(0.0f, (i + 0.5f) * (float(side) / length) - 0.5f);
+        near[i] = int32_t(std::min<int64_t>(int64_t(at), side - 1));
+        far[i] = int32_t(std::min<int64_t>(near[i] + 1, side - 1));
+        part[i] = at - near[i];
       }
     }
   };
+  const Axis down(height, side), across(width, side);
+  float* resized = a.scratch;
+  auto resize = [&](int64_t t) {
+    const int64_t b = t / a.channels, c = t % a.channels;
+    float *mixture = mirl::scratch(square + side), *line = mixture + square;
+    std::memset(mixture, 0, sizeof(float) * square);
+    for (int64_t n = 0; n < a.count; ++n) {
+      const float weight = weights[b * a.count + n], *prompt = a.prompt_param + (n * a.channels + c) * square;
+      for (int64_t i = 0; i < square; ++i) mixture[i] += weight * prompt[i];
+    }
+    const int32_t *near = across.near.data(), *far = across.far.data();
+    const float* part = across.part.data();
+    for (int64_t y = 0; y < height; ++y) {
+      const float *above = mixture + down.near[y] * side, *below = mixture + down.far[y] * side, f = down.part[y];
+      for (int64_t i = 0; i < side; ++i) line[i] = above[i] * (1 - f) + below[i] * f;
+      float* to = resized + t * plane + y * width;
+      for (int64_t x = 0; x < width; ++x) to[x] = line[near[x]] * (1 - part[x]) + line[far[x]] * part[x];
+    }
+  };
   mirl::parallel(a.size.batch * a.channels, a.threads, resize);
-  MirlConv conv{{resized, a.channels * plane, plane, width}, a.y, {}, a.size, a.conv3x3, 3, 1, a.threads};
+  MirlConv conv{{resized, a.channels * plane, plane, width}, a.y, {}, a.size, a.conv3x3, a.chunks, a.column, 3, 1, a.threads};
   conv.size.channels = a.channels;
   run_conv(conv);
 }
