@@ -36,7 +36,7 @@ struct MirlGdfn {
   int64_t threads;
 };
 
-// The live q, k and v channels are the rows of `qkv`, in this order; the *_index arrays hold their channel.
+// The live q, k and v channels are the rows of `qkv`, in this order; the *_index arrays hold their channels, head by head.
 struct MirlMdta {
   MirlImage x, y;  // y may be x
   MirlSize size;

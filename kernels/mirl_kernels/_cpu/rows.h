@@ -53,13 +53,13 @@ inline void sparse_panel(const MirlRows& m, const float* in, Emit&& emit) {
 
 // Four rows by N vectors; `weight` holds the rows' values four by four.
 template <int N, class Emit>
-inline void dense_tile(const float* weight, int64_t columns, const float* in, const Vec* bias, Emit&& emit) {
+inline void dense_tile(const float* weight, int64_t columns, const float* in, int64_t stride, const Vec* bias, Emit&& emit) {
   Vec sums[4][N];
   for (int i = 0; i < 4; ++i)
     for (int v = 0; v < N; ++v) sums[i][v] = bias[i];
   for (int64_t c = 0; c < columns; ++c) {
     Vec x[N];
-    for (int v = 0; v < N; ++v) x[v] = load(in + c * PANEL + v * L);
+    for (int v = 0; v < N; ++v) x[v] = load(in + c * stride + v * L);
     for (int i = 0; i < 4; ++i) {
       const Vec w = all(weight[c * 4 + i]);
       for (int v = 0; v < N; ++v) sums[i][v] += w * x[v];
@@ -69,14 +69,14 @@ inline void dense_tile(const float* weight, int64_t columns, const float* in, co
 }
 
 template <int V, class Emit>
-inline void dense_panel(const MirlRows& m, const float* in, Emit&& emit) {
+inline void dense_panel(const MirlRows& m, const float* in, int64_t stride, Emit&& emit) {
   for (int64_t r = 0; r < m.rows; r += 4) {
     const int64_t some = std::min<int64_t>(4, m.rows - r);
     Vec bias[4] = {};
     if (m.bias)
       for (int64_t i = 0; i < some; ++i) bias[i] = all(m.bias[r + i]);
     auto tile = [&](int first, auto n) {
-      dense_tile<n>(m.dense + r * m.columns, m.columns, in + first * L, bias, [&](int64_t i, const Vec* sums) {
+      dense_tile<n>(m.dense + r * m.columns, m.columns, in + first * L, stride, bias, [&](int64_t i, const Vec* sums) {
         if (i < some) emit(r + i, first, n, sums);
       });
     };
@@ -90,7 +90,7 @@ inline void dense_panel(const MirlRows& m, const float* in, Emit&& emit) {
 template <class Emit>
 inline void product(const MirlRows& m, const float* panel, int64_t n, Emit&& emit) {
   with_vectors(n, [&](auto v) {
-    if (m.dense) dense_panel<v>(m, panel, emit);
+    if (m.dense) dense_panel<v>(m, panel, PANEL, emit);
     else sparse_panel<v>(m, panel, emit);
   });
 }

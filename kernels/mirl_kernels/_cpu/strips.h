@@ -39,18 +39,50 @@ inline void store(float* p, Vec v, const Place& at) {
 
 // Asks for a group's pixels before they are wanted, or written (a store that misses every cache costs more than what
 // it stores), in shares between the arithmetic. (GCC drops calls of functions that do nothing but this.)
-struct Fetch {
+class Fetch {
   const float* from[WIDE];
-  int64_t n, channel, channels, parts, next = 0;
+  int64_t n, channel, channels, parts, due = 0;
 
+ public:
   Fetch(const MirlImage& image, int64_t b, int64_t channels, int64_t y, int64_t x, const Place* at, int64_t n, int64_t parts)
       : n(n), channel(image.channel), channels(channels), parts(std::max<int64_t>(1, parts)) {
     for (int64_t v = 0; v < n; ++v) from[v] = image.at(b, 0, y + at[v].row, x + at[v].column);
   }
+  // One of the parts.
   template <int WRITE>
-  __attribute__((always_inline)) void share(int64_t part) {
-    for (const int64_t end = channels * (part + 1) / parts; next < end; ++next)
-      for (int64_t v = 0; v < n; ++v) __builtin_prefetch(from[v] + next * channel, WRITE, 3);
+  __attribute__((always_inline)) void share() {
+    for (due += channels; due >= parts; due -= parts)
+      for (int64_t v = 0; v < n; ++v) {
+        __builtin_prefetch(from[v], WRITE, 3);
+        from[v] += channel;
+      }
+  }
+};
+
+// Takes the rows of a product as channels, and writes them to y with those of x added.
+struct Residual {
+  const float* from[WIDE];
+  float* to[WIDE];
+  const Place* at;
+  int64_t x_channel, y_channel;
+  bool whole = true;
+
+  Residual(const MirlImage& x, const MirlImage& y, int64_t b, int64_t line, int64_t column, const Place* at, int64_t n)
+      : at(at), x_channel(x.channel), y_channel(y.channel) {
+    for (int64_t v = 0; v < n; ++v) {
+      from[v] = x.at(b, 0, line + at[v].row, column + at[v].column);
+      to[v] = y.at(b, 0, line + at[v].row, column + at[v].column);
+      whole = whole && at[v].valid == L;
+    }
+  }
+  template <int N>
+  void operator()(int64_t c, int64_t begin, Vectors<N>, const Vec* sums) const {
+    if (whole)
+      for (int v = 0; v < N; ++v)
+        store(to[begin + v] + c * y_channel, sums[v] + load(from[begin + v] + c * x_channel));
+    else
+      for (int64_t v = begin; v < begin + N; ++v)
+        store(to[v] + c * y_channel, sums[v - begin] + load(from[v] + c * x_channel, at[v]), at[v]);
   }
 };
 
@@ -208,7 +240,7 @@ inline auto fill_normalised(const Strips& s, const MirlImage& x, const MirlRows&
     with_vectors(f.n, [&](auto v) { norm_panel<v>(source, f.at, x.channel, channels, f.panel); });
     Fetch next(x, f.b, channels, f.next_y, f.x, f.next_at, f.next_n, s.hidden);
     product(pointwise, f.panel, f.n, [&](int64_t h, int64_t begin, auto width, const Vec* sums) {
-      if (begin == 0) next.share<0>(h);
+      if (begin == 0) next.template share<0>();
       for (int v = 0; v < width; ++v) store(f.to[begin + v] + h * s.hidden_stride, sums[v]);
     });
   };

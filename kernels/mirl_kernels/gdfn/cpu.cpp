@@ -19,7 +19,7 @@ void gdfn(const MirlGdfn& a) {
       const Place* at = all.data() + first;
       Fetch to_write(a.y, step.b, channels, step.y, step.x0, at, n, pairs);
       for (int64_t j = 0; j < pairs; ++j) {
-        to_write.share<1>(j);
+        to_write.share<1>();
         const float* hidden = step.hidden + j * s.hidden_stride;
         auto gated = [&](int64_t v, auto few) {
           const int64_t slot = (step.slot + at[v].row) % s.slots;
@@ -35,15 +35,8 @@ void gdfn(const MirlGdfn& a) {
           else gated(v, Vectors<1>{}), v += 1;
         }
       }
-      int64_t from[WIDE], to[WIDE];
-      for (int64_t v = 0; v < n; ++v) {
-        from[v] = a.x.at(step.b, 0, step.y + at[v].row, step.x0 + at[v].column) - a.x.data;
-        to[v] = a.y.at(step.b, 0, step.y + at[v].row, step.x0 + at[v].column) - a.y.data;
-      }
-      product(a.project_out, gate, n, [&](int64_t c, int64_t begin, auto width, const Vec* sums) {
-        for (int64_t v = begin; v < begin + width; ++v)
-          store(a.y.data + to[v] + c * a.y.channel, sums[v - begin] + load(a.x.data + from[v] + c * a.x.channel, at[v]), at[v]);
-      });
+      const Residual add(a.x, a.y, step.b, step.y, step.x0, at, n);
+      product(a.project_out, gate, n, add);
     });
   });
 }

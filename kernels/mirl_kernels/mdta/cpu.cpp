@@ -40,31 +40,41 @@ void add_gram(const float* q, int64_t rows, const float* k, int64_t columns, int
   for (; j < columns; j += L) gram_columns<1>(q, rows, k + j, stride, n, gram + j);
 }
 
-// The live channels of one head within a list sorted by channel: positions [first, last).
+// The live channels of one head within a list sorted by head: positions [first, last).
 struct Span {
   int64_t first, last;
   int64_t size() const { return last - first; }
 };
-Span span(const int32_t* index, int64_t count, int64_t from, int64_t to) {
-  return {std::lower_bound(index, index + count, from) - index, std::lower_bound(index, index + count, to) - index};
+std::vector<Span> spans(const int32_t* index, int64_t count, const MirlMdta& a) {
+  const int64_t per_head = a.size.channels / a.heads;
+  std::vector<Span> found;
+  for (int64_t h = 0, i = 0; h < a.heads; ++h) {
+    const int64_t first = i;
+    while (i < count && index[i] / per_head == h) ++i;
+    found.push_back({first, i});
+  }
+  return found;
 }
 
-// What pass one sums up over the pixels: the Gram matrix, its k columns padded to whole vectors head by head, then the
-// squared norms of q and of k.
-struct Sums {
-  int64_t stride = 0, gram, norms;
+// Which positions of the live q, k and v are whose, and what pass one sums up over the pixels: the Gram matrix, its k
+// columns padded to whole vectors head by head, then the squared norms of q and of k.
+struct Layout {
+  int64_t per_head, stride = 0, gram, norms;
+  std::vector<Span> q, k, v;    // of each head
   std::vector<int64_t> column;  // of each k
+  std::vector<int64_t> place;   // of each channel's q, or -1
 
-  explicit Sums(const MirlMdta& a) : norms(a.q_count + a.k_count), column(a.k_count) {
-    const int64_t per_head = a.size.channels / a.heads;
-    for (int64_t h = 0; h < a.heads; ++h) {
-      const Span ks = span(a.k_index, a.k_count, h * per_head, (h + 1) * per_head);
-      for (int64_t k = ks.first; k < ks.last; ++k) column[k] = stride + k - ks.first;
-      stride += round_up(ks.size(), L);
+  explicit Layout(const MirlMdta& a)
+      : per_head(a.size.channels / a.heads), norms(a.q_count + a.k_count), q(spans(a.q_index, a.q_count, a)),
+        k(spans(a.k_index, a.k_count, a)), v(spans(a.v_index, a.v_count, a)), place(a.size.channels, -1) {
+    for (const Span& head : k) {
+      for (int64_t i = 0; i < head.size(); ++i) column.push_back(stride + i);
+      stride += round_up(head.size(), L);
     }
+    for (int64_t i = 0; i < a.q_count; ++i) place[a.q_index[i]] = i;
     gram = a.q_count * stride;
   }
-  int64_t size() const { return gram + norms; }
+  int64_t sums() const { return gram + norms; }
 };
 
 // Where pass one leaves v and pass two finds it: the live channels of an image row together.
@@ -73,24 +83,19 @@ MirlImage v_in_scratch(const MirlMdta& a) {
   return {a.scratch, a.size.height * row, channel, row};
 }
 
-std::vector<double> pass_one(const MirlMdta& a, const Sums& sizes) {
-  const int64_t per_head = a.size.channels / a.heads, qk = a.q_count + a.k_count;
+std::vector<double> pass_one(const MirlMdta& a, const Layout& layout) {
+  const int64_t qk = a.q_count + a.k_count;
   const Strips s(a.size, qk + a.v_count, a.threads);
   const MirlImage v_image = v_in_scratch(a);
   const Taps taps(a.dwconv, s);
-  std::vector<double> partial(s.tasks() * sizes.size(), 0.0);
-  std::vector<Span> qs(a.heads), ks(a.heads);
-  for (int64_t h = 0; h < a.heads; ++h) {
-    qs[h] = span(a.q_index, a.q_count, h * per_head, (h + 1) * per_head);
-    ks[h] = span(a.k_index, a.k_count, h * per_head, (h + 1) * per_head);
-  }
+  std::vector<double> partial(s.tasks() * layout.sums(), 0.0);
   // A thread's own: q and k of a panel, k transposed, and the sums in float, which go to those in double in time.
-  const int64_t transposed = PANEL * sizes.stride, norms = round_up(qk, L) * L;
-  const int64_t extra = qk * PANEL + transposed + sizes.gram + norms + 1;
+  const int64_t transposed = PANEL * layout.stride, norms = round_up(qk, L) * L;
+  const int64_t extra = qk * PANEL + transposed + layout.gram + norms + 1;
   run_strips(s, a.size.channels * PANEL, extra, a.threads, fill_normalised(s, a.x, a.qkv), [&](const Step& step) {
-    float *q = step.extra, *k = q + a.q_count * PANEL, *kt = q + qk * PANEL, *gram = kt + transposed, *norm = gram + sizes.gram;
+    float *q = step.extra, *k = q + a.q_count * PANEL, *kt = q + qk * PANEL, *gram = kt + transposed, *norm = gram + layout.gram;
     float& summed = norm[norms];  // pixels
-    if (step.first) std::memset(kt, 0, sizeof(float) * (transposed + sizes.gram + norms + 1));
+    if (step.first) std::memset(kt, 0, sizeof(float) * (transposed + layout.gram + norms + 1));
     const std::vector<Place> all = places(step.count, step.x1 - step.x0);
     grouped(all.size(), [&](int64_t first, int64_t n) {
       const Place* at = all.data() + first;
@@ -108,7 +113,7 @@ std::vector<double> pass_one(const MirlMdta& a, const Sums& sizes) {
         }
       };
       for (int64_t j = 0; j < qk; ++j) {
-        to_write.share<1>(j);
+        to_write.share<1>();
         Vec squares = load(norm + j * L);
         each(j, [&](int64_t v, Vec value) {
           if (at[v].valid < L) value = only(value, at[v].valid);
@@ -122,55 +127,53 @@ std::vector<double> pass_one(const MirlMdta& a, const Sums& sizes) {
           store(v_image.at(step.b, j, step.y + at[v].row, step.x0 + at[v].column), value, at[v]);
         });
       for (int64_t h = 0; h < a.heads; ++h)
-        for (int64_t i = ks[h].first; i < ks[h].last; i += L) {
-          const int64_t some = std::min(L, ks[h].last - i);
+        for (int64_t i = layout.k[h].first; i < layout.k[h].last; i += L) {
+          const int64_t some = std::min(L, layout.k[h].last - i);
           for (int64_t v = 0; v < n; ++v) {
             Vec block[L] = {};
             for (int64_t j = 0; j < some; ++j) block[j] = load(k + (i + j) * PANEL + v * L);
             transpose(block);
-            for (int64_t p = 0; p < L; ++p) store(kt + (v * L + p) * sizes.stride + sizes.column[i], block[p]);
+            for (int64_t p = 0; p < L; ++p) store(kt + (v * L + p) * layout.stride + layout.column[i], block[p]);
           }
         }
       for (int64_t h = 0; h < a.heads; ++h) {
-        if (!ks[h].size()) continue;
-        const int64_t column = sizes.column[ks[h].first];
-        add_gram(q + qs[h].first * PANEL, qs[h].size(), kt + column, round_up(ks[h].size(), L), sizes.stride, n * L,
-                 gram + qs[h].first * sizes.stride + column);
+        if (!layout.k[h].size()) continue;
+        const int64_t column = layout.column[layout.k[h].first];
+        add_gram(q + layout.q[h].first * PANEL, layout.q[h].size(), kt + column, round_up(layout.k[h].size(), L), layout.stride, n * L,
+                 gram + layout.q[h].first * layout.stride + column);
       }
     });
     summed += float(step.count * (step.x1 - step.x0));
     if (summed < 1024 && !step.last) return;
-    double *total = partial.data() + step.task * sizes.size(), *total_norms = total + sizes.gram;
-    for (int64_t i = 0; i < sizes.gram; ++i) total[i] += gram[i];
+    double *total = partial.data() + step.task * layout.sums(), *total_norms = total + layout.gram;
+    for (int64_t i = 0; i < layout.gram; ++i) total[i] += gram[i];
     for (int64_t j = 0; j < qk; j += L) {
       Vec block[L];
       std::memcpy(block, norm + j * L, sizeof block);
       const Vec sum = sums(block);
       for (int64_t i = 0; i < std::min(L, qk - j); ++i) total_norms[j + i] += sum[i];
     }
-    std::memset(gram, 0, sizeof(float) * (sizes.gram + norms + 1));
+    std::memset(gram, 0, sizeof(float) * (layout.gram + norms + 1));
   });
   const int64_t tasks = s.tasks() / a.size.batch;  // of one item, added up in order
-  std::vector<double> total(a.size.batch * sizes.size(), 0.0);
+  std::vector<double> total(a.size.batch * layout.sums(), 0.0);
   for (int64_t b = 0; b < a.size.batch; ++b)
     for (int64_t t = 0; t < tasks; ++t)
-      for (int64_t i = 0; i < sizes.size(); ++i) total[b * sizes.size() + i] += partial[(b * tasks + t) * sizes.size() + i];
+      for (int64_t i = 0; i < layout.sums(); ++i) total[b * layout.sums() + i] += partial[(b * tasks + t) * layout.sums() + i];
   return total;
 }
 
 // Row `channel` of the softmax, over every k of its head: a dead one has a logit of 0, and its exp(0) = 1 is part of
 // the denominator.
-void softmax_row(const MirlMdta& a, const Sums& sizes, const double* total, int64_t channel, std::vector<double>& weight) {
-  const int64_t per_head = a.size.channels / a.heads, h = channel / per_head;
-  const double *q_norm = total + sizes.gram, *k_norm = q_norm + a.q_count;
+void softmax_row(const MirlMdta& a, const Layout& layout, const double* total, int64_t channel, std::vector<double>& weight) {
+  const int64_t h = channel / layout.per_head, q = layout.place[channel];
+  const double *q_norm = total + layout.gram, *k_norm = q_norm + a.q_count;
   std::fill(weight.begin(), weight.end(), 0.0);
-  const Span qs = span(a.q_index, a.q_count, channel, channel + 1);
-  const Span ks = span(a.k_index, a.k_count, h * per_head, (h + 1) * per_head);
-  if (qs.size()) {
-    const double norm = std::max(std::sqrt(q_norm[qs.first]), 1e-12);
-    for (int64_t k = ks.first; k < ks.last; ++k)
-      weight[a.k_index[k] - h * per_head] = total[qs.first * sizes.stride + sizes.column[k]] / norm /
-                                            std::max(std::sqrt(k_norm[k]), 1e-12) * a.temperature[h];
+  if (q >= 0) {
+    const double norm = std::max(std::sqrt(q_norm[q]), 1e-12);
+    for (int64_t k = layout.k[h].first; k < layout.k[h].last; ++k)
+      weight[a.k_index[k] - h * layout.per_head] = total[q * layout.stride + layout.column[k]] / norm /
+                                                   std::max(std::sqrt(k_norm[k]), 1e-12) * a.temperature[h];
   }
   const double most = *std::max_element(weight.begin(), weight.end());
   double denominator = 0;
@@ -192,16 +195,14 @@ struct Dense {
 
 void mdta(const MirlMdta& a) {
   const int64_t channels = a.size.channels, width = a.size.width;
-  const int64_t per_head = channels / a.heads;
-  const Sums sizes(a);
-  const std::vector<double> total = pass_one(a, sizes);
-  std::vector<Span> vs(a.heads);
-  for (int64_t h = 0; h < a.heads; ++h) vs[h] = span(a.v_index, a.v_count, h * per_head, (h + 1) * per_head);
+  const Layout layout(a);
+  const int64_t per_head = layout.per_head;
+  const std::vector<double> total = pass_one(a, layout);
 
   // The matrices that pass two applies to v: one for each head, or, where that does not undo the heads' sparsity, one
   // for all, project_out composed with the attention. (A sparse product takes nearly twice as long as a dense one.)
   int64_t apart = 0;
-  for (const Span& v : vs) apart += per_head * v.size();
+  for (const Span& v : layout.v) apart += per_head * v.size();
   const bool composed = channels * a.v_count <= apart + a.project_out.start[channels] * 2;
   std::vector<Dense> matrices;
   std::vector<double> weight(per_head), attention(apart), row(a.v_count);
@@ -212,19 +213,19 @@ void mdta(const MirlMdta& a) {
     for (int64_t c = 0; c < channels; ++c) {
       const int64_t h = c / per_head;
       if (c % per_head == 0) head[h] = to;
-      if (c % per_head == 0 && !composed) matrices.emplace_back(per_head, vs[h].size());
-      softmax_row(a, sizes, total.data() + b * sizes.size(), c, weight);
-      for (int64_t v = vs[h].first; v < vs[h].last; ++v) {
+      if (c % per_head == 0 && !composed) matrices.emplace_back(per_head, layout.v[h].size());
+      softmax_row(a, layout, total.data() + b * layout.sums(), c, weight);
+      for (int64_t v = layout.v[h].first; v < layout.v[h].last; ++v) {
         *to++ = weight[a.v_index[v] - h * per_head];
-        if (!composed) matrices.back().at(c % per_head, v - vs[h].first) = float(to[-1]);
+        if (!composed) matrices.back().at(c % per_head, v - layout.v[h].first) = float(to[-1]);
       }
     }
     for (int64_t r = 0; composed && r < channels; ++r) {
       std::fill(row.begin(), row.end(), 0.0);
       for (int32_t k = a.project_out.start[r]; k < a.project_out.start[r + 1]; ++k) {
         const int64_t c = a.project_out.column[k], h = c / per_head;
-        const double* from = head[h] + c % per_head * vs[h].size();
-        for (int64_t v = 0; v < vs[h].size(); ++v) row[vs[h].first + v] += a.project_out.value[k] * from[v];
+        const double* from = head[h] + c % per_head * layout.v[h].size();
+        for (int64_t v = 0; v < layout.v[h].size(); ++v) row[layout.v[h].first + v] += a.project_out.value[k] * from[v];
       }
       for (int64_t v = 0; v < a.v_count; ++v) matrices.back().at(r, v) = float(row[v]);
     }
@@ -235,30 +236,33 @@ void mdta(const MirlMdta& a) {
   auto apply = [&](int64_t task) {
     const int64_t b = task / steps, y = task % steps * step;
     const std::vector<Place> all = places(std::min(step, a.size.height - y), width);
-    float *gathered = mirl::scratch((a.v_count + channels) * PANEL), *mixed = gathered + a.v_count * PANEL;
+    float *mixed = mirl::scratch((channels + a.v_count) * PANEL), *gathered = mixed + channels * PANEL;
     grouped(all.size(), [&](int64_t first, int64_t n) {
       const Place* at = all.data() + first;
-      for (int64_t v = 0; v < n; ++v) {
-        const float* from = v_image.at(b, 0, y + at[v].row, at[v].column);
-        for (int64_t c = 0; c < a.v_count; ++c) store(gathered + c * PANEL + v * L, load(from + c * v_image.channel));
+      const float* v = v_image.at(b, 0, y + at->row, at->column);
+      int64_t stride = v_image.channel;
+      if (at[n - 1].row != at->row) {  // no stretch of memory
+        for (int64_t i = 0; i < n; ++i)
+          for (int64_t c = 0; c < a.v_count; ++c)
+            store(gathered + c * PANEL + i * L, load(v_image.at(b, c, y + at[i].row, at[i].column)));
+        v = gathered, stride = PANEL;
       }
       const int64_t more = std::min<int64_t>(n, all.size() - first - n);
-      Fetch next(a.x, b, channels, y, 0, at + n, more, channels / 4), next_v(v_image, b, a.v_count, y, 0, at + n, more, channels / 4);
+      const bool below = more == 0 && y + step < a.size.height && step == 1;
+      Fetch next(a.x, b, channels, y + below, 0, below ? all.data() : at + n, below ? n : more, channels);
+      Fetch next_v(v_image, b, a.v_count, y + below, 0, below ? all.data() : at + n, below ? n : more, channels);
+      const Residual add(a.x, a.y, b, y, 0, at, n);
       auto put = [&](int64_t c, int64_t begin, auto width, const Vec* sums) {
-        if (begin == 0 && c % 4 == 0) next.template share<0>(c / 4), next_v.template share<0>(c / 4);
-        for (int64_t v = begin; v < begin + width; ++v) {
-          const int64_t line = y + at[v].row, x = at[v].column;
-          store(a.y.at(b, c, line, x), sums[v - begin] + load(a.x.at(b, c, line, x), at[v]), at[v]);
-        }
+        if (begin == 0) next.template share<0>(), next_v.template share<0>();
+        add(c, begin, width, sums);
       };
-      if (composed) {
-        product(matrices[b].rows(), gathered, n, put);
-        return;
-      }
+      auto dense = [&](const Dense& matrix, const float* in, auto emit) {
+        with_vectors(n, [&](auto wide) { dense_panel<wide>(matrix.rows(), in, stride, emit); });
+      };
+      if (composed) return dense(matrices[b], v, put);
       for (int64_t h = 0; h < a.heads; ++h)
-        product(matrices[b * a.heads + h].rows(), gathered + vs[h].first * PANEL, n,
-                [&](int64_t c, int64_t begin, auto width, const Vec* sums) {
-          for (int v = 0; v < width; ++v) store(mixed + (h * per_head + c) * PANEL + (begin + v) * L, sums[v]);
+        dense(matrices[b * a.heads + h], v + layout.v[h].first * stride, [&](int64_t c, int64_t begin, auto width, const Vec* sums) {
+          for (int i = 0; i < width; ++i) store(mixed + (h * per_head + c) * PANEL + (begin + i) * L, sums[i]);
         });
       product(a.project_out, mixed, n, put);
     });

@@ -16,7 +16,7 @@ void pointwise(const MirlPointwise& a) {
       const int64_t more = std::min<int64_t>(n, all.size() - first - n), below = std::min(y + 1, a.size.height - 1);
       Fetch next(a.x, b, channels, more ? y : below, 0, more ? at + n : all.data(), more ? more : n, a.weight.rows);
       product(a.weight, panel, n, [&](int64_t r, int64_t begin, auto width, const Vec* sums) {
-        if (begin == 0) next.template share<0>(r);
+        if (begin == 0) next.template share<0>();
         for (int64_t v = begin; v < begin + width; ++v) store(a.y.at(b, r, y, at[v].column), sums[v - begin], at[v]);
       });
     });
