@@ -35,7 +35,7 @@ def _mdta(channels: int, side: int, density: float) -> Pair:
             _weights(density, 3 * channels, 1, 3, 3), torch.ones(channels // 48, 1, 1),
             _weights(density, channels, channels, 1, 1))  # fmt: skip
     op, out = PackedMDTA(*args), torch.empty_like(x)
-    scratch = torch.empty(op.scratch_floats(x))
+    scratch = torch.empty(op.scratch_floats(x.shape[0], *x.shape[2:]))
 
     def kernel() -> Tensor:
         op(x, out, scratch)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import mmap
+import time
 from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mirl_kernels import _cpu
 from mirl_kernels.conv import PackedConv
@@ -13,81 +18,225 @@ from mirl_kernels.gdfn import PackedGDFN
 from mirl_kernels.mdta import PackedMDTA
 from mirl_kernels.pointwise import PackedPointwise
 from mirl_kernels.prompt import PackedPrompt
-from mirl_sparse.network import MULTIPLE, PromptBlock, PromptIR, TransformerBlock
+from mirl_sparse.network import MULTIPLE, PromptIR
 
 _PLANS_KEPT, _BYTES_KEPT = 2, 1 << 30  # how many sizes' buffers are kept, while they are no larger than this
 
+_Packed = PackedConv | PackedGDFN | PackedMDTA | PackedPointwise | PackedPrompt
 
-class _Block:
-    """One transformer block: MDTA in place, GDFN to the other of two buffers."""
 
-    def __init__(self, block: TransformerBlock) -> None:
-        a, n, f, m = block.attn, block.norm1.body, block.ffn, block.norm2.body
-        self.mdta = PackedMDTA(n.weight, n.bias, a.qkv.weight, a.qkv_dwconv.weight, a.temperature, a.project_out.weight)
-        self.gdfn = PackedGDFN(m.weight, m.bias, f.project_in.weight, f.dwconv.weight, f.project_out.weight)
+@dataclass(eq=False)
+class _Buffer:
+    """An image of ``channels`` channels at 1/2^level of the input's side."""
+
+    channels: int
+    level: int
+
+    def slice(self, first: int = 0, last: int | None = None) -> _Slice:
+        return _Slice(self, first, self.channels if last is None else last)
+
+
+@dataclass(frozen=True)
+class _Slice:
+    """Channels of a buffer."""
+
+    buffer: _Buffer
+    first: int
+    last: int
+
+
+@dataclass(frozen=True)
+class _Step:
+    """``y`` = op(x). The first step's x is the input image; the last step's y the result, to which the image is added."""
+
+    name: str
+    op: _Packed
+    x: _Slice | None
+    y: _Slice | None
+
+
+class Measured(NamedTuple):
+    """What a step did: ``op`` is the name of its kernel; multiply-adds by surviving weights, the bytes that the
+    fused op cannot help moving, and the seconds it took."""
+
+    name: str
+    op: str
+    macs: int
+    bytes: int
+    seconds: float
+
+
+class _Program:
+    """The network as a list of steps. What will be concatenated is written side by side in the first place."""
+
+    def __init__(self, network: PromptIR) -> None:
+        self.steps: list[_Step] = []
+        self._network = n = network
+        d, prompts = n.config.dim, n.config.prompt_dims
+        x = self._add("patch_embed", PackedConv(n.patch_embed.proj.weight), None, _Buffer(d, 0).slice())
+        joined = []  # [upsampled, encoder's result] of each level
+        for level, (down, up) in enumerate((("down1_2", "up2_1"), ("down2_3", "up3_2"), ("down3_4", "up4_3"))):
+            width, above = d << level, len(self._weight(up)) // 4
+            joined.append(_Buffer(above + width, level))
+            x = self._stage(f"encoder_level{level + 1}", x, joined[level].slice(above))
+            x = self._add(down, PackedConv(self._weight(down), -2), x, _Buffer(2 * width, level + 1).slice())
+        for level, stage, up, reduce in ((3, "latent", "up4_3", "reduce_chan_level3"),
+                                         (2, "decoder_level3", "up3_2", "reduce_chan_level2"),
+                                         (1, "decoder_level2", "up2_1", None)):  # fmt: skip
+            width = x.last - x.first
+            both = _Buffer(width + prompts[level - 1], level)  # [features, prompt]
+            x = self._stage(stage, x, both.slice(0, width))
+            block = n.get_submodule(f"prompt{level}")
+            linear = block.linear_layer
+            prompt = PackedPrompt(linear.weight, linear.bias, block.prompt_param, block.conv3x3.weight)
+            self._add(f"prompt{level}", prompt, x, both.slice(width))
+            x = self._pointwise(f"reduce_noise_level{level}", self._stage(f"noise_level{level}", both.slice()), level)
+            target = joined[level - 1]
+            self._add(up, PackedConv(self._weight(up), 2), x, target.slice(0, len(self._weight(up)) // 4))
+            x = self._pointwise(reduce, target.slice(), level - 1) if reduce else target.slice()
+        x = self._stage("refinement", self._stage("decoder_level1", x))
+        self._add("output", PackedConv(n.output.weight), x, None)
+
+    def _weight(self, name: str) -> Tensor:
+        return self._network.get_submodule(name).weight
+
+    def _add(self, name: str, op: _Packed, x: _Slice | None, y: _Slice | None) -> _Slice:
+        self.steps.append(_Step(name, op, x, y))
+        return y  # type: ignore[return-value]
+
+    def _pointwise(self, name: str, x: _Slice, level: int) -> _Slice:
+        weight = self._weight(name)
+        return self._add(name, PackedPointwise(weight), x, _Buffer(len(weight), level).slice())
+
+    def _stage(self, where: str, x: _Slice, target: _Slice | None = None) -> _Slice:
+        """A stage's blocks: MDTA in place, GDFN to another buffer, at last to ``target``."""
+        stage = self._network.get_submodule(where)
+        blocks = [(where, stage)] if hasattr(stage, "attn") else [(f"{where}.{i}", b) for i, b in stage.named_children()]
+        for i, (name, block) in enumerate(blocks):
+            a, n, f, m = block.attn, block.norm1.body, block.ffn, block.norm2.body
+            mdta = PackedMDTA(n.weight, n.bias, a.qkv.weight, a.qkv_dwconv.weight, a.temperature, a.project_out.weight)
+            gdfn = PackedGDFN(m.weight, m.bias, f.project_in.weight, f.dwconv.weight, f.project_out.weight)
+            self._add(f"{name}.attn", mdta, x, x)
+            y = target if target and i == len(blocks) - 1 else _Buffer(x.last - x.first, x.buffer.level).slice()
+            x = self._add(f"{name}.ffn", gdfn, x, y)
+        return x
+
+
+class _Memory:
+    """Places stretches of floats in one arena, the first that fits; `size` is what the arena must hold."""
+
+    def __init__(self) -> None:
+        self.size = 0
+        self._taken: list[tuple[int, int]] = []  # sorted (start, end)
+
+    def take(self, floats: int) -> tuple[int, int]:
+        floats, start = -(-floats // 64) * 64, 0
+        for taken in self._taken:
+            if taken[0] - start >= floats:
+                break
+            start = taken[1]
+        place = start, start + floats
+        self._taken = sorted([*self._taken, place])
+        self.size = max(self.size, place[1])
+        return place
+
+    def free(self, place: tuple[int, int]) -> None:
+        self._taken.remove(place)
 
 
 class _Plan:
-    """The buffers of one input size.
+    """A program bound to the buffers of one input size, which share one arena: a buffer's memory is used again
+    once its last reader is through."""
 
-    ``level`` holds, per resolution, a pair of buffers of equal size that blocks go back and forth
-    between; concatenations are made by writing side by side into one of them.
-    """
+    def __init__(self, steps: list[_Step], batch: int, height: int, width: int) -> None:
+        last = {part.buffer: i for i, step in enumerate(steps) for part in (step.x, step.y) if part}
+        memory = _Memory()
+        places: dict[_Buffer, tuple[int, int]] = {}
+        scratches = []
 
-    def __init__(self, network: PromptIR, batch: int, height: int, width: int) -> None:
-        config = network.config
-        widest = [0, 0, 0, 0]
-        for where, channels, _ in config.attention_widths():
-            at = {"latent": 3, "noise_level3": 3, "refinement": 0, "noise_level2": 2, "noise_level1": 1}.get(where)
-            at = int(where[-1]) - 1 if at is None else at
-            widest[at] = max(widest[at], channels)
-        widest[2] = max(widest[2], 6 * config.dim)  # [up4_3, encoder_level3]
-        widest[1] = max(widest[1], 4 * config.dim)
-        shapes = [(batch, c, height >> i, width >> i) for i, c in enumerate(widest)]
-        self.level = [(_cpu.empty(*s), _cpu.empty(*s)) for s in shapes]
-        self.skips = [_cpu.empty(batch, config.dim << i, height >> i, width >> i) for i in range(3)]
-        floats = max(b * c * h * _cpu.padded(w) for b, c, h, w in shapes)  # as MDTA wants for its v channels
-        prompts = zip(config.prompt_dims, config.prompt_sizes, (1, 2, 3), strict=True)
-        for channels, side, i in prompts:
-            floats = max(floats, batch * channels * (side * side + (height >> i) * (width >> i)))
-        self.scratch = torch.empty(floats)
-        tensors = [self.scratch, *self.skips, *(x for pair in self.level for x in pair)]
-        self.bytes = sum(t.untyped_storage().nbytes() for t in tensors)
+        def side(level: int) -> tuple[int, int]:
+            return height >> level, width >> level
+
+        for i, step in enumerate(steps):
+            for part in (step.x, step.y):
+                if part and part.buffer not in places:
+                    h, w = side(part.buffer.level)
+                    places[part.buffer] = memory.take(batch * part.buffer.channels * h * _cpu.padded(w))
+            if isinstance(step.op, (PackedMDTA, PackedPrompt)):
+                assert step.x
+                scratches.append(memory.take(step.op.scratch_floats(batch, *side(step.x.buffer.level))))
+                memory.free(scratches[-1])
+            else:
+                scratches.append((0, 0))
+            for buffer in {part.buffer for part in (step.x, step.y) if part and last[part.buffer] == i}:
+                memory.free(places[buffer])
+
+        # Huge pages, where the system has them: fewer of them are looked up, and touched for the first time.
+        self.bytes = 4 * memory.size
+        private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
+        mapped = mmap.mmap(-1, self.bytes, **private)
+        if hasattr(mmap, "MADV_HUGEPAGE"):
+            mapped.madvise(mmap.MADV_HUGEPAGE)
+        arena = torch.frombuffer(mapped, dtype=torch.float32)
+
+        def view(part: _Slice) -> Tensor:
+            h, w = side(part.buffer.level)
+            start, channels = places[part.buffer][0], part.buffer.channels
+            floats = batch * h * channels * _cpu.padded(w)
+            whole = arena[start : start + floats].view(batch, h, channels, _cpu.padded(w))
+            return whole.permute(0, 2, 1, 3)[:, part.first : part.last, :, :w]
+
+        def bind(step: _Step, scratch: tuple[int, int]) -> Callable[[Tensor, Tensor], None]:
+            op = step.op
+            if step.x is None:
+                first = view(step.y) if step.y else None
+                return lambda image, _: op(image, first)
+            x = view(step.x)
+            if step.y is None:
+                return lambda image, result: op(x, result, image)
+            y = view(step.y)
+            if isinstance(op, (PackedMDTA, PackedPrompt)):
+                own = arena[slice(*scratch)]
+                return lambda *_: op(x, y, own)
+            return lambda *_: op(x, y)
+
+        self.calls = [bind(step, scratch) for step, scratch in zip(steps, scratches, strict=True)]
 
 
 class Engine:
     """A PromptIR packed for the C++ kernels. Several threads may call it: each takes buffers of its own."""
 
     def __init__(self, network: PromptIR) -> None:
-        self.network = network
+        if (device := network.output.weight.device).type != "cpu":
+            raise _cpu.BackendError(f'weights are on {device}; expected the CPU: move them, or use backend="reference"')
         self._plans: OrderedDict[tuple[int, int, int], _Plan] = OrderedDict()
         with torch.no_grad():
-            self._pack(network)
+            self._steps = _Program(network).steps
 
-    def _pack(self, n: PromptIR) -> None:
-        if (device := n.output.weight.device).type != "cpu":
-            raise _cpu.BackendError(f'weights are on {device}; expected the CPU: move them, or use backend="reference"')
-
-        def blocks(stage: nn.Module) -> list[_Block]:
-            found = [stage] if isinstance(stage, TransformerBlock) else list(stage.children())
-            return [_Block(block) for block in found if isinstance(block, TransformerBlock)]
-
-        self.blocks = {where: blocks(getattr(n, where)) for where, _, _ in n.config.attention_widths()}
-        self.conv = {name: PackedConv(getattr(n, name).weight, -2) for name in ("down1_2", "down2_3", "down3_4")}
-        self.conv |= {name: PackedConv(getattr(n, name).weight, 2) for name in ("up4_3", "up3_2", "up2_1")}
-        self.conv |= {"patch_embed": PackedConv(n.patch_embed.proj.weight), "output": PackedConv(n.output.weight)}
-        names = [f"reduce_noise_level{i}" for i in (1, 2, 3)] + ["reduce_chan_level2", "reduce_chan_level3"]
-        self.pointwise = {name: PackedPointwise(getattr(n, name).weight) for name in names}
-        self.prompt = {}
-        for i in (1, 2, 3):
-            block = getattr(n, f"prompt{i}")
-            assert isinstance(block, PromptBlock)
-            linear = block.linear_layer
-            self.prompt[i] = PackedPrompt(linear.weight, linear.bias, block.prompt_param, block.conv3x3.weight)
-
-    @torch.no_grad()
     def __call__(self, image: Tensor) -> Tensor:
         """(B, 3, H, W) float32 on the CPU, H and W multiples of 8, to a new tensor of that shape."""
+        return self._run(image, lambda call, x, y: call(x, y))
+
+    def profile(self, image: Tensor) -> list[Measured]:
+        """Run once, and measure each step."""
+        seconds = []
+
+        def timed(call: Callable[[Tensor, Tensor], None], x: Tensor, y: Tensor) -> None:
+            begin = time.perf_counter()
+            call(x, y)
+            seconds.append(time.perf_counter() - begin)
+
+        self._run(image, timed)
+        batch, _, height, width = image.shape
+        found = []
+        for step, taken in zip(self._steps, seconds, strict=True):
+            level = step.x.buffer.level if step.x else 0
+            work = step.op.work(batch, height >> level, width >> level)
+            found.append(Measured(step.name, type(step.op).__name__.removeprefix("Packed"), *work, taken))
+        return found
+
+    @torch.no_grad()
+    def _run(self, image: Tensor, run: Callable[[Callable[[Tensor, Tensor], None], Tensor, Tensor], None]) -> Tensor:
         batch, _, height, width = image.shape
         if height % MULTIPLE or width % MULTIPLE:
             raise ValueError(f"input is {height}x{width}; expected multiples of {MULTIPLE}")
@@ -97,55 +246,11 @@ class Engine:
             if sum(kept.bytes for kept in list(self._plans.values())) > _BYTES_KEPT:
                 self._plans.clear()
             with torch.inference_mode(False):  # else a later call outside of that mode might not write to them
-                plan = _Plan(self.network, *key)
-        out = self._run(image, plan)
+                plan = _Plan(self._steps, *key)
+        result = torch.empty_like(image)
+        for call in plan.calls:
+            run(call, image, result)
         self._plans[key] = plan
         while len(self._plans) > _PLANS_KEPT:
             self._plans.popitem(last=False)
-        return out
-
-    def _run(self, image: Tensor, plan: _Plan) -> Tensor:
-        d = self.network.config.dim
-
-        def stage(where: str, level: int, channels: int, source: int = 0) -> tuple[Tensor, int]:
-            """Run a stage's blocks on buffer ``source`` of a level; returns the result and where it is."""
-            for block in self.blocks[where]:
-                x, y = (plan.level[level][i][:, :channels] for i in (source, 1 - source))
-                block.mdta(x, x, plan.scratch)
-                block.gdfn(x, y)
-                source = 1 - source
-            return plan.level[level][source][:, :channels], source
-
-        x = plan.level[0][0][:, :d]
-        self.conv["patch_embed"](image, x)
-        for level in (1, 2, 3):
-            x, _ = stage(f"encoder_level{level}", level - 1, d << (level - 1))
-            plan.skips[level - 1].copy_(x)
-            to = plan.level[level][0][:, : d << level]
-            self.conv[f"down{level}_{level + 1}"](x, to)
-        x, at = stage("latent", 3, 8 * d)
-
-        for level, (up, reduce) in zip((3, 2, 1), (("up4_3", "reduce_chan_level3"), ("up3_2", "reduce_chan_level2"),
-                                                   ("up2_1", None)), strict=True):  # fmt: skip
-            # x sits in buffer `at` of the level below: its prompt goes beside it.
-            width, prompts = x.shape[1], self.network.config.prompt_dims[level - 1]
-            pair = plan.level[level]
-            self.prompt[level](x, pair[at][:, width : width + prompts], plan.scratch)
-            x, at = stage(f"noise_level{level}", level, width + prompts, at)
-            reduced = pair[1 - at][:, : d << (level if level == 1 else 2)]
-            self.pointwise[f"reduce_noise_level{level}"](x, reduced)
-            above = plan.level[level - 1]
-            upper = above[0][:, : reduced.shape[1] // 2]
-            skip = plan.skips[level - 1]
-            self.conv[up](reduced, upper)
-            joined = above[0][:, : upper.shape[1] + skip.shape[1]]
-            joined[:, upper.shape[1] :].copy_(skip)
-            at = 0
-            if reduce:
-                self.pointwise[reduce](joined, above[1][:, : d << (level - 1)])
-                at = 1
-            x, at = stage(f"decoder_level{level}", level - 1, d << max(level - 1, 1), at)
-        x, _ = stage("refinement", 0, 2 * d, at)
-        out = torch.empty_like(image)
-        self.conv["output"](x, out, image)
-        return out
+        return result

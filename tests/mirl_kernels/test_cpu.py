@@ -78,7 +78,7 @@ def test_mdta(seed, batch, heads, per_head, height, width, density, tap_density)
             weights((3 * channels, channels, 1, 1), density, g), weights((3 * channels, 1, 3, 3), tap_density, g),
             1 + 0.3 * noise((heads, 1, 1), g), weights((channels, channels, 1, 1), density, g)]  # fmt: skip
     packed = PackedMDTA(*(a.float() for a in args))
-    scratch = torch.full((packed.scratch_floats(x),), float("nan"))
+    scratch = torch.full((packed.scratch_floats(x.shape[0], *x.shape[2:]),), float("nan"))
     check(packed, mdta(x.float().double(), *args), x.float(), scratch, tolerance=norm_tolerance(x))
 
 
@@ -128,7 +128,7 @@ def test_prompt(seed, batch, channels, count, prompts, side, height, width, dens
     args = [weights((count, channels), density, g), noise((count,), g), noise((1, count, prompts, side, side), g),
             weights((prompts, prompts, 3, 3), density, g)]  # fmt: skip
     packed = PackedPrompt(*(a.float() for a in args))
-    scratch = torch.full((packed.scratch_floats(x),), float("nan"))
+    scratch = torch.full((packed.scratch_floats(x.shape[0], *x.shape[2:]),), float("nan"))
     check(packed, prompt(x.float().double(), *args), x.float(), scratch)
 
 
@@ -145,7 +145,7 @@ def test_dead_queries_and_keys_still_count_in_the_softmax():
         packed = PackedMDTA(*(a.float() for a in args))
         assert sum(map(len, packed.live)) <= 3 * channels - len(dead)
         expected = mdta(x.float().double(), *(a.double() for a in args))
-        check(packed, expected, x.float(), torch.full((packed.scratch_floats(x),), float("nan")))
+        check(packed, expected, x.float(), torch.full((packed.scratch_floats(x.shape[0], *x.shape[2:]),), float("nan")))
 
 
 def test_the_layer_norm_keeps_its_digits_far_from_zero():
@@ -193,6 +193,6 @@ def test_shapes_that_do_not_fit_are_refused():
     with pytest.raises(_cpu.BackendError, match="expected"):
         PackedGDFN(*gdfn_args)(x, out[:, :3])
     mdta_op = PackedMDTA(*mdta_args)
-    for scratch in (torch.empty(mdta_op.scratch_floats(x) - 1), torch.empty(mdta_op.scratch_floats(x)).double()):
+    for scratch in (torch.empty(mdta_op.scratch_floats(x.shape[0], *x.shape[2:]) - 1), torch.empty(mdta_op.scratch_floats(x.shape[0], *x.shape[2:])).double()):
         with pytest.raises(_cpu.BackendError, match="scratch"):
             mdta_op(x, out, scratch)

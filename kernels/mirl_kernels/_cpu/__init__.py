@@ -8,6 +8,7 @@ from collections.abc import Callable
 from ctypes import Structure, c_int64, c_void_p
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,7 +27,12 @@ class Rows(Structure):
 
     _fields_ = [("rows", c_int64), ("columns", c_int64), ("start", c_void_p), ("column", c_void_p), ("value", c_void_p),
                 ("bias", c_void_p), ("dense", c_void_p)]  # fmt: skip
-    tensors: tuple[Tensor | None, ...]  # keeps the memory that the pointers name
+    tensors: tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]  # keeps the memory that the pointers name
+
+    @property
+    def kept(self) -> int:
+        """How many entries are not zero."""
+        return len(self.tensors[1])
 
 
 class Image(Structure):
@@ -66,6 +72,7 @@ class Chunks:
         self.count = len(chunks)
         self._rows = (Rows * self.count)(*chunks)
         self.address = ctypes.addressof(self._rows)
+        self.kept = sum(chunk.kept for chunk in chunks)
 
 
 @cache
@@ -137,6 +144,14 @@ def check(x: Tensor, channels: int, out: Tensor, shape: tuple[int, ...], scratch
         )
     if scratch is not None and (scratch.dtype != torch.float32 or scratch.numel() < floats):
         raise BackendError(f"scratch is {scratch.numel()} of {scratch.dtype}; expected {floats} of torch.float32")
+
+
+class Work(NamedTuple):
+    """What an op must do: multiply-adds by surviving weights, and the bytes that it reads and writes at least,
+    its images each way once and its weights."""
+
+    macs: int
+    bytes: int
 
 
 def size(x: Tensor) -> Size:

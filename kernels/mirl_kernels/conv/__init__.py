@@ -27,6 +27,11 @@ class PackedConv:
         self._shuffle = shuffle
         self._weight = _cpu.Chunks(weight.flatten(1))
 
+    def work(self, batch: int, height: int, width: int) -> _cpu.Work:
+        """What a call on (B, C, H, W) must do."""
+        pixels, kept = batch * height * width, self._weight.kept
+        return _cpu.Work(kept * pixels, 4 * (self._inputs + self._outputs) * pixels + 8 * kept)
+
     def __call__(self, x: Tensor, out: Tensor, residual: Tensor | None = None) -> None:
         """``out`` = the convolution of x (B, C, H, W), shuffled, plus ``residual``; x and out may not share memory."""
         b, _, h, w = x.shape

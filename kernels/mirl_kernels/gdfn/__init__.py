@@ -48,6 +48,11 @@ class PackedGDFN:
         self._dwconv = _cpu.pack_rows(taps[kept])
         self._project_out = _cpu.pack_rows(out[:, self.live])
 
+    def work(self, batch: int, height: int, width: int) -> _cpu.Work:
+        """What a call on (B, C, H, W) must do."""
+        pixels, kept = batch * height * width, self._project_in.kept + self._dwconv.kept + self._project_out.kept
+        return _cpu.Work(kept * pixels, 8 * self.channels * pixels + 8 * kept)
+
     def __call__(self, x: Tensor, out: Tensor) -> None:
         """``out`` = GDFN(x), both (B, C, H, W); they may not share memory."""
         _cpu.check(x, self.channels, out, x.shape)

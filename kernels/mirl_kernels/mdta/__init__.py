@@ -55,13 +55,22 @@ class PackedMDTA:
         self._dwconv = _cpu.pack_rows(taps[kept])
         self._project_out = _cpu.pack_rows(out)
 
-    def scratch_floats(self, x: Tensor) -> int:
-        """How many floats of scratch memory a call on x (B, C, H, W) takes: its live v channels, row by row."""
-        return len(self.live[2]) * x.shape[0] * x.shape[2] * _cpu.padded(x.shape[3])
+    def scratch_floats(self, batch: int, height: int, width: int) -> int:
+        """How many floats of scratch memory a call on (B, C, H, W) takes: its live v channels, row by row."""
+        return len(self.live[2]) * batch * height * _cpu.padded(width)
+
+    def work(self, batch: int, height: int, width: int) -> _cpu.Work:
+        """What a call on (B, C, H, W) must do. The attention is applied head by head and then projected, or as
+        one composed matrix, whichever is less; v is written and read between the passes over x."""
+        pixels, kept = batch * height * width, self._qkv.kept + self._dwconv.kept
+        q, k, v = (torch.bincount(i * self.heads // self.channels, minlength=self.heads) for i in self.live)
+        apply = min(self.channels // self.heads * int(v.sum()) + self._project_out.kept, self.channels * int(v.sum()))
+        macs = kept + int((q * k).sum()) + int((q + k).sum()) + apply
+        return _cpu.Work(macs * pixels, (12 * self.channels + 8 * int(v.sum())) * pixels + 8 * kept)
 
     def __call__(self, x: Tensor, out: Tensor, scratch: Tensor) -> None:
         """``out`` = MDTA(x), both (B, C, H, W), possibly the same; ``scratch`` holds `scratch_floats`."""
-        _cpu.check(x, self.channels, out, x.shape, scratch, self.scratch_floats(x))
+        _cpu.check(x, self.channels, out, x.shape, scratch, self.scratch_floats(x.shape[0], *x.shape[2:]))
         q, k, v = self._index
         args = _Args(_cpu.image(x), _cpu.image(out), _cpu.size(x), self._qkv, self._dwconv, self._project_out,
                      self._temperature.data_ptr(), self.heads, len(q), len(k), len(v), q.data_ptr(), k.data_ptr(),

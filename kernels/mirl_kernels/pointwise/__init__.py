@@ -24,6 +24,11 @@ class PackedPointwise:
         self._shape = weight.shape[:2]
         self._weight = _cpu.pack_rows(weight.flatten(1), bias)
 
+    def work(self, batch: int, height: int, width: int) -> _cpu.Work:
+        """What a call on (B, C, H, W) must do."""
+        pixels, kept = batch * height * width, self._weight.kept
+        return _cpu.Work(kept * pixels, 4 * sum(self._shape) * pixels + 8 * kept)
+
     def __call__(self, x: Tensor, out: Tensor) -> None:
         """``out`` (B, O, H, W) = convolution of x (B, C, H, W); they may not share memory."""
         outputs, inputs = self._shape

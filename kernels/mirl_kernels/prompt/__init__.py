@@ -27,16 +27,23 @@ class PackedPrompt:
         self._prompts = prompt_param.float().contiguous()
         self._conv = _cpu.Chunks(conv3x3.flatten(1))
 
-    def scratch_floats(self, x: Tensor) -> int:
-        """How many floats of scratch memory a call on x takes."""
-        _, _, channels, side, _ = self._prompts.shape
-        return x.shape[0] * channels * x.shape[2] * x.shape[3]
+    def scratch_floats(self, batch: int, height: int, width: int) -> int:
+        """How many floats of scratch memory a call on (B, C, H, W) takes."""
+        return batch * self._prompts.shape[2] * height * width
+
+    def work(self, batch: int, height: int, width: int) -> _cpu.Work:
+        """What a call on (B, C, H, W) must do; a bilinear pixel takes four multiply-adds."""
+        _, count, channels, side, _ = self._prompts.shape
+        inputs, pixels = self._linear[0].shape[1], batch * height * width
+        macs = (self._conv.kept + 4 * channels) * pixels + batch * count * channels * side * side
+        return _cpu.Work(macs, 4 * (inputs + channels) * pixels + 4 * self._prompts.numel() + 8 * self._conv.kept)
 
     def __call__(self, x: Tensor, out: Tensor, scratch: Tensor) -> None:
         """``out`` (B, P, H, W) = the prompts for x (B, C, H, W); ``scratch`` holds `scratch_floats`."""
         _, count, channels, side, _ = self._prompts.shape
         weight, bias = self._linear
-        _cpu.check(x, weight.shape[1], out, (x.shape[0], channels, *x.shape[2:]), scratch, self.scratch_floats(x))
+        _cpu.check(x, weight.shape[1], out, (x.shape[0], channels, *x.shape[2:]), scratch,
+                   self.scratch_floats(x.shape[0], *x.shape[2:]))  # fmt: skip
         args = _Args(_cpu.image(x), _cpu.image(out), _cpu.size(x), weight.data_ptr(), bias.data_ptr(),
                      self._prompts.data_ptr(), count, channels, side, self._conv.address, self._conv.count,
                      self._conv.column.data_ptr(), scratch.data_ptr(),
