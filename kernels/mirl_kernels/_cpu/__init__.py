@@ -15,6 +15,7 @@ from torch import Tensor
 
 _LIBRARY = "libmirl_cpu.so"
 CHUNK = 96  # columns whose panel fits the first-level cache
+_PANEL = 64  # MIRL_PANEL of abi.h
 DENSE = 0.55  # the density from which a product by rows takes longer than the whole matrix
 
 
@@ -25,9 +26,9 @@ class BackendError(RuntimeError):
 class Rows(Structure):
     """A sparse matrix by rows (``MirlRows``): what `pack_rows` makes of a dense one."""
 
-    _fields_ = [("rows", c_int64), ("columns", c_int64), ("start", c_void_p), ("column", c_void_p), ("value", c_void_p),
+    _fields_ = [("rows", c_int64), ("columns", c_int64), ("start", c_void_p), ("entry", c_void_p),
                 ("bias", c_void_p), ("dense", c_void_p)]  # fmt: skip
-    tensors: tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]  # keeps the memory that the pointers name
+    tensors: tuple[Tensor, Tensor, Tensor | None, Tensor | None]  # keeps the memory that the pointers name
 
     @property
     def kept(self) -> int:
@@ -48,13 +49,15 @@ def pack_rows(matrix: Tensor, bias: Tensor | None = None) -> Rows:
     rows, columns = matrix.nonzero(as_tuple=True)
     start = torch.zeros(matrix.shape[0] + 1, dtype=torch.int32)
     start[1:] = torch.bincount(rows, minlength=matrix.shape[0]).cumsum(0)
-    value = matrix[rows, columns].float().contiguous()
+    entry = torch.empty(len(rows), 2, dtype=torch.int32)
+    entry[:, 0] = columns * (4 * _PANEL)
+    entry[:, 1] = matrix[rows, columns].float().view(torch.int32)
     offset = None if bias is None else bias.float().contiguous()
     whole = None
-    if len(value) > DENSE * matrix.numel():
+    if len(entry) > DENSE * matrix.numel():
         whole = torch.nn.functional.pad(matrix.float(), (0, 0, 0, -matrix.shape[0] % 4))
         whole = whole.view(-1, 4, matrix.shape[1]).transpose(1, 2).contiguous()
-    kept = start, columns.int().contiguous(), value, offset, whole
+    kept = start, entry, offset, whole
     packed = Rows(*matrix.shape, *(None if t is None else t.data_ptr() for t in kept))
     packed.tensors = kept
     return packed

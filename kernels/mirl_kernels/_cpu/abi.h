@@ -6,13 +6,24 @@
 
 extern "C" {
 
+// Channels of a panel of pixels (rows.h) lie so many floats apart.
+#define MIRL_PANEL 64
+
+// An entry of a sparse matrix. Its column is given as where that channel begins in a panel, in bytes: the innermost loop
+// has no time to multiply.
+struct MirlEntry {
+  int32_t offset;
+  float value;
+
+  int64_t column() const { return offset / (4 * MIRL_PANEL); }
+};
+
 // A sparse matrix by rows. `bias` has one value per row, or is null. `dense`, where it is not null, holds the same matrix
 // whole, for where that is faster: four rows at a time, value (r, c) at [(r / 4 * columns + c) * 4 + r % 4].
 struct MirlRows {
   int64_t rows, columns;
-  const int32_t* start;   // rows + 1 positions into column and value
-  const int32_t* column;
-  const float* value;
+  const int32_t* start;  // rows + 1 positions into entry
+  const MirlEntry* entry;
   const float* bias;
   const float* dense;
 };

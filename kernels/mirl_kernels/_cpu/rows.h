@@ -10,7 +10,8 @@
 namespace MIRL_ISA {
 
 constexpr int WIDE = L == 16 ? 4 : 8;
-constexpr int64_t PANEL = WIDE * L;
+constexpr int64_t PANEL = MIRL_PANEL;
+static_assert(WIDE * L <= PANEL, "a panel is too narrow for its vectors");
 constexpr int TILE = L == 16 ? 4 : 2;  // vectors of a register tile that has four rows
 
 template <int V>
@@ -42,9 +43,9 @@ inline void sparse_panel(const MirlRows& m, const float* in, Emit&& emit) {
     Vec sums[V];
     const Vec bias = all(m.bias ? m.bias[r] : 0.0f);
     for (int v = 0; v < V; ++v) sums[v] = bias;
-    for (int32_t k = m.start[r], end = m.start[r + 1]; k < end; ++k) {
-      const float* p = in + m.column[k] * PANEL;
-      const Vec w = all(m.value[k]);
+    for (const MirlEntry *k = m.entry + m.start[r], *end = m.entry + m.start[r + 1]; k < end; ++k) {
+      const float* p = reinterpret_cast<const float*>(reinterpret_cast<const char*>(in) + k->offset);
+      const Vec w = all(k->value);
       for (int v = 0; v < V; ++v) sums[v] += w * load(p + v * L);
     }
     emit(r, 0, Vectors<V>{}, sums);

@@ -255,7 +255,7 @@ struct Taps {
   Taps(const MirlRows& dwconv, const Strips& s) : rows(dwconv), count(dwconv.start[dwconv.rows]) {
     for (int64_t slot = 0; slot < s.slots; ++slot)
       for (int64_t k = 0; k < count; ++k)
-        offset.push_back(int32_t((slot + dwconv.column[k] / 3) % s.slots * s.pitch + dwconv.column[k] % 3 - 1));
+        offset.push_back(int32_t((slot + dwconv.entry[k].column() / 3) % s.slots * s.pitch + dwconv.entry[k].column() % 3 - 1));
   }
 
   // V vectors of a channel, from `in` on in each slot; the taps' first row is in slot `slot`.
@@ -264,7 +264,7 @@ struct Taps {
     for (int v = 0; v < V; ++v) sums[v] = Vec{};
     for (int32_t k = rows.start[channel], end = rows.start[channel + 1]; k < end; ++k) {
       const float* p = in + offset[slot * count + k];
-      const Vec w = all(rows.value[k]);
+      const Vec w = all(rows.entry[k].value);
       for (int v = 0; v < V; ++v) sums[v] += w * load(p + v * L);
     }
   }

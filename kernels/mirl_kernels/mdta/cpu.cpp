@@ -188,7 +188,7 @@ struct Dense {
 
   Dense(int64_t rows, int64_t columns) : count(rows), columns(columns), values(round_up(rows, 4) * columns + 1) {}  // never null
   float& at(int64_t r, int64_t c) { return values[(r / 4 * columns + c) * 4 + r % 4]; }
-  MirlRows rows() const { return {count, columns, nullptr, nullptr, nullptr, nullptr, values.data()}; }
+  MirlRows rows() const { return {count, columns, nullptr, nullptr, nullptr, values.data()}; }
 };
 
 }  // namespace
@@ -223,9 +223,9 @@ void mdta(const MirlMdta& a) {
     for (int64_t r = 0; composed && r < channels; ++r) {
       std::fill(row.begin(), row.end(), 0.0);
       for (int32_t k = a.project_out.start[r]; k < a.project_out.start[r + 1]; ++k) {
-        const int64_t c = a.project_out.column[k], h = c / per_head;
+        const int64_t c = a.project_out.entry[k].column(), h = c / per_head;
         const double* from = head[h] + c % per_head * layout.v[h].size();
-        for (int64_t v = 0; v < layout.v[h].size(); ++v) row[layout.v[h].first + v] += a.project_out.value[k] * from[v];
+        for (int64_t v = 0; v < layout.v[h].size(); ++v) row[layout.v[h].first + v] += a.project_out.entry[k].value * from[v];
       }
       for (int64_t v = 0; v < a.v_count; ++v) matrices.back().at(r, v) = float(row[v]);
     }
