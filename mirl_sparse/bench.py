@@ -9,7 +9,9 @@ from __future__ import annotations
 import ctypes
 import platform
 import sys
+import tempfile
 import time
+import warnings
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
@@ -21,6 +23,8 @@ import torch
 from torch import Tensor, nn
 
 from mirl_kernels import _cpu
+from mirl_kernels.roofline import measure
+from mirl_sparse.engine import Engine
 from mirl_sparse.errors import UserError
 from mirl_sparse.network import PromptIR
 from mirl_sparse.restorer import SparseRestorer
@@ -68,7 +72,7 @@ class Contender:
     stock_allocator: bool = False
 
 
-def _contenders(network: PromptIR, image: Tensor, compile: bool, tuned: bool) -> list[Contender]:
+def _contenders(network: PromptIR, image: Tensor, compile: bool, peers: bool, tuned: bool) -> list[Contender]:
     last = image.contiguous(memory_format=torch.channels_last)
     found = [Contender("dense eager, stock allocator", lambda: network(image), True)] if tuned else []
     found.append(Contender("dense eager", lambda: network(image)))
@@ -81,7 +85,43 @@ def _contenders(network: PromptIR, image: Tensor, compile: bool, tuned: bool) ->
             compiled: nn.Module = torch.compile(network, dynamic=False)  # type: ignore[assignment]
             found.append(Contender(name, lambda compiled=compiled, x=x: compiled(x)))  # type: ignore[misc]
     restorer = SparseRestorer(network, "cpu")
-    return [*found, Contender(SPARSE, lambda: restorer(image))]
+    return [*found, *(_peers(network, image) if peers else ()), Contender(SPARSE, lambda: restorer(image))]
+
+
+def _peers(network: PromptIR, image: Tensor) -> list[Contender]:
+    """The same network in the inference engines that are installed, given all of PyTorch's threads."""
+    found: list[Contender] = []
+    numpy, threads = image.numpy(), torch.get_num_threads()
+    with warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
+        warnings.simplefilter("ignore")  # of tracing: it says that the size is fixed
+        try:
+            import onnxruntime
+
+            path = str(Path(folder, "network.onnx"))
+            torch.onnx.export(network, (image,), path, dynamo=False, opset_version=17, input_names=["image"])
+            options = onnxruntime.SessionOptions()
+            options.intra_op_num_threads = threads
+            session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+            found.append(Contender("dense ONNX Runtime", lambda: torch.from_numpy(session.run(None, {"image": numpy})[0])))
+        except ImportError as error:
+            _left_out("dense ONNX Runtime", error)
+        try:
+            import openvino
+
+            model = openvino.convert_model(network, example_input=image, input=list(image.shape))
+            compiled = openvino.Core().compile_model(
+                model, "CPU", {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads}
+            )
+            request = compiled.create_infer_request()
+            found.append(Contender("dense OpenVINO", lambda: torch.from_numpy(request.infer([numpy])[0])))
+        except ImportError as error:
+            _left_out("dense OpenVINO", error)
+    return found
+
+
+def _left_out(name: str, error: Exception) -> None:
+    reason = "not installed: pip install 'mirl-sparse[peers]'" if isinstance(error, ImportError) else type(error).__name__
+    print(f"{name}: left out ({reason})", file=sys.stderr)
 
 
 def _first_calls(contenders: list[Contender], expected: Tensor) -> dict[str, dict[str, float]]:
@@ -95,7 +135,7 @@ def _first_calls(contenders: list[Contender], expected: Tensor) -> dict[str, dic
         except Exception as error:  # no compiler, or a PyTorch without one for this processor
             if not contender.name.startswith("dense compiled"):
                 raise
-            print(f"{contender.name}: cannot run here ({type(error).__name__})", file=sys.stderr)
+            _left_out(contender.name, error)
             continue
         seconds = time.perf_counter() - begin
         difference = (result - expected).abs().max().item()
@@ -118,21 +158,24 @@ def _processor() -> str:
 
 
 @torch.no_grad()
-def bench(network: PromptIR, image: Tensor, runs: int = 7, compile: bool = True) -> dict[str, Any]:
+def bench(
+    network: PromptIR, image: Tensor, runs: int = 7, compile: bool = True, peers: bool = True
+) -> dict[str, Any]:
     """Time every contender on ``image`` (B, 3, H, W), H and W multiples of 8, ``runs`` times, interleaved.
 
     Returns per contender the median, 20% and 80% percentiles and the first call in seconds, and the largest
     difference from the network in float64; the ratios of the medians to the sparse one; which dense one is
-    strongest; and what it all was measured on. UserError when the sparse difference is above 1e-4.
+    strongest; the sparse one's `profile`; and what it all was measured on. UserError when the sparse difference is above 1e-4.
     """
     allocator = _Allocator()
     tuned = allocator.tune()
-    contenders = _contenders(network, image, compile, tuned)
+    contenders = _contenders(network, image, compile, peers, tuned)
     first = _first_calls(contenders, deepcopy(network).double()(image.double()))
     contenders = [c for c in contenders if c.name in first]
     times: dict[str, list[float]] = {c.name: [] for c in contenders}
     for _ in range(runs):
         for contender in contenders:
+            time.sleep(0.05)  # the threads of the one before wait for more work a while, and would be in the way
             if contender.stock_allocator:
                 allocator.untune()
             begin = time.perf_counter()
@@ -159,4 +202,26 @@ def bench(network: PromptIR, image: Tensor, runs: int = 7, compile: bool = True)
         "ratios": ratios,
         "strongest_dense": strongest,
         "speedup": ratios[strongest],
+        "profile": profile(network, image, runs),
     }
+
+
+@torch.no_grad()
+def profile(network: PromptIR, image: Tensor, runs: int = 7) -> dict[str, Any]:
+    """Where the sparse network's time goes, against the roofline of this machine as measured just now.
+
+    Per step the median seconds of ``runs``, its multiply-adds by surviving weights, the bytes that a fused
+    schedule cannot help moving, the seconds that these two allow at best, and the fraction of that limit
+    that is reached; and the same in total.
+    """
+    machine, engine = measure(), Engine(network)
+    engine(image)
+    measured = [engine.profile(image) for _ in range(runs)]
+    rows = []
+    for step in zip(*measured, strict=True):
+        name, op, macs, moved, _ = step[0]
+        seconds, limit = float(np.median([s.seconds for s in step])), machine.limit(macs, moved)
+        rows.append({"name": name, "op": op, "seconds": seconds, "macs": macs, "bytes": moved, "limit": limit})
+    total = {k: sum(row[k] for row in rows) for k in ("seconds", "macs", "bytes", "limit")}
+    return {"gflops_peak": machine.flops / 1e9, "gbytes_peak": machine.bandwidth / 1e9, "steps": rows,
+            **total, "fraction": total["limit"] / total["seconds"]}  # fmt: skip

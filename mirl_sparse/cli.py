@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import warnings
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -46,6 +47,16 @@ def _print(report: Report) -> None:
     )
 
 
+def _bytes(size: str | None) -> int | None:
+    """4G, 500M, 300k or plain bytes."""
+    if size is None:
+        return None
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)i?b?", size.strip().lower())
+    if not found or float(found[1]) <= 0:
+        raise UserError(f"--max-memory is {size!r}; expected a size such as 4G or 500M")
+    return int(float(found[1]) * 1000 ** " kmgt".index(found[2] or " "))
+
+
 @app.command()
 def convert(
     checkpoint: Annotated[
@@ -79,10 +90,13 @@ def restore(
     ticket: Annotated[str, typer.Option(help="A ticket file or the name of a shipped one.")] = DEFAULT,
     backend: Annotated[str, typer.Option(help="auto, cpu or reference.")] = "auto",
     format: Annotated[str | None, typer.Option(help="Write this format instead of the input's.")] = None,
+    max_memory: Annotated[
+        str | None, typer.Option(help="Such as 4G or 500M; beyond it, photos are restored in tiles. [default: what is left]")
+    ] = None,
 ) -> None:
     """Restore photos: noise, rain and haze."""
     jobs = restoring.plan(inputs, output, format)
-    restorer = SparseRestorer.from_pretrained(ticket, backend)
+    restorer = SparseRestorer.from_pretrained(ticket, backend, _bytes(max_memory))
     done = 0
 
     def report(job: restoring.Job, error: UserError | None, seconds: float) -> None:
@@ -100,6 +114,10 @@ def bench(
     size: Annotated[int, typer.Option(help="Side of the square image, a multiple of 8.", min=8)] = 256,
     runs: Annotated[int, typer.Option(help="Timed runs of each contender, interleaved.", min=1)] = 7,
     compile: Annotated[bool, typer.Option(help="Include torch.compile, which takes minutes to compile.")] = True,
+    peers: Annotated[bool, typer.Option(help="Include ONNX Runtime and OpenVINO where they are installed.")] = True,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Print where the sparse network's time goes, and time nothing else.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Time dense against sparse in one process, each dense configuration at its best."""
@@ -107,9 +125,15 @@ def bench(
         raise UserError(f"--size is {size}; expected a multiple of {MULTIPLE}")
     network = load(find(ticket))
     image = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0))
-    result = benchmarking.bench(network, image, runs, compile)
+    if profile:
+        result = benchmarking.profile(network, image, runs)
+    else:
+        result = benchmarking.bench(network, image, runs, compile, peers)
     if as_json:
         print(json.dumps(result, indent=1))
+        return
+    if profile:
+        _show_profile(result)
         return
     table = Table("configuration", "median", "20%", "80%", "first call", "difference", "against sparse",
                   box=None)  # fmt: skip
@@ -121,6 +145,28 @@ def bench(
         f"{size}x{size}, {runs} interleaved runs on {result['threads']} threads of {result['processor']}"
         f" ({result['isa']}), torch {result['torch']}, {result['allocator']} allocator\n"
         f"sparse is {result['speedup']:.2f}x as fast as the strongest dense run ({result['strongest_dense']})"
+    )
+
+
+    _print_roofline(result["profile"])
+
+
+def _show_profile(found: dict[str, Any]) -> None:
+    table = Table("step", "op", "time", "of all", "GFLOP/s", "GB/s", "of the limit", box=None)
+    for row in [*found["steps"], {"name": "all", "op": "", **found}]:
+        seconds = row["seconds"]
+        table.add_row(row["name"], row["op"], f"{seconds * 1e3:.2f} ms", f"{seconds / found['seconds']:.1%}",
+                      f"{2 * row['macs'] / seconds / 1e9:.1f}", f"{row['bytes'] / seconds / 1e9:.1f}",
+                      f"{row['limit'] / seconds:.0%}")  # fmt: skip
+    _show(table)
+    _print_roofline(found)
+
+
+def _print_roofline(found: dict[str, Any]) -> None:
+    print(
+        f"roofline: {found['macs'] / 1e9:.2f} G multiply-adds at {found['gflops_peak']:.0f} GFLOP/s and"
+        f" {found['bytes'] / 1e9:.2f} GB at {found['gbytes_peak']:.1f} GB/s, as measured here, allow {found['limit']:.3f} s;"
+        f" the sparse steps take {found['seconds']:.3f} s, {found['fraction']:.0%} of the limit reached"
     )
 
 

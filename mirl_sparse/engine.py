@@ -122,57 +122,56 @@ class _Program:
         return x
 
 
-class _Memory:
-    """Places stretches of floats in one arena, the first that fits; `size` is what the arena must hold."""
-
-    def __init__(self) -> None:
-        self.size = 0
-        self._taken: list[tuple[int, int]] = []  # sorted (start, end)
-
-    def take(self, floats: int) -> tuple[int, int]:
-        floats, start = -(-floats // 64) * 64, 0
-        for taken in self._taken:
-            if taken[0] - start >= floats:
-                break
-            start = taken[1]
-        place = start, start + floats
-        self._taken = sorted([*self._taken, place])
-        self.size = max(self.size, place[1])
-        return place
-
-    def free(self, place: tuple[int, int]) -> None:
-        self._taken.remove(place)
+def _place(wanted: list[tuple[int, int, int]]) -> tuple[list[int], int]:
+    """Where each of the stretches (first step, last step, floats) goes in one arena, and how long that is: the
+    largest first, each at the lowest place that is free while it is wanted."""
+    placed: list[int] = []
+    starts = [0] * len(wanted)
+    for i in sorted(range(len(wanted)), key=lambda i: -wanted[i][2]):
+        first, last, floats = wanted[i]
+        for j in sorted(placed, key=lambda j: starts[j]):
+            if wanted[j][0] <= last and first <= wanted[j][1]:
+                if starts[j] - starts[i] >= floats:
+                    break
+                starts[i] = max(starts[i], starts[j] + wanted[j][2])
+        placed.append(i)
+    return starts, max(start + want[2] for start, want in zip(starts, wanted, strict=True))
 
 
 class _Plan:
     """A program bound to the buffers of one input size, which share one arena: a buffer's memory is used again
-    once its last reader is through."""
+    once its last reader is through. Without ``memory`` it only says how many ``bytes`` that takes."""
 
-    def __init__(self, steps: list[_Step], batch: int, height: int, width: int) -> None:
-        last = {part.buffer: i for i, step in enumerate(steps) for part in (step.x, step.y) if part}
-        memory = _Memory()
-        places: dict[_Buffer, tuple[int, int]] = {}
-        scratches = []
-
+    def __init__(self, steps: list[_Step], batch: int, height: int, width: int, memory: bool = True) -> None:
         def side(level: int) -> tuple[int, int]:
             return height >> level, width >> level
 
+        used: dict[_Buffer, list[int]] = {}  # by which steps
+        scratch: dict[int, int] = {}  # floats
         for i, step in enumerate(steps):
             for part in (step.x, step.y):
-                if part and part.buffer not in places:
-                    h, w = side(part.buffer.level)
-                    places[part.buffer] = memory.take(batch * part.buffer.channels * h * _cpu.padded(w))
+                if part:
+                    used.setdefault(part.buffer, []).append(i)
             if isinstance(step.op, (PackedMDTA, PackedPrompt)):
                 assert step.x
-                scratches.append(memory.take(step.op.scratch_floats(batch, *side(step.x.buffer.level))))
-                memory.free(scratches[-1])
-            else:
-                scratches.append((0, 0))
-            for buffer in {part.buffer for part in (step.x, step.y) if part and last[part.buffer] == i}:
-                memory.free(places[buffer])
+                scratch[i] = step.op.scratch_floats(batch, *side(step.x.buffer.level))
 
+        def floats(buffer: _Buffer) -> int:
+            h, w = side(buffer.level)
+            return batch * h * buffer.channels * _cpu.padded(w)
+
+        def whole(n: int) -> int:
+            return -(-n // 64) * 64  # 256 bytes
+
+        wanted = [(steps[0], steps[-1], whole(floats(buffer))) for buffer, steps in used.items()]
+        starts, size = _place(wanted + [(i, i, whole(n)) for i, n in scratch.items()])
+        start = dict(zip([*used, *scratch], starts, strict=True))
+
+        self.bytes = 4 * size
+        self.calls: list[Callable[[Tensor, Tensor], None]] = []
+        if not memory:
+            return
         # Huge pages, where the system has them: fewer of them are looked up, and touched for the first time.
-        self.bytes = 4 * memory.size
         private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
         mapped = mmap.mmap(-1, self.bytes, **private)
         if hasattr(mmap, "MADV_HUGEPAGE"):
@@ -181,12 +180,10 @@ class _Plan:
 
         def view(part: _Slice) -> Tensor:
             h, w = side(part.buffer.level)
-            start, channels = places[part.buffer][0], part.buffer.channels
-            floats = batch * h * channels * _cpu.padded(w)
-            whole = arena[start : start + floats].view(batch, h, channels, _cpu.padded(w))
-            return whole.permute(0, 2, 1, 3)[:, part.first : part.last, :, :w]
+            image = arena[start[part.buffer] :][: floats(part.buffer)].view(batch, h, -1, _cpu.padded(w))
+            return image.permute(0, 2, 1, 3)[:, part.first : part.last, :, :w]
 
-        def bind(step: _Step, scratch: tuple[int, int]) -> Callable[[Tensor, Tensor], None]:
+        def bind(i: int, step: _Step) -> Callable[[Tensor, Tensor], None]:
             op = step.op
             if step.x is None:
                 first = view(step.y) if step.y else None
@@ -196,11 +193,11 @@ class _Plan:
                 return lambda image, result: op(x, result, image)
             y = view(step.y)
             if isinstance(op, (PackedMDTA, PackedPrompt)):
-                own = arena[slice(*scratch)]
+                own = arena[start[i] :][: scratch[i]]
                 return lambda *_: op(x, y, own)
             return lambda *_: op(x, y)
 
-        self.calls = [bind(step, scratch) for step, scratch in zip(steps, scratches, strict=True)]
+        self.calls = [bind(i, step) for i, step in enumerate(steps)]
 
 
 class Engine:
@@ -216,6 +213,14 @@ class Engine:
     def __call__(self, image: Tensor) -> Tensor:
         """(B, 3, H, W) float32 on the CPU, H and W multiples of 8, to a new tensor of that shape."""
         return self._run(image, lambda call, x, y: call(x, y))
+
+    def has_plan(self, batch: int, channels: int, height: int, width: int) -> bool:
+        """Whether the buffers for such an image are there already."""
+        return (batch, height, width) in self._plans
+
+    def bytes(self, batch: int, height: int, width: int) -> int:
+        """How much memory the buffers for (B, 3, H, W) take."""
+        return _Plan(self._steps, batch, height, width, memory=False).bytes
 
     def profile(self, image: Tensor) -> list[Measured]:
         """Run once, and measure each step."""

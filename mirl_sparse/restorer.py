@@ -18,8 +18,20 @@ from mirl_sparse.errors import UserError
 from mirl_sparse.images import read_image, to_rgb
 from mirl_sparse.network import MULTIPLE, PromptIR
 from mirl_sparse.ticket import DEFAULT, find, read_ticket
+from mirl_sparse.tiles import restore_by_tiles, tile_size
 
 BACKENDS = ("auto", "cpu", "reference")
+_REFERENCE_BYTES = 6500  # per pixel and `dim` of 48, what PyTorch holds at its peak
+_IMAGE_BYTES = 60  # per pixel: the image, padded, and its results
+
+
+def available_memory() -> int | None:
+    """Bytes of memory that could be used now, where the system says so."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
 
 
 def _reflected(length: int, padded: int) -> Tensor:
@@ -35,9 +47,13 @@ class SparseRestorer(nn.Module):
     ``backend`` is "cpu" (C++ kernels), "reference" (PyTorch, any device) or "auto": the kernels where
     they were built, else the reference with a warning. On "cpu" the weights are packed at the first call
     and whenever they have changed. The network is put in eval mode, and its weights want no gradients.
+
+    An image is restored as a whole, in buffers of about 0.8 KB per pixel at full size. Where these would take
+    more than ``max_memory`` bytes (by default nine tenths of what the system has left), it is restored in overlapping tiles
+    instead, with a warning: attention and prompts then see a tile each, so the result is not quite the same.
     """
 
-    def __init__(self, network: PromptIR, backend: str = "auto") -> None:
+    def __init__(self, network: PromptIR, backend: str = "auto", max_memory: int | None = None) -> None:
         super().__init__()
         if backend not in BACKENDS:
             raise UserError(f"backend is {backend!r}; expected one of {', '.join(BACKENDS)}")
@@ -52,15 +68,18 @@ class SparseRestorer(nn.Module):
             _cpu.library()
         self.network = network.eval().requires_grad_(False)
         self.backend = backend
+        self.max_memory = max_memory
         self._engine: tuple[object, Engine] | None = None  # and the state of the weights it was packed from
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_engine": None}  # packed anew where it is copied to
 
     @classmethod
-    def from_pretrained(cls, source: str | Path = DEFAULT, backend: str = "auto") -> SparseRestorer:
+    def from_pretrained(
+        cls, source: str | Path = DEFAULT, backend: str = "auto", max_memory: int | None = None
+    ) -> SparseRestorer:
         """From a ticket file, or from a shipped ticket's name ("small")."""
-        return cls(read_ticket(find(source))[0], backend)
+        return cls(read_ticket(find(source))[0], backend, max_memory)
 
     def forward(self, image: Tensor) -> Tensor:
         """(B, 3, H, W) in [0, 1] of any H, W from 1 up to the same shape, not clipped."""
@@ -70,17 +89,43 @@ class SparseRestorer(nn.Module):
         rows, columns = (_reflected(n, -(-n // MULTIPLE) * MULTIPLE).to(image.device) for n in (height, width))
         padded = image[:, :, rows][:, :, :, columns].contiguous()
         with torch.no_grad():
-            return self._run(padded)[:, :, :height, :width]
+            return self._within_memory(padded)[:, :, :height, :width]
+
+    def _within_memory(self, image: Tensor) -> Tensor:
+        """The image as a whole, or by tiles where its buffers would be too large."""
+        limit = self.max_memory
+        if limit is None and image.device.type == "cpu" and (free := available_memory()):
+            limit = free * 9 // 10
+        batch, _, height, width = image.shape
+        if limit is None or (self.backend == "cpu" and self._packed().has_plan(*image.shape)):
+            return self._run(image)
+        limit -= _IMAGE_BYTES * batch * height * width
+        tile = tile_size(height, width, limit, lambda h, w: self._needs(batch, h, w))
+        if tile == (height, width):
+            return self._run(image)
+        warnings.warn(
+            f"the whole image of {height}x{width} needs {self._needs(batch, height, width) / 1e9:.1f} GB, more than"
+            f" the {limit / 1e9:.1f} GB allowed: restoring tiles of {tile[0]}x{tile[1]}, each with attention and"
+            " prompts of its own, so the result differs a little from the whole image's",
+            stacklevel=3,
+        )
+        return restore_by_tiles(image, tile, self._run)
+
+    def _needs(self, batch: int, height: int, width: int) -> int:
+        if self.backend == "cpu":
+            return self._packed().bytes(batch, height, width)
+        return _REFERENCE_BYTES * self.network.config.dim // 48 * batch * height * width
 
     def _run(self, image: Tensor) -> Tensor:
-        if self.backend == "reference":
-            return self.network(image)
+        return self.network(image) if self.backend == "reference" else self._packed()(image)
+
+    def _packed(self) -> Engine:
         # Tensors of inference mode have no version: they are not meant to change.
         state = [(p.data_ptr(), -1 if p.is_inference() else p._version) for p in self.network.parameters()]
         kept = self._engine
         if kept is None or kept[0] != state:
             kept = self._engine = state, Engine(self.network)
-        return kept[1](image)
+        return kept[1]
 
     def restore(self, image: str | Path | Image.Image | NDArray[np.uint8]) -> NDArray[np.uint8]:
         """A photo (path, PIL image, or uint8 (H, W, 3) RGB) to the restored uint8 (H, W, 3)."""

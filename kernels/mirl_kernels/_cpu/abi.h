@@ -88,6 +88,12 @@ struct MirlPrompt {
   float* scratch;  // batch * channels * height * width
   int64_t threads;
 };
+
+// Not an op, but measured like one: what this machine can do at most, in operations and bytes a second.
+struct MirlRoofline {
+  int64_t threads;
+  double flops, bytes;  // results
+};
 }
 
 #define MIRL_OPS(X)        \
@@ -95,4 +101,5 @@ struct MirlPrompt {
   X(mdta, MirlMdta)        \
   X(pointwise, MirlPointwise) \
   X(conv, MirlConv)        \
-  X(prompt, MirlPrompt)
+  X(prompt, MirlPrompt)    \
+  X(roofline, MirlRoofline)

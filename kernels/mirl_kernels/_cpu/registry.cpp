@@ -7,7 +7,7 @@
 
 #define MIRL_EXPORT extern "C" __attribute__((visibility("default")))
 
-#define MIRL_DECLARE(op, Args) void op(const Args&);
+#define MIRL_DECLARE(op, Args) void op(Args&);
 namespace portable { MIRL_OPS(MIRL_DECLARE) }
 #ifdef MIRL_HAS_avx2
 namespace avx2 { MIRL_OPS(MIRL_DECLARE) }
@@ -21,7 +21,7 @@ namespace {
 struct Isa {
   const char* name;
   bool supported;
-#define MIRL_MEMBER(op, Args) void (*op)(const Args&);
+#define MIRL_MEMBER(op, Args) void (*op)(Args&);
   MIRL_OPS(MIRL_MEMBER)
 };
 
@@ -63,7 +63,7 @@ MIRL_OPS(MIRL_SIZE)
 
 // 0, or 1 when memory ran out.
 #define MIRL_FORWARD(op, Args)                     \
-  MIRL_EXPORT int mirl_##op(const Args* args) {    \
+  MIRL_EXPORT int mirl_##op(Args* args) {    \
     try {                                          \
       chosen->op(*args);                           \
       return 0;                                    \

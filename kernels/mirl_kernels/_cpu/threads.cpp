@@ -109,17 +109,21 @@ void parallel_tasks(int64_t count, int64_t threads, Task task, void* context) {
   }
 }
 
+float* allocate(size_t floats) {
+  const size_t huge = size_t(1) << 21, bytes = (floats * sizeof(float) + huge - 1) / huge * huge;
+  void* memory = std::aligned_alloc(huge, bytes);
+  if (!memory) throw std::bad_alloc();
+#ifdef __linux__
+  madvise(memory, bytes, MADV_HUGEPAGE);
+#endif
+  return static_cast<float*>(memory);
+}
+
 float* scratch(size_t floats) {
   if (floats > own.size) {
     std::free(own.data);
     own.data = nullptr, own.size = 0;
-    const size_t huge = size_t(1) << 21, bytes = (floats * sizeof(float) + huge - 1) / huge * huge;
-    void* memory = std::aligned_alloc(huge, bytes);
-    if (!memory) throw std::bad_alloc();
-#ifdef __linux__
-    madvise(memory, bytes, MADV_HUGEPAGE);
-#endif
-    own.data = static_cast<float*>(memory), own.size = bytes / sizeof(float);
+    own.data = allocate(floats), own.size = floats;
   }
   return own.data;
 }

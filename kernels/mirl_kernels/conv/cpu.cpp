@@ -2,6 +2,6 @@
 
 namespace MIRL_ISA {
 
-void conv(const MirlConv& a) { run_conv(a); }
+void conv(MirlConv& a) { run_conv(a); }
 
 }  // namespace MIRL_ISA

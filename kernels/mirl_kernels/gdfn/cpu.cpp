@@ -8,7 +8,7 @@ constexpr int FEW = L == 16 ? 4 : 2;  // vectors whose taps and GELU fit the reg
 
 }  // namespace
 
-void gdfn(const MirlGdfn& a) {
+void gdfn(MirlGdfn& a) {
   const int64_t pairs = a.project_in.rows / 2, channels = a.size.channels;
   const Strips s(a.size, 2 * pairs, a.threads);
   const Taps taps(a.dwconv, s);

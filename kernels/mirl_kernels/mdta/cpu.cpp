@@ -193,7 +193,7 @@ struct Dense {
 
 }  // namespace
 
-void mdta(const MirlMdta& a) {
+void mdta(MirlMdta& a) {
   const int64_t channels = a.size.channels, width = a.size.width;
   const Layout layout(a);
   const int64_t per_head = layout.per_head;

@@ -3,7 +3,7 @@
 
 namespace MIRL_ISA {
 
-void pointwise(const MirlPointwise& a) {
+void pointwise(MirlPointwise& a) {
   const int64_t channels = a.size.channels;
   const std::vector<Place> all = places(1, a.size.width);
   auto task = [&](int64_t t) {

@@ -3,7 +3,7 @@
 
 namespace MIRL_ISA {
 
-void prompt(const MirlPrompt& a) {
+void prompt(MirlPrompt& a) {
   const int64_t plane = a.size.height * a.size.width, height = a.size.height, width = a.size.width;
   const int64_t side = a.side, square = side * side;
   std::vector<float> weights(a.size.batch * a.count);
