@@ -99,15 +99,18 @@ class SparseRestorer(nn.Module):
         batch, _, height, width = image.shape
         if limit is None or (self.backend == "cpu" and self._packed().has_plan(*image.shape)):
             return self._run(image)
-        limit -= _IMAGE_BYTES * batch * height * width
-        tile = tile_size(height, width, limit, lambda h, w: self._needs(batch, h, w))
+
+        def needs(h: int, w: int) -> int:
+            return self._needs(batch, h, w) + _IMAGE_BYTES * batch * height * width
+
+        tile = tile_size(height, width, limit, needs)
         if tile == (height, width):
             return self._run(image)
         warnings.warn(
-            f"the whole image of {height}x{width} needs {self._needs(batch, height, width) / 1e9:.1f} GB, more than"
-            f" the {limit / 1e9:.1f} GB allowed: restoring tiles of {tile[0]}x{tile[1]}, each with attention and"
-            " prompts of its own, so the result differs a little from the whole image's",
-            stacklevel=3,
+            f"the whole image of {height}x{width} needs {needs(height, width) / 1e6:,.0f} MB of memory, more than the"
+            f" {limit / 1e6:,.0f} MB allowed: restored in tiles of {tile[0]}x{tile[1]}, whose attention and prompts see"
+            " no more than the tile, so the result differs from the whole image's, most of all in haze",
+            stacklevel=4,
         )
         return restore_by_tiles(image, tile, self._run)
 

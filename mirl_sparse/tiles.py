@@ -30,8 +30,8 @@ def tile_size(height: int, width: int, limit: int, needs: Callable[[int, int], i
             return tile_height, tile_width
         if max(tile_height, tile_width) <= SMALLEST:
             raise UserError(
-                f"at most {limit / 1e6:.0f} MB of memory may be used; a tile of {tile_height}x{tile_width} needs"
-                f" {need / 1e6:.0f} MB: allow that much, or give a smaller ticket"
+                f"at most {limit / 1e6:,.0f} MB of memory may be used; even tiles of {tile_height}x{tile_width} need"
+                f" {need / 1e6:,.0f} MB: allow that much, or give a smaller image or ticket"
             )
         if tile_height >= tile_width:
             down += 1

@@ -26,6 +26,7 @@ densities = st.sampled_from([0.0, -1.0, 0.02, 0.1, 0.5, 1.0])  # -1: a single we
 sides = st.integers(1, 40)
 seeds = st.integers(0, 2**31)
 cases = settings(max_examples=60, deadline=None)
+shapes = st.one_of(st.tuples(sides, sides), st.tuples(st.integers(1, 6), st.integers(41, 300)))  # (height, width)
 
 
 def weights(shape: tuple[int, ...], density: float, generator: torch.Generator) -> Tensor:
@@ -57,8 +58,9 @@ def norm_tolerance(x: Tensor) -> float:
 
 
 @cases
-@given(seeds, st.integers(1, 3), st.integers(1, 40), st.integers(1, 40), sides, sides, densities, densities)
-def test_gdfn(seed, batch, channels, hidden, height, width, density, tap_density):
+@given(seeds, st.integers(1, 3), st.integers(1, 40), st.integers(1, 40), shapes, densities, densities)
+def test_gdfn(seed, batch, channels, hidden, shape, density, tap_density):
+    height, width = shape
     g = torch.Generator().manual_seed(seed)
     x = noise((batch, channels, height, width), g)
     args = [1 + 0.1 * noise((channels,), g), 0.1 * noise((channels,), g),
@@ -69,8 +71,9 @@ def test_gdfn(seed, batch, channels, hidden, height, width, density, tap_density
 
 
 @cases
-@given(seeds, st.integers(1, 3), st.integers(1, 4), st.integers(1, 12), sides, sides, densities, densities)
-def test_mdta(seed, batch, heads, per_head, height, width, density, tap_density):
+@given(seeds, st.integers(1, 3), st.integers(1, 4), st.integers(1, 24), shapes, densities, densities)
+def test_mdta(seed, batch, heads, per_head, shape, density, tap_density):
+    height, width = shape
     g = torch.Generator().manual_seed(seed)
     channels = heads * per_head
     x = noise((batch, channels, height, width), g)
@@ -78,13 +81,14 @@ def test_mdta(seed, batch, heads, per_head, height, width, density, tap_density)
             weights((3 * channels, channels, 1, 1), density, g), weights((3 * channels, 1, 3, 3), tap_density, g),
             1 + 0.3 * noise((heads, 1, 1), g), weights((channels, channels, 1, 1), density, g)]  # fmt: skip
     packed = PackedMDTA(*(a.float() for a in args))
-    scratch = torch.full((packed.scratch_floats(x.shape[0], *x.shape[2:]),), float("nan"))
+    scratch = torch.full((packed.scratch_floats(len(x), *x.shape[2:]),), float("nan"))
     check(packed, mdta(x.float().double(), *args), x.float(), scratch, tolerance=norm_tolerance(x))
 
 
 @cases
-@given(seeds, st.integers(1, 3), st.integers(1, 50), st.integers(1, 50), sides, sides, densities)
-def test_pointwise(seed, batch, inputs, outputs, height, width, density):
+@given(seeds, st.integers(1, 3), st.integers(1, 50), st.integers(1, 50), shapes, densities)
+def test_pointwise(seed, batch, inputs, outputs, shape, density):
+    height, width = shape
     g = torch.Generator().manual_seed(seed)
     x, w, b = (
         noise((batch, inputs, height, width), g),
@@ -97,13 +101,14 @@ def test_pointwise(seed, batch, inputs, outputs, height, width, density):
 
 @cases
 @given(seeds, st.integers(1, 3), st.integers(1, 12), st.integers(1, 6), st.sampled_from([1, 3, 5, 7]),
-       st.sampled_from([1, 2, -2]), st.integers(1, 30), st.integers(1, 30), densities, st.booleans())  # fmt: skip
-def test_conv(seed, batch, inputs, outputs, kernel, shuffle, height, width, density, add):
+       st.sampled_from([1, 2, 3, -2, -3]), shapes, densities, st.booleans())  # fmt: skip
+def test_conv(seed, batch, inputs, outputs, kernel, shuffle, shape, density, add):
+    height, width = shape
     g = torch.Generator().manual_seed(seed)
-    if shuffle == 2:
-        outputs *= 4
-    if shuffle == -2:
-        height, width = 2 * height, 2 * width
+    if shuffle > 1:
+        outputs *= shuffle**2
+    if shuffle < -1:
+        height, width = -shuffle * height, -shuffle * width
     x, w = noise((batch, inputs, height, width), g), weights((outputs, inputs, kernel, kernel), density, g)
     expected = conv(x.float().double(), w, shuffle)
     residual = noise(tuple(expected.shape), g).float() if add else None
@@ -112,8 +117,9 @@ def test_conv(seed, batch, inputs, outputs, kernel, shuffle, height, width, dens
 
 
 @cases
-@given(seeds, st.integers(1, 3), st.integers(1, 30), st.sampled_from([1, 3, 5]), sides, sides, densities)
-def test_depthwise(seed, batch, channels, kernel, height, width, density):
+@given(seeds, st.integers(1, 3), st.integers(1, 30), st.sampled_from([1, 3, 5]), shapes, densities)
+def test_depthwise(seed, batch, channels, kernel, shape, density):
+    height, width = shape
     g = torch.Generator().manual_seed(seed)
     x, w = noise((batch, channels, height, width), g), weights((channels, 1, kernel, kernel), density, g)
     check(PackedDepthwise(w.float()), depthwise(x.float().double(), w), x.float())
@@ -121,14 +127,15 @@ def test_depthwise(seed, batch, channels, kernel, height, width, density):
 
 @cases
 @given(seeds, st.integers(1, 3), st.integers(1, 20), st.integers(1, 6), st.integers(1, 10), st.integers(1, 9),
-       sides, sides, densities)  # fmt: skip
-def test_prompt(seed, batch, channels, count, prompts, side, height, width, density):
+       shapes, densities)  # fmt: skip
+def test_prompt(seed, batch, channels, count, prompts, side, shape, density):
+    height, width = shape
     g = torch.Generator().manual_seed(seed)
     x = noise((batch, channels, height, width), g)
     args = [weights((count, channels), density, g), noise((count,), g), noise((1, count, prompts, side, side), g),
             weights((prompts, prompts, 3, 3), density, g)]  # fmt: skip
     packed = PackedPrompt(*(a.float() for a in args))
-    scratch = torch.full((packed.scratch_floats(x.shape[0], *x.shape[2:]),), float("nan"))
+    scratch = torch.full((packed.scratch_floats(len(x), *x.shape[2:]),), float("nan"))
     check(packed, prompt(x.float().double(), *args), x.float(), scratch)
 
 
@@ -145,7 +152,7 @@ def test_dead_queries_and_keys_still_count_in_the_softmax():
         packed = PackedMDTA(*(a.float() for a in args))
         assert sum(map(len, packed.live)) <= 3 * channels - len(dead)
         expected = mdta(x.float().double(), *(a.double() for a in args))
-        check(packed, expected, x.float(), torch.full((packed.scratch_floats(x.shape[0], *x.shape[2:]),), float("nan")))
+        check(packed, expected, x.float(), torch.full((packed.scratch_floats(len(x), *x.shape[2:]),), float("nan")))
 
 
 def test_the_layer_norm_keeps_its_digits_far_from_zero():
@@ -193,6 +200,6 @@ def test_shapes_that_do_not_fit_are_refused():
     with pytest.raises(_cpu.BackendError, match="expected"):
         PackedGDFN(*gdfn_args)(x, out[:, :3])
     mdta_op = PackedMDTA(*mdta_args)
-    for scratch in (torch.empty(mdta_op.scratch_floats(x.shape[0], *x.shape[2:]) - 1), torch.empty(mdta_op.scratch_floats(x.shape[0], *x.shape[2:])).double()):
+    for scratch in (torch.empty(mdta_op.scratch_floats(len(x), *x.shape[2:]) - 1), torch.empty(mdta_op.scratch_floats(len(x), *x.shape[2:])).double()):
         with pytest.raises(_cpu.BackendError, match="scratch"):
             mdta_op(x, out, scratch)

@@ -13,7 +13,7 @@ IMAGE = torch.rand(1, 3, 32, 40, generator=torch.Generator().manual_seed(0))
 
 
 def test_rows_and_ratios(network):
-    result = bench.bench(network, IMAGE, runs=3, compile=False)
+    result = bench.bench(network, IMAGE, runs=3, compile=False, peers=False)
     rows = result["rows"]
     dense = [name for name in rows if name != bench.SPARSE]
     assert {"dense eager", "dense channels_last"} <= set(dense)
@@ -32,7 +32,7 @@ def test_rows_and_ratios(network):
 def test_a_slower_contender_is_reported_slower(network, monkeypatch):
     forward = SparseRestorer.forward
     monkeypatch.setattr(SparseRestorer, "forward", lambda self, x: time.sleep(0.2) or forward(self, x))
-    result = bench.bench(network, IMAGE, runs=2, compile=False)
+    result = bench.bench(network, IMAGE, runs=2, compile=False, peers=False)
     assert result["rows"][bench.SPARSE]["median"] > 0.2
     assert result["speedup"] < 1
 
@@ -42,10 +42,34 @@ def test_a_wrong_result_is_not_timed(network, monkeypatch, wrong):
     forward = SparseRestorer.forward
     monkeypatch.setattr(SparseRestorer, "forward", lambda self, x: forward(self, x) + wrong)
     with pytest.raises(UserError, match="nothing is timed"):
-        bench.bench(network, IMAGE, runs=1, compile=False)
+        bench.bench(network, IMAGE, runs=1, compile=False, peers=False)
 
 
 @pytest.mark.slow
 def test_compiled_rows(network):
-    result = bench.bench(network, IMAGE, runs=2)
+    result = bench.bench(network, IMAGE, runs=2, peers=False)
     assert {"dense compiled", "dense compiled channels_last"} <= set(result["rows"])
+
+
+def test_the_profile_names_every_layer_and_adds_up(network):
+    found = bench.profile(network, IMAGE, runs=2)
+    steps = {row["name"]: row for row in found["steps"]}
+    assert {"patch_embed", "encoder_level1.0.attn", "encoder_level1.0.ffn", "prompt1", "up2_1", "output"} <= set(steps)
+    for key in ("seconds", "macs", "bytes", "limit"):
+        assert found[key] == pytest.approx(sum(row[key] for row in found["steps"]))
+    assert found["fraction"] == pytest.approx(found["limit"] / found["seconds"])
+    for row in found["steps"]:
+        by_arithmetic = 2 * row["macs"] / found["gflops_peak"] / 1e9
+        assert row["limit"] == pytest.approx(max(by_arithmetic, row["bytes"] / found["gbytes_peak"] / 1e9))
+        assert row["seconds"] > 0
+    pixels = IMAGE.shape[2] * IMAGE.shape[3]
+    assert steps["output"]["macs"] == int(network.output.weight.count_nonzero()) * pixels
+    assert steps["output"]["bytes"] >= 4 * (16 + 3) * pixels
+
+
+def test_peers_give_the_same_result_or_are_left_out(network, capsys):
+    """Where ONNX Runtime or OpenVINO are missing, a line says so."""
+    result = bench.bench(network, IMAGE, runs=1, compile=False)
+    said = capsys.readouterr().err
+    for name in ("dense ONNX Runtime", "dense OpenVINO"):
+        assert (name in result["rows"]) != (f"{name}: left out" in said)

@@ -38,12 +38,17 @@ def test_convert_inspect_bench_and_restore(checkpoint, tmp_path):
     assert inspected.returncode == 0
     assert inspected.stdout.splitlines() == lines[:-1]  # the same of the ticket as of its making
 
-    timed = mirl("bench", "t.safetensors", "--size", 32, "--runs", 2, "--no-compile", "--json", cwd=tmp_path)
+    timed = mirl("bench", "t.safetensors", "--size", 32, "--runs", 2, "--no-compile", "--no-peers", "--json",
+                 cwd=tmp_path)  # fmt: skip
     assert timed.returncode == 0, timed.stderr
     result = json.loads(timed.stdout)
     assert result["shape"] == [1, 3, 32, 32]
-    table = mirl("bench", "t.safetensors", "--size", 32, "--runs", 2, "--no-compile", cwd=tmp_path)
+    table = mirl("bench", "t.safetensors", "--size", 32, "--runs", 2, "--no-compile", "--no-peers", cwd=tmp_path)
     assert "as fast as the strongest dense run" in table.stdout
+    assert "of the limit reached" in table.stdout
+    profiled = mirl("bench", "t.safetensors", "--size", 32, "--runs", 2, "--profile", cwd=tmp_path)
+    assert "encoder_level1.0.attn" in profiled.stdout
+    assert "of the limit reached" in profiled.stdout
 
     Image.fromarray(np.full((20, 30, 3), 99, np.uint8)).save(tmp_path / "a.png")
     (tmp_path / "b.png").write_bytes(b"no image")
@@ -54,6 +59,12 @@ def test_convert_inspect_bench_and_restore(checkpoint, tmp_path):
     assert "[2/2] failed: b.png" in some.stderr
     assert Image.open(tmp_path / "out/a.png").size == (30, 20)
     assert not (tmp_path / "out/b.png").exists()
+
+    Image.fromarray(np.full((300, 400, 3), 99, np.uint8)).save(tmp_path / "c.png")
+    tiled = mirl("restore", "c.png", "--ticket", "t.safetensors", "--max-memory", "20M", cwd=tmp_path)
+    assert tiled.returncode == 0, tiled.stderr
+    assert "restored in tiles of" in tiled.stderr
+    assert Image.open(tmp_path / "c_restored.png").size == (400, 300)
 
 
 def test_the_shipped_ticket_is_the_default(tmp_path):
@@ -78,6 +89,7 @@ def test_the_shipped_ticket_is_the_default(tmp_path):
     (("restore", "a.png", "--ticket", "mirl.ckpt"), "mirl.ckpt"),
     (("restore", "a.png", "--ticket", "nothing"), "nor a shipped ticket (small)"),
     (("restore", "a.png", "--backend", "gpu"), "expected one of auto, cpu, reference"),
+    (("restore", "a.png", "--max-memory", "much"), "expected a size such as 4G or 500M"),
     (("bench", "mirl.ckpt", "--size", "30"), "multiple of 8"),
     (("train", "missing.yaml"), "missing.yaml"),
     (("train", "text.ckpt"), "expected settings"),

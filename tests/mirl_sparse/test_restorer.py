@@ -200,7 +200,7 @@ import resource, threading, torch
 from mirl_kernels import _cpu
 from mirl_kernels.pointwise import PackedPointwise
 torch.set_num_threads(2)
-op, x, out = PackedPointwise(torch.ones(400000, 4, 1, 1)), torch.ones(1, 4, 2, 8), torch.empty(1, 400000, 2, 8)
+op, x, out = PackedPointwise(torch.ones(4, 400000, 1, 1)), torch.ones(1, 400000, 2, 8), torch.empty(1, 4, 2, 8)
 limit = int(open("/proc/self/statm").read().split()[0]) * 4096 + (64 << 20)
 hard = resource.getrlimit(resource.RLIMIT_AS)[1]
 resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
@@ -212,7 +212,7 @@ for _ in range(3):
         print(error)
 resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
 op(x, out)
-print(bool((out == 4).all()))
+print(bool((out == 400000).all()))
 """
     done = run_python(code)
     assert done.stdout.splitlines() == ["mirl_pointwise ran out of memory"] * 3 + ["True"], done.stderr

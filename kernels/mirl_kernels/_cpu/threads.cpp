@@ -130,9 +130,10 @@ float* scratch(size_t floats) {
 
 int64_t second_level_floats() {
   static const int64_t floats = [] {
-    long bytes = 0;
+    const char* given = std::getenv("MIRL_L2_BYTES");
+    long bytes = given ? std::atol(given) : 0;
 #ifdef _SC_LEVEL2_CACHE_SIZE
-    bytes = sysconf(_SC_LEVEL2_CACHE_SIZE);
+    if (bytes <= 0) bytes = sysconf(_SC_LEVEL2_CACHE_SIZE);
 #endif
     return int64_t(bytes > 0 ? bytes : 512 * 1024) / int64_t(sizeof(float));
   }();

@@ -22,7 +22,7 @@ float* allocate(size_t floats);
 // This thread's scratch memory of at least `floats`, 64-byte aligned. Each call gives the same memory.
 float* scratch(size_t floats);
 
-// How many floats the second-level cache of a core holds.
+// How many floats the second-level cache of a core holds; MIRL_L2_BYTES says otherwise.
 int64_t second_level_floats();
 
 }  // namespace mirl

@@ -1,0 +1,72 @@
+"""Tiles: what they cover, how they blend, and when the restorer falls back to them."""
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mirl_sparse import SparseRestorer, UserError
+from mirl_sparse.tiles import OVERLAP, restore_by_tiles, tile_size, tiles
+
+sides = st.integers(1, 120).map(lambda n: 8 * n)
+
+
+@given(sides, sides, st.integers(192 * 192, 10**6))
+def test_tiles_cover_the_image_within_the_limit_and_share_their_borders(height, width, limit):
+    tile = tile_size(height, width, limit, lambda h, w: h * w)
+    assert tile[0] * tile[1] <= limit
+    assert all(n % 8 == 0 for n in tile)
+    if height * width <= limit:
+        assert tile == (height, width)
+    covered = torch.zeros(height, width)
+    for rows, columns, weight in tiles(height, width, tile):
+        assert weight.shape == covered[rows, columns].shape == tile
+        assert (weight > 0).all()
+        covered[rows, columns] += 1
+    assert (covered >= 1).all()
+    if tile[1] < width:
+        assert (covered >= 2).any(0).sum() > OVERLAP - 8  # starts are multiples of 8
+
+
+def test_what_sees_only_its_pixel_is_the_same_by_tiles():
+    image = torch.rand(2, 3, 300, 500)
+    torch.testing.assert_close(restore_by_tiles(image, (160, 200), lambda x: 2 * x + 1), 2 * image + 1)
+
+
+def test_tiles_blend_linearly():
+    """Two tiles, one answering 0 and one 1: a ramp between them, and no step larger than its."""
+    answers = iter([0.0, 1.0])
+    result = restore_by_tiles(torch.zeros(1, 1, 64, 256), (64, 160), lambda x: torch.full_like(x, next(answers)))
+    row = result[0, 0, 0]
+    assert (row[:96] == 0).all()
+    assert (row[160:] == 1).all()
+    assert (row.diff() >= 0).all()
+    assert row.diff().max() < 1.5 / OVERLAP
+
+
+def test_a_limit_gives_tiles_and_says_so(network):
+    image = np.random.default_rng(0).integers(0, 256, (200, 328, 3), dtype=np.uint8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        whole = SparseRestorer(network).restore(image)
+        roomy = SparseRestorer(network, max_memory=10**9).restore(image)
+    assert (whole == roomy).all()
+    restorer = SparseRestorer(network)
+    needs = restorer._packed().bytes(1, 200, 328)
+    restorer.max_memory = needs * 3 // 4
+    with pytest.warns(UserWarning, match=r"restored in tiles of \d+x\d+"):
+        tiled = restorer.restore(image)
+    assert tiled.shape == image.shape
+    assert np.abs(tiled.astype(float) - whole).mean() < 10
+    restorer.max_memory = 1000
+    with pytest.raises(UserError, match="allow that much"):
+        restorer.restore(image)
+
+
+def test_the_reference_backend_is_bounded_too(network):
+    restorer = SparseRestorer(network, "reference", max_memory=30_000_000)
+    with pytest.warns(UserWarning, match="restored in tiles"):
+        assert restorer(torch.rand(1, 3, 200, 328)).shape == (1, 3, 200, 328)
