@@ -18,12 +18,9 @@ from mirl_kernels.gdfn import PackedGDFN
 from mirl_kernels.mdta import PackedMDTA
 from mirl_kernels.pointwise import PackedPointwise
 from mirl_kernels.prompt import PackedPrompt
-from mirl_sparse.network import MULTIPLE, PromptIR
+from mirl_sparse.network import MULTIPLE, PromptBlock, PromptIR, TransformerBlock
 
 _PLANS_KEPT, _BYTES_KEPT = 2, 1 << 30  # how many sizes' buffers are kept, while they are no larger than this
-
-_Packed = PackedConv | PackedGDFN | PackedMDTA | PackedPointwise | PackedPrompt
-
 
 @dataclass(eq=False)
 class _Buffer:
@@ -50,7 +47,7 @@ class _Step:
     """``y`` = op(x). The first step's x is the input image; the last step's y the result, to which the image is added."""
 
     name: str
-    op: _Packed
+    op: _cpu.Packed
     x: _Slice | None
     y: _Slice | None
 
@@ -87,6 +84,7 @@ class _Program:
             both = _Buffer(width + prompts[level - 1], level)  # [features, prompt]
             x = self._stage(stage, x, both.slice(0, width))
             block = n.get_submodule(f"prompt{level}")
+            assert isinstance(block, PromptBlock)
             linear = block.linear_layer
             prompt = PackedPrompt(linear.weight, linear.bias, block.prompt_param, block.conv3x3.weight)
             self._add(f"prompt{level}", prompt, x, both.slice(width))
@@ -95,14 +93,16 @@ class _Program:
             self._add(up, PackedConv(self._weight(up), 2), x, target.slice(0, len(self._weight(up)) // 4))
             x = self._pointwise(reduce, target.slice(), level - 1) if reduce else target.slice()
         x = self._stage("refinement", self._stage("decoder_level1", x))
-        self._add("output", PackedConv(n.output.weight), x, None)
+        self.steps.append(_Step("output", PackedConv(n.output.weight), x, None))
 
     def _weight(self, name: str) -> Tensor:
-        return self._network.get_submodule(name).weight
+        weight = self._network.get_submodule(name).weight
+        assert isinstance(weight, Tensor)
+        return weight
 
-    def _add(self, name: str, op: _Packed, x: _Slice | None, y: _Slice | None) -> _Slice:
+    def _add(self, name: str, op: _cpu.Packed, x: _Slice | None, y: _Slice) -> _Slice:
         self.steps.append(_Step(name, op, x, y))
-        return y  # type: ignore[return-value]
+        return y
 
     def _pointwise(self, name: str, x: _Slice, level: int) -> _Slice:
         weight = self._weight(name)
@@ -111,13 +111,13 @@ class _Program:
     def _stage(self, where: str, x: _Slice, target: _Slice | None = None) -> _Slice:
         """A stage's blocks: MDTA in place, GDFN to another buffer, at last to ``target``."""
         stage = self._network.get_submodule(where)
-        blocks = [(where, stage)] if hasattr(stage, "attn") else [(f"{where}.{i}", b) for i, b in stage.named_children()]
-        for i, (name, block) in enumerate(blocks):
+        found = [(n, b) for n, b in stage.named_modules(prefix=where) if isinstance(b, TransformerBlock)]
+        for i, (name, block) in enumerate(found):
             a, n, f, m = block.attn, block.norm1.body, block.ffn, block.norm2.body
             mdta = PackedMDTA(n.weight, n.bias, a.qkv.weight, a.qkv_dwconv.weight, a.temperature, a.project_out.weight)
             gdfn = PackedGDFN(m.weight, m.bias, f.project_in.weight, f.dwconv.weight, f.project_out.weight)
             self._add(f"{name}.attn", mdta, x, x)
-            y = target if target and i == len(blocks) - 1 else _Buffer(x.last - x.first, x.buffer.level).slice()
+            y = target if target and i == len(found) - 1 else _Buffer(x.last - x.first, x.buffer.level).slice()
             x = self._add(f"{name}.ffn", gdfn, x, y)
         return x
 
@@ -152,9 +152,9 @@ class _Plan:
             for part in (step.x, step.y):
                 if part:
                     used.setdefault(part.buffer, []).append(i)
-            if isinstance(step.op, (PackedMDTA, PackedPrompt)):
-                assert step.x
-                scratch[i] = step.op.scratch_floats(batch, *side(step.x.buffer.level))
+            level = step.x.buffer.level if step.x else 0
+            if n := step.op.scratch_floats(batch, *side(level)):
+                scratch[i] = n
 
         def floats(buffer: _Buffer) -> int:
             h, w = side(buffer.level)
@@ -173,7 +173,10 @@ class _Plan:
             return
         # Huge pages, where the system has them: fewer of them are looked up, and touched for the first time.
         private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
-        mapped = mmap.mmap(-1, self.bytes, **private)
+        try:
+            mapped = mmap.mmap(-1, self.bytes, **private)
+        except OSError:
+            raise MemoryError(f"the buffers for {height}x{width} take {self.bytes / 1e9:.1f} GB") from None
         if hasattr(mmap, "MADV_HUGEPAGE"):
             mapped.madvise(mmap.MADV_HUGEPAGE)
         arena = torch.frombuffer(mapped, dtype=torch.float32)
@@ -185,17 +188,16 @@ class _Plan:
 
         def bind(i: int, step: _Step) -> Callable[[Tensor, Tensor], None]:
             op = step.op
-            if step.x is None:
-                first = view(step.y) if step.y else None
-                return lambda image, _: op(image, first)
-            x = view(step.x)
             if step.y is None:
-                return lambda image, result: op(x, result, image)
+                assert isinstance(op, PackedConv)
+                assert step.x
+                last = view(step.x)
+                return lambda image, result: op(last, result, residual=image)
             y = view(step.y)
-            if isinstance(op, (PackedMDTA, PackedPrompt)):
-                own = arena[start[i] :][: scratch[i]]
-                return lambda *_: op(x, y, own)
-            return lambda *_: op(x, y)
+            if step.x is None:
+                return lambda image, _: op(image, y)
+            x, own = view(step.x), arena[start[i] :][: scratch[i]] if i in scratch else None
+            return lambda *_: op(x, y, own)
 
         self.calls = [bind(i, step) for i, step in enumerate(steps)]
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import warnings
+from collections import OrderedDict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,7 @@ from mirl_kernels import _cpu
 from mirl_sparse.engine import Engine
 from mirl_sparse.errors import UserError
 from mirl_sparse.images import read_image, to_rgb
-from mirl_sparse.network import MULTIPLE, PromptIR
+from mirl_sparse.network import MULTIPLE, PromptIR, PromptIRConfig
 from mirl_sparse.ticket import DEFAULT, find, read_ticket
 from mirl_sparse.tiles import restore_by_tiles, tile_size
 
@@ -69,6 +72,7 @@ class SparseRestorer(nn.Module):
         self.network = network.eval().requires_grad_(False)
         self.backend = backend
         self.max_memory = max_memory
+        self._config = json.dumps(network.config.to_dict())  # as the op takes it
         self._engine: tuple[object, Engine] | None = None  # and the state of the weights it was packed from
 
     def __getstate__(self) -> dict[str, Any]:
@@ -85,6 +89,10 @@ class SparseRestorer(nn.Module):
         """(B, 3, H, W) in [0, 1] of any H, W from 1 up to the same shape, not clipped."""
         if image.ndim != 4 or image.shape[1] != 3 or 0 in image.shape:
             raise ValueError(f"input of shape {tuple(image.shape)}; expected (B, 3, H, W) of 1x1 pixel or more")
+        if torch.compiler.is_compiling():  # one opaque op: nothing in it is worth another compiler's time
+            return restore_op(
+                image, list(self.network.parameters()), self._config, self.backend, self.max_memory or 0
+            )
         height, width = image.shape[2:]
         rows, columns = (_reflected(n, -(-n // MULTIPLE) * MULTIPLE).to(image.device) for n in (height, width))
         padded = image[:, :, rows][:, :, :, columns].contiguous()
@@ -142,3 +150,35 @@ class SparseRestorer(nn.Module):
         x = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))).float().div_(255)[None]
         y = self.forward(x)[0].clamp(0, 1).mul(255).round().to(torch.uint8)
         return np.ascontiguousarray(y.permute(1, 2, 0).numpy())
+
+
+# Compiled and exported models hold weights, not restorers: theirs are kept here, the last two. They hold the weights'
+# memory, so that an address means the same weights as long as it is known.
+_restorers: OrderedDict[tuple[object, ...], SparseRestorer] = OrderedDict()
+
+
+def _restorer_of(weights: Sequence[Tensor], config: str, backend: str, max_memory: int) -> SparseRestorer:
+    key = config, backend, max_memory, tuple(weight.data_ptr() for weight in weights)
+    if key in _restorers:
+        _restorers.move_to_end(key)
+        return _restorers[key]
+    with torch.device("meta"):
+        network = PromptIR(PromptIRConfig.from_dict(json.loads(config)))
+    names = [name for name, _ in network.named_parameters()]
+    network.load_state_dict(dict(zip(names, (w.detach() for w in weights), strict=True)), assign=True)
+    _restorers[key] = SparseRestorer(network, backend, max_memory or None)
+    while len(_restorers) > 2:
+        _restorers.popitem(last=False)
+    return _restorers[key]
+
+
+@torch.library.custom_op("mirl::restore", mutates_args=())
+def restore_op(image: Tensor, weights: Sequence[Tensor], config: str, backend: str, max_memory: int) -> Tensor:
+    """`SparseRestorer.forward` as one op: image (B, 3, H, W), the network's parameters in their order and its config
+    as JSON; ``max_memory`` in bytes, 0 for the default."""
+    return _restorer_of(weights, config, backend, max_memory)(image).contiguous()
+
+
+@restore_op.register_fake
+def _(image: Tensor, weights: Sequence[Tensor], config: str, backend: str, max_memory: int) -> Tensor:
+    return image.new_empty(image.shape)

@@ -113,7 +113,7 @@ def test_conv(seed, batch, inputs, outputs, kernel, shuffle, shape, density, add
     expected = conv(x.float().double(), w, shuffle)
     residual = noise(tuple(expected.shape), g).float() if add else None
     expected = expected if residual is None else expected + residual.double()
-    check(PackedConv(w.float(), shuffle), expected, x.float(), residual)
+    check(PackedConv(w.float(), shuffle), expected, x.float(), None, residual)
 
 
 @cases
@@ -200,6 +200,6 @@ def test_shapes_that_do_not_fit_are_refused():
     with pytest.raises(_cpu.BackendError, match="expected"):
         PackedGDFN(*gdfn_args)(x, out[:, :3])
     mdta_op = PackedMDTA(*mdta_args)
-    for scratch in (torch.empty(mdta_op.scratch_floats(len(x), *x.shape[2:]) - 1), torch.empty(mdta_op.scratch_floats(len(x), *x.shape[2:])).double()):
+    for scratch in (None, torch.empty(mdta_op.scratch_floats(len(x), *x.shape[2:]) - 1), torch.empty(mdta_op.scratch_floats(len(x), *x.shape[2:])).double()):
         with pytest.raises(_cpu.BackendError, match="scratch"):
             mdta_op(x, out, scratch)

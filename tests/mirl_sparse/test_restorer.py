@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from mirl_kernels import _cpu
-from mirl_sparse import SparseRestorer, UserError
+from mirl_sparse import PromptIR, PromptIRConfig, SparseRestorer, UserError
 from mirl_sparse.ticket import write_ticket
 
 
@@ -222,3 +222,23 @@ def test_importing_neither_loads_triton_nor_touches_a_device():
     code = "import sys, mirl_sparse, torch; assert 'triton' not in sys.modules; assert not torch.cuda.is_initialized()"
     done = run_python(code)
     assert done.returncode == 0, done.stderr
+
+
+def test_buffers_share_memory_and_stay_within_what_is_promised():
+    """771 bytes per pixel at full size where images are large; each buffer's rows are padded to whole vectors."""
+    from mirl_sparse.engine import Engine
+
+    config = PromptIRConfig(num_blocks=(1, 1, 1, 1), num_refinement_blocks=1)
+    engine = Engine(PromptIR(config).requires_grad_(False))
+    assert engine.bytes(1, 3000, 4000) / 12e6 < 800
+    assert engine.bytes(2, 256, 256) / 2 / 65536 < 900
+    assert engine.bytes(1, 3000, 4000) / engine.bytes(1, 1504, 2000) == pytest.approx(4, rel=0.02)
+
+
+def test_results_do_not_depend_on_what_was_in_the_buffers(network):
+    """The second image of a size finds the first one's buffers."""
+    restorer = SparseRestorer(network)
+    image = torch.rand(1, 3, 40, 72)
+    first = restorer(image)
+    restorer(torch.full_like(image, float("nan")))
+    torch.testing.assert_close(restorer(image), first, rtol=0, atol=0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from ctypes import Structure, c_int64, c_void_p
 from functools import cache
@@ -145,8 +146,9 @@ def check(x: Tensor, channels: int, out: Tensor, shape: tuple[int, ...], scratch
         raise BackendError(
             f"input {tuple(x.shape)} and output {tuple(out.shape)}; expected {channels} channels in, {shape} out"
         )
-    if scratch is not None and (scratch.dtype != torch.float32 or scratch.numel() < floats):
-        raise BackendError(f"scratch is {scratch.numel()} of {scratch.dtype}; expected {floats} of torch.float32")
+    if floats and (scratch is None or scratch.dtype != torch.float32 or scratch.numel() < floats):
+        given = "none" if scratch is None else f"{scratch.numel()} of {scratch.dtype}"
+        raise BackendError(f"scratch is {given}; expected {floats} of torch.float32")
 
 
 class Work(NamedTuple):
@@ -155,6 +157,23 @@ class Work(NamedTuple):
 
     macs: int
     bytes: int
+
+
+class Packed(ABC):
+    """The surviving weights of one op, in the form that its kernel reads."""
+
+    def scratch_floats(self, batch: int, height: int, width: int) -> int:
+        """How many floats of scratch memory a call on (B, C, H, W) takes."""
+        return 0
+
+    @abstractmethod
+    def work(self, batch: int, height: int, width: int) -> Work:
+        """What a call on (B, C, H, W) must do."""
+
+    @abstractmethod
+    def __call__(self, x: Tensor, out: Tensor, scratch: Tensor | None = None) -> None:
+        """``out`` = op(x), both float32 (B, C, H, W) on the CPU; ``scratch`` holds `scratch_floats` where these are
+        any. BackendError for what the kernel does not take."""
 
 
 def size(x: Tensor) -> Size:

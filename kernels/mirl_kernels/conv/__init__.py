@@ -19,7 +19,7 @@ class _Args(Structure):
                 ("shuffle", c_int64), ("threads", c_int64)]  # fmt: skip
 
 
-class PackedConv:
+class PackedConv(_cpu.Packed):
     """The surviving weights of a k x k convolution, k odd; arguments as in `reference`."""
 
     def __init__(self, weight: Tensor, shuffle: int = 1) -> None:
@@ -28,11 +28,12 @@ class PackedConv:
         self._weight = _cpu.Chunks(weight.flatten(1))
 
     def work(self, batch: int, height: int, width: int) -> _cpu.Work:
-        """What a call on (B, C, H, W) must do."""
         pixels, kept = batch * height * width, self._weight.kept
         return _cpu.Work(kept * pixels, 4 * (self._inputs + self._outputs) * pixels + 8 * kept)
 
-    def __call__(self, x: Tensor, out: Tensor, residual: Tensor | None = None) -> None:
+    def __call__(
+        self, x: Tensor, out: Tensor, scratch: Tensor | None = None, residual: Tensor | None = None
+    ) -> None:
         """``out`` = the convolution of x (B, C, H, W), shuffled, plus ``residual``; x and out may not share memory."""
         b, _, h, w = x.shape
         r, u = max(self._shuffle, 1), max(-self._shuffle, 1)  # shuffled by r, unshuffled by u

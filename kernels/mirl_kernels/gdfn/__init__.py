@@ -28,7 +28,7 @@ def live_pairs(project_in: Tensor, dwconv: Tensor, project_out: Tensor) -> Tenso
     return (alive[:pairs] & alive[pairs:] & (project_out.flatten(1) != 0).any(0)).nonzero()[:, 0]
 
 
-class PackedGDFN:
+class PackedGDFN(_cpu.Packed):
     """The surviving weights of one GDFN, dead pairs removed exactly; arguments as in `reference`.
 
     The norm's gain and bias are folded into the 1x1 layer, which is exact before the zero padding.
@@ -49,11 +49,10 @@ class PackedGDFN:
         self._project_out = _cpu.pack_rows(out[:, self.live])
 
     def work(self, batch: int, height: int, width: int) -> _cpu.Work:
-        """What a call on (B, C, H, W) must do."""
         pixels, kept = batch * height * width, self._project_in.kept + self._dwconv.kept + self._project_out.kept
         return _cpu.Work(kept * pixels, 8 * self.channels * pixels + 8 * kept)
 
-    def __call__(self, x: Tensor, out: Tensor) -> None:
+    def __call__(self, x: Tensor, out: Tensor, scratch: Tensor | None = None) -> None:
         """``out`` = GDFN(x), both (B, C, H, W); they may not share memory."""
         _cpu.check(x, self.channels, out, x.shape)
         args = _Args(_cpu.image(x), _cpu.image(out), _cpu.size(x), self._project_in, self._dwconv,

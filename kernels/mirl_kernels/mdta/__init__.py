@@ -37,7 +37,7 @@ def live_channels(qkv: Tensor, dwconv: Tensor, project_out: Tensor, heads: int) 
     return [live.flatten().nonzero()[:, 0] for live in (q, k, v)]
 
 
-class PackedMDTA:
+class PackedMDTA(_cpu.Packed):
     """The surviving weights of one MDTA, dead channels removed exactly; arguments as in `reference`."""
 
     def __init__(self, norm_weight: Tensor, norm_bias: Tensor, qkv: Tensor, dwconv: Tensor, temperature: Tensor,
@@ -68,10 +68,11 @@ class PackedMDTA:
         macs = kept + int((q * k).sum()) + int((q + k).sum()) + apply
         return _cpu.Work(macs * pixels, (12 * self.channels + 8 * int(v.sum())) * pixels + 8 * kept)
 
-    def __call__(self, x: Tensor, out: Tensor, scratch: Tensor) -> None:
+    def __call__(self, x: Tensor, out: Tensor, scratch: Tensor | None = None) -> None:
         """``out`` = MDTA(x), both (B, C, H, W), possibly the same; ``scratch`` holds `scratch_floats`."""
         _cpu.check(x, self.channels, out, x.shape, scratch, self.scratch_floats(x.shape[0], *x.shape[2:]))
         q, k, v = self._index
+        assert scratch is not None
         args = _Args(_cpu.image(x), _cpu.image(out), _cpu.size(x), self._qkv, self._dwconv, self._project_out,
                      self._temperature.data_ptr(), self.heads, len(q), len(k), len(v), q.data_ptr(), k.data_ptr(),
                      v.data_ptr(), scratch.data_ptr(), torch.get_num_threads())  # fmt: skip

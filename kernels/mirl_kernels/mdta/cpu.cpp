@@ -33,11 +33,11 @@ void gram_columns(const float* q, int64_t rows, const float* k, int64_t stride, 
 }
 
 // The same for all rows of q by all of k's columns, whole vectors of them.
-void add_gram(const float* q, int64_t rows, const float* k, int64_t columns, int64_t stride, int64_t n, float* gram) {
+void add_gram(const float* q, int64_t rows, const float* k, int64_t columns, int64_t n, float* gram) {
   int64_t j = 0;
-  for (; j + TILE * L <= columns; j += TILE * L) gram_columns<TILE>(q, rows, k + j, stride, n, gram + j);
-  for (; j + 2 * L <= columns; j += 2 * L) gram_columns<2>(q, rows, k + j, stride, n, gram + j);
-  for (; j < columns; j += L) gram_columns<1>(q, rows, k + j, stride, n, gram + j);
+  for (; j + TILE * L <= columns; j += TILE * L) gram_columns<TILE>(q, rows, k + j, columns, n, gram + j);
+  for (; j + 2 * L <= columns; j += 2 * L) gram_columns<2>(q, rows, k + j, columns, n, gram + j);
+  for (; j < columns; j += L) gram_columns<1>(q, rows, k + j, columns, n, gram + j);
 }
 
 // The live channels of one head within a list sorted by head: positions [first, last).
@@ -56,24 +56,25 @@ std::vector<Span> spans(const int32_t* index, int64_t count, const MirlMdta& a) 
   return found;
 }
 
-// Which positions of the live q, k and v are whose, and what pass one sums up over the pixels: the Gram matrix, its k
-// columns padded to whole vectors head by head, then the squared norms of q and of k.
+// Which positions of the live q, k and v are whose, and what pass one sums up over the pixels: a Gram matrix for each
+// head, its k columns padded to whole vectors, then the squared norms of q and of k.
 struct Layout {
-  int64_t per_head, stride = 0, gram, norms;
-  std::vector<Span> q, k, v;    // of each head
-  std::vector<int64_t> column;  // of each k
-  std::vector<int64_t> place;   // of each channel's q, or -1
+  int64_t per_head, gram = 0, norms;
+  std::vector<Span> q, k, v;        // of each head
+  std::vector<int64_t> start, wide;  // of each head's Gram matrix: its place among the sums, its padded columns
+  std::vector<int64_t> place;       // of each channel's q, or -1
 
   explicit Layout(const MirlMdta& a)
       : per_head(a.size.channels / a.heads), norms(a.q_count + a.k_count), q(spans(a.q_index, a.q_count, a)),
         k(spans(a.k_index, a.k_count, a)), v(spans(a.v_index, a.v_count, a)), place(a.size.channels, -1) {
-    for (const Span& head : k) {
-      for (int64_t i = 0; i < head.size(); ++i) column.push_back(stride + i);
-      stride += round_up(head.size(), L);
+    for (int64_t h = 0; h < a.heads; ++h) {
+      start.push_back(gram);
+      wide.push_back(round_up(k[h].size(), L));
+      gram += q[h].size() * wide[h];
     }
     for (int64_t i = 0; i < a.q_count; ++i) place[a.q_index[i]] = i;
-    gram = a.q_count * stride;
   }
+  int64_t widest() const { return *std::max_element(wide.begin(), wide.end()); }
   int64_t sums() const { return gram + norms; }
 };
 
@@ -90,7 +91,7 @@ std::vector<double> pass_one(const MirlMdta& a, const Layout& layout) {
   const Taps taps(a.dwconv, s);
   std::vector<double> partial(s.tasks() * layout.sums(), 0.0);
   // A thread's own: q and k of a panel, k transposed, and the sums in float, which go to those in double in time.
-  const int64_t transposed = PANEL * layout.stride, norms = round_up(qk, L) * L;
+  const int64_t transposed = PANEL * layout.widest(), norms = round_up(qk, L) * L;
   const int64_t extra = qk * PANEL + transposed + layout.gram + norms + 1;
   run_strips(s, a.size.channels * PANEL, extra, a.threads, fill_normalised(s, a.x, a.qkv), [&](const Step& step) {
     float *q = step.extra, *k = q + a.q_count * PANEL, *kt = q + qk * PANEL, *gram = kt + transposed, *norm = gram + layout.gram;
@@ -126,21 +127,17 @@ std::vector<double> pass_one(const MirlMdta& a, const Layout& layout) {
         each(qk + j, [&](int64_t v, const Vec& value) {
           store(v_image.at(step.b, j, step.y + at[v].row, step.x0 + at[v].column), value, at[v]);
         });
-      for (int64_t h = 0; h < a.heads; ++h)
-        for (int64_t i = layout.k[h].first; i < layout.k[h].last; i += L) {
-          const int64_t some = std::min(L, layout.k[h].last - i);
+      for (int64_t h = 0; h < a.heads; ++h) {
+        const int64_t wide = layout.wide[h];
+        for (int64_t i = 0; i < wide; i += L)
           for (int64_t v = 0; v < n; ++v) {
             Vec block[L] = {};
-            for (int64_t j = 0; j < some; ++j) block[j] = load(k + (i + j) * PANEL + v * L);
+            for (int64_t j = i; j < std::min(i + L, layout.k[h].size()); ++j)
+              block[j - i] = load(k + (layout.k[h].first + j) * PANEL + v * L);
             transpose(block);
-            for (int64_t p = 0; p < L; ++p) store(kt + (v * L + p) * layout.stride + layout.column[i], block[p]);
+            for (int64_t p = 0; p < L; ++p) store(kt + (v * L + p) * wide + i, block[p]);
           }
-        }
-      for (int64_t h = 0; h < a.heads; ++h) {
-        if (!layout.k[h].size()) continue;
-        const int64_t column = layout.column[layout.k[h].first];
-        add_gram(q + layout.q[h].first * PANEL, layout.q[h].size(), kt + column, round_up(layout.k[h].size(), L), layout.stride, n * L,
-                 gram + layout.q[h].first * layout.stride + column);
+        add_gram(q + layout.q[h].first * PANEL, layout.q[h].size(), kt, wide, n * L, gram + layout.start[h]);
       }
     });
     summed += float(step.count * (step.x1 - step.x0));
@@ -165,20 +162,22 @@ std::vector<double> pass_one(const MirlMdta& a, const Layout& layout) {
 
 // Row `channel` of the softmax, over every k of its head: a dead one has a logit of 0, and its exp(0) = 1 is part of
 // the denominator.
-void softmax_row(const MirlMdta& a, const Layout& layout, const double* total, int64_t channel, std::vector<double>& weight) {
+std::vector<double> softmax_row(const MirlMdta& a, const Layout& layout, const double* total, int64_t channel) {
   const int64_t h = channel / layout.per_head, q = layout.place[channel];
   const double *q_norm = total + layout.gram, *k_norm = q_norm + a.q_count;
-  std::fill(weight.begin(), weight.end(), 0.0);
+  std::vector<double> weight(layout.per_head, 0.0);
   if (q >= 0) {
     const double norm = std::max(std::sqrt(q_norm[q]), 1e-12);
+    const double* row = total + layout.start[h] + (q - layout.q[h].first) * layout.wide[h];
     for (int64_t k = layout.k[h].first; k < layout.k[h].last; ++k)
-      weight[a.k_index[k] - h * layout.per_head] = total[q * layout.stride + layout.column[k]] / norm /
-                                                   std::max(std::sqrt(k_norm[k]), 1e-12) * a.temperature[h];
+      weight[a.k_index[k] - h * layout.per_head] =
+          row[k - layout.k[h].first] / norm / std::max(std::sqrt(k_norm[k]), 1e-12) * a.temperature[h];
   }
   const double most = *std::max_element(weight.begin(), weight.end());
   double denominator = 0;
   for (double& w : weight) denominator += w = std::exp(w - most);
   for (double& w : weight) w /= denominator;
+  return weight;
 }
 
 // A dense matrix in the form that `product` takes.
@@ -201,35 +200,36 @@ void mdta(MirlMdta& a) {
 
   // The matrices that pass two applies to v: one for each head, or, where that does not undo the heads' sparsity, one
   // for all, project_out composed with the attention. (A sparse product takes nearly twice as long as a dense one.)
-  int64_t apart = 0;
-  for (const Span& v : layout.v) apart += per_head * v.size();
-  const bool composed = channels * a.v_count <= apart + a.project_out.start[channels] * 2;
+  std::vector<int64_t> start(a.heads + 1, 0);  // of each head's attention matrix: per_head rows, its live v as columns
+  for (int64_t h = 0; h < a.heads; ++h) start[h + 1] = start[h] + per_head * layout.v[h].size();
+  const bool composed = channels * a.v_count <= start[a.heads] + a.project_out.start[channels] * 2;
   std::vector<Dense> matrices;
-  std::vector<double> weight(per_head), attention(apart), row(a.v_count);
   for (int64_t b = 0; b < a.size.batch; ++b) {
     if (composed) matrices.emplace_back(channels, a.v_count);
-    double* to = attention.data();
-    std::vector<double*> head(a.heads);
-    for (int64_t c = 0; c < channels; ++c) {
-      const int64_t h = c / per_head;
-      if (c % per_head == 0) head[h] = to;
-      if (c % per_head == 0 && !composed) matrices.emplace_back(per_head, layout.v[h].size());
-      softmax_row(a, layout, total.data() + b * layout.sums(), c, weight);
-      for (int64_t v = layout.v[h].first; v < layout.v[h].last; ++v) {
-        *to++ = weight[a.v_index[v] - h * per_head];
-        if (!composed) matrices.back().at(c % per_head, v - layout.v[h].first) = float(to[-1]);
-      }
-    }
-    for (int64_t r = 0; composed && r < channels; ++r) {
-      std::fill(row.begin(), row.end(), 0.0);
-      for (int32_t k = a.project_out.start[r]; k < a.project_out.start[r + 1]; ++k) {
-        const int64_t c = a.project_out.entry[k].column(), h = c / per_head;
-        const double* from = head[h] + c % per_head * layout.v[h].size();
-        for (int64_t v = 0; v < layout.v[h].size(); ++v) row[layout.v[h].first + v] += a.project_out.entry[k].value * from[v];
-      }
-      for (int64_t v = 0; v < a.v_count; ++v) matrices.back().at(r, v) = float(row[v]);
-    }
+    for (int64_t h = 0; h < a.heads && !composed; ++h) matrices.emplace_back(per_head, layout.v[h].size());
   }
+  std::vector<double> attention(a.size.batch * start[a.heads]);
+  auto soften = [&](int64_t t) {
+    const int64_t b = t / channels, c = t % channels, h = c / per_head;
+    const std::vector<double> weight = softmax_row(a, layout, total.data() + b * layout.sums(), c);
+    double* to = attention.data() + b * start[a.heads] + start[h] + c % per_head * layout.v[h].size();
+    for (int64_t v = 0; v < layout.v[h].size(); ++v) {
+      to[v] = weight[a.v_index[layout.v[h].first + v] - h * per_head];
+      if (!composed) matrices[b * a.heads + h].at(c % per_head, v) = float(to[v]);
+    }
+  };
+  mirl::parallel(a.size.batch * channels, a.threads, soften);
+  auto compose = [&](int64_t t) {
+    const int64_t b = t / channels, r = t % channels;
+    std::vector<double> row(a.v_count, 0.0);
+    for (int32_t k = a.project_out.start[r]; k < a.project_out.start[r + 1]; ++k) {
+      const int64_t c = a.project_out.entry[k].column(), h = c / per_head;
+      const double* from = attention.data() + b * start[a.heads] + start[h] + c % per_head * layout.v[h].size();
+      for (int64_t v = 0; v < layout.v[h].size(); ++v) row[layout.v[h].first + v] += a.project_out.entry[k].value * from[v];
+    }
+    for (int64_t v = 0; v < a.v_count; ++v) matrices[b].at(r, v) = float(row[v]);
+  };
+  if (composed) mirl::parallel(a.size.batch * channels, a.threads, compose);
 
   const MirlImage v_image = v_in_scratch(a);
   const int64_t step = std::max<int64_t>(1, PANEL / round_up(width, L)), steps = (a.size.height + step - 1) / step;

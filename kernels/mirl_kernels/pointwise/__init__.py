@@ -17,7 +17,7 @@ class _Args(Structure):
     _fields_ = [("x", _cpu.Image), ("y", _cpu.Image), ("size", _cpu.Size), ("weight", _cpu.Rows), ("threads", c_int64)]
 
 
-class PackedPointwise:
+class PackedPointwise(_cpu.Packed):
     """The surviving weights of a 1x1 convolution; arguments as in `reference`."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
@@ -25,11 +25,10 @@ class PackedPointwise:
         self._weight = _cpu.pack_rows(weight.flatten(1), bias)
 
     def work(self, batch: int, height: int, width: int) -> _cpu.Work:
-        """What a call on (B, C, H, W) must do."""
         pixels, kept = batch * height * width, self._weight.kept
         return _cpu.Work(kept * pixels, 4 * sum(self._shape) * pixels + 8 * kept)
 
-    def __call__(self, x: Tensor, out: Tensor) -> None:
+    def __call__(self, x: Tensor, out: Tensor, scratch: Tensor | None = None) -> None:
         """``out`` (B, O, H, W) = convolution of x (B, C, H, W); they may not share memory."""
         outputs, inputs = self._shape
         _cpu.check(x, inputs, out, (x.shape[0], outputs, *x.shape[2:]))
