@@ -102,7 +102,9 @@ def _peers(network: PromptIR, image: Tensor) -> list[Contender]:
             options = onnxruntime.SessionOptions()
             options.intra_op_num_threads = threads
             session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-            found.append(Contender("dense ONNX Runtime", lambda: torch.from_numpy(session.run(None, {"image": numpy})[0])))
+            found.append(
+                Contender("dense ONNX Runtime", lambda: torch.from_numpy(session.run(None, {"image": numpy})[0]))
+            )
         except ImportError as error:
             _left_out("dense ONNX Runtime", error)
         try:
@@ -120,7 +122,9 @@ def _peers(network: PromptIR, image: Tensor) -> list[Contender]:
 
 
 def _left_out(name: str, error: Exception) -> None:
-    reason = "not installed: pip install 'mirl-sparse[peers]'" if isinstance(error, ImportError) else type(error).__name__
+    reason = (
+        "not installed: pip install 'mirl-sparse[peers]'" if isinstance(error, ImportError) else type(error).__name__
+    )
     print(f"{name}: left out ({reason})", file=sys.stderr)
 
 
@@ -158,9 +162,7 @@ def _processor() -> str:
 
 
 @torch.no_grad()
-def bench(
-    network: PromptIR, image: Tensor, runs: int = 7, compile: bool = True, peers: bool = True
-) -> dict[str, Any]:
+def bench(network: PromptIR, image: Tensor, runs: int = 7, compile: bool = True, peers: bool = True) -> dict[str, Any]:
     """Time every contender on ``image`` (B, 3, H, W), H and W multiples of 8, ``runs`` times, interleaved.
 
     Returns per contender the median, 20% and 80% percentiles and the first call in seconds, and the largest

@@ -91,7 +91,8 @@ def restore(
     backend: Annotated[str, typer.Option(help="auto, cpu or reference.")] = "auto",
     format: Annotated[str | None, typer.Option(help="Write this format instead of the input's.")] = None,
     max_memory: Annotated[
-        str | None, typer.Option(help="Such as 4G or 500M; beyond it, photos are restored in tiles. [default: what is left]")
+        str | None,
+        typer.Option(help="Such as 4G or 500M; beyond it, photos are restored in tiles. [default: what is left]"),
     ] = None,
 ) -> None:
     """Restore photos: noise, rain and haze."""
@@ -146,7 +147,6 @@ def bench(
         f" ({result['isa']}), torch {result['torch']}, {result['allocator']} allocator\n"
         f"sparse is {result['speedup']:.2f}x as fast as the strongest dense run ({result['strongest_dense']})"
     )
-
 
     _print_roofline(result["profile"])
 

@@ -22,6 +22,7 @@ from mirl_sparse.network import MULTIPLE, PromptBlock, PromptIR, TransformerBloc
 
 _PLANS_KEPT, _BYTES_KEPT = 2, 1 << 30  # how many sizes' buffers are kept, while they are no larger than this
 
+
 @dataclass(eq=False)
 class _Buffer:
     """An image of ``channels`` channels at 1/2^level of the input's side."""

@@ -90,9 +90,7 @@ class SparseRestorer(nn.Module):
         if image.ndim != 4 or image.shape[1] != 3 or 0 in image.shape:
             raise ValueError(f"input of shape {tuple(image.shape)}; expected (B, 3, H, W) of 1x1 pixel or more")
         if torch.compiler.is_compiling():  # one opaque op: nothing in it is worth another compiler's time
-            return restore_op(
-                image, list(self.network.parameters()), self._config, self.backend, self.max_memory or 0
-            )
+            return restore_op(image, list(self.network.parameters()), self._config, self.backend, self.max_memory or 0)
         height, width = image.shape[2:]
         rows, columns = (_reflected(n, -(-n // MULTIPLE) * MULTIPLE).to(image.device) for n in (height, width))
         padded = image[:, :, rows][:, :, :, columns].contiguous()

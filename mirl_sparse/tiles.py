@@ -69,7 +69,7 @@ def tiles(height: int, width: int, tile: tuple[int, int]) -> Iterator[tuple[slic
 def restore_by_tiles(image: Tensor, tile: tuple[int, int], run: Callable[[Tensor], Tensor]) -> Tensor:
     """``run`` on every tile of image (B, C, H, W), blended linearly where they overlap."""
     total, weights = torch.zeros_like(image), image.new_zeros(image.shape[2:])
-    for rows, columns, weight in tiles(*image.shape[2:], tile):
+    for rows, columns, weight in tiles(image.shape[2], image.shape[3], tile):
         weight = weight.to(image)
         total[:, :, rows, columns] += run(image[:, :, rows, columns].contiguous()) * weight
         weights[rows, columns] += weight

@@ -28,7 +28,10 @@ def test_every_build_passes_the_ops_tests(isa, cache):
     env = {**os.environ, "MIRL_CPU_ISA": isa, "MIRL_L2_BYTES": cache}
     tests = Path(__file__).with_name("test_cpu.py")
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", str(tests), "-p", "no:cacheprovider"], env=env, capture_output=True, text=True
+        [sys.executable, "-m", "pytest", "-q", str(tests), "-p", "no:cacheprovider"],
+        env=env,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stdout[-3000:]
 

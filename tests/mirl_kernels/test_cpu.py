@@ -200,6 +200,10 @@ def test_shapes_that_do_not_fit_are_refused():
     with pytest.raises(_cpu.BackendError, match="expected"):
         PackedGDFN(*gdfn_args)(x, out[:, :3])
     mdta_op = PackedMDTA(*mdta_args)
-    for scratch in (None, torch.empty(mdta_op.scratch_floats(len(x), *x.shape[2:]) - 1), torch.empty(mdta_op.scratch_floats(len(x), *x.shape[2:])).double()):
+    for scratch in (
+        None,
+        torch.empty(mdta_op.scratch_floats(len(x), *x.shape[2:]) - 1),
+        torch.empty(mdta_op.scratch_floats(len(x), *x.shape[2:])).double(),
+    ):
         with pytest.raises(_cpu.BackendError, match="scratch"):
             mdta_op(x, out, scratch)

@@ -31,9 +31,7 @@ class PackedConv(_cpu.Packed):
         pixels, kept = batch * height * width, self._weight.kept
         return _cpu.Work(kept * pixels, 4 * (self._inputs + self._outputs) * pixels + 8 * kept)
 
-    def __call__(
-        self, x: Tensor, out: Tensor, scratch: Tensor | None = None, residual: Tensor | None = None
-    ) -> None:
+    def __call__(self, x: Tensor, out: Tensor, scratch: Tensor | None = None, residual: Tensor | None = None) -> None:
         """``out`` = the convolution of x (B, C, H, W), shuffled, plus ``residual``; x and out may not share memory."""
         b, _, h, w = x.shape
         r, u = max(self._shuffle, 1), max(-self._shuffle, 1)  # shuffled by r, unshuffled by u

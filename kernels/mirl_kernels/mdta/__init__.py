@@ -45,7 +45,9 @@ class PackedMDTA(_cpu.Packed):
         self.channels, self.heads = qkv.shape[1], temperature.shape[0]
         fan_in, taps, out = qkv.flatten(1), dwconv.flatten(1), project_out.flatten(1)
         self.live = live_channels(qkv, dwconv, project_out, self.heads)
-        counts = taps.count_nonzero(1).view(3, -1)  # loops of equal length side by side: the processor foresees their ends
+        counts = taps.count_nonzero(1).view(
+            3, -1
+        )  # loops of equal length side by side: the processor foresees their ends
         for i, index in enumerate(self.live):
             self.live[i] = index[(index * self.heads // self.channels * 1000 + counts[i, index]).argsort(stable=True)]
         kept = torch.cat([index + i * self.channels for i, index in enumerate(self.live)])
