@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,11 @@ def _reflected(length: int, padded: int) -> Tensor:
     period = max(1, 2 * (length - 1))
     index = torch.arange(padded) % period
     return torch.minimum(index, period - index) if length > 1 else torch.zeros_like(index)
+
+
+def _state(weights: Iterable[Tensor]) -> list[tuple[int, int]]:
+    """What changes when a weight does. Tensors of inference mode have no version: they are not meant to change."""
+    return [(w.data_ptr(), -1 if w.is_inference() else w._version) for w in weights]
 
 
 class SparseRestorer(nn.Module):
@@ -129,8 +134,7 @@ class SparseRestorer(nn.Module):
         return self.network(image) if self.backend == "reference" else self._packed()(image)
 
     def _packed(self) -> Engine:
-        # Tensors of inference mode have no version: they are not meant to change.
-        state = [(p.data_ptr(), -1 if p.is_inference() else p._version) for p in self.network.parameters()]
+        state = _state(self.network.parameters())
         kept = self._engine
         if kept is None or kept[0] != state:
             kept = self._engine = state, Engine(self.network)
@@ -156,7 +160,7 @@ _restorers: OrderedDict[tuple[object, ...], SparseRestorer] = OrderedDict()
 
 
 def _restorer_of(weights: Sequence[Tensor], config: str, backend: str, max_memory: int) -> SparseRestorer:
-    key = config, backend, max_memory, tuple(weight.data_ptr() for weight in weights)
+    key = config, backend, max_memory, *_state(weights)
     if key in _restorers:
         _restorers.move_to_end(key)
         return _restorers[key]
