@@ -242,3 +242,15 @@ def test_results_do_not_depend_on_what_was_in_the_buffers(network):
     first = restorer(image)
     restorer(torch.full_like(image, float("nan")))
     torch.testing.assert_close(restorer(image), first, rtol=0, atol=0)
+
+
+@torch.no_grad()
+def test_blocks_with_nothing_left_are_run(network):
+    """No live v: no scratch memory either. No layer at all: the image, through the residual connections."""
+    image = torch.rand(1, 3, 16, 24)
+    network.encoder_level1[0].attn.qkv.weight.zero_()
+    torch.testing.assert_close(SparseRestorer(network, "cpu")(image), network(image), atol=1e-5, rtol=0)
+    for name, p in network.named_parameters():
+        if name.endswith("weight") and p.ndim > 1:
+            p.zero_()
+    torch.testing.assert_close(SparseRestorer(network, "cpu")(image), image, atol=0, rtol=0)

@@ -74,8 +74,7 @@ class PackedMDTA(_cpu.Packed):
         """``out`` = MDTA(x), both (B, C, H, W), possibly the same; ``scratch`` holds `scratch_floats`."""
         _cpu.check(x, self.channels, out, x.shape, scratch, self.scratch_floats(x.shape[0], *x.shape[2:]))
         q, k, v = self._index
-        assert scratch is not None
         args = _Args(_cpu.image(x), _cpu.image(out), _cpu.size(x), self._qkv, self._dwconv, self._project_out,
                      self._temperature.data_ptr(), self.heads, len(q), len(k), len(v), q.data_ptr(), k.data_ptr(),
-                     v.data_ptr(), scratch.data_ptr(), torch.get_num_threads())  # fmt: skip
+                     v.data_ptr(), 0 if scratch is None else scratch.data_ptr(), torch.get_num_threads())  # fmt: skip
         _cpu.call("mdta", args)

@@ -43,7 +43,7 @@ class PackedPrompt(_cpu.Packed):
         weight, bias = self._linear
         _cpu.check(x, weight.shape[1], out, (x.shape[0], channels, *x.shape[2:]), scratch,
                    self.scratch_floats(x.shape[0], *x.shape[2:]))  # fmt: skip
-        assert scratch is not None
+        assert scratch is not None  # prompts have pixels
         args = _Args(_cpu.image(x), _cpu.image(out), _cpu.size(x), weight.data_ptr(), bias.data_ptr(),
                      self._prompts.data_ptr(), count, channels, side, self._conv.address, self._conv.count,
                      self._conv.column.data_ptr(), scratch.data_ptr(),
