@@ -77,7 +77,7 @@ class _Program:
             width, above = d << level, len(self._weight(up)) // 4
             joined.append(_Buffer(above + width, level))
             x = self._stage(f"encoder_level{level + 1}", x, joined[level].slice(above))
-            x = self._add(down, PackedConv(self._weight(down), -2), x, _Buffer(2 * width, level + 1).slice())
+            x = self._add(down, PackedConv(self._weight(down), shuffle=-2), x, _Buffer(2 * width, level + 1).slice())
         for level, stage, up, reduce in ((3, "latent", "up4_3", "reduce_chan_level3"),
                                          (2, "decoder_level3", "up3_2", "reduce_chan_level2"),
                                          (1, "decoder_level2", "up2_1", None)):  # fmt: skip
@@ -91,7 +91,7 @@ class _Program:
             self._add(f"prompt{level}", prompt, x, both.slice(width))
             x = self._pointwise(f"reduce_noise_level{level}", self._stage(f"noise_level{level}", both.slice()), level)
             target = joined[level - 1]
-            self._add(up, PackedConv(self._weight(up), 2), x, target.slice(0, len(self._weight(up)) // 4))
+            self._add(up, PackedConv(self._weight(up), shuffle=2), x, target.slice(0, len(self._weight(up)) // 4))
             x = self._pointwise(reduce, target.slice(), level - 1) if reduce else target.slice()
         x = self._stage("refinement", self._stage("decoder_level1", x))
         self.steps.append(_Step("output", PackedConv(n.output.weight), x, None))
@@ -193,12 +193,12 @@ class _Plan:
                 assert isinstance(op, PackedConv)
                 assert step.x
                 last = view(step.x)
-                return lambda image, result: op(last, result, residual=image)
+                return lambda image, result: op.run(last, result, residual=image)
             y = view(step.y)
             if step.x is None:
-                return lambda image, _: op(image, y)
+                return lambda image, _: op.run(image, y)
             x, own = view(step.x), arena[start[i] :][: scratch[i]] if i in scratch else None
-            return lambda *_: op(x, y, own)
+            return lambda *_: op.run(x, y, own)
 
         self.calls = [bind(i, step) for i, step in enumerate(steps)]
 

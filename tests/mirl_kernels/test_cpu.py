@@ -9,10 +9,14 @@ from torch import Tensor
 from mirl_kernels import _cpu
 from mirl_kernels.conv import PackedConv
 from mirl_kernels.conv import reference as conv
+from mirl_kernels.conv_transpose import PackedConvTranspose
+from mirl_kernels.conv_transpose import reference as conv_transpose
 from mirl_kernels.depthwise import PackedDepthwise
 from mirl_kernels.depthwise import reference as depthwise
 from mirl_kernels.gdfn import PackedGDFN
 from mirl_kernels.gdfn import reference as gdfn
+from mirl_kernels.linear import PackedLinear
+from mirl_kernels.linear import reference as linear
 from mirl_kernels.mdta import PackedMDTA
 from mirl_kernels.mdta import reference as mdta
 from mirl_kernels.pointwise import PackedPointwise
@@ -45,9 +49,19 @@ def noise(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
 def check(op, expected, x, *args, tolerance=TOLERANCE) -> None:
     for layout in (torch.empty, _cpu.empty):  # planes, and the engine's rows
         out = layout(*expected.shape).fill_(float("nan"))  # poisoned: what is not written shows
-        op(layout(*x.shape).copy_(x), out, *args)
+        op.run(layout(*x.shape).copy_(x), out, *args)
         atol = tolerance * max(1.0, expected.abs().max().item())
         torch.testing.assert_close(out.double(), expected, atol=atol, rtol=0)
+
+
+def maybe(shape: tuple[int, ...], given: bool, generator: torch.Generator) -> Tensor | None:
+    """A bias, or none."""
+    return 0.3 * noise(shape, generator) if given else None
+
+
+def as_float(args: list) -> list:
+    return [[None if b is None else b.float() for b in a] if isinstance(a, list) else a if a is None else a.float()
+            for a in args]  # fmt: skip
 
 
 def norm_tolerance(x: Tensor) -> float:
@@ -58,29 +72,33 @@ def norm_tolerance(x: Tensor) -> float:
 
 
 @cases
-@given(seeds, st.integers(1, 3), st.integers(1, 40), st.integers(1, 40), shapes, densities, densities)
-def test_gdfn(seed, batch, channels, hidden, shape, density, tap_density):
+@given(seeds, st.integers(1, 3), st.integers(1, 40), st.integers(1, 40), shapes, densities, densities, st.booleans(),
+       st.tuples(st.booleans(), st.booleans(), st.booleans()))  # fmt: skip
+def test_gdfn(seed, batch, channels, hidden, shape, density, tap_density, centred, biased):
     height, width = shape
     g = torch.Generator().manual_seed(seed)
     x = noise((batch, channels, height, width), g)
-    args = [1 + 0.1 * noise((channels,), g), 0.1 * noise((channels,), g),
+    biases = [maybe((n,), given, g) for n, given in zip((2 * hidden, 2 * hidden, channels), biased, strict=True)]
+    args = [1 + 0.1 * noise((channels,), g), 0.1 * noise((channels,), g) if centred else None,
             weights((2 * hidden, channels, 1, 1), density, g), weights((2 * hidden, 1, 3, 3), tap_density, g),
-            weights((channels, hidden, 1, 1), density, g)]  # fmt: skip
+            weights((channels, hidden, 1, 1), density, g), biases]  # fmt: skip
     expected = gdfn(x.float().double(), *args)
-    check(PackedGDFN(*(a.float() for a in args)), expected, x.float(), tolerance=norm_tolerance(x))
+    check(PackedGDFN(*as_float(args)), expected, x.float(), tolerance=norm_tolerance(x))
 
 
 @cases
-@given(seeds, st.integers(1, 3), st.integers(1, 4), st.integers(1, 24), shapes, densities, densities)
-def test_mdta(seed, batch, heads, per_head, shape, density, tap_density):
+@given(seeds, st.integers(1, 3), st.integers(1, 4), st.integers(1, 24), shapes, densities, densities, st.booleans(),
+       st.tuples(st.booleans(), st.booleans(), st.booleans()))  # fmt: skip
+def test_mdta(seed, batch, heads, per_head, shape, density, tap_density, centred, biased):
     height, width = shape
     g = torch.Generator().manual_seed(seed)
     channels = heads * per_head
     x = noise((batch, channels, height, width), g)
-    args = [1 + 0.1 * noise((channels,), g), 0.1 * noise((channels,), g),
+    biases = [maybe((n,), given, g) for n, given in zip((3 * channels, 3 * channels, channels), biased, strict=True)]
+    args = [1 + 0.1 * noise((channels,), g), 0.1 * noise((channels,), g) if centred else None,
             weights((3 * channels, channels, 1, 1), density, g), weights((3 * channels, 1, 3, 3), tap_density, g),
-            1 + 0.3 * noise((heads, 1, 1), g), weights((channels, channels, 1, 1), density, g)]  # fmt: skip
-    packed = PackedMDTA(*(a.float() for a in args))
+            1 + 0.3 * noise((heads, 1, 1), g), weights((channels, channels, 1, 1), density, g), biases]  # fmt: skip
+    packed = PackedMDTA(*as_float(args))
     scratch = torch.full((packed.scratch_floats(len(x), *x.shape[2:]),), float("nan"))
     check(packed, mdta(x.float().double(), *args), x.float(), scratch, tolerance=norm_tolerance(x))
 
@@ -110,19 +128,76 @@ def test_conv(seed, batch, inputs, outputs, kernel, shuffle, shape, density, add
     if shuffle < -1:
         height, width = -shuffle * height, -shuffle * width
     x, w = noise((batch, inputs, height, width), g), weights((outputs, inputs, kernel, kernel), density, g)
-    expected = conv(x.float().double(), w, shuffle)
+    expected = conv(x.float().double(), w, shuffle=shuffle)
     residual = noise(tuple(expected.shape), g).float() if add else None
     expected = expected if residual is None else expected + residual.double()
-    check(PackedConv(w.float(), shuffle), expected, x.float(), None, residual)
+    check(PackedConv(w.float(), shuffle=shuffle), expected, x.float(), None, residual)
+
+
+# (size, stride, padding before and behind, dilation) along an axis
+axes = st.tuples(st.integers(1, 6), st.integers(1, 3), st.integers(0, 5), st.integers(0, 5), st.integers(1, 3))
+
+
+def geometry(down: tuple, across: tuple, shape: tuple[int, int]):
+    """Kernel, stride, padding, dilation and a size of image that gives a result."""
+    kernel, stride, dilation = ((down[i], across[i]) for i in (0, 1, 4))
+    padding = down[2], down[3], across[2], across[3]
+    least = [d * (k - 1) + 1 - before - behind
+             for k, d, before, behind in zip(kernel, dilation, padding[::2], padding[1::2], strict=True)]  # fmt: skip
+    return kernel, stride, padding, dilation, tuple(max(n, m) for n, m in zip(shape, least, strict=True))
 
 
 @cases
-@given(seeds, st.integers(1, 3), st.integers(1, 30), st.sampled_from([1, 3, 5]), shapes, densities)
-def test_depthwise(seed, batch, channels, kernel, shape, density):
-    height, width = shape
+@given(seeds, st.integers(1, 3), st.integers(1, 4), st.integers(1, 6), st.integers(1, 5), axes, axes, shapes, densities,
+       st.booleans())  # fmt: skip
+def test_conv_of_any_geometry(seed, batch, groups, inputs, outputs, down, across, shape, density, biased):
+    kernel, stride, padding, dilation, shape = geometry(down, across, shape)
     g = torch.Generator().manual_seed(seed)
-    x, w = noise((batch, channels, height, width), g), weights((channels, 1, kernel, kernel), density, g)
-    check(PackedDepthwise(w.float()), depthwise(x.float().double(), w), x.float())
+    x, w = noise((batch, groups * inputs, *shape), g), weights((groups * outputs, inputs, *kernel), density, g)
+    b = maybe((groups * outputs,), biased, g)
+    expected = conv(x.float().double(), w, b, stride, padding, dilation, groups)
+    op = PackedConv(w.float(), b if b is None else b.float(), stride, padding, dilation, groups)
+    check(op, expected, x.float())
+
+
+@cases
+@given(seeds, st.integers(1, 3), st.integers(1, 9), st.integers(1, 3), axes, axes, shapes, densities, st.booleans())
+def test_depthwise(seed, batch, channels, multiplier, down, across, shape, density, biased):
+    kernel, stride, padding, dilation, shape = geometry(down, across, shape)
+    g = torch.Generator().manual_seed(seed)
+    x, w = noise((batch, channels, *shape), g), weights((channels * multiplier, 1, *kernel), density, g)
+    b = maybe((channels * multiplier,), biased, g)
+    expected = depthwise(x.float().double(), w, b, stride, padding, dilation)
+    op = PackedDepthwise(w.float(), b if b is None else b.float(), stride, padding, dilation, channels)
+    check(op, expected, x.float())
+
+
+@cases
+@given(seeds, st.integers(1, 3), st.integers(1, 3), st.integers(1, 7), st.integers(1, 6), st.integers(1, 4),
+       st.tuples(st.integers(1, 5), st.integers(1, 5)), st.tuples(st.integers(0, 3), st.integers(0, 3)),
+       st.tuples(st.integers(1, 3), st.integers(1, 3)), shapes, densities, st.booleans())  # fmt: skip
+def test_conv_transpose(seed, batch, groups, inputs, outputs, stride, kernel, padding, dilation, shape, density, biased):
+    g = torch.Generator().manual_seed(seed)
+    more = tuple(min(1, stride - 1) for _ in kernel)
+    least = [2 * p // stride + 2 for p in padding]
+    x = noise((batch, groups * inputs, *map(max, shape, least)), g)
+    w = weights((groups * inputs, outputs, *kernel), density, g)
+    b = maybe((groups * outputs,), biased, g)
+    args = stride, padding, more, dilation, groups
+    expected = conv_transpose(x.float().double(), w, b, *args)
+    check(PackedConvTranspose(w.float(), b if b is None else b.float(), *args), expected, x.float())
+
+
+@cases
+@given(seeds, st.lists(st.integers(1, 90), min_size=1, max_size=3), st.integers(1, 80), st.integers(1, 80), densities,
+       st.booleans())  # fmt: skip
+def test_linear(seed, leading, inputs, outputs, density, biased):
+    g = torch.Generator().manual_seed(seed)
+    x = noise((*leading[:-1], min(leading[-1], 20), inputs) if len(leading) > 1 else (leading[0], inputs), g)
+    w, b = weights((outputs, inputs), density, g), maybe((outputs,), biased, g)
+    expected = linear(x.float().double(), w, b)
+    got = PackedLinear(w.float(), b if b is None else b.float())(x.float())
+    torch.testing.assert_close(got.double(), expected, atol=TOLERANCE * max(1.0, expected.abs().max().item()), rtol=0)
 
 
 @cases
@@ -162,7 +237,7 @@ def test_the_layer_norm_keeps_its_digits_far_from_zero():
     args = [torch.ones(16), torch.zeros(16), weights((12, 16, 1, 1), 1.0, g), weights((12, 1, 3, 3), 1.0, g),
             weights((16, 6, 1, 1), 1.0, g)]  # fmt: skip
     out = torch.empty_like(x)
-    PackedGDFN(*(a.float() for a in args))(x, out)
+    PackedGDFN(*(a.float() for a in args)).run(x, out)
     expected = gdfn(x.double(), *(a.double() for a in args)) - x.double()
     torch.testing.assert_close(out.double() - x.double(), expected, atol=2e-3 * expected.abs().max().item(), rtol=0)
 
@@ -171,7 +246,7 @@ def test_slices_of_channels_are_written_and_nothing_beside_them():
     """As the engine concatenates: ops read and write channels of wider buffers."""
     x, out = _cpu.empty(2, 9, 6, 11).normal_(), _cpu.empty(2, 8, 6, 11).fill_(7.0)
     weight = torch.randn(3, 4, 1, 1)
-    PackedPointwise(weight)(x[:, 2:6], out[:, 1:4])
+    PackedPointwise(weight).run(x[:, 2:6], out[:, 1:4])
     torch.testing.assert_close(out[:, 1:4], pointwise(x[:, 2:6], weight), atol=1e-5, rtol=1e-5)
     assert (out[:, :1] == 7).all()
     assert (out[:, 4:] == 7).all()
@@ -181,7 +256,7 @@ def test_inputs_that_no_kernel_takes_are_refused():
     op = PackedPointwise(torch.ones(2, 3, 1, 1))
     for x in (torch.ones(1, 3, 4, 4).double(), torch.ones(3, 4, 4), torch.ones(1, 4, 4, 3).permute(0, 3, 1, 2)):
         with pytest.raises(_cpu.BackendError):
-            op(x, torch.empty(1, 2, 4, 4))
+            op.run(x, torch.empty(1, 2, 4, 4))
 
 
 def test_shapes_that_do_not_fit_are_refused():
@@ -191,14 +266,14 @@ def test_shapes_that_do_not_fit_are_refused():
     mdta_args = (torch.ones(4), torch.ones(4), torch.ones(12, 4, 1, 1), torch.ones(12, 1, 3, 3), torch.ones(2, 1, 1),
                  torch.ones(4, 4, 1, 1))  # fmt: skip
     for op in (PackedPointwise(torch.ones(4, 3, 1, 1)), PackedPointwise(torch.ones(5, 4, 1, 1)),
-               PackedConv(torch.ones(4, 3, 3, 3)), PackedConv(torch.ones(4, 4, 3, 3), 2),
-               PackedConv(torch.ones(4, 4, 3, 3), -2), PackedDepthwise(torch.ones(3, 1, 3, 3))):  # fmt: skip
+               PackedConv(torch.ones(4, 3, 3, 3)), PackedConv(torch.ones(4, 4, 3, 3), shuffle=2),
+               PackedConv(torch.ones(4, 4, 3, 3), shuffle=-2), PackedDepthwise(torch.ones(3, 1, 3, 3))):  # fmt: skip
         with pytest.raises(_cpu.BackendError, match="expected"):
-            op(x, out)
+            op.run(x, out)
     with pytest.raises(_cpu.BackendError, match="multiples of 2"):
-        PackedConv(torch.ones(1, 4, 3, 3), -2)(x[:, :, :5], out)
+        PackedConv(torch.ones(1, 4, 3, 3), shuffle=-2).run(x[:, :, :5], out)
     with pytest.raises(_cpu.BackendError, match="expected"):
-        PackedGDFN(*gdfn_args)(x, out[:, :3])
+        PackedGDFN(*gdfn_args).run(x, out[:, :3])
     mdta_op = PackedMDTA(*mdta_args)
     for scratch in (
         None,
@@ -206,4 +281,4 @@ def test_shapes_that_do_not_fit_are_refused():
         torch.empty(mdta_op.scratch_floats(len(x), *x.shape[2:])).double(),
     ):
         with pytest.raises(_cpu.BackendError, match="scratch"):
-            mdta_op(x, out, scratch)
+            mdta_op.run(x, out, scratch)

@@ -206,12 +206,12 @@ hard = resource.getrlimit(resource.RLIMIT_AS)[1]
 resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
 for _ in range(3):
     try:
-        op(x, out)
+        op.run(x, out)
         print("ran")
     except MemoryError as error:
         print(error)
 resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
-op(x, out)
+op.run(x, out)
 print(bool((out == 400000).all()))
 """
     done = run_python(code)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import ctypes
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from ctypes import Structure, c_int64, c_void_p
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 _LIBRARY = "libmirl_cpu.so"
 CHUNK = 96  # columns whose panel fits the first-level cache
@@ -24,19 +24,6 @@ class BackendError(RuntimeError):
     """A backend that cannot run here; the message is one line and says what to do."""
 
 
-class Rows(Structure):
-    """A sparse matrix by rows (``MirlRows``): what `pack_rows` makes of a dense one."""
-
-    _fields_ = [("rows", c_int64), ("columns", c_int64), ("start", c_void_p), ("entry", c_void_p),
-                ("bias", c_void_p), ("dense", c_void_p)]  # fmt: skip
-    tensors: tuple[Tensor, Tensor, Tensor | None, Tensor | None]  # keeps the memory that the pointers name
-
-    @property
-    def kept(self) -> int:
-        """How many entries are not zero."""
-        return len(self.tensors[1])
-
-
 class Image(Structure):
     _fields_ = [("data", c_void_p), ("batch", c_int64), ("channel", c_int64), ("row", c_int64)]
 
@@ -45,38 +32,84 @@ class Size(Structure):
     _fields_ = [("batch", c_int64), ("channels", c_int64), ("height", c_int64), ("width", c_int64)]
 
 
-def pack_rows(matrix: Tensor, bias: Tensor | None = None) -> Rows:
-    """The nonzero entries of a (rows, columns) matrix, row by row; ``bias`` (rows,) is added to each."""
-    rows, columns = matrix.nonzero(as_tuple=True)
-    start = torch.zeros(matrix.shape[0] + 1, dtype=torch.int32)
-    start[1:] = torch.bincount(rows, minlength=matrix.shape[0]).cumsum(0)
-    entry = torch.empty(len(rows), 2, dtype=torch.int32)
-    entry[:, 0] = columns * (4 * _PANEL)
-    entry[:, 1] = matrix[rows, columns].float().view(torch.int32)
-    offset = None if bias is None else bias.float().contiguous()
-    whole = None
-    if len(entry) > DENSE * matrix.numel():
-        whole = torch.nn.functional.pad(matrix.float(), (0, 0, 0, -matrix.shape[0] % 4))
-        whole = whole.view(-1, 4, matrix.shape[1]).transpose(1, 2).contiguous()
-    kept = start, entry, offset, whole
-    packed = Rows(*matrix.shape, *(None if t is None else t.data_ptr() for t in kept))
-    packed.tensors = kept
-    return packed
+class _Chunk(NamedTuple):
+    first_row: int
+    matrix: Tensor
+    bias: Tensor | None
 
 
-class Chunks:
-    """A matrix cut into chunks of at most CHUNK columns, each packed by `pack_rows`. Columns of zeros are left
-    out: ``column`` (number,) int32 says which are left."""
+def _assemble(chunks: list[_Chunk], rows: int, columns: int, taps: Tensor | None = None) -> Tensor:
+    """MirlMatrix of abi.h: int32 words."""
+    words: list[Tensor] = []
+    at = 5 + 7 * len(chunks)
 
-    def __init__(self, matrix: Tensor) -> None:
-        used = (matrix != 0).any(0).nonzero()[:, 0]
-        self.column = used.int()
-        chunks = [pack_rows(matrix[:, part]) for part in used.split(CHUNK)] or [pack_rows(matrix[:, :0])]
-        self._tensors = [chunk.tensors for chunk in chunks]
-        self.count = len(chunks)
-        self._rows = (Rows * self.count)(*chunks)
-        self.address = ctypes.addressof(self._rows)
-        self.kept = sum(chunk.kept for chunk in chunks)
+    def add(part: Tensor | None) -> int:
+        nonlocal at
+        if part is None:
+            return 0
+        words.append(part.contiguous().view(torch.int32).flatten())
+        at += words[-1].numel()
+        return at - words[-1].numel()
+
+    table, entries = [], 0
+    for first_row, matrix, bias in chunks:
+        row, column = matrix.nonzero(as_tuple=True)
+        start = torch.zeros(len(matrix) + 1, dtype=torch.int32)
+        start[1:] = torch.bincount(row, minlength=len(matrix)).cumsum(0)
+        values = matrix[row, column].float().contiguous().view(torch.int32)
+        entry = torch.stack([(column * (4 * _PANEL)).int(), values], 1)
+        dense = None
+        if len(row) > DENSE * matrix.numel():
+            whole = torch.nn.functional.pad(matrix.float(), (0, 0, 0, -len(matrix) % 4))
+            dense = whole.view(-1, 4, matrix.shape[1]).transpose(1, 2)
+        entries += len(row)
+        parts = start, entry, None if bias is None else bias.float(), dense
+        table += [first_row, *matrix.shape, *map(add, parts)]
+    header = [rows, columns, entries, len(chunks), add(taps)]
+    return torch.cat([torch.tensor(header + table, dtype=torch.int32), *words])
+
+
+@torch.no_grad()
+def pack(matrix: Tensor, bias: Tensor | None = None) -> Tensor:
+    """The nonzero entries of a (rows, columns) matrix, row by row, as one int32 tensor that the kernels read;
+    ``bias`` (rows,) is added to each."""
+    return _assemble([_Chunk(0, matrix, bias)], *matrix.shape)
+
+
+@torch.no_grad()
+def pack_taps(groups: Sequence[tuple[Tensor, Tensor]], bias: Tensor | None = None, chunk: int | None = CHUNK) -> Tensor:
+    """The matrix of a convolution. Each group of output channels in turn has a (rows, columns) matrix and its columns'
+    taps, (columns, 3) int32: channel, and distance in rows and columns. Columns of zeros are left out, the others cut
+    into chunks of at most ``chunk``; with None nothing is left out or cut."""
+    chunks, taps, row = [], [], 0
+    for matrix, tap in groups:
+        parts = [torch.arange(matrix.shape[1])]
+        if chunk:
+            used = (matrix != 0).any(0).nonzero()[:, 0]
+            parts = list(used.split(chunk))
+        for i, part in enumerate(parts):
+            offset = None if bias is None or i else bias[row : row + len(matrix)]
+            chunks.append(_Chunk(row, matrix[:, part], offset))
+            taps.append(tap[part])
+        row += len(matrix)
+    return _assemble(chunks, row, sum(map(len, taps)), torch.cat(taps).int())
+
+
+@torch.no_grad()
+def pack_normalised(pointwise: Tensor, taps: Tensor, norm_weight: Tensor, norm_bias: Tensor | None,
+                    bias: Tensor | None, tap_bias: Tensor | None, rows: Tensor) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """How MDTA and GDFN begin, `rows` of it: a layer norm's gain and bias, folded into the (rows, C) 1x1 layer behind
+    it, and the (rows, 9) taps of a depthwise convolution."""
+    offset = pointwise.new_zeros(len(pointwise)) if bias is None else bias
+    if norm_bias is not None:
+        offset = offset + pointwise @ norm_bias
+    packed = pack(pointwise[rows] * norm_weight, offset[rows])
+    return packed, pack(taps[rows], None if tap_bias is None else tap_bias[rows])
+
+
+def kept(packed: Tensor) -> int:
+    """How many entries of a packed matrix are not zero."""
+    return int(packed[2])
 
 
 @cache
@@ -121,6 +154,18 @@ def padded(floats: int) -> int:
     return stride if stride % 1024 else stride + 16
 
 
+def address(packed: Tensor) -> int:
+    """Where the kernels find a packed matrix; BackendError when it was moved away."""
+    if packed.device.type != "cpu" or packed.dtype != torch.int32 or not packed.is_contiguous():
+        raise BackendError(f"packed weights are {packed.dtype} on {packed.device}; expected int32 on the CPU")
+    return packed.data_ptr()
+
+
+def with_rows(x: Tensor) -> Tensor:
+    """x, or a copy of it whose rows are contiguous."""
+    return x if x.ndim == 4 and (x.stride(3) == 1 or x.shape[3] == 1) else x.contiguous()
+
+
 def image(x: Tensor) -> Image:
     """(B, C, H, W) float32 on the CPU whose rows are contiguous, as the kernels take it."""
     if x.dtype != torch.float32 or x.device.type != "cpu" or x.ndim != 4:
@@ -159,8 +204,8 @@ class Work(NamedTuple):
     bytes: int
 
 
-class Packed(ABC):
-    """The surviving weights of one op, in the form that its kernel reads."""
+class Packed(nn.Module, ABC):
+    """The surviving weights of one op, in the form that its kernel reads, as a module: its buffers are packed matrices."""
 
     def scratch_floats(self, batch: int, height: int, width: int) -> int:
         """How many floats of scratch memory a call on (B, C, H, W) takes."""
@@ -171,9 +216,13 @@ class Packed(ABC):
         """What a call on (B, C, H, W) must do."""
 
     @abstractmethod
-    def __call__(self, x: Tensor, out: Tensor, scratch: Tensor | None = None) -> None:
+    def run(self, x: Tensor, out: Tensor, scratch: Tensor | None = None) -> None:
         """``out`` = op(x), both float32 (B, C, H, W) on the CPU; ``scratch`` holds `scratch_floats` where these are
         any. BackendError for what the kernel does not take."""
+
+    @abstractmethod
+    def forward(self, x: Tensor) -> Tensor:
+        """op(x), as an op of torch.library that can be compiled and exported; BackendError as from `run`."""
 
 
 def size(x: Tensor) -> Size:

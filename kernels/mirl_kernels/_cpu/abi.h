@@ -18,14 +18,43 @@ struct MirlEntry {
   int64_t column() const { return offset / (4 * MIRL_PANEL); }
 };
 
-// A sparse matrix by rows. `bias` has one value per row, or is null. `dense`, where it is not null, holds the same matrix
-// whole, for where that is faster: four rows at a time, value (r, c) at [(r / 4 * columns + c) * 4 + r % 4].
+// A sparse matrix by rows, or a chunk of one. `bias` has one value per row, or is null. `dense`, where it is not null,
+// holds the same matrix whole, for where that is faster: four rows at a time, value (r, c) at
+// [(r / 4 * columns + c) * 4 + r % 4].
 struct MirlRows {
   int64_t rows, columns;
   const int32_t* start;  // rows + 1 positions into entry
   const MirlEntry* entry;
   const float* bias;
   const float* dense;
+};
+
+// Which pixel a column of a convolution's matrix stands for: that of channel `channel` at a distance of rows and columns
+// from the pixel that is computed. A convolution with strides reads the image taken apart into strides' x columns' phases:
+// channel (c * stride_y + i) * stride_x + j has pixel (y * stride_y + i, x * stride_x + j) of channel c at (y, x).
+struct MirlTap {
+  int32_t channel, dy, dx;
+};
+
+// A chunk of a packed matrix: some rows by some columns. Positions are in words of the packed matrix, 0 for none.
+struct MirlChunk {
+  int32_t first_row, rows, columns, start, entry, bias, dense;
+};
+
+// A packed matrix, as `pack` (_cpu/__init__.py) writes it: this header, then its chunks, then what they name. Chunks of
+// the same rows follow each other and are to be added up; `taps` has one MirlTap per column, chunk by chunk, or is 0.
+struct MirlMatrix {
+  int32_t rows, columns, entries, chunks, taps;
+
+  const int32_t* words() const { return reinterpret_cast<const int32_t*>(this); }
+  const MirlChunk& chunk(int64_t i) const { return reinterpret_cast<const MirlChunk*>(this + 1)[i]; }
+  const MirlTap* tap() const { return reinterpret_cast<const MirlTap*>(words() + taps); }
+  MirlRows view(int64_t i = 0) const {
+    const MirlChunk& c = chunk(i);
+    auto floats = [&](int32_t at) { return at ? reinterpret_cast<const float*>(words() + at) : nullptr; };
+    return {c.rows, c.columns, words() + c.start, reinterpret_cast<const MirlEntry*>(words() + c.entry),
+            floats(c.bias), floats(c.dense)};
+  }
 };
 
 struct MirlImage {
@@ -39,21 +68,22 @@ struct MirlSize {
   int64_t batch, channels, height, width;
 };
 
-// y = x + project_out(GELU(a) * b), a, b = dwconv(project_in(normalised x)); hidden rows: all a, then all b.
+// y = x + project_out(GELU(a) * b), a, b = dwconv(project_in(normalised x)); hidden rows: all a, then all b. The norm
+// subtracts the mean where `centred` is not 0.
 struct MirlGdfn {
   MirlImage x, y;
   MirlSize size;
-  MirlRows project_in, dwconv, project_out;
-  int64_t threads;
+  const MirlMatrix *project_in, *dwconv, *project_out;
+  int64_t centred, threads;
 };
 
 // The live q, k and v channels are the rows of `qkv`, in this order; the *_index arrays hold their channels, head by head.
 struct MirlMdta {
   MirlImage x, y;  // y may be x
   MirlSize size;
-  MirlRows qkv, dwconv, project_out;
+  const MirlMatrix *qkv, *dwconv, *project_out;
   const float* temperature;
-  int64_t heads, q_count, k_count, v_count;
+  int64_t centred, heads, q_count, k_count, v_count;
   const int32_t *q_index, *k_index, *v_index;
   float* scratch;  // batch * height * v_count * padded(width)
   int64_t threads;
@@ -62,19 +92,36 @@ struct MirlMdta {
 struct MirlPointwise {
   MirlImage x, y;
   MirlSize size;
-  MirlRows weight;
+  const MirlMatrix* weight;
   int64_t threads;
 };
 
-// The weight is cut into chunks of columns. Of the columns in order, number i is weight column[i] = (channel * kernel +
-// ky) * kernel + kx of the convolution: those that no output reads are left out. shuffle as in conv/reference.py.
+// shuffle as in conv/reference.py; where the last of its pixels lie outside of y, they are left out.
 struct MirlConv {
   MirlImage x, y, residual;  // residual.data may be null
-  MirlSize size;
-  const MirlRows* weight;
-  int64_t chunks;
-  const int32_t* column;
-  int64_t kernel, shuffle, threads;
+  MirlSize size;             // of x
+  int64_t height, width;     // of y
+  const MirlMatrix* weight;
+  int64_t stride_y, stride_x, shuffle, threads;
+};
+
+// Output channel c reads channel c / multiplier by its row of the matrix, whose taps all name channel phase
+// (0 .. stride_y * stride_x).
+struct MirlDepthwise {
+  MirlImage x, y;
+  MirlSize size;          // of x
+  int64_t height, width;  // of y
+  const MirlMatrix* weight;
+  int64_t multiplier, stride_y, stride_x, threads;
+};
+
+// y[t] = weight * x[t] + bias for every token t; x_token and y_token floats lie between tokens.
+struct MirlLinear {
+  const float* x;
+  float* y;
+  int64_t tokens, x_token, y_token;
+  const MirlMatrix* weight;
+  int64_t threads;
 };
 
 struct MirlPrompt {
@@ -82,9 +129,7 @@ struct MirlPrompt {
   MirlSize size;
   const float *linear_weight, *linear_bias, *prompt_param;
   int64_t count, channels, side;
-  const MirlRows* conv3x3;  // as in MirlConv
-  int64_t chunks;
-  const int32_t* column;
+  const MirlMatrix* conv3x3;
   float* scratch;  // batch * channels * height * width
   int64_t threads;
 };
@@ -101,5 +146,7 @@ struct MirlRoofline {
   X(mdta, MirlMdta)        \
   X(pointwise, MirlPointwise) \
   X(conv, MirlConv)        \
+  X(depthwise, MirlDepthwise) \
+  X(linear, MirlLinear)    \
   X(prompt, MirlPrompt)    \
   X(roofline, MirlRoofline)

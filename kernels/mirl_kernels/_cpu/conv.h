@@ -1,40 +1,65 @@
 // A k x k convolution: a product whose columns are the ring's channels, shifted, in chunks whose panels stay in the
 // first-level cache. Shared by the conv and the prompt op.
 #pragma once
-#include "strips.h"
+#include "phases.h"
 
 namespace MIRL_ISA {
 
 inline void run_conv(const MirlConv& a) {
-  const int64_t k = a.kernel, r = a.shuffle, outputs = a.weight[0].rows;
-  const Strips s(a.size, a.size.channels, a.threads, k / 2);
-  int64_t columns = 0, widest = 0;
-  for (int64_t i = 0; i < a.chunks; ++i)
-    columns += a.weight[i].columns, widest = std::max(widest, a.weight[i].columns);
+  const int64_t r = a.shuffle;
+  const MirlMatrix& m = *a.weight;
+  std::vector<MirlRows> chunks;
+  int64_t columns = 0, widest = 0, tallest = 0;
+  for (int64_t i = 0; i < m.chunks; ++i) {
+    chunks.push_back(m.view(i));
+    columns += chunks[i].columns;
+    widest = std::max(widest, chunks[i].columns), tallest = std::max(tallest, chunks[i].rows);
+  }
+  // The ring holds the channels that are read, in their order.
+  const MirlTap* tap = m.tap();
+  std::vector<int32_t> channels;
+  std::vector<int64_t> index;  // of each column's channel among them
+  for (int64_t i = 0; i < columns; ++i) {
+    if (channels.empty() || channels.back() != tap[i].channel) channels.push_back(tap[i].channel);
+    index.push_back(channels.size() - 1);
+  }
+  const Phases x{a.x, a.size, a.stride_y, a.stride_x};
+  MirlSize computed = a.size;
+  computed.height = r > 0 ? (a.height + r - 1) / r : a.height * -r;
+  computed.width = r > 0 ? (a.width + r - 1) / r : a.width * -r;
+  const Strips s(computed, channels.size(), a.threads, reach_of(tap, columns), x.height(), x.width());
   // Where each column's pixels are in the ring, for every slot that the first row may have.
   std::vector<int64_t> offsets;
   for (int64_t slot = 0; slot < s.slots; ++slot)
     for (int64_t i = 0; i < columns; ++i)
-      offsets.push_back(a.column[i] / (k * k) * s.hidden_stride + (slot + a.column[i] / k % k) % s.slots * s.pitch +
-                        a.column[i] % k - s.halo);
+      offsets.push_back(index[i] * s.hidden_stride + (slot + s.reach.above + tap[i].dy) % s.slots * s.pitch + tap[i].dx);
   auto fill = [&](const Filling& f) {
-    for (int64_t v = 0; v < f.n; ++v) {
-      const float* from = a.x.at(f.b, 0, f.y + f.at[v].row, f.x + f.at[v].column);
-      for (int64_t c = 0; c < a.size.channels; ++c) {
-        __builtin_prefetch(from + c * a.x.channel + s.step * a.x.row);
-        store(f.to[v] + c * s.hidden_stride, load(from + c * a.x.channel, f.at[v]));
-      }
+    if (x.phases() > 1) {
+      for (int64_t c = 0; c < s.hidden; ++c)
+        for (int64_t v = 0; v < f.n; ++v)
+          store(f.to[v] + c * s.hidden_stride, x.at(f.b, channels[c], f.y + f.at[v].row, f.x + f.at[v].column, f.at[v].valid));
+      return;
     }
+    const float *from[WIDE], *image = a.x.at(f.b, 0, f.y, f.x);
+    for (int64_t v = 0; v < f.n; ++v) from[v] = image + f.at[v].row * a.x.row + f.at[v].column;
+    for (int64_t c = 0; c < s.hidden; ++c)
+      for (int64_t v = 0; v < f.n; ++v) {
+        const float* p = from[v] + channels[c] * a.x.channel;
+        __builtin_prefetch(p + s.step * a.x.row);
+        store(f.to[v] + c * s.hidden_stride, load(p, f.at[v]));
+      }
   };
-  run_strips(s, 0, (widest + outputs) * PANEL, a.threads, fill, [&](const Step& step) {
+  run_strips(s, 0, (widest + tallest) * PANEL, a.threads, fill, [&](const Step& step) {
     float *panel = step.extra, *sums_so_far = panel + widest * PANEL;
     auto put = [&](int64_t channel, int64_t y, int64_t x, Vec value, int64_t valid) {
-      const Place at{0, 0, valid};
+      const Place at{0, 0, std::min(valid, a.width - x)};
+      if (at.valid <= 0 || y >= a.height) return;
       if (a.residual.data) value += load(a.residual.at(step.b, channel, y, x), at);
       store(a.y.at(step.b, channel, y, x), value, at);
     };
     auto put_one = [&](int64_t channel, int64_t y, int64_t x, float value) {
-      *a.y.at(step.b, channel, y, x) = value + (a.residual.data ? *a.residual.at(step.b, channel, y, x) : 0.0f);
+      if (x < a.width && y < a.height)
+        *a.y.at(step.b, channel, y, x) = value + (a.residual.data ? *a.residual.at(step.b, channel, y, x) : 0.0f);
     };
     const std::vector<Place> all = places(1, step.x1 - step.x0);
     for (int64_t i = 0; i < step.count; ++i)
@@ -66,15 +91,18 @@ inline void run_conv(const MirlConv& a) {
               put_one(o * r * r + y % -r * -r + (x + p) % -r, y / -r, (x + p) / -r, sum[p]);
           }
         };
-        for (int64_t chunk = 0; chunk < a.chunks; offset += a.weight[chunk++].columns) {
-          for (int64_t c = 0; c < a.weight[chunk].columns; ++c)
+        for (int64_t i = 0; i < m.chunks; offset += chunks[i++].columns) {
+          const int64_t row = m.chunk(i).first_row;
+          const bool begins = i == 0 || m.chunk(i - 1).first_row != row;
+          const bool ends = i + 1 == m.chunks || m.chunk(i + 1).first_row != row;
+          for (int64_t c = 0; c < chunks[i].columns; ++c)
             for (int64_t v = 0; v < n; ++v) store(panel + c * PANEL + v * L, load(in + offset[c] + v * L));
-          product(a.weight[chunk], panel, n, [&](int64_t o, int64_t begin, auto wide, const Vec* sums) {
-            for (int64_t v = begin; v < begin + wide; ++v) {
+          product(chunks[i], panel, n, [&](int64_t o, int64_t first, auto wide, const Vec* sums) {
+            for (int64_t v = first; v < first + wide; ++v) {
               float* so_far = sums_so_far + o * PANEL + v * L;
-              const Vec sum = chunk ? sums[v - begin] + load(so_far) : sums[v - begin];
-              if (chunk + 1 < a.chunks) store(so_far, sum);
-              else emit(o, v, sum);
+              const Vec sum = begins ? sums[v - first] : sums[v - first] + load(so_far);
+              if (ends) emit(row + o, v, sum);
+              else store(so_far, sum);
             }
           });
         }

@@ -86,10 +86,10 @@ struct Residual {
   }
 };
 
-// Layer norm, without its gain and bias, of V vectors of pixels to a panel: in two passes, since E[x^2] - E[x]^2 would
+// Layer norm, without its gain and bias (and without centring, if need be), of V vectors of pixels to a panel: in two passes, since E[x^2] - E[x]^2 would
 // lose digits.
 template <int V>
-inline void norm_panel(const float* const* x, const Place* at, int64_t x_channel, int64_t channels, float* panel) {
+inline void norm_panel(const float* const* x, const Place* at, int64_t x_channel, int64_t channels, bool centred, float* panel) {
   Vec mean[V] = {}, scale[V] = {};
   bool whole = true;
   for (int v = 0; v < V; ++v) whole = whole && at[v].valid == L;
@@ -106,7 +106,10 @@ inline void norm_panel(const float* const* x, const Place* at, int64_t x_channel
       const Vec centred = load(panel + c * PANEL + v * L) - mean[v];
       scale[v] += centred * centred;
     }
-  for (int v = 0; v < V; ++v) scale[v] = 1.0f / vsqrt(scale[v] / float(channels) + 1e-5f);
+  for (int v = 0; v < V; ++v) {
+    scale[v] = 1.0f / vsqrt(scale[v] / float(channels) + 1e-5f);
+    if (!centred) mean[v] = Vec{};
+  }
   for (int64_t c = 0; c < channels; ++c)
     for (int v = 0; v < V; ++v) {
       float* to = panel + c * PANEL + v * L;
@@ -114,10 +117,16 @@ inline void norm_panel(const float* const* x, const Place* at, int64_t x_channel
     }
 }
 
+// How far the taps reach, 0 or more each way.
+struct Reach {
+  int64_t above = 1, below = 1, left = 1, right = 1;
+};
+
 struct Strips {
-  MirlSize size;
+  MirlSize size;       // of what is computed
   int64_t hidden;      // channels in the ring
-  int64_t halo;        // how far the taps reach
+  Reach reach;
+  int64_t source_height, source_width;  // of what the ring is filled with; zeros outside
   int64_t across = 1;  // strips
   int64_t width = 1;   // columns of a strip
   int64_t down = 1;    // parts that the rows are cut into, each of which fills halos of its own
@@ -125,8 +134,12 @@ struct Strips {
   int64_t slots = 3;   // rows in the ring
   int64_t pitch = 0, hidden_stride = 0, margin = 16;  // columns before a row of the ring: the left halo ends there
 
-  Strips(const MirlSize& s, int64_t hidden, int64_t threads, int64_t halo = 1) : size(s), hidden(hidden), halo(halo) {
-    margin = round_up(halo, 16);
+  Strips(const MirlSize& s, int64_t hidden, int64_t threads) : Strips(s, hidden, threads, {}, s.height, s.width) {}
+
+  Strips(const MirlSize& s, int64_t hidden, int64_t threads, const Reach& reach, int64_t source_height, int64_t source_width)
+      : size(s), hidden(hidden), reach(reach), source_height(source_height), source_width(source_width) {
+    const int64_t rows = reach.above + 1 + reach.below, sideways = reach.left + reach.right;
+    margin = round_up(std::max<int64_t>(1, std::max(reach.left, reach.right)), 16);
     // A group costs its vectors and some more; a strip that overflows the second-level cache costs a little, halos and
     // small groups cost much.
     auto groups = [](int64_t columns) {
@@ -135,23 +148,25 @@ struct Strips {
     };
     double best = 1e30;
     for (int64_t n = 1; n <= (s.width + 15) / 16; ++n) {
-      const int64_t w = (s.width + n - 1) / n, computed = n == 1 ? w : w + 2 * halo;
-      const double floats = double(hidden * (2 * halo + 1) * (round_up(computed, L) + margin));
+      const int64_t w = (s.width + n - 1) / n, computed = n == 1 ? w : w + sideways;
+      const double floats = double(hidden * rows * (round_up(computed, L) + margin));
       const double kept = floats / double(mirl::second_level_floats());
       const double cost = double(n) * (groups(computed) + groups(w)) * (1 + 0.1 * std::max(0.0, kept - 0.75));
       if (cost < best) best = cost, across = n, width = w;
     }
     across = (s.width + width - 1) / width;
-    const int64_t computed = round_up(across == 1 ? width : width + 2 * halo, L);
+    // Where taps reach behind a row of the ring, they meet the next one's margin, which is zero.
+    const int64_t whole = std::max(width, std::min(width + reach.right, source_width));
+    const int64_t computed = round_up(across == 1 ? whole : width + sideways, L);
     step = std::max<int64_t>(1, std::min(s.height, PANEL / computed));
-    slots = step + 2 * halo;
+    slots = step + rows - 1;
     pitch = round_up(computed + margin, 16);
     hidden_stride = slots * pitch + margin;
     if (hidden_stride / 16 % 2 == 0) hidden_stride += 16;  // an odd number of cache lines: channels meet in no set
     best = 1e30;
     for (int64_t n = 1; n <= std::max<int64_t>(1, std::min(4 * threads, s.height / 4)); ++n) {
       const int64_t turns = (s.batch * across * n + threads - 1) / threads;
-      const double cost = double(turns) * (double((s.height + n - 1) / n) + 2.0 * double(halo));
+      const double cost = double(turns) * (double((s.height + n - 1) / n) + double(rows - 1));
       if (cost < best) best = cost, down = n;
     }
   }
@@ -176,7 +191,7 @@ struct Filling {
 struct Step {
   int64_t task, b, y, count, x0, x1;
   bool first, last;     // of its task
-  int64_t slot;         // of hidden row y - halo
+  int64_t slot;         // of hidden row y - reach.above
   const float* hidden;  // column x0 of slot 0 of channel 0
   float* extra;         // the consumer's scratch memory
 };
@@ -187,7 +202,8 @@ void run_strips(const Strips& s, int64_t panel_floats, int64_t extra, int64_t th
   auto task = [&](int64_t t) {
     const int64_t b = t / (s.across * s.down), part = t / s.across % s.down, strip = t % s.across;
     const int64_t x0 = strip * s.width, x1 = std::min(x0 + s.width, s.size.width);
-    const int64_t first = std::max<int64_t>(x0 - s.halo, 0), last = std::min(x1 + s.halo, s.size.width);
+    const int64_t first = std::max<int64_t>(x0 - s.reach.left, 0);
+    const int64_t last = std::max(first, std::min(x1 + s.reach.right, s.source_width));
     const int64_t top = s.size.height * part / s.down, bottom = s.size.height * (part + 1) / s.down;
     panel_floats = round_up(panel_floats, 16);
     const int64_t ring = s.hidden * s.hidden_stride + s.margin;
@@ -204,26 +220,27 @@ void run_strips(const Strips& s, int64_t panel_floats, int64_t extra, int64_t th
     };
     auto fill_rows = [&](int64_t y, int64_t count, int64_t slot) {
       for (; count && y < 0; ++y, --count, ++slot) clear(slot, 0, s.pitch);
-      const int64_t inside = std::max<int64_t>(0, std::min(count, s.size.height - y)), vectors = inside * per_row;
+      const int64_t inside = std::max<int64_t>(0, std::min(count, s.source_height - y)), vectors = inside * per_row;
       grouped(vectors, [&](int64_t from, int64_t n) {
         Filling f{b, y, first, all.data() + from, n, {}, panel, y, std::min(n, vectors - from - n), all.data() + from + n};
         for (int64_t v = 0; v < n; ++v)
           f.to[v] = hidden + (slot + f.at[v].row) % s.slots * s.pitch + s.margin + f.at[v].column;
-        if (f.next_n == 0) f.next_y = std::min(y + s.step, s.size.height - inside), f.next_n = n, f.next_at = all.data();
+        if (f.next_n == 0) f.next_y = std::min(y + s.step, s.source_height - inside), f.next_n = n, f.next_at = all.data();
         fill(f);
       });
       const int64_t behind = (last - first) % L;  // the last vector wrote behind the image
       for (int64_t i = 0; i < count; ++i) {
         if (i >= inside) clear(slot + i, 0, s.pitch);
-        else if (behind && last == s.size.width) clear(slot + i, s.margin + last - first, std::min(s.halo, L - behind));
+        else if (behind && last == s.source_width) clear(slot + i, s.margin + last - first, L - behind);
       }
     };
 
-    fill_rows(top - s.halo, 2 * s.halo, 0);
+    const int64_t ahead = s.reach.above + s.reach.below;
+    fill_rows(top - s.reach.above, ahead, 0);
     int64_t slot = 0;
     for (int64_t y = top; y < bottom; y += s.step) {
       const int64_t count = std::min(s.step, bottom - y);
-      fill_rows(y + s.halo, count, slot + 2 * s.halo);
+      fill_rows(y + s.reach.below, count, slot + ahead);
       consume(Step{t, b, y, count, x0, x1, y == top, y + count == bottom, slot, hidden + s.margin + x0 - first, own});
       slot = (slot + count) % s.slots;
     }
@@ -232,12 +249,12 @@ void run_strips(const Strips& s, int64_t panel_floats, int64_t extra, int64_t th
 }
 
 // A filler: the layer norm of x, then a product; panel_floats is channels * PANEL.
-inline auto fill_normalised(const Strips& s, const MirlImage& x, const MirlRows& pointwise) {
-  return [&s, &x, &pointwise](const Filling& f) {
+inline auto fill_normalised(const Strips& s, const MirlImage& x, const MirlRows& pointwise, bool centred) {
+  return [&s, &x, &pointwise, centred](const Filling& f) {
     const int64_t channels = s.size.channels;
     const float* source[WIDE];
     for (int64_t v = 0; v < f.n; ++v) source[v] = x.at(f.b, 0, f.y + f.at[v].row, f.x + f.at[v].column);
-    with_vectors(f.n, [&](auto v) { norm_panel<v>(source, f.at, x.channel, channels, f.panel); });
+    with_vectors(f.n, [&](auto v) { norm_panel<v>(source, f.at, x.channel, channels, centred, f.panel); });
     Fetch next(x, f.b, channels, f.next_y, f.x, f.next_at, f.next_n, s.hidden);
     product(pointwise, f.panel, f.n, [&](int64_t h, int64_t begin, auto width, const Vec* sums) {
       if (begin == 0) next.template share<0>();
@@ -248,7 +265,7 @@ inline auto fill_normalised(const Strips& s, const MirlImage& x, const MirlRows&
 
 // The surviving 3x3 taps of each hidden channel, as offsets into the ring, for every slot that their first row may have.
 struct Taps {
-  const MirlRows& rows;
+  const MirlRows rows;
   std::vector<int32_t> offset;
   int64_t count;
 
@@ -261,7 +278,7 @@ struct Taps {
   // V vectors of a channel, from `in` on in each slot; the taps' first row is in slot `slot`.
   template <int V>
   void panel(int64_t channel, int64_t slot, const float* in, Vec* sums) const {
-    for (int v = 0; v < V; ++v) sums[v] = Vec{};
+    for (int v = 0; v < V; ++v) sums[v] = all(rows.bias ? rows.bias[channel] : 0.0f);
     for (int32_t k = rows.start[channel], end = rows.start[channel + 1]; k < end; ++k) {
       const float* p = in + offset[slot * count + k];
       const Vec w = all(rows.entry[k].value);

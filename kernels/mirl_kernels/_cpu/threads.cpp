@@ -11,6 +11,7 @@
 #include <vector>
 
 #ifdef __unix__
+#include <dlfcn.h>
 #include <pthread.h>
 #include <unistd.h>
 #endif
@@ -21,7 +22,19 @@
 namespace mirl {
 namespace {
 
+// libgomp's entry point, where the process has that library: PyTorch's own threads then do our work as well. Two pools
+// would be in each other's way, since those who wait for work in libgomp's spin for milliseconds before they sleep.
+using Team = void (*)(void (*function)(void*), void* data, unsigned threads, unsigned flags);
+Team find_team() {
+#ifdef __unix__
+  return reinterpret_cast<Team>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
+#else
+  return nullptr;
+#endif
+}
+
 struct Pool {
+  Team team = find_team();
   std::mutex busy;  // held by the caller that uses the pool
   std::mutex lock;
   std::condition_variable wake, idle;
@@ -60,6 +73,13 @@ struct Pool {
   }
 
   void run(int64_t tasks, int64_t threads, Task f, void* c) {
+    if (team) {
+      task = f, context = c, count = tasks, failure = nullptr;
+      next.store(0, std::memory_order_relaxed);
+      team([](void* pool) { static_cast<Pool*>(pool)->work(); }, this, unsigned(threads), 0);
+      if (failure) std::rethrow_exception(failure);
+      return;
+    }
     {
       std::lock_guard<std::mutex> held(lock);
       try {
@@ -81,11 +101,14 @@ struct Pool {
 };
 
 // Never destroyed: its threads may still wait on it while the process ends. A forked child has none
-// of the threads, so it starts with a pool of its own.
+// of the threads, nor those that libgomp believes in, so it starts with a pool of its own.
 Pool* pool = new Pool;
 [[maybe_unused]] const int registered = [] {
 #ifdef __unix__
-  pthread_atfork(nullptr, nullptr, [] { pool = new Pool; });
+  pthread_atfork(nullptr, nullptr, [] {
+    pool = new Pool;
+    pool->team = nullptr;
+  });
 #endif
   return 0;
 }();

@@ -1,4 +1,4 @@
-"""k x k convolution; pixel (un)shuffle and a residual are part of its store."""
+"""Convolution; pixel (un)shuffle and a residual are part of its store."""
 
 from __future__ import annotations
 
@@ -15,34 +15,97 @@ __all__ = ["PackedConv", "reference"]
 
 class _Args(Structure):
     _fields_ = [("x", _cpu.Image), ("y", _cpu.Image), ("residual", _cpu.Image), ("size", _cpu.Size),
-                ("weight", c_void_p), ("chunks", c_int64), ("column", c_void_p), ("kernel", c_int64),
-                ("shuffle", c_int64), ("threads", c_int64)]  # fmt: skip
+                ("height", c_int64), ("width", c_int64), ("weight", c_void_p), ("stride_y", c_int64),
+                ("stride_x", c_int64), ("shuffle", c_int64), ("threads", c_int64)]  # fmt: skip
+
+
+def run(x: Tensor, out: Tensor, packed: Tensor, inputs: int, stride: tuple[int, int], shuffle: int,
+        residual: Tensor | None = None) -> None:  # fmt: skip
+    """``out`` = the convolution of x by the taps of ``packed`` (`_cpu.pack_taps`), shuffled, plus ``residual``."""
+    _cpu.check(x, inputs, out, tuple(out.shape))
+    if residual is not None:
+        _cpu.check(x, inputs, residual, tuple(out.shape))
+    added = _cpu.Image() if residual is None else _cpu.image(residual)
+    args = _Args(_cpu.image(x), _cpu.image(out), added, _cpu.size(x), *out.shape[2:], _cpu.address(packed),
+                 *stride, shuffle, torch.get_num_threads())  # fmt: skip
+    _cpu.call("conv", args)
+
+
+@torch.library.custom_op("mirl::conv", mutates_args=())
+def op(x: Tensor, packed: Tensor, inputs: int, outputs: int, height: int, width: int, stride_y: int, stride_x: int,
+       shuffle: int) -> Tensor:  # fmt: skip
+    """A convolution by the taps of ``packed``: x (B, inputs, H, W) to (B, outputs, height, width)."""
+    x = _cpu.with_rows(x)
+    out = x.new_empty(x.shape[0], outputs, height, width)
+    run(x, out, packed, inputs, (stride_y, stride_x), shuffle)
+    return out
+
+
+@op.register_fake
+def _(x: Tensor, packed: Tensor, inputs: int, outputs: int, height: int, width: int, stride_y: int, stride_x: int,
+      shuffle: int) -> Tensor:  # fmt: skip
+    return x.new_empty(x.shape[0], outputs, height, width)
+
+
+def axis_taps(kernel: int, stride: int, dilation: int, before: int) -> list[tuple[int, int]]:
+    """Of each tap along an axis: the phase of the pixels that it reads, and how far off they are."""
+    reads = [k * dilation - before for k in range(kernel)]
+    return [(at % stride, at // stride) for at in reads]
 
 
 class PackedConv(_cpu.Packed):
-    """The surviving weights of a k x k convolution, k odd; arguments as in `reference`."""
+    """The surviving weights of a convolution; arguments as in `reference`."""
 
-    def __init__(self, weight: Tensor, shuffle: int = 1) -> None:
-        self._outputs, self._inputs, self._kernel, _ = weight.shape
-        self._shuffle = shuffle
-        self._weight = _cpu.Chunks(weight.flatten(1))
+    def __init__(
+        self,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        stride: tuple[int, int] = (1, 1),
+        padding: tuple[int, int, int, int] | None = None,
+        dilation: tuple[int, int] = (1, 1),
+        groups: int = 1,
+        shuffle: int = 1,
+    ) -> None:
+        super().__init__()
+        outputs, per_group, *kernel = weight.shape
+        k, l = kernel
+        self.padding = padding if padding is not None else (k // 2, k // 2, l // 2, l // 2)
+        self.inputs, self.outputs, self.stride, self.shuffle = per_group * groups, outputs, stride, shuffle
+        self.span = tuple(d * (n - 1) for d, n in zip(dilation, kernel, strict=True))  # from first tap to last
+        rows = axis_taps(k, stride[0], dilation[0], self.padding[0])
+        columns = axis_taps(l, stride[1], dilation[1], self.padding[2])
+        taps = torch.tensor([
+            ((c * stride[0] + i) * stride[1] + j, dy, dx)
+            for c in range(per_group) for i, dy in rows for j, dx in columns
+        ])  # fmt: skip
+        order = taps[:, 0].argsort(stable=True)
+        first = torch.tensor([per_group * stride[0] * stride[1], 0, 0])  # of a group's channels
+        matrices = weight.detach().flatten(1)[:, order].chunk(groups)
+        packed = _cpu.pack_taps([(m, taps[order] + g * first) for g, m in enumerate(matrices)], bias)
+        self.register_buffer("packed", packed)
+
+    def _shape(self, x: Tensor) -> tuple[int, int, int]:
+        """Channels, height and width of the result."""
+        top, bottom, left, right = self.padding
+        height = (x.shape[2] + top + bottom - self.span[0] - 1) // self.stride[0] + 1
+        width = (x.shape[3] + left + right - self.span[1] - 1) // self.stride[1] + 1
+        r, u = max(self.shuffle, 1), max(-self.shuffle, 1)  # shuffled by r, unshuffled by u
+        if u > 1 and (height % u or width % u):
+            raise _cpu.BackendError(f"input is {height}x{width}; expected multiples of {u} to unshuffle")
+        return self.outputs * u * u // (r * r), height * r // u, width * r // u
 
     def work(self, batch: int, height: int, width: int) -> _cpu.Work:
-        pixels, kept = batch * height * width, self._weight.kept
-        return _cpu.Work(kept * pixels, 4 * (self._inputs + self._outputs) * pixels + 8 * kept)
+        out_height, out_width = -(-height // self.stride[0]), -(-width // self.stride[1])
+        kept, pixels = _cpu.kept(self.packed), batch * out_height * out_width
+        moved = 4 * batch * (self.inputs * height * width + self.outputs * out_height * out_width)
+        return _cpu.Work(kept * pixels, moved + 8 * kept)
 
-    def __call__(self, x: Tensor, out: Tensor, scratch: Tensor | None = None, residual: Tensor | None = None) -> None:
+    def run(self, x: Tensor, out: Tensor, scratch: Tensor | None = None, residual: Tensor | None = None) -> None:
         """``out`` = the convolution of x (B, C, H, W), shuffled, plus ``residual``; x and out may not share memory."""
-        b, _, h, w = x.shape
-        r, u = max(self._shuffle, 1), max(-self._shuffle, 1)  # shuffled by r, unshuffled by u
-        if h % u or w % u:
-            raise _cpu.BackendError(f"input is {h}x{w}; expected multiples of {u} to unshuffle")
-        shape = (b, self._outputs * u * u // (r * r), h * r // u, w * r // u)
-        _cpu.check(x, self._inputs, out, shape)
-        if residual is not None:
-            _cpu.check(x, self._inputs, residual, shape)
-        added = _cpu.Image() if residual is None else _cpu.image(residual)
-        args = _Args(_cpu.image(x), _cpu.image(out), added, _cpu.size(x), self._weight.address,
-                     self._weight.count, self._weight.column.data_ptr(), self._kernel, self._shuffle,
-                     torch.get_num_threads())  # fmt: skip
-        _cpu.call("conv", args)
+        _cpu.check(x, self.inputs, out, (x.shape[0], *self._shape(x)))
+        run(x, out, self.packed, self.inputs, self.stride, self.shuffle, residual)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.ndim == 3:
+            return self(x[None])[0]
+        return op(x, self.packed, self.inputs, *self._shape(x), *self.stride, self.shuffle)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ctypes import Structure, c_int64
+from collections.abc import Sequence
+from ctypes import Structure, c_int64, c_void_p
 
 import torch
 from torch import Tensor
@@ -14,18 +15,48 @@ __all__ = ["PackedGDFN", "live_pairs", "reference"]
 
 
 class _Args(Structure):
-    _fields_ = [("x", _cpu.Image), ("y", _cpu.Image), ("size", _cpu.Size), ("project_in", _cpu.Rows),
-                ("dwconv", _cpu.Rows), ("project_out", _cpu.Rows), ("threads", c_int64)]  # fmt: skip
+    _fields_ = [("x", _cpu.Image), ("y", _cpu.Image), ("size", _cpu.Size), ("project_in", c_void_p),
+                ("dwconv", c_void_p), ("project_out", c_void_p), ("centred", c_int64), ("threads", c_int64)]  # fmt: skip
 
 
-def live_pairs(project_in: Tensor, dwconv: Tensor, project_out: Tensor) -> Tensor:
+def live_pairs(project_in: Tensor, dwconv: Tensor, project_out: Tensor,
+               biases: Sequence[Tensor | None] = (None, None, None)) -> Tensor:  # fmt: skip
     """The pairs of hidden channels that reach the output, sorted.
 
-    A pair is dead when either half has no tap or no input (GELU(0) = 0), or when no output reads it.
+    A pair is dead when either half is zero (GELU(0) = 0), or when no output reads it.
     """
     pairs = project_out.shape[1]
-    alive = (project_in.flatten(1) != 0).any(1) & (dwconv.flatten(1) != 0).any(1)
+    alive = live_after_taps(project_in, dwconv, biases[0], biases[1])
     return (alive[:pairs] & alive[pairs:] & (project_out.flatten(1) != 0).any(0)).nonzero()[:, 0]
+
+
+def live_after_taps(pointwise: Tensor, dwconv: Tensor, bias: Tensor | None, tap_bias: Tensor | None) -> Tensor:
+    """Which channels of a 1x1 and a depthwise convolution are not zero everywhere, (channels,) bool."""
+    fed, tapped = (pointwise.flatten(1) != 0).any(1), (dwconv.flatten(1) != 0).any(1)
+    fed = fed if bias is None else fed | (bias != 0)
+    return fed & tapped if tap_bias is None else fed & tapped | (tap_bias != 0)
+
+
+def run(x: Tensor, out: Tensor, project_in: Tensor, dwconv: Tensor, project_out: Tensor, centred: bool) -> None:
+    """``out`` = GDFN(x) by packed matrices."""
+    args = _Args(_cpu.image(x), _cpu.image(out), _cpu.size(x), *map(_cpu.address, (project_in, dwconv, project_out)),
+                 centred, torch.get_num_threads())  # fmt: skip
+    _cpu.call("gdfn", args)
+
+
+@torch.library.custom_op("mirl::gdfn", mutates_args=())
+def op(x: Tensor, project_in: Tensor, dwconv: Tensor, project_out: Tensor, centred: bool) -> Tensor:
+    """GDFN by packed matrices: x (B, C, H, W) to the same shape; ``centred``: the norm subtracts the mean."""
+    x = _cpu.with_rows(x)
+    out = x.new_empty(x.shape)
+    _cpu.check(x, int(project_in[1]), out, x.shape)
+    run(x, out, project_in, dwconv, project_out, centred)
+    return out
+
+
+@op.register_fake
+def _(x: Tensor, project_in: Tensor, dwconv: Tensor, project_out: Tensor, centred: bool) -> Tensor:
+    return x.new_empty(x.shape)
 
 
 class PackedGDFN(_cpu.Packed):
@@ -35,26 +66,30 @@ class PackedGDFN(_cpu.Packed):
     ``live`` are the surviving pairs, in the order that suits the kernel.
     """
 
-    def __init__(self, norm_weight: Tensor, norm_bias: Tensor, project_in: Tensor, dwconv: Tensor,
-                 project_out: Tensor) -> None:  # fmt: skip
+    def __init__(self, norm_weight: Tensor, norm_bias: Tensor | None, project_in: Tensor, dwconv: Tensor,
+                 project_out: Tensor, biases: Sequence[Tensor | None] = (None, None, None)) -> None:  # fmt: skip
+        super().__init__()
         pairs = project_out.shape[1]
-        fan_in, taps, out = project_in.flatten(1), dwconv.flatten(1), project_out.flatten(1)
-        self.live = live_pairs(project_in, dwconv, project_out)
+        fan_in, taps, out = (w.detach().flatten(1) for w in (project_in, dwconv, project_out))
+        self.live = live_pairs(fan_in, taps, out, biases)
         counts = taps.count_nonzero(1)  # loops of equal length side by side: the processor foresees their ends
         self.live = self.live[(counts[self.live] * 1000 + counts[self.live + pairs]).argsort(stable=True)]
-        kept = torch.cat([self.live, self.live + pairs])
-        self.channels = project_in.shape[1]
-        self._project_in = _cpu.pack_rows(fan_in[kept] * norm_weight, fan_in[kept] @ norm_bias)
-        self._dwconv = _cpu.pack_rows(taps[kept])
-        self._project_out = _cpu.pack_rows(out[:, self.live])
+        rows = torch.cat([self.live, self.live + pairs])
+        self.channels, self.centred = project_in.shape[1], norm_bias is not None
+        packed_in, packed_taps = _cpu.pack_normalised(fan_in, taps, norm_weight, norm_bias, biases[0], biases[1], rows)
+        self.register_buffer("project_in", packed_in)
+        self.register_buffer("dwconv", packed_taps)
+        self.register_buffer("project_out", _cpu.pack(out[:, self.live], biases[2]))
 
     def work(self, batch: int, height: int, width: int) -> _cpu.Work:
-        pixels, kept = batch * height * width, self._project_in.kept + self._dwconv.kept + self._project_out.kept
+        pixels = batch * height * width
+        kept = sum(map(_cpu.kept, (self.project_in, self.dwconv, self.project_out)))
         return _cpu.Work(kept * pixels, 8 * self.channels * pixels + 8 * kept)
 
-    def __call__(self, x: Tensor, out: Tensor, scratch: Tensor | None = None) -> None:
+    def run(self, x: Tensor, out: Tensor, scratch: Tensor | None = None) -> None:
         """``out`` = GDFN(x), both (B, C, H, W); they may not share memory."""
         _cpu.check(x, self.channels, out, x.shape)
-        args = _Args(_cpu.image(x), _cpu.image(out), _cpu.size(x), self._project_in, self._dwconv,
-                     self._project_out, torch.get_num_threads())  # fmt: skip
-        _cpu.call("gdfn", args)
+        run(x, out, self.project_in, self.dwconv, self.project_out, self.centred)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return op(x, self.project_in, self.dwconv, self.project_out, self.centred)

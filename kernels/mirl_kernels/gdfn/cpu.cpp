@@ -9,10 +9,11 @@ constexpr int FEW = L == 16 ? 4 : 2;  // vectors whose taps and GELU fit the reg
 }  // namespace
 
 void gdfn(MirlGdfn& a) {
-  const int64_t pairs = a.project_in.rows / 2, channels = a.size.channels;
+  const MirlRows project_in = a.project_in->view(), project_out = a.project_out->view();
+  const int64_t pairs = project_in.rows / 2, channels = a.size.channels;
   const Strips s(a.size, 2 * pairs, a.threads);
-  const Taps taps(a.dwconv, s);
-  run_strips(s, channels * PANEL, pairs * PANEL, a.threads, fill_normalised(s, a.x, a.project_in), [&](const Step& step) {
+  const Taps taps(a.dwconv->view(), s);
+  run_strips(s, channels * PANEL, pairs * PANEL, a.threads, fill_normalised(s, a.x, project_in, a.centred), [&](const Step& step) {
     float* gate = step.extra;
     const std::vector<Place> all = places(step.count, step.x1 - step.x0);
     grouped(all.size(), [&](int64_t first, int64_t n) {
@@ -36,7 +37,7 @@ void gdfn(MirlGdfn& a) {
         }
       }
       const Residual add(a.x, a.y, step.b, step.y, step.x0, at, n);
-      product(a.project_out, gate, n, add);
+      product(project_out, gate, n, add);
     });
   });
 }

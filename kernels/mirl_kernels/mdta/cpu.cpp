@@ -88,12 +88,13 @@ std::vector<double> pass_one(const MirlMdta& a, const Layout& layout) {
   const int64_t qk = a.q_count + a.k_count;
   const Strips s(a.size, qk + a.v_count, a.threads);
   const MirlImage v_image = v_in_scratch(a);
-  const Taps taps(a.dwconv, s);
+  const MirlRows qkv = a.qkv->view();
+  const Taps taps(a.dwconv->view(), s);
   std::vector<double> partial(s.tasks() * layout.sums(), 0.0);
   // A thread's own: q and k of a panel, k transposed, and the sums in float, which go to those in double in time.
   const int64_t transposed = PANEL * layout.widest(), norms = round_up(qk, L) * L;
   const int64_t extra = qk * PANEL + transposed + layout.gram + norms + 1;
-  run_strips(s, a.size.channels * PANEL, extra, a.threads, fill_normalised(s, a.x, a.qkv), [&](const Step& step) {
+  run_strips(s, a.size.channels * PANEL, extra, a.threads, fill_normalised(s, a.x, qkv, a.centred), [&](const Step& step) {
     float *q = step.extra, *k = q + a.q_count * PANEL, *kt = q + qk * PANEL, *gram = kt + transposed, *norm = gram + layout.gram;
     float& summed = norm[norms];  // pixels
     if (step.first) std::memset(kt, 0, sizeof(float) * (transposed + layout.gram + norms + 1));
@@ -187,13 +188,14 @@ struct Dense {
 
   Dense(int64_t rows, int64_t columns) : count(rows), columns(columns), values(round_up(rows, 4) * columns + 1) {}  // never null
   float& at(int64_t r, int64_t c) { return values[(r / 4 * columns + c) * 4 + r % 4]; }
-  MirlRows rows() const { return {count, columns, nullptr, nullptr, nullptr, values.data()}; }
+  MirlRows rows(const float* bias) const { return {count, columns, nullptr, nullptr, bias, values.data()}; }
 };
 
 }  // namespace
 
 void mdta(MirlMdta& a) {
   const int64_t channels = a.size.channels, width = a.size.width;
+  const MirlRows project_out = a.project_out->view();
   const Layout layout(a);
   const int64_t per_head = layout.per_head;
   const std::vector<double> total = pass_one(a, layout);
@@ -202,7 +204,7 @@ void mdta(MirlMdta& a) {
   // for all, project_out composed with the attention. (A sparse product takes nearly twice as long as a dense one.)
   std::vector<int64_t> start(a.heads + 1, 0);  // of each head's attention matrix: per_head rows, its live v as columns
   for (int64_t h = 0; h < a.heads; ++h) start[h + 1] = start[h] + per_head * layout.v[h].size();
-  const bool composed = channels * a.v_count <= start[a.heads] + a.project_out.start[channels] * 2;
+  const bool composed = channels * a.v_count <= start[a.heads] + project_out.start[channels] * 2;
   std::vector<Dense> matrices;
   for (int64_t b = 0; b < a.size.batch; ++b) {
     if (composed) matrices.emplace_back(channels, a.v_count);
@@ -222,10 +224,10 @@ void mdta(MirlMdta& a) {
   auto compose = [&](int64_t t) {
     const int64_t b = t / channels, r = t % channels;
     std::vector<double> row(a.v_count, 0.0);
-    for (int32_t k = a.project_out.start[r]; k < a.project_out.start[r + 1]; ++k) {
-      const int64_t c = a.project_out.entry[k].column(), h = c / per_head;
+    for (int32_t k = project_out.start[r]; k < project_out.start[r + 1]; ++k) {
+      const int64_t c = project_out.entry[k].column(), h = c / per_head;
       const double* from = attention.data() + b * start[a.heads] + start[h] + c % per_head * layout.v[h].size();
-      for (int64_t v = 0; v < layout.v[h].size(); ++v) row[layout.v[h].first + v] += a.project_out.entry[k].value * from[v];
+      for (int64_t v = 0; v < layout.v[h].size(); ++v) row[layout.v[h].first + v] += project_out.entry[k].value * from[v];
     }
     for (int64_t v = 0; v < a.v_count; ++v) matrices[b].at(r, v) = float(row[v]);
   };
@@ -256,15 +258,15 @@ void mdta(MirlMdta& a) {
         if (begin == 0) next.template share<0>(), next_v.template share<0>();
         add(c, begin, width, sums);
       };
-      auto dense = [&](const Dense& matrix, const float* in, auto emit) {
-        with_vectors(n, [&](auto wide) { dense_panel<wide>(matrix.rows(), in, stride, emit); });
+      auto dense = [&](const Dense& matrix, const float* bias, const float* in, auto emit) {
+        with_vectors(n, [&](auto wide) { dense_panel<wide>(matrix.rows(bias), in, stride, emit); });
       };
-      if (composed) return dense(matrices[b], v, put);
+      if (composed) return dense(matrices[b], project_out.bias, v, put);
       for (int64_t h = 0; h < a.heads; ++h)
-        dense(matrices[b * a.heads + h], v + layout.v[h].first * stride, [&](int64_t c, int64_t begin, auto width, const Vec* sums) {
+        dense(matrices[b * a.heads + h], nullptr, v + layout.v[h].first * stride, [&](int64_t c, int64_t begin, auto width, const Vec* sums) {
           for (int i = 0; i < width; ++i) store(mixed + (h * per_head + c) * PANEL + (begin + i) * L, sums[i]);
         });
-      product(a.project_out, mixed, n, put);
+      product(project_out, mixed, n, put);
     });
   };
   mirl::parallel(a.size.batch * steps, a.threads, apply);

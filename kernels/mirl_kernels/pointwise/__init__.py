@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ctypes import Structure, c_int64
+from ctypes import Structure, c_int64, c_void_p
 
 import torch
 from torch import Tensor
@@ -14,23 +14,48 @@ __all__ = ["PackedPointwise", "reference"]
 
 
 class _Args(Structure):
-    _fields_ = [("x", _cpu.Image), ("y", _cpu.Image), ("size", _cpu.Size), ("weight", _cpu.Rows), ("threads", c_int64)]
+    _fields_ = [("x", _cpu.Image), ("y", _cpu.Image), ("size", _cpu.Size), ("weight", c_void_p), ("threads", c_int64)]
+
+
+@torch.library.custom_op("mirl::pointwise", mutates_args=())
+def op(x: Tensor, packed: Tensor, inputs: int, outputs: int) -> Tensor:
+    """A 1x1 convolution by a packed matrix: x (B, inputs, H, W) to (B, outputs, H, W)."""
+    x = _cpu.with_rows(x)
+    out = x.new_empty(x.shape[0], outputs, *x.shape[2:])
+    run(x, out, packed, inputs)
+    return out
+
+
+@op.register_fake
+def _(x: Tensor, packed: Tensor, inputs: int, outputs: int) -> Tensor:
+    return x.new_empty(x.shape[0], outputs, *x.shape[2:])
+
+
+def run(x: Tensor, out: Tensor, packed: Tensor, inputs: int) -> None:
+    """``out`` = the 1x1 convolution of x by ``packed``."""
+    _cpu.check(x, inputs, out, (x.shape[0], out.shape[1], *x.shape[2:]))
+    args = _Args(_cpu.image(x), _cpu.image(out), _cpu.size(x), _cpu.address(packed), torch.get_num_threads())
+    _cpu.call("pointwise", args)
 
 
 class PackedPointwise(_cpu.Packed):
     """The surviving weights of a 1x1 convolution; arguments as in `reference`."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
-        self._shape = weight.shape[:2]
-        self._weight = _cpu.pack_rows(weight.flatten(1), bias)
+        super().__init__()
+        self.outputs, self.inputs = weight.shape[:2]
+        self.register_buffer("packed", _cpu.pack(weight.detach().flatten(1), bias))
 
     def work(self, batch: int, height: int, width: int) -> _cpu.Work:
-        pixels, kept = batch * height * width, self._weight.kept
-        return _cpu.Work(kept * pixels, 4 * sum(self._shape) * pixels + 8 * kept)
+        pixels, kept = batch * height * width, _cpu.kept(self.packed)
+        return _cpu.Work(kept * pixels, 4 * (self.inputs + self.outputs) * pixels + 8 * kept)
 
-    def __call__(self, x: Tensor, out: Tensor, scratch: Tensor | None = None) -> None:
+    def run(self, x: Tensor, out: Tensor, scratch: Tensor | None = None) -> None:
         """``out`` (B, O, H, W) = convolution of x (B, C, H, W); they may not share memory."""
-        outputs, inputs = self._shape
-        _cpu.check(x, inputs, out, (x.shape[0], outputs, *x.shape[2:]))
-        threads = torch.get_num_threads()
-        _cpu.call("pointwise", _Args(_cpu.image(x), _cpu.image(out), _cpu.size(x), self._weight, threads))
+        _cpu.check(x, self.inputs, out, (x.shape[0], self.outputs, *x.shape[2:]))
+        run(x, out, self.packed, self.inputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.ndim == 3:
+            return self(x[None])[0]
+        return op(x, self.packed, self.inputs, self.outputs)

@@ -68,8 +68,10 @@ void prompt(MirlPrompt& a) {
     }
   };
   mirl::parallel(a.size.batch * a.channels, a.threads, resize);
-  MirlConv conv{{resized, a.channels * plane, plane, width}, a.y, {}, a.size, a.conv3x3, a.chunks, a.column, 3, 1, a.threads};
-  conv.size.channels = a.channels;
+  MirlConv conv{};
+  conv.x = {resized, a.channels * plane, plane, width}, conv.y = a.y, conv.weight = a.conv3x3, conv.threads = a.threads;
+  conv.size = {a.size.batch, a.channels, height, width}, conv.height = height, conv.width = width;
+  conv.stride_y = conv.stride_x = conv.shuffle = 1;
   run_conv(conv);
 }
 

@@ -1,0 +1,51 @@
+"""Linear layer, of tokens."""
+
+from __future__ import annotations
+
+from ctypes import Structure, c_int64, c_void_p
+
+import torch
+from torch import Tensor, nn
+
+from mirl_kernels import _cpu
+from mirl_kernels.linear.reference import linear as reference
+
+__all__ = ["PackedLinear", "reference"]
+
+
+class _Args(Structure):
+    _fields_ = [("x", c_void_p), ("y", c_void_p), ("tokens", c_int64), ("x_token", c_int64), ("y_token", c_int64),
+                ("weight", c_void_p), ("threads", c_int64)]  # fmt: skip
+
+
+@torch.library.custom_op("mirl::linear", mutates_args=())
+def op(x: Tensor, packed: Tensor, inputs: int, outputs: int) -> Tensor:
+    """A linear layer: x (..., inputs) to (..., outputs)."""
+    if x.dtype != torch.float32 or x.device.type != "cpu" or x.ndim == 0 or x.shape[-1] != inputs:
+        raise _cpu.BackendError(
+            f"input is {x.dtype} {tuple(x.shape)} on {x.device}; expected float32 (..., {inputs}) on the CPU"
+        )
+    x = x.contiguous()
+    out = x.new_empty(*x.shape[:-1], outputs)
+    tokens = x.numel() // inputs
+    args = _Args(x.data_ptr(), out.data_ptr(), tokens, inputs, outputs, _cpu.address(packed), torch.get_num_threads())
+    if tokens:
+        _cpu.call("linear", args)
+    return out
+
+
+@op.register_fake
+def _(x: Tensor, packed: Tensor, inputs: int, outputs: int) -> Tensor:
+    return x.new_empty(*x.shape[:-1], outputs)
+
+
+class PackedLinear(nn.Module):
+    """The surviving weights of a linear layer; arguments as in `reference`."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
+        super().__init__()
+        self.outputs, self.inputs = weight.shape
+        self.register_buffer("packed", _cpu.pack(weight.detach(), bias))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return op(x, self.packed, self.inputs, self.outputs)
