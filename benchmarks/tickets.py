@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mirl_sparse.convert import describe
+from mirl_sparse.to_ticket import describe
 from mirl_sparse.network import PromptIR, PromptIRConfig
 from mirl_sparse.ticket import remove_dead_channels, write_ticket
 

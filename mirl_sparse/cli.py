@@ -18,8 +18,7 @@ from rich.table import Table
 from mirl_kernels._cpu import BackendError
 from mirl_sparse import bench as benchmarking
 from mirl_sparse import restore as restoring
-from mirl_sparse.convert import Report, describe, load
-from mirl_sparse.convert import convert as convert_checkpoint
+from mirl_sparse.to_ticket import Report, describe, load, to_ticket
 from mirl_sparse.errors import UserError
 from mirl_sparse.network import MULTIPLE
 from mirl_sparse.restorer import SparseRestorer
@@ -68,7 +67,7 @@ def convert(
 ) -> None:
     """Pack a pruned checkpoint into a ticket, verified against the dense network."""
     target = output or checkpoint.with_name(f"{checkpoint.stem}.ticket.safetensors")
-    report = convert_checkpoint(checkpoint, target)
+    report = to_ticket(checkpoint, target)
     _print(report)
     print(f"removed {report.removed:,} weights of dead channels; wrote {target} ({target.stat().st_size / 1e6:.1f} MB)")
 

@@ -1,127 +1,384 @@
-"""From a masked checkpoint to a ticket: dead channels out, statistics in, verified before it is written."""
+"""Any pruned network, its layers swapped for sparse ones.
+
+Blocks of Restormer's family are swapped whole for fused ops, convolutions, linear layers and attention projections one
+by one, each where the cost model finds that it pays. Nothing is swapped that does not compute the same as before.
+"""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+import copy
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.utils import prune
 
-from mirl_sparse.checkpoint import read_checkpoint
+from mirl_kernels import _cpu
+from mirl_kernels.conv import PackedConv
+from mirl_kernels.conv_transpose import PackedConvTranspose
+from mirl_kernels.depthwise import PackedDepthwise
+from mirl_kernels.gdfn import PackedGDFN
+from mirl_kernels.linear import PackedLinear
+from mirl_kernels.mdta import PackedMDTA
+from mirl_kernels.pointwise import PackedPointwise
+from mirl_sparse.attention import SparseAttention
+from mirl_sparse.cost import CostModel, cost_model, dense_quantities
 from mirl_sparse.errors import UserError
-from mirl_sparse.network import PromptIR
-from mirl_sparse.restorer import SparseRestorer
-from mirl_sparse.ticket import is_ticket, pack, read_ticket, remove_dead_channels, unpack, write_ticket
 
-TOLERANCE = 1e-4  # of the sparse result against the masked dense network, values in [0, 1]
+TOLERANCE = 1e-4  # of a swapped module against the dense one, relative to the largest result
+_NOMINAL_SIDE = 64  # of the images that layers see, where no example input says more
 
 
 @dataclass(frozen=True)
-class Layer:
-    """What one layer holds and costs, at 256x256: MACs are multiply-adds."""
+class ConvertedLayer:
+    """What became of a module that holds weights, and why; times are predictions, of all calls for the example input."""
 
     name: str
-    shape: tuple[int, ...]
+    kind: str
     kept: int
     total: int
-    macs: int
-    macs_dense: int
-    dead: int
     implementation: str
+    reason: str
+    sparse_ms: float | None = None
+    dense_ms: float | None = None
 
     @property
     def density(self) -> float:
-        return self.kept / self.total
+        return self.kept / max(1, self.total)
 
 
 @dataclass(frozen=True)
-class Report:
-    """Every prunable layer of a network that the forward pass uses, how many of all its parameters are not
-    zero, how many there are, and how many dead weights were removed."""
+class ConversionReport:
+    """Every module that holds weights, in the network's order."""
 
-    layers: tuple[Layer, ...]
-    parameters: int
-    parameters_dense: int
-    removed: int = 0
+    layers: tuple[ConvertedLayer, ...]
 
     @property
-    def statistics(self) -> dict[str, float]:
-        """Sums over the layers: prunable weights kept and all, their ratio, the same of multiply-adds and of
-        all parameters."""
-        kept, total = sum(x.kept for x in self.layers), sum(x.total for x in self.layers)
-        macs, dense = sum(x.macs for x in self.layers), sum(x.macs_dense for x in self.layers)
-        return {"weights": kept, "weights_dense": total, "density": kept / total, "macs_256": macs,
-                "macs_256_dense": dense, "mac_density": macs / dense, "parameters": self.parameters,
-                "parameters_dense": self.parameters_dense, "dead_weights_removed": self.removed}  # fmt: skip
+    def density(self) -> float:
+        """Nonzero weights over all, of the modules in the report."""
+        return sum(x.kept for x in self.layers) / max(1, sum(x.total for x in self.layers))
+
+    def __str__(self) -> str:
+        rows = [("layer", "module", "density", "runs as", "sparse", "dense", "why")]
+        for x in self.layers:
+            times = ("" if t is None else f"{t:.2f} ms" for t in (x.sparse_ms, x.dense_ms))
+            rows.append((x.name or "(root)", x.kind, f"{x.density:.1%}", x.implementation, *times, x.reason))
+        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+        lines = ("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
+        swapped = sum(x.implementation != "dense" for x in self.layers)
+        return "\n".join([*lines, f"{swapped} of {len(self.layers)} swapped, density {self.density:.2%}"])
 
 
-_WHY = {
-    "attn": "fused MDTA: norm, sparse qkv, taps and Gram matrix in strips",
-    "ffn": "fused GDFN: norm, sparse 1x1, taps, gate in strips",
-    "prompt": "fused prompt: mixture, resize, sparse 3x3",
-    "conv": "sparse k x k, (un)shuffle in its store",
-    "pointwise": "sparse 1x1",
-    "linear": "dense: a handful of multiply-adds per image",
+class _Unsupported(Exception):
+    """Why a module has no sparse form."""
+
+
+class _Form(NamedTuple):
+    """A sparse form of a module: ``sizes`` gives what its packed op is called on when the module's input has a shape."""
+
+    module: nn.Module
+    op: nn.Module
+    name: str
+    why: str
+
+
+def _padding(m: nn.Conv2d) -> tuple[int, int, int, int]:
+    """(top, bottom, left, right)."""
+    if m.padding == "valid":
+        return 0, 0, 0, 0
+    if m.padding == "same":
+        spans = [d * (k - 1) for d, k in zip(m.dilation, m.kernel_size, strict=True)]
+        return spans[0] // 2, spans[0] - spans[0] // 2, spans[1] // 2, spans[1] - spans[1] // 2
+    assert not isinstance(m.padding, str)
+    return m.padding[0], m.padding[0], m.padding[1], m.padding[1]
+
+
+_PADS: dict[str, Callable[[tuple[int, int, int, int]], nn.Module]] = {
+    "reflect": nn.ReflectionPad2d, "replicate": nn.ReplicationPad2d, "circular": nn.CircularPad2d,
+}  # fmt: skip
+
+
+def _conv(m: nn.Conv2d) -> _Form:
+    padding, pad = _padding(m), None
+    if m.padding_mode != "zeros" and any(padding):
+        top, bottom, left, right = padding
+        pad, padding = _PADS[m.padding_mode]((left, right, top, bottom)), (0, 0, 0, 0)
+    stride, dilation = (m.stride[0], m.stride[1]), (m.dilation[0], m.dilation[1])
+    op: _cpu.Packed
+    if m.groups == m.in_channels > 1:
+        op, name = PackedDepthwise(m.weight, m.bias, stride, padding, dilation, m.in_channels), "sparse depthwise"
+    elif m.kernel_size == (1, 1) and stride == (1, 1) and m.groups == 1 and not any(padding):
+        op, name = PackedPointwise(m.weight, m.bias), "sparse 1x1"
+    else:
+        op, name = PackedConv(m.weight, m.bias, stride, padding, dilation, m.groups), "sparse convolution"
+    return _Form(nn.Sequential(pad, op) if pad else op, op, name, "")
+
+
+def _conv_transpose(m: nn.ConvTranspose2d) -> _Form:
+    if m.stride[0] != m.stride[1]:
+        raise _Unsupported(f"a transposed convolution with strides {m.stride} has no sparse form")
+    assert not isinstance(m.padding, str)
+    (p, q), (o, u), (d, e) = m.padding, m.output_padding, m.dilation
+    op = PackedConvTranspose(m.weight, m.bias, m.stride[0], (p, q), (o, u), (d, e), m.groups)
+    return _Form(op, op, "sparse sub-pixel convolution", "")
+
+
+def _linear(m: nn.Linear) -> _Form:
+    op = PackedLinear(m.weight, m.bias)
+    return _Form(op, op, "sparse linear", "")
+
+
+_LAYERS: dict[type[nn.Module], Callable[[Any], _Form]] = {
+    nn.Conv2d: _conv,
+    nn.ConvTranspose2d: _conv_transpose,
+    nn.Linear: _linear,
 }
 
 
-def _halvings(name: str) -> int:
-    """At which resolution a layer runs: its side is that of the image over 2^halvings."""
-    stage = name.split(".")[0]
-    fixed = {"patch_embed": 0, "output": 0, "refinement": 0, "latent": 3, "down1_2": 0, "down2_3": 1, "down3_4": 2,
-             "up4_3": 3, "up3_2": 2, "up2_1": 1}  # fmt: skip
-    if stage in fixed:
-        return fixed[stage]
-    level = int(stage[-1])
-    return level if stage.startswith(("noise", "prompt", "reduce_noise")) else level - 1
+def _layer(m: nn.Module) -> _Form:
+    """The sparse form of a layer, or why there is none."""
+    base = next((t for t in _LAYERS if isinstance(m, t)), None)
+    if base is None:
+        raise _Unsupported(f"{type(m).__name__} has no sparse form")
+    own = [f"{n}()" for n in ("forward", "_conv_forward") if getattr(type(m), n, None) is not getattr(base, n, None)]
+    if own:
+        raise _Unsupported(f"{type(m).__name__} has its own {own[0]}")
+    if nn.utils.parametrize.is_parametrized(m):
+        raise _Unsupported("its weight is computed (torch.nn.utils.parametrize)")
+    if m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks:
+        raise _Unsupported("it has hooks")
+    weight = m.weight
+    assert isinstance(weight, Tensor)
+    if weight.dtype != torch.float32 or weight.device.type != "cpu":
+        raise _Unsupported(f"its weight is {weight.dtype} on {weight.device}; the kernels take float32 on the CPU")
+    if 0 in weight.shape:
+        raise _Unsupported("it has no weights")
+    return _LAYERS[base](m)
 
 
-def describe(network: PromptIR, removed: int = 0) -> Report:
-    """The report on a network as it stands."""
-    layers = []
-    for name, module in network.named_modules():
-        if not isinstance(module, (nn.Conv2d, nn.Linear)) or name.startswith(("chnl_reduce", "reduce_noise_channel")):
-            continue
-        weight = module.weight.detach()
-        pixels = 1 if isinstance(module, nn.Linear) else (256 >> _halvings(name)) ** 2
-        kind = next((k for k in ("attn", "ffn") if f".{k}." in name), None)
-        if kind is None and isinstance(module, nn.Linear):
-            kind = "linear"
-        kind = kind or ("prompt" if name.startswith("prompt") else "pointwise" if weight.shape[-1] == 1 else "conv")
-        kept = int((weight != 0).sum())
-        dead = int((weight.flatten(1) == 0).all(1).sum())
-        layers.append(Layer(f"{name}.weight", tuple(weight.shape), kept, weight.numel(), kept * pixels,
-                            weight.numel() * pixels, dead, _WHY[kind]))  # fmt: skip
-    used = PromptIR.names(replace(network.config, unused_layers=False))
-    parameters = [p for name, p in network.named_parameters() if name in used]
-    nonzero = sum(int(p.count_nonzero()) for p in parameters)
-    return Report(tuple(layers), nonzero, sum(p.numel() for p in parameters), removed)
+def _same(dense: nn.Module, sparse: nn.Module, x: Tensor) -> bool:
+    """Whether both give the same for x."""
+    expected, got = dense(x), sparse(x)
+    if expected.shape != got.shape:
+        return False
+    return bool((got - expected).abs().max() <= TOLERANCE * max(1.0, expected.abs().max().item()))
 
 
-def load(path: Path) -> PromptIR:
-    """The network of a ticket or a checkpoint, whichever the file is."""
-    return read_ticket(path)[0] if is_ticket(path) else read_checkpoint(path).network()
+def _restormer_block(m: nn.Module) -> nn.Module | None:
+    """x + attn(norm1(x)), then x + ffn(norm2(x)), as two fused ops; None for a module that is not built so."""
+    try:
+        norms = [getattr(n, "body", n) for n in (m.norm1, m.norm2)]
+        a, f = m.attn, m.ffn
+        convolutions = [(a.qkv, a.qkv_dwconv, a.project_out), (f.project_in, f.dwconv, f.project_out)]
+        if not all(isinstance(c, nn.Conv2d) for three in convolutions for c in three):
+            return None
+        packed = []
+        for cls, norm, three in zip((PackedMDTA, PackedGDFN), norms, convolutions, strict=True):
+            weights = [c.weight for c in three]
+            if cls is PackedMDTA:
+                weights.insert(2, a.temperature)
+            bias = getattr(norm, "bias", None)
+            packed.append(cls(norm.weight, bias, *weights, biases=[c.bias for c in three]))
+    except (AttributeError, TypeError, RuntimeError, IndexError):
+        return None
+    return nn.Sequential(*packed)
 
 
-def convert(source: Path, target: Path) -> Report:
-    """Write the ticket of a checkpoint. What the packed ticket restores is compared with the masked dense
-    network first; a difference above 1e-4 is a UserError and nothing is written."""
-    dense = load(source)
-    if target.exists() and target.samefile(source):
-        raise UserError(f"{target}: is the checkpoint itself; give another -o")
-    network = PromptIR(dense.config)
-    network.load_state_dict(dense.state_dict())
-    report = describe(network, remove_dead_channels(network))
-    image = torch.rand(1, 3, 40, 56, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        packed, _ = unpack(pack(network, {}))
-        difference = (SparseRestorer(packed)(image) - dense(image)).abs().max().item()
-    if not difference <= TOLERANCE:
-        raise UserError(
-            f"{source}: the sparse result differs from the dense one by {difference:.1e}; expected at most"
-            f" {TOLERANCE:.0e}, so nothing was written"
-        )
-    statistics = report.statistics | {"max_difference": difference}
-    write_ticket(target, network, statistics | {"layers": [asdict(layer) for layer in report.layers]})
-    return report
+class _Call(NamedTuple):
+    """Inputs of one shape that a module was given, how often."""
+
+    shape: tuple[int, ...]
+    count: int
+
+
+@torch.no_grad()
+def _calls(network: nn.Module, example: tuple[Any, ...]) -> tuple[dict[int, list[_Call]], Any]:
+    """What each module of the network was called on for the example, by its id, and the network's result."""
+    seen: dict[int, Counter[tuple[int, ...]]] = {}
+    hooks = []
+    for m in network.modules():
+
+        def note(module: nn.Module, args: tuple[Any, ...], seen: Any = seen) -> None:
+            if args and isinstance(args[0], Tensor):
+                seen.setdefault(id(module), Counter())[tuple(args[0].shape)] += 1
+
+        hooks.append(m.register_forward_pre_hook(note))
+    try:
+        result = network(*example)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return {key: [_Call(*item) for item in shapes.items()] for key, shapes in seen.items()}, result
+
+
+@dataclass
+class _Conversion:
+    """One conversion under way."""
+
+    calls: dict[int, list[_Call]] | None
+    model: CostModel
+    layers: list[ConvertedLayer] = field(default_factory=list)
+    done: dict[int, nn.Module] = field(default_factory=dict)  # a module may be used in several places
+
+    def visit(self, m: nn.Module, name: str) -> nn.Module:
+        """The module to stand in the place of m."""
+        if id(m) not in self.done:
+            self.done[id(m)] = m  # else a module that contains itself would never end
+            self.done[id(m)] = self._convert(m, name)
+        return self.done[id(m)]
+
+    def _convert(self, m: nn.Module, name: str) -> nn.Module:
+        block = _restormer_block(m)
+        if block is not None and (self.calls is None or id(m) in self.calls):
+            x = torch.randn(1, block[0].channels, 17, 23, generator=torch.Generator().manual_seed(0))
+            if _same(m, block, x):
+                for kind in ("attn", "ffn"):
+                    self._report(m.get_submodule(kind), f"{name}.{kind}", f"fused {'MDTA' if kind == 'attn' else 'GDFN'}",
+                                 "norm, convolutions, " + ("attention" if kind == "attn" else "gate") + " and residual in one op")  # fmt: skip
+                return block
+        if type(m) is nn.MultiheadAttention:
+            return self._attention(m, name)
+        if own := [p for p in m.parameters(recurse=False) if p.numel()]:
+            return self._swap(m, name, own)
+        for child_name, child in list(m.named_children()):
+            swapped = self.visit(child, f"{name}.{child_name}" if name else child_name)
+            if swapped is not child:
+                m._modules[child_name] = swapped
+        return m
+
+    def _swap(self, m: nn.Module, name: str, own: list[nn.Parameter]) -> nn.Module:
+        kept, total = sum(int(p.count_nonzero()) for p in own), sum(p.numel() for p in own)
+
+        def report(implementation: str, reason: str, *times: float) -> None:
+            self.layers.append(ConvertedLayer(name, type(m).__name__, kept, total, implementation, reason, *times))
+
+        try:
+            form = _layer(m)
+        except _Unsupported as error:
+            report("dense", str(error))
+            for child_name, child in list(m.named_children()):
+                m._modules[child_name] = self.visit(child, f"{name}.{child_name}" if name else child_name)
+            return m
+        weight = m.weight
+        assert isinstance(weight, Tensor)
+        kept, total = int(weight.count_nonzero()), weight.numel()
+        if self.calls is not None and id(m) not in self.calls:
+            report("dense", "the example input never calls it")
+            return m
+        sparse = dense = 0.0
+        for shape, count in self._shapes(m):
+            sparse += count * self.model.seconds(_quantities(form.op, shape))
+            dense += count * self.model.seconds(dense_quantities(m, shape))
+        x = torch.randn(_probe(m), generator=torch.Generator().manual_seed(0))
+        if not _same(m, form.module, x):
+            report("dense", "its sparse form does not give the same", sparse * 1e3, dense * 1e3)
+            return m
+        if sparse > dense:
+            report("dense", "dense is faster", sparse * 1e3, dense * 1e3)
+            return m
+        report(form.name, "sparse is faster", sparse * 1e3, dense * 1e3)
+        return form.module
+
+    def _shapes(self, m: nn.Module) -> list[_Call]:
+        if self.calls is not None:
+            return self.calls[id(m)]
+        if isinstance(m, nn.Linear):
+            return [_Call((_NOMINAL_SIDE**2, m.in_features), 1)]
+        assert isinstance(m, (nn.Conv2d, nn.ConvTranspose2d))
+        return [_Call((1, m.in_channels, _NOMINAL_SIDE, _NOMINAL_SIDE), 1)]
+
+    def _attention(self, m: nn.MultiheadAttention, name: str) -> nn.Module:
+        weights = [p for n, p in m.named_parameters() if "weight" in n]
+        try:
+            sparse = SparseAttention(m)
+        except ValueError as error:
+            self._report(m, name, "dense", str(error))
+            return m
+        self._report(m, name, "sparse projections", f"{len(weights)} projections by surviving weights")
+        return sparse
+
+    def _report(self, m: nn.Module, name: str, implementation: str, reason: str) -> None:
+        weights = [p for n, p in m.named_parameters() if "weight" in n]
+        kept, total = sum(int(p.count_nonzero()) for p in weights), sum(p.numel() for p in weights)
+        self.layers.append(ConvertedLayer(name, type(m).__name__, kept, total, implementation, reason))
+
+
+def _quantities(op: nn.Module, shape: tuple[int, ...]) -> Counter[str]:
+    if isinstance(op, PackedLinear):
+        return op.quantities(max(1, torch.Size(shape[:-1]).numel()))
+    assert isinstance(op, _cpu.Packed)
+    batch, _, height, width = shape if len(shape) == 4 else (1, *shape)
+    return op.quantities(batch, height, width)
+
+
+def _probe(m: nn.Module) -> tuple[int, ...]:
+    """The shape of an input that a layer can take."""
+    if isinstance(m, nn.Linear):
+        return 37, m.in_features
+    assert isinstance(m, (nn.Conv2d, nn.ConvTranspose2d))
+    spans = [d * (k - 1) + 1 for d, k in zip(m.dilation, m.kernel_size, strict=True)]
+    return 1, m.in_channels, spans[0] + 11, spans[1] + 17
+
+
+def _copied(module: nn.Module) -> nn.Module:
+    """A deep copy whose pruned weights (torch.nn.utils.prune) are weights again."""
+    # Weights that a pruning hook computed are no leaves, which deepcopy refuses.
+    memo = {id(v): v.detach().clone() for m in module.modules() for v in vars(m).values()
+            if isinstance(v, Tensor) and not v.is_leaf}  # fmt: skip
+    copied = copy.deepcopy(module, memo)
+    for m in copied.modules():
+        for hook in list(m._forward_pre_hooks.values()):
+            if isinstance(hook, prune.BasePruningMethod):
+                prune.remove(m, hook._tensor_name)
+    return copied
+
+
+def _tensors(result: Any) -> Iterator[Tensor]:
+    """All tensors in nested lists, tuples and dicts."""
+    if isinstance(result, Tensor):
+        yield result
+    elif isinstance(result, dict):
+        for value in result.values():
+            yield from _tensors(value)
+    elif isinstance(result, (list, tuple)):
+        for value in result:
+            yield from _tensors(value)
+
+
+@torch.no_grad()
+def convert(module: nn.Module, example_input: Tensor | tuple[Any, ...] | None = None) -> nn.Module:
+    """A copy of a pruned network, in eval mode, that runs its zeros no more; what became of every layer, and why, is in
+    its ``report``.
+
+    ``example_input`` (a tensor, or a tuple of arguments) is run through the network once: it says how large the images
+    are that each layer sees, which decides what pays, and the converted network must give the same for it
+    (relative to its largest value within 1e-4, else UserError). Without it, layers are chosen for images of 64x64.
+
+    The result runs float32 on the CPU, for inference only. It can be copied, pickled, saved by its state_dict
+    and loaded into another conversion of the same network, compiled by torch.compile and exported.
+    """
+    if not isinstance(module, nn.Module):
+        raise UserError(f"module is {type(module).__name__}; expected a torch.nn.Module")
+    _cpu.library()
+    copied = _copied(module).eval().requires_grad_(False)
+    calls = expected = None
+    example = example_input if isinstance(example_input, tuple) or example_input is None else (example_input,)
+    if example is not None:
+        calls, expected = _calls(copied, example)
+        expected = [t.clone() for t in _tensors(expected)]
+    conversion = _Conversion(calls, cost_model())
+    converted = conversion.visit(copied, "")
+    if example is not None:
+        for want, got in zip(expected or [], _tensors(converted(*example)), strict=True):
+            difference = (got - want).abs().max().item() / max(1.0, want.abs().max().item())
+            if not difference <= TOLERANCE:
+                raise UserError(
+                    f"the converted network differs from the dense one by {difference:.1e} of its largest value for the"
+                    f" example input; expected at most {TOLERANCE:.0e}: it may draw random numbers, or depend on more"
+                    " than its layers' results"
+                )
+    converted.report = ConversionReport(tuple(conversion.layers))  # type: ignore[assignment]
+    return converted

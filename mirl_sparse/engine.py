@@ -221,6 +221,11 @@ class Engine:
         """Whether the buffers for such an image are there already."""
         return (batch, height, width) in self._plans
 
+    def calls(self, batch: int, height: int, width: int) -> list[tuple[_cpu.Packed, tuple[int, int, int]]]:
+        """Each step's op and the (B, H, W) that it is called on for an image of (batch, 3, height, width)."""
+        levels = [step.x.buffer.level if step.x else 0 for step in self._steps]
+        return [(step.op, (batch, height >> n, width >> n)) for step, n in zip(self._steps, levels, strict=True)]
+
     def bytes(self, batch: int, height: int, width: int) -> int:
         """How much memory the buffers for (B, 3, H, W) take."""
         return _Plan(self._steps, batch, height, width, memory=False).bytes
@@ -236,12 +241,10 @@ class Engine:
 
         self._run(image, timed)
         batch, _, height, width = image.shape
-        found = []
-        for step, taken in zip(self._steps, seconds, strict=True):
-            level = step.x.buffer.level if step.x else 0
-            work = step.op.work(batch, height >> level, width >> level)
-            found.append(Measured(step.name, type(step.op).__name__.removeprefix("Packed"), *work, taken))
-        return found
+        return [
+            Measured(step.name, type(op).__name__.removeprefix("Packed"), *op.work(*shape), taken)
+            for step, (op, shape), taken in zip(self._steps, self.calls(batch, height, width), seconds, strict=True)
+        ]
 
     @torch.no_grad()
     def _run(self, image: Tensor, run: Callable[[Callable[[Tensor, Tensor], None], Tensor, Tensor], None]) -> Tensor:

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from mirl_sparse import PromptIR, SparseRestorer, convert
+from mirl_sparse import PromptIR, SparseRestorer
+from mirl_sparse.to_ticket import to_ticket
 
 # By side: mean, standard deviation, and twelve values at equal distances through the flattened answer.
 ANSWERS = {
@@ -98,7 +99,7 @@ def test_any_size_and_batch(network: PromptIR, restorer: SparseRestorer, size: t
 def test_the_ticket_is_small(network: PromptIR, tmp_path) -> None:
     dense = {f"net.{name}": value for name, value in network.state_dict().items()}
     torch.save({"state_dict": dense, "epoch": 119}, tmp_path / "mirl.ckpt")
-    report = convert(tmp_path / "mirl.ckpt", tmp_path / "ticket.safetensors")
+    report = to_ticket(tmp_path / "mirl.ckpt", tmp_path / "ticket.safetensors")
     assert report.statistics["mac_density"] == pytest.approx(0.0536, abs=5e-4)
     sizes = [(tmp_path / name).stat().st_size for name in ("mirl.ckpt", "ticket.safetensors")]
     assert sizes[1] <= 0.16 * sizes[0]

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from mirl_sparse import SparseRestorer, UserError, convert
+from mirl_sparse import SparseRestorer, UserError
+from mirl_sparse.to_ticket import to_ticket
 from mirl_sparse.ticket import read_ticket, remove_dead_channels, write_ticket
 
 
@@ -40,7 +41,7 @@ def test_any_size_equals_the_dense_network(network, size, batch):
 
 def test_convert_writes_what_restores_alike(network, tmp_path):
     torch.save({"state_dict": {f"net.{k}": v for k, v in network.state_dict().items()}}, tmp_path / "c.ckpt")
-    report = convert(tmp_path / "c.ckpt", tmp_path / "t.safetensors")
+    report = to_ticket(tmp_path / "c.ckpt", tmp_path / "t.safetensors")
     assert report.removed > 0
     assert 0 < report.statistics["density"] < 0.15
     x = torch.rand(1, 3, 30, 20)

@@ -19,7 +19,7 @@ from skimage.metrics import peak_signal_noise_ratio
 
 from mirl_kernels import _cpu
 from mirl_sparse.bench import SPARSE, bench
-from mirl_sparse.convert import describe, load
+from mirl_sparse.to_ticket import describe, load
 from mirl_sparse.images import write_image
 from mirl_sparse.restorer import SparseRestorer
 from mirl_sparse.ticket import DEFAULT, find

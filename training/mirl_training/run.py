@@ -29,7 +29,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 from torch.nn import functional as F
 
-from mirl_sparse.convert import load
+from mirl_sparse.to_ticket import load
 from mirl_sparse.errors import UserError
 from mirl_sparse.files import write_whole
 from mirl_sparse.network import PromptIR

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Sequence
 from ctypes import Structure, c_int64, c_void_p
 from functools import cache
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 _LIBRARY = "libmirl_cpu.so"
 CHUNK = 96  # columns whose panel fits the first-level cache
 _PANEL = 64  # MIRL_PANEL of abi.h
+_NEAR = 1 << 20  # floats (4 MB) that stay in a cache between two layers
 DENSE = 0.55  # the density from which a product by rows takes longer than the whole matrix
 
 
@@ -215,6 +217,15 @@ class Packed(nn.Module, ABC):
     def work(self, batch: int, height: int, width: int) -> Work:
         """What a call on (B, C, H, W) must do."""
 
+    def quantities(self, batch: int, height: int, width: int) -> Counter[str]:
+        """How often a call on (B, C, H, W) does what: the cost model gives each a price."""
+        floats = self.work(batch, height, width).bytes // 4
+        return self._quantities(batch, height, width) + call_quantities(floats)
+
+    @abstractmethod
+    def _quantities(self, batch: int, height: int, width: int) -> Counter[str]:
+        """Those that are the op's own."""
+
     @abstractmethod
     def run(self, x: Tensor, out: Tensor, scratch: Tensor | None = None) -> None:
         """``out`` = op(x), both float32 (B, C, H, W) on the CPU; ``scratch`` holds `scratch_floats` where these are
@@ -223,6 +234,41 @@ class Packed(nn.Module, ABC):
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor:
         """op(x), as an op of torch.library that can be compiled and exported; BackendError as from `run`."""
+
+
+def groups(rows: int, columns: int, merged: bool = True) -> tuple[int, int]:
+    """How many vectors of pixels ``rows`` rows of an image make, and how many groups the kernels work on them in;
+    ``merged``: short rows share a group."""
+    lanes = {"avx512": 16, "avx2": 8, "portable": 4}[isa()]
+    wide = 4 if lanes == 16 else 8
+    vectors = -(-columns // lanes)
+    together = max(1, min(rows, _PANEL // (vectors * lanes))) if merged else 1
+    return rows * vectors, -(-rows // together) * -(-together * vectors // wide)
+
+
+def call_quantities(floats: int) -> Counter[str]:
+    """The `Packed.quantities` of any call that reads and writes so much."""
+    return Counter({"call": 1, "far float": floats if floats > _NEAR else 0})
+
+
+def product_quantities(packed: Tensor, vectors: int, groups: int) -> Counter[str]:
+    """The `Packed.quantities` of a packed matrix times so many vectors of pixels in so many groups."""
+    chunks = packed[5 : 5 + 7 * int(packed[3])].view(-1, 7)
+    found: Counter[str] = Counter()
+    far = 0
+    for _, rows, columns, start, _, _, dense in chunks.tolist():
+        found["row"] += rows * vectors
+        found["row of a group"] += rows * groups
+        if dense:
+            found["dense"] += rows * columns * vectors
+        else:
+            entries = int(packed[start + rows])
+            found["entry"] += entries * vectors
+            found["entry of a group"] += entries * groups
+            far += entries * groups
+    if far > _NEAR // 32 * groups:  # they come from afar for every group of pixels
+        found["far entry"] += far
+    return found
 
 
 def size(x: Tensor) -> Size:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from ctypes import Structure, c_int64, c_void_p
 
 import torch
@@ -45,6 +46,14 @@ def op(x: Tensor, packed: Tensor, inputs: int, outputs: int, height: int, width:
 def _(x: Tensor, packed: Tensor, inputs: int, outputs: int, height: int, width: int, stride_y: int, stride_x: int,
       shuffle: int) -> Tensor:  # fmt: skip
     return x.new_empty(x.shape[0], outputs, height, width)
+
+
+def conv_quantities(packed: Tensor, vectors: int, groups: int) -> Counter[str]:
+    """The `Packed.quantities` of a convolution: what its product takes, and what fills and reads the ring."""
+    found = _cpu.product_quantities(packed, vectors, groups)
+    rows, columns, taps = (int(packed[i]) for i in (0, 1, 4))
+    channels = int(packed[taps : taps + 3 * columns : 3].unique().numel())
+    return found + Counter({"load": channels * vectors, "gather": columns * vectors, "store": rows * vectors})
 
 
 def axis_taps(kernel: int, stride: int, dilation: int, before: int) -> list[tuple[int, int]]:
@@ -99,6 +108,10 @@ class PackedConv(_cpu.Packed):
         kept, pixels = _cpu.kept(self.packed), batch * out_height * out_width
         moved = 4 * batch * (self.inputs * height * width + self.outputs * out_height * out_width)
         return _cpu.Work(kept * pixels, moved + 8 * kept)
+
+    def _quantities(self, batch: int, height: int, width: int) -> Counter[str]:
+        vectors, groups = _cpu.groups(batch * -(-height // self.stride[0]), -(-width // self.stride[1]), merged=False)
+        return conv_quantities(self.packed, vectors, groups)
 
     def run(self, x: Tensor, out: Tensor, scratch: Tensor | None = None, residual: Tensor | None = None) -> None:
         """``out`` = the convolution of x (B, C, H, W), shuffled, plus ``residual``; x and out may not share memory."""

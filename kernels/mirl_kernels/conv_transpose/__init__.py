@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import torch
 from torch import Tensor
 
@@ -55,6 +57,10 @@ class PackedConvTranspose(_cpu.Packed):
     def work(self, batch: int, height: int, width: int) -> _cpu.Work:
         kept, pixels = _cpu.kept(self.packed), batch * height * width
         return _cpu.Work(kept * pixels, 4 * (self.inputs + self.outputs * self.stride**2) * pixels + 8 * kept)
+
+    def _quantities(self, batch: int, height: int, width: int) -> Counter[str]:
+        vectors, groups = _cpu.groups(batch * height, width, merged=False)
+        return conv_room.conv_quantities(self.packed, vectors, groups)
 
     def run(self, x: Tensor, out: Tensor, scratch: Tensor | None = None) -> None:
         _cpu.check(x, self.inputs, out, (x.shape[0], *self._shape(x)))

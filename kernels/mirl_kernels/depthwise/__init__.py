@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from ctypes import Structure, c_int64, c_void_p
 
 import torch
@@ -77,6 +78,12 @@ class PackedDepthwise(_cpu.Packed):
         kept, pixels = _cpu.kept(self.packed), batch * out_height * out_width
         moved = 4 * batch * (self.inputs * height * width + self.outputs * out_height * out_width)
         return _cpu.Work(kept * pixels, moved + 8 * kept)
+
+    def _quantities(self, batch: int, height: int, width: int) -> Counter[str]:
+        vectors, groups = _cpu.groups(batch * -(-height // self.stride[0]), -(-width // self.stride[1]), merged=False)
+        taps = _cpu.kept(self.packed)
+        return Counter({"copy": self.inputs * vectors, "store": self.outputs * vectors,
+                        "depthwise tap": taps * vectors, "depthwise tap of a group": taps * groups})  # fmt: skip
 
     def run(self, x: Tensor, out: Tensor, scratch: Tensor | None = None) -> None:
         _cpu.check(x, self.inputs, out, (x.shape[0], *self._shape(x)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from collections import Counter
 from ctypes import Structure, c_int64, c_void_p
 
 import torch
@@ -85,6 +86,13 @@ class PackedGDFN(_cpu.Packed):
         pixels = batch * height * width
         kept = sum(map(_cpu.kept, (self.project_in, self.dwconv, self.project_out)))
         return _cpu.Work(kept * pixels, 8 * self.channels * pixels + 8 * kept)
+
+    def _quantities(self, batch: int, height: int, width: int) -> Counter[str]:
+        vectors, groups = _cpu.groups(batch * height, width)
+        found = _cpu.product_quantities(self.project_in, vectors, groups)
+        found += _cpu.product_quantities(self.project_out, vectors, groups)
+        return found + Counter({"norm": self.channels * vectors, "gate": len(self.live) * vectors,
+                                "tap": _cpu.kept(self.dwconv) * vectors})  # fmt: skip
 
     def run(self, x: Tensor, out: Tensor, scratch: Tensor | None = None) -> None:
         """``out`` = GDFN(x), both (B, C, H, W); they may not share memory."""

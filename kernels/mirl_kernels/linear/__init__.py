@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from ctypes import Structure, c_int64, c_void_p
 
 import torch
@@ -46,6 +47,13 @@ class PackedLinear(nn.Module):
         super().__init__()
         self.outputs, self.inputs = weight.shape
         self.register_buffer("packed", _cpu.pack(weight.detach(), bias))
+
+    def quantities(self, tokens: int) -> Counter[str]:
+        """As those of `_cpu.Packed`, for a call on (tokens, C)."""
+        vectors, groups = _cpu.groups(1, tokens)
+        found = _cpu.product_quantities(self.packed, vectors, groups)
+        turned = Counter({"turn": (self.inputs + self.outputs) * vectors})
+        return found + turned + _cpu.call_quantities((self.inputs + self.outputs) * tokens)
 
     def forward(self, x: Tensor) -> Tensor:
         return op(x, self.packed, self.inputs, self.outputs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from collections import Counter
 from ctypes import Structure, c_int64, c_void_p
 
 import torch
@@ -105,6 +106,22 @@ class PackedMDTA(_cpu.Packed):
         projected = self.channels // self.heads * int(v.sum()) + _cpu.kept(self.project_out)
         macs = kept + int((q * k).sum()) + int((q + k).sum()) + min(projected, self.channels * int(v.sum()))
         return _cpu.Work(macs * pixels, (12 * self.channels + 8 * int(v.sum())) * pixels + 8 * kept)
+
+    def _quantities(self, batch: int, height: int, width: int) -> Counter[str]:
+        vectors, groups = _cpu.groups(batch * height, width)
+        found = _cpu.product_quantities(self.qkv, vectors, groups)
+        q, k, v = (torch.bincount(i * self.heads // self.channels, minlength=self.heads) for i in self.live)
+        by_head = self.channels // self.heads * int(v.sum())
+        if self.channels * int(v.sum()) <= by_head + 2 * _cpu.kept(self.project_out):  # composed, as the kernel decides
+            found["dense"] += self.channels * int(v.sum()) * vectors
+        else:
+            found["dense"] += by_head * vectors
+            found += _cpu.product_quantities(self.project_out, vectors, groups)
+        return found + Counter({
+            "norm": self.channels * vectors, "tap": _cpu.kept(self.dwconv) * vectors,
+            "gram": int((q * (-(-k // 16) * 16)).sum()) * vectors, "live qk": int((q + k).sum()) * vectors,
+            "live v": int(v.sum()) * vectors, "softmax": batch * self.channels**2 // self.heads,
+        })  # fmt: skip
 
     def run(self, x: Tensor, out: Tensor, scratch: Tensor | None = None) -> None:
         """``out`` = MDTA(x), both (B, C, H, W), possibly the same; ``scratch`` holds `scratch_floats`."""

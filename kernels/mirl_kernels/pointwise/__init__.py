@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from ctypes import Structure, c_int64, c_void_p
 
 import torch
@@ -49,6 +50,11 @@ class PackedPointwise(_cpu.Packed):
     def work(self, batch: int, height: int, width: int) -> _cpu.Work:
         pixels, kept = batch * height * width, _cpu.kept(self.packed)
         return _cpu.Work(kept * pixels, 4 * (self.inputs + self.outputs) * pixels + 8 * kept)
+
+    def _quantities(self, batch: int, height: int, width: int) -> Counter[str]:
+        vectors, groups = _cpu.groups(batch * height, width, merged=False)
+        found = _cpu.product_quantities(self.packed, vectors, groups)
+        return found + Counter({"load": self.inputs * vectors, "store": self.outputs * vectors})
 
     def run(self, x: Tensor, out: Tensor, scratch: Tensor | None = None) -> None:
         """``out`` (B, O, H, W) = convolution of x (B, C, H, W); they may not share memory."""

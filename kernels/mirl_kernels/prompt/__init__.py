@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from ctypes import Structure, c_int64, c_void_p
 
 import torch
 from torch import Tensor
 
 from mirl_kernels import _cpu
-from mirl_kernels.conv import PackedConv
+from mirl_kernels.conv import PackedConv, conv_quantities
 from mirl_kernels.prompt.reference import prompt as reference
 
 __all__ = ["PackedPrompt", "reference"]
@@ -63,6 +64,12 @@ class PackedPrompt(_cpu.Packed):
         inputs, pixels, kept = self.linear_weight.shape[1], batch * height * width, _cpu.kept(self.conv3x3)
         macs = (kept + 4 * channels) * pixels + batch * count * channels * side * side
         return _cpu.Work(macs, 4 * (inputs + channels) * pixels + 4 * self.prompt_param.numel() + 8 * kept)
+
+    def _quantities(self, batch: int, height: int, width: int) -> Counter[str]:
+        vectors, groups = _cpu.groups(batch * height, width, merged=False)
+        inputs, channels = self.linear_weight.shape[1], self.prompt_param.shape[2]
+        extra = Counter({"mean": inputs * vectors, "resize": channels * vectors, "mix": batch * self.prompt_param.numel()})
+        return conv_quantities(self.conv3x3, vectors, groups) + extra
 
     def run(self, x: Tensor, out: Tensor, scratch: Tensor | None = None) -> None:
         """``out`` (B, P, H, W) = the prompts for x (B, C, H, W); ``scratch`` holds `scratch_floats`."""
