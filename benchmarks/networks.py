@@ -16,7 +16,8 @@ import json
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable
+from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -67,3 +68,72 @@ def network(name: str) -> nn.Module:
             if dropped:
                 layer.weight[layer.weight.abs() <= layer.weight.abs().flatten().kthvalue(dropped).values] = 0
     return made
+
+
+class _First(nn.Module):
+    """Of a network with several results, the first."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        result = self.network(x)
+        return result if isinstance(result, torch.Tensor) else result[0]
+
+
+@torch.no_grad()
+def measure(name: str, runs: int) -> dict[str, Any]:
+    """One network's row of the table."""
+    warnings.simplefilter("ignore")
+    _, _, side, channels = NETWORKS[name]
+    dense = _First(network(name)).eval()
+    image = torch.rand(1, channels, side, side, generator=torch.Generator().manual_seed(1))
+    converted = convert(dense, image)
+    sparse = {"sparse": converted, "sparse compiled": torch.compile(converted, dynamic=False)}
+    found = bench.compare(dense, sparse, image, dense(image), runs)
+    layers = Counter(layer.implementation for layer in converted.report.layers)
+    return {"name": name, "density": converted.report.density, "layers": layers, **found}
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Markdown."""
+    lines = [
+        "| network | input | strongest dense | sparse | compiled | ratio | difference |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        times = {k: f"{v['median']:.3f} s" for k, v in row["rows"].items()}
+        dense = row["strongest_dense"]
+        worst = max(v["difference"] for k, v in row["rows"].items() if k.startswith("sparse"))
+        lines.append(f"| {row['name']} | {'x'.join(map(str, row['shape'][1:]))} | {times[dense]} ({dense.removeprefix('dense ')}) |"
+                     f" {times['sparse']} | {times.get('sparse compiled', '')} | **{row['speedup']:.2f}x** | {worst:.0e} |")  # fmt: skip
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", default=list(NETWORKS), metavar="NAME", help=", ".join(NETWORKS))
+    parser.add_argument("--runs", type=int, default=7, help="interleaved runs of each contender")
+    parser.add_argument("--json", type=Path, help="where to write the results")
+    parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)  # in a process of its own
+    args = parser.parse_args()
+    if args.one:
+        print(json.dumps(measure(args.names[0], args.runs)))
+        return
+    rows = []
+    for name in args.names:
+        command = [sys.executable, __file__, name, "--one", "--runs", str(args.runs)]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+        if done.returncode:
+            print(f"{name}: failed", file=sys.stderr)
+            continue
+        rows.append(json.loads(done.stdout.splitlines()[-1]))
+        print(table(rows[-1:]).splitlines()[-1], file=sys.stderr)
+        if args.json:
+            args.json.write_text(json.dumps(rows, indent=1))
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -16,9 +16,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mirl_sparse.to_ticket import describe
 from mirl_sparse.network import PromptIR, PromptIRConfig
 from mirl_sparse.ticket import remove_dead_channels, write_ticket
+from mirl_sparse.to_ticket import describe
 
 TICKETS = {
     "layerwise10": ("layerwise", 0.107),

@@ -1,6 +1,6 @@
 """Pruned image restoration networks, run sparse."""
 
-from mirl_sparse.convert import convert
+from mirl_sparse.conversion import convert
 from mirl_sparse.errors import UserError
 from mirl_sparse.network import PromptIR, PromptIRConfig
 from mirl_sparse.restorer import SparseRestorer

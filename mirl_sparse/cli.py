@@ -18,11 +18,11 @@ from rich.table import Table
 from mirl_kernels._cpu import BackendError
 from mirl_sparse import bench as benchmarking
 from mirl_sparse import restore as restoring
-from mirl_sparse.to_ticket import Report, describe, load, to_ticket
 from mirl_sparse.errors import UserError
 from mirl_sparse.network import MULTIPLE
 from mirl_sparse.restorer import SparseRestorer
 from mirl_sparse.ticket import DEFAULT, find
+from mirl_sparse.to_ticket import Report, describe, load, to_ticket
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 

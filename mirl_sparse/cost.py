@@ -7,6 +7,7 @@ cache. The converter chooses by these prices, and a ticket search can ask what a
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import json
@@ -15,7 +16,7 @@ import platform
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -52,7 +53,9 @@ def dense_quantities(layer: nn.Module, shape: tuple[int, ...]) -> Counter[str]:
         applied, kind = pixels, "transposed"
     else:
         results = applied = pixels // (layer.stride[0] * layer.stride[1])
-        kind = "depthwise" if layer.groups == layer.in_channels > 1 else "1x1" if layer.kernel_size == (1, 1) else "conv"
+        kind = (
+            "depthwise" if layer.groups == layer.in_channels > 1 else "1x1" if layer.kernel_size == (1, 1) else "conv"
+        )
     lanes = 16 if kind in ("1x1", "conv") else 1  # it works on blocks of channels
     outputs, inputs = (-(-n // lanes) * lanes for n in (layer.out_channels, layer.in_channels // layer.groups))
     macs = applied * outputs * inputs * layer.kernel_size[0] * layer.kernel_size[1]
@@ -88,7 +91,9 @@ def _samples() -> Iterator[tuple[Counter[str], Callable[[], object]]]:
     """Ops of the kinds and sizes that restoration networks are made of, and how to run each."""
     g = torch.Generator().manual_seed(0)
 
-    def packed(op: _cpu.Packed, channels: int, side: int, outputs: int | None = None) -> tuple[Counter[str], Callable[[], object]]:
+    def packed(
+        op: _cpu.Packed, channels: int, side: int, outputs: int | None = None
+    ) -> tuple[Counter[str], Callable[[], object]]:
         # Large images come from memory, as they do in a network.
         turns = 3 if channels * side * side >= 1 << 20 else 1
         x = [_cpu.empty(1, channels, side, side).normal_(generator=g) for _ in range(turns)]
@@ -119,29 +124,35 @@ def _samples() -> Iterator[tuple[Counter[str], Callable[[], object]]]:
         yield packed(PackedConv(_weights(g, density, o, c, 3, 3)), c, side, o)
         conv = nn.Conv2d(c, o, 3, padding=1)
         x = torch.randn(1, c, side, side, generator=g)
-        yield dense_quantities(conv, tuple(x.shape)), lambda conv=conv, x=x: conv(x)
+        yield dense_quantities(conv, tuple(x.shape)), partial(conv, x)
     for c, o, side, density in ((48, 48, 256, 0.1), (96, 96, 128, 0.2), (256, 256, 32, 0.1), (64, 128, 128, 1.0),
                                 (160, 96, 64, 0.05), (64, 64, 64, 0.1)):  # fmt: skip
         yield packed(PackedPointwise(_weights(g, density, o, c, 1, 1)), c, side, o)
         conv = nn.Conv2d(c, o, 1)
         x = torch.randn(1, c, side, side, generator=g)
-        yield dense_quantities(conv, tuple(x.shape)), lambda conv=conv, x=x: conv(x)
-    for c, side, k, density in ((64, 128, 3, 0.1), (64, 128, 3, 0.6), (32, 128, 7, 0.3), (256, 32, 3, 0.5), (64, 256, 3, 1.0)):
+        yield dense_quantities(conv, tuple(x.shape)), partial(conv, x)
+    for c, side, k, density in (
+        (64, 128, 3, 0.1),
+        (64, 128, 3, 0.6),
+        (32, 128, 7, 0.3),
+        (256, 32, 3, 0.5),
+        (64, 256, 3, 1.0),
+    ):
         yield packed(PackedDepthwise(_weights(g, density, c, 1, k, k)), c, side)
         conv = nn.Conv2d(c, c, k, padding=k // 2, groups=c)
         x = torch.randn(1, c, side, side, generator=g)
-        yield dense_quantities(conv, tuple(x.shape)), lambda conv=conv, x=x: conv(x)
+        yield dense_quantities(conv, tuple(x.shape)), partial(conv, x)
     for c, side in ((64, 32), (128, 64), (32, 128)):
         up = nn.ConvTranspose2d(c, c // 2, 2, stride=2)
         x = torch.randn(1, c, side, side, generator=g)
-        yield dense_quantities(up, tuple(x.shape)), lambda up=up, x=x: up(x)
+        yield dense_quantities(up, tuple(x.shape)), partial(up, x)
     for tokens, c, o, density in ((4096, 60, 180, 0.1), (4096, 180, 360, 0.1), (1024, 360, 180, 0.1), (512, 768, 768, 0.1),
                                   (4096, 96, 96, 1.0), (64, 180, 180, 0.1)):  # fmt: skip
         linear = nn.Linear(c, o)
         x = torch.randn(tokens, c, generator=g)
         sparse = PackedLinear(_weights(g, density, o, c))
-        yield sparse.quantities(tokens), lambda sparse=sparse, x=x: sparse(x)
-        yield dense_quantities(linear, tuple(x.shape)), lambda linear=linear, x=x: linear(x)
+        yield sparse.quantities(tokens), partial(sparse, x)
+        yield dense_quantities(linear, tuple(x.shape)), partial(linear, x)
     for c, prompts, side, density in ((192, 64, 64, 0.1), (96, 64, 128, 0.1)):
         prompt = PackedPrompt(torch.randn(5, c, generator=g), zeros(5), torch.rand(1, 5, prompts, side, side, generator=g),
                               _weights(g, density, prompts, prompts, 3, 3))  # fmt: skip
@@ -173,7 +184,11 @@ def measure() -> CostModel:
 def _machine() -> str:
     """What the prices hold for: this computer, and this version of the kernels and of what is counted."""
     kernels = Path(_cpu.__file__).parents[1]
-    sources = [Path(__file__), *sorted(kernels.rglob("*.py")), *(p for f in _cpu.__path__ for p in Path(f).glob("*.so"))]
+    sources = [
+        Path(__file__),
+        *sorted(kernels.rglob("*.py")),
+        *(p for f in _cpu.__path__ for p in Path(f).glob("*.so")),
+    ]
     build = hashlib.sha256(b"".join(p.read_bytes() for p in sources)).hexdigest()[:16]
     return f"{platform.node()} {_cpu.isa()} {torch.get_num_threads()} {torch.__version__} {build}"
 
@@ -193,10 +208,10 @@ def _cost_model(machine: str) -> CostModel:
         known = json.loads(_cache_file().read_text())
     except (OSError, ValueError):
         known = {}
+    if not isinstance(known, dict):
+        known = {}
     if machine not in known:
         known[machine] = measure().prices
-        try:
+        with contextlib.suppress(OSError):  # then it is measured again next time
             write_whole(_cache_file(), json.dumps(known).encode())
-        except OSError:
-            pass  # measured again next time
     return CostModel(known[machine])

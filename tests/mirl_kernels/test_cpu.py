@@ -176,7 +176,9 @@ def test_depthwise(seed, batch, channels, multiplier, down, across, shape, densi
 @given(seeds, st.integers(1, 3), st.integers(1, 3), st.integers(1, 7), st.integers(1, 6), st.integers(1, 4),
        st.tuples(st.integers(1, 5), st.integers(1, 5)), st.tuples(st.integers(0, 3), st.integers(0, 3)),
        st.tuples(st.integers(1, 3), st.integers(1, 3)), shapes, densities, st.booleans())  # fmt: skip
-def test_conv_transpose(seed, batch, groups, inputs, outputs, stride, kernel, padding, dilation, shape, density, biased):
+def test_conv_transpose(
+    seed, batch, groups, inputs, outputs, stride, kernel, padding, dilation, shape, density, biased
+):
     g = torch.Generator().manual_seed(seed)
     more = tuple(min(1, stride - 1) for _ in kernel)
     least = [2 * p // stride + 2 for p in padding]

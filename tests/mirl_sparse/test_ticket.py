@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from mirl_sparse import SparseRestorer, UserError
-from mirl_sparse.to_ticket import to_ticket
 from mirl_sparse.ticket import read_ticket, remove_dead_channels, write_ticket
+from mirl_sparse.to_ticket import to_ticket
 
 
 def test_dead_channels_leave_without_a_trace(network):

@@ -10,9 +10,9 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
-from mirl_sparse.to_ticket import load
 from mirl_sparse.restorer import SparseRestorer
 from mirl_sparse.ticket import DEFAULT, find
+from mirl_sparse.to_ticket import load
 from mirl_training.config import load_config
 from mirl_training.data import DataError
 from mirl_training.evaluate import evaluate as score

@@ -19,10 +19,10 @@ from skimage.metrics import peak_signal_noise_ratio
 
 from mirl_kernels import _cpu
 from mirl_sparse.bench import SPARSE, bench
-from mirl_sparse.to_ticket import describe, load
 from mirl_sparse.images import write_image
 from mirl_sparse.restorer import SparseRestorer
 from mirl_sparse.ticket import DEFAULT, find
+from mirl_sparse.to_ticket import describe, load
 from mirl_training.degradations import add_haze, add_noise, add_rain
 
 Pixels = NDArray[np.uint8]

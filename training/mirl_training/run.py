@@ -29,11 +29,11 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 from torch.nn import functional as F
 
-from mirl_sparse.to_ticket import load
 from mirl_sparse.errors import UserError
 from mirl_sparse.files import write_whole
 from mirl_sparse.network import PromptIR
 from mirl_sparse.ticket import find
+from mirl_sparse.to_ticket import load
 from mirl_training.config import RunConfig
 from mirl_training.data import TrainingData
 from mirl_training.masks import Mask, prune

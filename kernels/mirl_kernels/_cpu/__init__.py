@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from ctypes import Structure, c_int64, c_void_p
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -206,8 +206,34 @@ class Work(NamedTuple):
     bytes: int
 
 
-class Packed(nn.Module, ABC):
+def header(packed: Tensor) -> tuple[int, int]:
+    """Rows and columns of a packed matrix."""
+    rows, columns = packed[:2].tolist()
+    return rows, columns
+
+
+class PackedModule(nn.Module, ABC):
     """The surviving weights of one op, in the form that its kernel reads, as a module: its buffers are packed matrices."""
+
+    @abstractmethod
+    def _fits(self) -> bool:
+        """Whether the buffers belong to this module: the kernels would not notice."""
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], strict: bool,
+                              missing: list[str], unexpected: list[str], errors: list[str]) -> None:  # fmt: skip
+        before = dict(self._buffers)
+        for name, buffer in before.items():  # those of another mask have other lengths
+            given = state_dict.get(prefix + name)
+            if isinstance(given, Tensor) and buffer is not None and given.dtype == buffer.dtype:
+                self._buffers[name] = torch.empty_like(given, device=buffer.device)
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing, unexpected, errors)
+        if not self._fits():
+            self._buffers.update(before)
+            errors.append(f"the packed weights of {prefix.removesuffix('.')} are those of a layer of another shape")
+
+
+class Packed(PackedModule):
+    """An op from image to image."""
 
     def scratch_floats(self, batch: int, height: int, width: int) -> int:
         """How many floats of scratch memory a call on (B, C, H, W) takes."""

@@ -48,6 +48,13 @@ def _(x: Tensor, packed: Tensor, inputs: int, outputs: int, height: int, width: 
     return x.new_empty(x.shape[0], outputs, height, width)
 
 
+def taps_fit(packed: Tensor, rows: int, channels: int) -> bool:
+    """Whether a packed convolution has so many rows, and taps into so many channels."""
+    columns, taps = (int(packed[i]) for i in (1, 4))
+    read = packed[taps : taps + 3 * columns : 3]
+    return _cpu.header(packed)[0] == rows and not bool(((read < 0) | (read >= channels)).any())
+
+
 def conv_quantities(packed: Tensor, vectors: int, groups: int) -> Counter[str]:
     """The `Packed.quantities` of a convolution: what its product takes, and what fills and reads the ring."""
     found = _cpu.product_quantities(packed, vectors, groups)
@@ -65,6 +72,8 @@ def axis_taps(kernel: int, stride: int, dilation: int, before: int) -> list[tupl
 class PackedConv(_cpu.Packed):
     """The surviving weights of a convolution; arguments as in `reference`."""
 
+    packed: Tensor
+
     def __init__(
         self,
         weight: Tensor,
@@ -77,12 +86,11 @@ class PackedConv(_cpu.Packed):
     ) -> None:
         super().__init__()
         outputs, per_group, *kernel = weight.shape
-        k, l = kernel
-        self.padding = padding if padding is not None else (k // 2, k // 2, l // 2, l // 2)
+        self.padding = padding if padding is not None else (kernel[0] // 2, kernel[0] // 2, kernel[1] // 2, kernel[1] // 2)
         self.inputs, self.outputs, self.stride, self.shuffle = per_group * groups, outputs, stride, shuffle
         self.span = tuple(d * (n - 1) for d, n in zip(dilation, kernel, strict=True))  # from first tap to last
-        rows = axis_taps(k, stride[0], dilation[0], self.padding[0])
-        columns = axis_taps(l, stride[1], dilation[1], self.padding[2])
+        rows = axis_taps(kernel[0], stride[0], dilation[0], self.padding[0])
+        columns = axis_taps(kernel[1], stride[1], dilation[1], self.padding[2])
         taps = torch.tensor([
             ((c * stride[0] + i) * stride[1] + j, dy, dx)
             for c in range(per_group) for i, dy in rows for j, dx in columns
@@ -92,6 +100,9 @@ class PackedConv(_cpu.Packed):
         matrices = weight.detach().flatten(1)[:, order].chunk(groups)
         packed = _cpu.pack_taps([(m, taps[order] + g * first) for g, m in enumerate(matrices)], bias)
         self.register_buffer("packed", packed)
+
+    def _fits(self) -> bool:
+        return taps_fit(self.packed, self.outputs, self.inputs * self.stride[0] * self.stride[1])
 
     def _shape(self, x: Tensor) -> tuple[int, int, int]:
         """Channels, height and width of the result."""

@@ -22,8 +22,8 @@ def conv(
     r < -1 is ``pixel_unshuffle(-r)``: (B, O r^2, H / r, W / r); 1 stores as computed. ``residual`` has the
     shape of the result.
     """
-    k, l = weight.shape[2:]
-    top, bottom, left, right = padding if padding is not None else (k // 2, k // 2, l // 2, l // 2)
+    rows, columns = weight.shape[2:]
+    top, bottom, left, right = padding if padding is not None else (rows // 2, rows // 2, columns // 2, columns // 2)
     y = F.conv2d(F.pad(x, (left, right, top, bottom)), weight, bias, stride, 0, dilation, groups)
     if shuffle > 1:
         y = F.pixel_shuffle(y, shuffle)

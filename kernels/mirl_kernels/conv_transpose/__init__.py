@@ -21,6 +21,8 @@ class PackedConvTranspose(_cpu.Packed):
     for each i a convolution of its own (sub-pixel convolution: Shi et al., CVPR 2016).
     """
 
+    packed: Tensor
+
     def __init__(
         self,
         weight: Tensor,
@@ -44,12 +46,15 @@ class PackedConvTranspose(_cpu.Packed):
         packed = []
         for g, part in enumerate(weight.detach().split(near)):
             spread = weight.new_zeros(per_group, stride, stride, near, len(rows), len(columns))
-            for i, k, dy in reads[0]:
-                for j, l, dx in reads[1]:
-                    spread[:, i, j, :, rows.index(dy), columns.index(dx)] = part[:, :, k, l].T
+            for i, ky, dy in reads[0]:
+                for j, kx, dx in reads[1]:
+                    spread[:, i, j, :, rows.index(dy), columns.index(dx)] = part[:, :, ky, kx].T
             packed.append((spread.flatten(0, 2).flatten(1), taps + torch.tensor([g * near, 0, 0])))
         offset = None if bias is None else bias.repeat_interleave(stride * stride)
         self.register_buffer("packed", _cpu.pack_taps(packed, offset))
+
+    def _fits(self) -> bool:
+        return conv_room.taps_fit(self.packed, self.outputs * self.stride**2, self.inputs)
 
     def _shape(self, x: Tensor) -> tuple[int, int, int]:
         return self.outputs, x.shape[2] * self.stride + self.grow[0], x.shape[3] * self.stride + self.grow[1]

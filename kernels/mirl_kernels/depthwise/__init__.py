@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mirl_kernels import _cpu
-from mirl_kernels.conv import axis_taps
+from mirl_kernels.conv import axis_taps, taps_fit
 from mirl_kernels.depthwise.reference import depthwise as reference
 
 __all__ = ["PackedDepthwise", "reference"]
@@ -48,6 +48,8 @@ def _(x: Tensor, packed: Tensor, inputs: int, outputs: int, height: int, width: 
 class PackedDepthwise(_cpu.Packed):
     """The surviving taps of a depthwise convolution of ``inputs`` channels; arguments as in `reference`."""
 
+    packed: Tensor
+
     def __init__(
         self,
         weight: Tensor,
@@ -58,15 +60,18 @@ class PackedDepthwise(_cpu.Packed):
         inputs: int | None = None,
     ) -> None:
         super().__init__()
-        k, l = weight.shape[2:]
-        self.padding = padding if padding is not None else (k // 2, k // 2, l // 2, l // 2)
+        kernel = weight.shape[2:]
+        self.padding = padding if padding is not None else (kernel[0] // 2, kernel[0] // 2, kernel[1] // 2, kernel[1] // 2)
         self.outputs, self.stride = len(weight), stride
         self.inputs = self.outputs if inputs is None else inputs
-        self.span = dilation[0] * (k - 1), dilation[1] * (l - 1)
-        rows = axis_taps(k, stride[0], dilation[0], self.padding[0])
-        columns = axis_taps(l, stride[1], dilation[1], self.padding[2])
+        self.span = dilation[0] * (kernel[0] - 1), dilation[1] * (kernel[1] - 1)
+        rows = axis_taps(kernel[0], stride[0], dilation[0], self.padding[0])
+        columns = axis_taps(kernel[1], stride[1], dilation[1], self.padding[2])
         taps = torch.tensor([(i * stride[1] + j, dy, dx) for i, dy in rows for j, dx in columns])
         self.register_buffer("packed", _cpu.pack_taps([(weight.detach().flatten(1), taps)], bias, chunk=None))
+
+    def _fits(self) -> bool:
+        return taps_fit(self.packed, self.outputs, self.stride[0] * self.stride[1])
 
     def _shape(self, x: Tensor) -> tuple[int, int, int]:
         top, bottom, left, right = self.padding

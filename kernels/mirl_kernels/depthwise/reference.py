@@ -14,6 +14,6 @@ def depthwise(
 ) -> Tensor:
     """Zero-padded depthwise convolution: x (B, C, H, W), weight (m C, 1, k, l), bias (m C,): output channel o reads
     channel o // m. ``padding`` is (top, bottom, left, right); None keeps the size of an odd kernel without stride."""
-    k, l = weight.shape[2:]
-    top, bottom, left, right = padding if padding is not None else (k // 2, k // 2, l // 2, l // 2)
+    rows, columns = weight.shape[2:]
+    top, bottom, left, right = padding if padding is not None else (rows // 2, rows // 2, columns // 2, columns // 2)
     return F.conv2d(F.pad(x, (left, right, top, bottom)), weight, bias, stride, 0, dilation, x.shape[1])

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from collections import Counter
+from collections.abc import Sequence
 from ctypes import Structure, c_int64, c_void_p
 
 import torch
@@ -64,23 +64,30 @@ class PackedGDFN(_cpu.Packed):
     """The surviving weights of one GDFN, dead pairs removed exactly; arguments as in `reference`.
 
     The norm's gain and bias are folded into the 1x1 layer, which is exact before the zero padding.
-    ``live`` are the surviving pairs, in the order that suits the kernel.
     """
+
+    project_in: Tensor
+    dwconv: Tensor
+    project_out: Tensor
 
     def __init__(self, norm_weight: Tensor, norm_bias: Tensor | None, project_in: Tensor, dwconv: Tensor,
                  project_out: Tensor, biases: Sequence[Tensor | None] = (None, None, None)) -> None:  # fmt: skip
         super().__init__()
         pairs = project_out.shape[1]
         fan_in, taps, out = (w.detach().flatten(1) for w in (project_in, dwconv, project_out))
-        self.live = live_pairs(fan_in, taps, out, biases)
+        live = live_pairs(fan_in, taps, out, biases)
         counts = taps.count_nonzero(1)  # loops of equal length side by side: the processor foresees their ends
-        self.live = self.live[(counts[self.live] * 1000 + counts[self.live + pairs]).argsort(stable=True)]
-        rows = torch.cat([self.live, self.live + pairs])
+        live = live[(counts[live] * 1000 + counts[live + pairs]).argsort(stable=True)]
+        rows = torch.cat([live, live + pairs])
         self.channels, self.centred = project_in.shape[1], norm_bias is not None
         packed_in, packed_taps = _cpu.pack_normalised(fan_in, taps, norm_weight, norm_bias, biases[0], biases[1], rows)
         self.register_buffer("project_in", packed_in)
         self.register_buffer("dwconv", packed_taps)
-        self.register_buffer("project_out", _cpu.pack(out[:, self.live], biases[2]))
+        self.register_buffer("project_out", _cpu.pack(out[:, live], biases[2]))
+
+    def _fits(self) -> bool:
+        (hidden, channels), taps, out = map(_cpu.header, (self.project_in, self.dwconv, self.project_out))
+        return channels == self.channels and taps == (hidden, 9) and out == (channels, hidden // 2)
 
     def work(self, batch: int, height: int, width: int) -> _cpu.Work:
         pixels = batch * height * width
@@ -91,7 +98,7 @@ class PackedGDFN(_cpu.Packed):
         vectors, groups = _cpu.groups(batch * height, width)
         found = _cpu.product_quantities(self.project_in, vectors, groups)
         found += _cpu.product_quantities(self.project_out, vectors, groups)
-        return found + Counter({"norm": self.channels * vectors, "gate": len(self.live) * vectors,
+        return found + Counter({"norm": self.channels * vectors, "gate": _cpu.header(self.project_out)[1] * vectors,
                                 "tap": _cpu.kept(self.dwconv) * vectors})  # fmt: skip
 
     def run(self, x: Tensor, out: Tensor, scratch: Tensor | None = None) -> None:

@@ -6,7 +6,7 @@ from collections import Counter
 from ctypes import Structure, c_int64, c_void_p
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mirl_kernels import _cpu
 from mirl_kernels.linear.reference import linear as reference
@@ -40,13 +40,18 @@ def _(x: Tensor, packed: Tensor, inputs: int, outputs: int) -> Tensor:
     return x.new_empty(*x.shape[:-1], outputs)
 
 
-class PackedLinear(nn.Module):
+class PackedLinear(_cpu.PackedModule):
     """The surviving weights of a linear layer; arguments as in `reference`."""
+
+    packed: Tensor
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         super().__init__()
         self.outputs, self.inputs = weight.shape
         self.register_buffer("packed", _cpu.pack(weight.detach(), bias))
+
+    def _fits(self) -> bool:
+        return _cpu.header(self.packed) == (self.outputs, self.inputs)
 
     def quantities(self, tokens: int) -> Counter[str]:
         """As those of `_cpu.Packed`, for a call on (tokens, C)."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from collections import Counter
+from collections.abc import Sequence
 from ctypes import Structure, c_int64, c_void_p
 
 import torch
@@ -71,6 +71,14 @@ def _(x: Tensor, qkv: Tensor, dwconv: Tensor, project_out: Tensor, temperature: 
 class PackedMDTA(_cpu.Packed):
     """The surviving weights of one MDTA, dead channels removed exactly; arguments as in `reference`."""
 
+    qkv: Tensor
+    dwconv: Tensor
+    project_out: Tensor
+    temperature: Tensor
+    q_index: Tensor
+    k_index: Tensor
+    v_index: Tensor
+
     def __init__(self, norm_weight: Tensor, norm_bias: Tensor | None, qkv: Tensor, dwconv: Tensor, temperature: Tensor,
                  project_out: Tensor, biases: Sequence[Tensor | None] = (None, None, None)) -> None:  # fmt: skip
         super().__init__()
@@ -88,6 +96,11 @@ class PackedMDTA(_cpu.Packed):
         self.register_buffer("temperature", temperature.detach().flatten().float().clone())
         for name, index in zip("qkv", live, strict=True):
             self.register_buffer(f"{name}_index", index.int().contiguous())
+
+    def _fits(self) -> bool:
+        (hidden, channels), taps, out = map(_cpu.header, (self.qkv, self.dwconv, self.project_out))
+        counted = hidden == sum(map(len, self.live)) and taps == (hidden, 9)
+        return counted and channels == self.channels and out == (channels, channels)
 
     @property
     def live(self) -> list[Tensor]:

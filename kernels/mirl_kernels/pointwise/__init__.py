@@ -42,10 +42,15 @@ def run(x: Tensor, out: Tensor, packed: Tensor, inputs: int) -> None:
 class PackedPointwise(_cpu.Packed):
     """The surviving weights of a 1x1 convolution; arguments as in `reference`."""
 
+    packed: Tensor
+
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         super().__init__()
         self.outputs, self.inputs = weight.shape[:2]
         self.register_buffer("packed", _cpu.pack(weight.detach().flatten(1), bias))
+
+    def _fits(self) -> bool:
+        return _cpu.header(self.packed) == (self.outputs, self.inputs)
 
     def work(self, batch: int, height: int, width: int) -> _cpu.Work:
         pixels, kept = batch * height * width, _cpu.kept(self.packed)

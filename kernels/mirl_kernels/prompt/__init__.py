@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mirl_kernels import _cpu
-from mirl_kernels.conv import PackedConv, conv_quantities
+from mirl_kernels.conv import PackedConv, conv_quantities, taps_fit
 from mirl_kernels.prompt.reference import prompt as reference
 
 __all__ = ["PackedPrompt", "reference"]
@@ -49,11 +49,24 @@ def _(x: Tensor, linear_weight: Tensor, linear_bias: Tensor, prompt_param: Tenso
 class PackedPrompt(_cpu.Packed):
     """The weights of one prompt block, its convolution by surviving weights; arguments as in `reference`."""
 
+    linear_weight: Tensor
+    linear_bias: Tensor
+    prompt_param: Tensor
+    conv3x3: Tensor
+
     def __init__(self, linear_weight: Tensor, linear_bias: Tensor, prompt_param: Tensor, conv3x3: Tensor) -> None:
         super().__init__()
-        for name, value in (("linear_weight", linear_weight), ("linear_bias", linear_bias), ("prompt_param", prompt_param)):
+        for name, value in (
+            ("linear_weight", linear_weight),
+            ("linear_bias", linear_bias),
+            ("prompt_param", prompt_param),
+        ):
             self.register_buffer(name, value.detach().float().contiguous())
         self.register_buffer("conv3x3", PackedConv(conv3x3).packed)
+
+    def _fits(self) -> bool:
+        prompts = self.prompt_param.shape[2]
+        return taps_fit(self.conv3x3, prompts, prompts)
 
     def scratch_floats(self, batch: int, height: int, width: int) -> int:
         return batch * self.prompt_param.shape[2] * height * width
@@ -68,7 +81,9 @@ class PackedPrompt(_cpu.Packed):
     def _quantities(self, batch: int, height: int, width: int) -> Counter[str]:
         vectors, groups = _cpu.groups(batch * height, width, merged=False)
         inputs, channels = self.linear_weight.shape[1], self.prompt_param.shape[2]
-        extra = Counter({"mean": inputs * vectors, "resize": channels * vectors, "mix": batch * self.prompt_param.numel()})
+        extra = Counter(
+            {"mean": inputs * vectors, "resize": channels * vectors, "mix": batch * self.prompt_param.numel()}
+        )
         return conv_quantities(self.conv3x3, vectors, groups) + extra
 
     def run(self, x: Tensor, out: Tensor, scratch: Tensor | None = None) -> None:

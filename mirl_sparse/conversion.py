@@ -64,8 +64,8 @@ class ConversionReport:
     def __str__(self) -> str:
         rows = [("layer", "module", "density", "runs as", "sparse", "dense", "why")]
         for x in self.layers:
-            times = ("" if t is None else f"{t:.2f} ms" for t in (x.sparse_ms, x.dense_ms))
-            rows.append((x.name or "(root)", x.kind, f"{x.density:.1%}", x.implementation, *times, x.reason))
+            sparse, dense = ("" if t is None else f"{t:.2f} ms" for t in (x.sparse_ms, x.dense_ms))
+            rows.append((x.name or "(root)", x.kind, f"{x.density:.1%}", x.implementation, sparse, dense, x.reason))
         widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
         lines = ("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
         swapped = sum(x.implementation != "dense" for x in self.layers)
@@ -77,12 +77,11 @@ class _Unsupported(Exception):
 
 
 class _Form(NamedTuple):
-    """A sparse form of a module: ``sizes`` gives what its packed op is called on when the module's input has a shape."""
+    """A sparse form of a module: what stands in its place, the packed op in it, and what to call it."""
 
     module: nn.Module
-    op: nn.Module
+    op: _cpu.PackedModule
     name: str
-    why: str
 
 
 def _padding(m: nn.Conv2d) -> tuple[int, int, int, int]:
@@ -114,7 +113,7 @@ def _conv(m: nn.Conv2d) -> _Form:
         op, name = PackedPointwise(m.weight, m.bias), "sparse 1x1"
     else:
         op, name = PackedConv(m.weight, m.bias, stride, padding, dilation, m.groups), "sparse convolution"
-    return _Form(nn.Sequential(pad, op) if pad else op, op, name, "")
+    return _Form(nn.Sequential(pad, op) if pad else op, op, name)
 
 
 def _conv_transpose(m: nn.ConvTranspose2d) -> _Form:
@@ -123,12 +122,12 @@ def _conv_transpose(m: nn.ConvTranspose2d) -> _Form:
     assert not isinstance(m.padding, str)
     (p, q), (o, u), (d, e) = m.padding, m.output_padding, m.dilation
     op = PackedConvTranspose(m.weight, m.bias, m.stride[0], (p, q), (o, u), (d, e), m.groups)
-    return _Form(op, op, "sparse sub-pixel convolution", "")
+    return _Form(op, op, "sparse sub-pixel convolution")
 
 
 def _linear(m: nn.Linear) -> _Form:
     op = PackedLinear(m.weight, m.bias)
-    return _Form(op, op, "sparse linear", "")
+    return _Form(op, op, "sparse linear")
 
 
 _LAYERS: dict[type[nn.Module], Callable[[Any], _Form]] = {
@@ -167,7 +166,7 @@ def _same(dense: nn.Module, sparse: nn.Module, x: Tensor) -> bool:
     return bool((got - expected).abs().max() <= TOLERANCE * max(1.0, expected.abs().max().item()))
 
 
-def _restormer_block(m: nn.Module) -> nn.Module | None:
+def _restormer_block(m: Any) -> nn.Sequential | None:
     """x + attn(norm1(x)), then x + ffn(norm2(x)), as two fused ops; None for a module that is not built so."""
     try:
         norms = [getattr(n, "body", n) for n in (m.norm1, m.norm2)]
@@ -175,7 +174,7 @@ def _restormer_block(m: nn.Module) -> nn.Module | None:
         convolutions = [(a.qkv, a.qkv_dwconv, a.project_out), (f.project_in, f.dwconv, f.project_out)]
         if not all(isinstance(c, nn.Conv2d) for three in convolutions for c in three):
             return None
-        packed = []
+        packed: list[nn.Module] = []
         for cls, norm, three in zip((PackedMDTA, PackedGDFN), norms, convolutions, strict=True):
             weights = [c.weight for c in three]
             if cls is PackedMDTA:
@@ -188,10 +187,10 @@ def _restormer_block(m: nn.Module) -> nn.Module | None:
 
 
 class _Call(NamedTuple):
-    """Inputs of one shape that a module was given, how often."""
+    """Inputs of one shape that a module was given, and how many times."""
 
     shape: tuple[int, ...]
-    count: int
+    times: int
 
 
 @torch.no_grad()
@@ -233,7 +232,7 @@ class _Conversion:
     def _convert(self, m: nn.Module, name: str) -> nn.Module:
         block = _restormer_block(m)
         if block is not None and (self.calls is None or id(m) in self.calls):
-            x = torch.randn(1, block[0].channels, 17, 23, generator=torch.Generator().manual_seed(0))
+            x = torch.randn(1, m.get_parameter("attn.qkv.weight").shape[1], 17, 23, generator=torch.Generator().manual_seed(0))
             if _same(m, block, x):
                 for kind in ("attn", "ffn"):
                     self._report(m.get_submodule(kind), f"{name}.{kind}", f"fused {'MDTA' if kind == 'attn' else 'GDFN'}",
@@ -243,10 +242,12 @@ class _Conversion:
             return self._attention(m, name)
         if own := [p for p in m.parameters(recurse=False) if p.numel()]:
             return self._swap(m, name, own)
-        for child_name, child in list(m.named_children()):
-            swapped = self.visit(child, f"{name}.{child_name}" if name else child_name)
-            if swapped is not child:
-                m._modules[child_name] = swapped
+        return self._children(m, name)
+
+    def _children(self, m: nn.Module, name: str) -> nn.Module:
+        for child_name, child in list(m._modules.items()):
+            if child is not None:
+                m._modules[child_name] = self.visit(child, f"{name}.{child_name}" if name else child_name)
         return m
 
     def _swap(self, m: nn.Module, name: str, own: list[nn.Parameter]) -> nn.Module:
@@ -259,9 +260,7 @@ class _Conversion:
             form = _layer(m)
         except _Unsupported as error:
             report("dense", str(error))
-            for child_name, child in list(m.named_children()):
-                m._modules[child_name] = self.visit(child, f"{name}.{child_name}" if name else child_name)
-            return m
+            return m if isinstance(m, tuple(_LAYERS)) else self._children(m, name)
         weight = m.weight
         assert isinstance(weight, Tensor)
         kept, total = int(weight.count_nonzero()), weight.numel()
@@ -269,9 +268,9 @@ class _Conversion:
             report("dense", "the example input never calls it")
             return m
         sparse = dense = 0.0
-        for shape, count in self._shapes(m):
-            sparse += count * self.model.seconds(_quantities(form.op, shape))
-            dense += count * self.model.seconds(dense_quantities(m, shape))
+        for shape, times in self._shapes(m):
+            sparse += times * self.model.seconds(_quantities(form.op, shape))
+            dense += times * self.model.seconds(dense_quantities(m, shape))
         x = torch.randn(_probe(m), generator=torch.Generator().manual_seed(0))
         if not _same(m, form.module, x):
             report("dense", "its sparse form does not give the same", sparse * 1e3, dense * 1e3)
@@ -306,7 +305,7 @@ class _Conversion:
         self.layers.append(ConvertedLayer(name, type(m).__name__, kept, total, implementation, reason))
 
 
-def _quantities(op: nn.Module, shape: tuple[int, ...]) -> Counter[str]:
+def _quantities(op: _cpu.PackedModule, shape: tuple[int, ...]) -> Counter[str]:
     if isinstance(op, PackedLinear):
         return op.quantities(max(1, torch.Size(shape[:-1]).numel()))
     assert isinstance(op, _cpu.Packed)
@@ -364,15 +363,15 @@ def convert(module: nn.Module, example_input: Tensor | tuple[Any, ...] | None = 
         raise UserError(f"module is {type(module).__name__}; expected a torch.nn.Module")
     _cpu.library()
     copied = _copied(module).eval().requires_grad_(False)
-    calls = expected = None
+    calls, expected = None, []
     example = example_input if isinstance(example_input, tuple) or example_input is None else (example_input,)
     if example is not None:
-        calls, expected = _calls(copied, example)
-        expected = [t.clone() for t in _tensors(expected)]
+        calls, result = _calls(copied, example)
+        expected = [t.clone() for t in _tensors(result)]
     conversion = _Conversion(calls, cost_model())
     converted = conversion.visit(copied, "")
     if example is not None:
-        for want, got in zip(expected or [], _tensors(converted(*example)), strict=True):
+        for want, got in zip(expected, _tensors(converted(*example)), strict=True):
             difference = (got - want).abs().max().item() / max(1.0, want.abs().max().item())
             if not difference <= TOLERANCE:
                 raise UserError(

@@ -1,0 +1,41 @@
+"""What the cost model predicts for ten masks of the full-size network, beside what they take:
+
+python benchmarks/cost.py
+"""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import torch
+from tickets import network
+
+from mirl_sparse.cost import measure
+from mirl_sparse.engine import Engine
+
+MASKS = [("layerwise", d) for d in (0.02, 0.0352, 0.05, 0.107, 0.2, 0.5)] + [
+    ("uneven", d) for d in (0.0352, 0.05, 0.1, 0.2)
+]
+
+
+def main() -> None:
+    model, image = measure(), torch.rand(1, 3, 256, 256)
+    print("| mask | predicted | measured | off by |\n|---|---|---|---|")
+    for criterion, density in MASKS:
+        engine = Engine(network(criterion, density))
+        engine(image)
+        times = []
+        for _ in range(9):
+            begin = time.perf_counter()
+            engine(image)
+            times.append(time.perf_counter() - begin)
+        predicted, median = model.engine(engine), float(np.median(times))
+        print(
+            f"| {criterion} {density:.2%} | {predicted * 1e3:.0f} ms | {median * 1e3:.0f} ms | {predicted / median - 1:+.0%} |",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
