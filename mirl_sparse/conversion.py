@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -158,6 +158,26 @@ def _layer(m: nn.Module) -> _Form:
     return _LAYERS[base](m)
 
 
+def _absorbed(layer: nn.Module | None, follower: nn.Module) -> bool:
+    """Whether the sparse layer could be made to apply the activation or pixel shuffle behind it to what it stores."""
+    if isinstance(layer, nn.Sequential):  # a padding and the layer
+        layer = layer[-1]
+    if not isinstance(layer, (PackedConv, PackedConvTranspose, PackedDepthwise, PackedPointwise, PackedLinear)):
+        return False
+    free = layer.activation == "none"
+    if type(follower) is nn.ReLU and free:
+        layer.activation = "relu"
+    elif type(follower) is nn.LeakyReLU and free and 0 <= follower.negative_slope <= 1:
+        layer.activation, layer.slope = "leaky_relu", follower.negative_slope
+    elif type(follower) is nn.GELU and free and follower.approximate == "none":
+        layer.activation = "gelu"
+    elif type(follower) is nn.PixelShuffle and type(layer) is PackedConv and layer.shuffle == 1:
+        layer.shuffle = follower.upscale_factor
+    else:
+        return False
+    return True
+
+
 def _same(dense: nn.Module, sparse: nn.Module, x: Tensor) -> bool:
     """Whether both give the same for x."""
     expected, got = dense(x), sparse(x)
@@ -232,7 +252,9 @@ class _Conversion:
     def _convert(self, m: nn.Module, name: str) -> nn.Module:
         block = _restormer_block(m)
         if block is not None and (self.calls is None or id(m) in self.calls):
-            x = torch.randn(1, m.get_parameter("attn.qkv.weight").shape[1], 17, 23, generator=torch.Generator().manual_seed(0))
+            x = torch.randn(
+                1, m.get_parameter("attn.qkv.weight").shape[1], 17, 23, generator=torch.Generator().manual_seed(0)
+            )
             if _same(m, block, x):
                 for kind in ("attn", "ffn"):
                     self._report(m.get_submodule(kind), f"{name}.{kind}", f"fused {'MDTA' if kind == 'attn' else 'GDFN'}",
@@ -245,10 +267,31 @@ class _Conversion:
         return self._children(m, name)
 
     def _children(self, m: nn.Module, name: str) -> nn.Module:
-        for child_name, child in list(m._modules.items()):
+        before = list(m._modules.items())
+        for child_name, child in before:
             if child is not None:
                 m._modules[child_name] = self.visit(child, f"{name}.{child_name}" if name else child_name)
+        if type(m).forward is nn.Sequential.forward:
+            last = None  # layer that absorbs what follows
+            for child_name, child in before:
+                if child is None or not self._alone(child, m):
+                    last = None
+                elif last and _absorbed(m._modules[last], child):
+                    m._modules[child_name] = nn.Identity()
+                    self._absorbs(f"{name}.{last}" if name else last, child)
+                else:
+                    last = child_name
         return m
+
+    def _absorbs(self, name: str, follower: nn.Module) -> None:
+        i = next(i for i, layer in enumerate(self.layers) if layer.name == name)
+        implementation = f"{self.layers[i].implementation} + {type(follower).__name__}"
+        self.layers[i] = replace(self.layers[i], implementation=implementation)
+
+    def _alone(self, child: nn.Module, parent: nn.Module) -> bool:
+        """Whether the example shows that a child runs when, and only when, its parent does."""
+        calls, parents = ([times for _, times in (self.calls or {}).get(id(m), [])] for m in (child, parent))
+        return bool(calls) and sum(calls) == sum(parents)
 
     def _swap(self, m: nn.Module, name: str, own: list[nn.Parameter]) -> nn.Module:
         kept, total = sum(int(p.count_nonzero()) for p in own), sum(p.numel() for p in own)

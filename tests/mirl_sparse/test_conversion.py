@@ -144,6 +144,41 @@ def test_a_layer_that_is_faster_dense_stays_so(zoo, monkeypatch):
     assert type(converted.head) is nn.Conv2d
 
 
+@pytest.mark.parametrize(("layers", "implementation"), [
+    ([nn.Conv2d(8, 8, 3), nn.ReLU()], "sparse convolution + ReLU"),
+    ([nn.Conv2d(8, 8, 3, padding=1, padding_mode="reflect"), nn.GELU()], "sparse convolution + GELU"),
+    ([nn.Conv2d(8, 8, 3), nn.PixelShuffle(2), nn.LeakyReLU(0.2)], "sparse convolution + PixelShuffle + LeakyReLU"),
+    ([nn.Conv2d(8, 8, 1), nn.LeakyReLU(0.1)], "sparse 1x1 + LeakyReLU"),
+    ([nn.Conv2d(8, 8, 3, groups=8), nn.ReLU()], "sparse depthwise + ReLU"),
+    ([nn.ConvTranspose2d(8, 8, 2, 2), nn.GELU()], "sparse sub-pixel convolution + GELU"),
+    ([nn.Linear(8, 8), nn.GELU()], "sparse linear + GELU"),
+    ([nn.Conv2d(8, 8, 1), nn.ReLU(), nn.GELU()], "sparse 1x1 + ReLU"),
+    ([nn.Conv2d(8, 8, 1), nn.GELU(approximate="tanh")], "sparse 1x1"),
+    ([nn.Conv2d(8, 8, 1), nn.LeakyReLU(-0.1)], "sparse 1x1"),
+    ([nn.Conv2d(8, 8, 1), nn.Sigmoid(), nn.ReLU()], "sparse 1x1"),
+])  # fmt: skip
+def test_what_follows_a_layer_is_part_of_its_store(layers, implementation):
+    dense = pruned(nn.Sequential(*layers))
+    converted = convert(dense, rand(2, 8, 10, 8))
+    assert implementations(converted) == {"0": implementation}
+    same(converted, dense, rand(1, 8, 12, 8))
+
+
+def test_activations_stay_where_a_layer_is_used_without_them():
+    class Peek(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU())
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.body(x) + self.body[0](x)
+
+    for dense in (pruned(Peek()), pruned(nn.Sequential(*[nn.Conv2d(3, 3, 1), nn.ReLU()] * 2))):
+        converted = convert(dense, IMAGE)
+        assert set(implementations(converted).values()) == {"sparse 1x1"}
+        same(converted, dense, IMAGE)
+
+
 sides = st.integers(1, 4)
 
 

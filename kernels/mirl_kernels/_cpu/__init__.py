@@ -7,7 +7,7 @@ import os
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Sequence
-from ctypes import Structure, c_int64, c_void_p
+from ctypes import Structure, c_double, c_int64, c_void_p
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -198,6 +198,19 @@ def check(x: Tensor, channels: int, out: Tensor, shape: tuple[int, ...], scratch
         raise BackendError(f"scratch is {given}; expected {floats} of torch.float32")
 
 
+class Activation(Structure):
+    """What happens to a result before it is stored; `activation` makes one."""
+
+    _fields_ = [("gelu", c_int64), ("slope", c_double)]
+
+
+def activation(name: str, slope: float = 0.0) -> Activation:
+    """ "none", "relu", "leaky_relu" (x, or ``slope`` * x where that is more; 0 <= slope <= 1) or "gelu" (exact)."""
+    if name == "leaky_relu" and not 0 <= slope <= 1:
+        raise BackendError(f"slope is {slope}; expected 0 to 1")
+    return Activation(name == "gelu", {"none": 1.0, "gelu": 1.0, "relu": 0.0, "leaky_relu": slope}[name])
+
+
 class Work(NamedTuple):
     """What an op must do: multiply-adds by surviving weights, and the bytes that it reads and writes at least,
     its images each way once and its weights."""
@@ -214,6 +227,9 @@ def header(packed: Tensor) -> tuple[int, int]:
 
 class PackedModule(nn.Module, ABC):
     """The surviving weights of one op, in the form that its kernel reads, as a module: its buffers are packed matrices."""
+
+    activation = "none"  # of what the op stores, for those that can (`activation`)
+    slope = 0.0
 
     @abstractmethod
     def _fits(self) -> bool:
@@ -262,13 +278,13 @@ class Packed(PackedModule):
         """op(x), as an op of torch.library that can be compiled and exported; BackendError as from `run`."""
 
 
-def groups(rows: int, columns: int, merged: bool = True) -> tuple[int, int]:
-    """How many vectors of pixels ``rows`` rows of an image make, and how many groups the kernels work on them in;
-    ``merged``: short rows share a group."""
+def groups(rows: int, columns: int) -> tuple[int, int]:
+    """How many vectors of pixels ``rows`` rows of an image make, and how many groups the kernels work on them in: short
+    rows share one."""
     lanes = {"avx512": 16, "avx2": 8, "portable": 4}[isa()]
     wide = 4 if lanes == 16 else 8
     vectors = -(-columns // lanes)
-    together = max(1, min(rows, _PANEL // (vectors * lanes))) if merged else 1
+    together = max(1, min(rows, _PANEL // (vectors * lanes)))
     return rows * vectors, -(-rows // together) * -(-together * vectors // wide)
 
 

@@ -89,10 +89,17 @@ struct MirlMdta {
   int64_t threads;
 };
 
+// What happens to a result before it is stored: max(x, slope * x), 0 <= slope <= 1 (1: nothing), or GELU.
+struct MirlActivation {
+  int64_t gelu;
+  double slope;
+};
+
 struct MirlPointwise {
   MirlImage x, y;
   MirlSize size;
   const MirlMatrix* weight;
+  MirlActivation activation;
   int64_t threads;
 };
 
@@ -102,6 +109,7 @@ struct MirlConv {
   MirlSize size;             // of x
   int64_t height, width;     // of y
   const MirlMatrix* weight;
+  MirlActivation activation;
   int64_t stride_y, stride_x, shuffle, threads;
 };
 
@@ -112,6 +120,7 @@ struct MirlDepthwise {
   MirlSize size;          // of x
   int64_t height, width;  // of y
   const MirlMatrix* weight;
+  MirlActivation activation;
   int64_t multiplier, stride_y, stride_x, threads;
 };
 
@@ -121,6 +130,7 @@ struct MirlLinear {
   float* y;
   int64_t tokens, x_token, y_token;
   const MirlMatrix* weight;
+  MirlActivation activation;
   int64_t threads;
 };
 

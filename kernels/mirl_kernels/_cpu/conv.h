@@ -61,52 +61,58 @@ inline void run_conv(const MirlConv& a) {
       if (x < a.width && y < a.height)
         *a.y.at(step.b, channel, y, x) = value + (a.residual.data ? *a.residual.at(step.b, channel, y, x) : 0.0f);
     };
-    const std::vector<Place> all = places(1, step.x1 - step.x0);
-    for (int64_t i = 0; i < step.count; ++i)
-      grouped(all.size(), [&](int64_t first, int64_t n) {
-        const Place* at = all.data() + first;
-        const float* in = step.hidden + at->column;
-        const int64_t* offset = offsets.data() + (step.slot + i) % s.slots * columns;
-        const int64_t y = step.y + i;
-        Vec even[WIDE];  // an even row of the product waits for the odd one, whose pixels go between its own
-        auto emit = [&](int64_t o, int64_t v, Vec sum) {
-          const int64_t x = step.x0 + at[v].column, valid = at[v].valid;
-          if (r == 1) {
-            put(o, y, x, sum, valid);
-          } else if (r == 2) {
-            if (o % 2 == 0) {
-              even[v] = sum;
-              return;
-            }
-            const int64_t channel = o / 4, below = y * 2 + o % 4 / 2;
-            put(channel, below, 2 * x, MIRL_SHUFFLE(even[v], sum, MIRL_LOW), std::min(L, 2 * valid));
-            if (2 * valid > L) put(channel, below, 2 * x + L, MIRL_SHUFFLE(even[v], sum, MIRL_HIGH), 2 * valid - L);
-          } else if (r == -2 && x % 2 == 0) {
-            put(o * 4 + y % 2 * 2, y / 2, x / 2, MIRL_SHUFFLE(sum, sum, MIRL_EVEN), (valid + 1) / 2);
-            if (valid > 1) put(o * 4 + y % 2 * 2 + 1, y / 2, x / 2, MIRL_SHUFFLE(sum, sum, MIRL_ODD), valid / 2);
-          } else if (r > 0) {
-            for (int64_t p = 0; p < valid; ++p) put_one(o / (r * r), y * r + o % (r * r) / r, (x + p) * r + o % r, sum[p]);
-          } else {
-            for (int64_t p = 0; p < valid; ++p)
-              put_one(o * r * r + y % -r * -r + (x + p) % -r, y / -r, (x + p) / -r, sum[p]);
+    const std::vector<Place> all = places(step.count, step.x1 - step.x0);
+    grouped(all.size(), [&](int64_t first, int64_t n) {
+      const Place* at = all.data() + first;
+      const float* in[WIDE];
+      const int64_t* offset[WIDE];
+      for (int64_t v = 0; v < n; ++v) {
+        in[v] = step.hidden + at[v].column;
+        offset[v] = offsets.data() + (step.slot + at[v].row) % s.slots * columns;
+      }
+      const bool stretch = at[n - 1].row == at->row;  // of memory
+      Vec even[WIDE];  // an even row of the product waits for the odd one, whose pixels go between its own
+      auto emit = [&](int64_t o, int64_t v, Vec sum) {
+        const int64_t y = step.y + at[v].row, x = step.x0 + at[v].column, valid = at[v].valid;
+        if (r == 1) {
+          put(o, y, x, sum, valid);
+        } else if (r == 2) {
+          if (o % 2 == 0) {
+            even[v] = sum;
+            return;
           }
-        };
-        for (int64_t i = 0; i < m.chunks; offset += chunks[i++].columns) {
-          const int64_t row = m.chunk(i).first_row;
-          const bool begins = i == 0 || m.chunk(i - 1).first_row != row;
-          const bool ends = i + 1 == m.chunks || m.chunk(i + 1).first_row != row;
-          for (int64_t c = 0; c < chunks[i].columns; ++c)
-            for (int64_t v = 0; v < n; ++v) store(panel + c * PANEL + v * L, load(in + offset[c] + v * L));
-          product(chunks[i], panel, n, [&](int64_t o, int64_t first, auto wide, const Vec* sums) {
-            for (int64_t v = first; v < first + wide; ++v) {
-              float* so_far = sums_so_far + o * PANEL + v * L;
-              const Vec sum = begins ? sums[v - first] : sums[v - first] + load(so_far);
-              if (ends) emit(row + o, v, sum);
-              else store(so_far, sum);
-            }
-          });
+          const int64_t channel = o / 4, below = y * 2 + o % 4 / 2;
+          put(channel, below, 2 * x, MIRL_SHUFFLE(even[v], sum, MIRL_LOW), std::min(L, 2 * valid));
+          if (2 * valid > L) put(channel, below, 2 * x + L, MIRL_SHUFFLE(even[v], sum, MIRL_HIGH), 2 * valid - L);
+        } else if (r == -2 && x % 2 == 0) {
+          put(o * 4 + y % 2 * 2, y / 2, x / 2, MIRL_SHUFFLE(sum, sum, MIRL_EVEN), (valid + 1) / 2);
+          if (valid > 1) put(o * 4 + y % 2 * 2 + 1, y / 2, x / 2, MIRL_SHUFFLE(sum, sum, MIRL_ODD), valid / 2);
+        } else if (r > 0) {
+          for (int64_t p = 0; p < valid; ++p) put_one(o / (r * r), y * r + o % (r * r) / r, (x + p) * r + o % r, sum[p]);
+        } else {
+          for (int64_t p = 0; p < valid; ++p)
+            put_one(o * r * r + y % -r * -r + (x + p) % -r, y / -r, (x + p) / -r, sum[p]);
         }
-      });
+      };
+      for (int64_t i = 0, column = 0; i < m.chunks; column += chunks[i++].columns) {
+        const int64_t row = m.chunk(i).first_row;
+        const bool begins = i == 0 || m.chunk(i - 1).first_row != row;
+        const bool ends = i + 1 == m.chunks || m.chunk(i + 1).first_row != row;
+        for (int64_t c = 0; c < chunks[i].columns; ++c)
+          for (int64_t v = 0; v < n; ++v) {
+            const float* from = stretch ? in[0] + offset[0][column + c] + v * L : in[v] + offset[v][column + c];
+            store(panel + c * PANEL + v * L, load(from));
+          }
+        product(chunks[i], panel, n, [&](int64_t o, int64_t first, auto wide, const Vec* sums) {
+          for (int64_t v = first; v < first + wide; ++v) {
+            float* so_far = sums_so_far + o * PANEL + v * L;
+            const Vec sum = begins ? sums[v - first] : sums[v - first] + load(so_far);
+            if (ends) emit(row + o, v, activated(sum, a.activation));
+            else store(so_far, sum);
+          }
+        });
+      }
+    });
   });
 }
 

@@ -96,6 +96,10 @@ inline void product(const MirlRows& m, const float* panel, int64_t n, Emit&& emi
   });
 }
 
+inline Vec activated(Vec x, const MirlActivation& a) {
+  return a.gelu ? gelu(x) : a.slope == 1 ? x : vmax(x, x * float(a.slope));
+}
+
 // A padded channel stride: whole vectors, never a multiple of 4 KiB, where all channels would meet in one cache set.
 inline int64_t padded(int64_t floats) {
   const int64_t stride = round_up(floats, 16) + 16;

@@ -48,6 +48,10 @@ class Fetch {
       : n(n), channel(image.channel), channels(channels), parts(std::max<int64_t>(1, parts)) {
     for (int64_t v = 0; v < n; ++v) from[v] = image.at(b, 0, y + at[v].row, x + at[v].column);
   }
+  // Looks so many pixels further.
+  void skip(int64_t pixels) {
+    for (int64_t v = 0; v < n; ++v) from[v] += pixels;
+  }
   // One of the parts.
   template <int WRITE>
   __attribute__((always_inline)) void share() {

@@ -16,35 +16,35 @@ __all__ = ["PackedConv", "reference"]
 
 class _Args(Structure):
     _fields_ = [("x", _cpu.Image), ("y", _cpu.Image), ("residual", _cpu.Image), ("size", _cpu.Size),
-                ("height", c_int64), ("width", c_int64), ("weight", c_void_p), ("stride_y", c_int64),
+                ("height", c_int64), ("width", c_int64), ("weight", c_void_p), ("activation", _cpu.Activation), ("stride_y", c_int64),
                 ("stride_x", c_int64), ("shuffle", c_int64), ("threads", c_int64)]  # fmt: skip
 
 
 def run(x: Tensor, out: Tensor, packed: Tensor, inputs: int, stride: tuple[int, int], shuffle: int,
-        residual: Tensor | None = None) -> None:  # fmt: skip
-    """``out`` = the convolution of x by the taps of ``packed`` (`_cpu.pack_taps`), shuffled, plus ``residual``."""
+        activation: _cpu.Activation, residual: Tensor | None = None) -> None:  # fmt: skip
+    """``out`` = the convolution of x by the taps of ``packed`` (`_cpu.pack_taps`), activated, shuffled, plus ``residual``."""
     _cpu.check(x, inputs, out, tuple(out.shape))
     if residual is not None:
         _cpu.check(x, inputs, residual, tuple(out.shape))
     added = _cpu.Image() if residual is None else _cpu.image(residual)
     args = _Args(_cpu.image(x), _cpu.image(out), added, _cpu.size(x), *out.shape[2:], _cpu.address(packed),
-                 *stride, shuffle, torch.get_num_threads())  # fmt: skip
+                 activation, *stride, shuffle, torch.get_num_threads())  # fmt: skip
     _cpu.call("conv", args)
 
 
 @torch.library.custom_op("mirl::conv", mutates_args=())
 def op(x: Tensor, packed: Tensor, inputs: int, outputs: int, height: int, width: int, stride_y: int, stride_x: int,
-       shuffle: int) -> Tensor:  # fmt: skip
+       shuffle: int, activation: str, slope: float) -> Tensor:  # fmt: skip
     """A convolution by the taps of ``packed``: x (B, inputs, H, W) to (B, outputs, height, width)."""
     x = _cpu.with_rows(x)
     out = x.new_empty(x.shape[0], outputs, height, width)
-    run(x, out, packed, inputs, (stride_y, stride_x), shuffle)
+    run(x, out, packed, inputs, (stride_y, stride_x), shuffle, _cpu.activation(activation, slope))
     return out
 
 
 @op.register_fake
 def _(x: Tensor, packed: Tensor, inputs: int, outputs: int, height: int, width: int, stride_y: int, stride_x: int,
-      shuffle: int) -> Tensor:  # fmt: skip
+      shuffle: int, activation: str, slope: float) -> Tensor:  # fmt: skip
     return x.new_empty(x.shape[0], outputs, height, width)
 
 
@@ -86,7 +86,9 @@ class PackedConv(_cpu.Packed):
     ) -> None:
         super().__init__()
         outputs, per_group, *kernel = weight.shape
-        self.padding = padding if padding is not None else (kernel[0] // 2, kernel[0] // 2, kernel[1] // 2, kernel[1] // 2)
+        self.padding = (
+            padding if padding is not None else (kernel[0] // 2, kernel[0] // 2, kernel[1] // 2, kernel[1] // 2)
+        )
         self.inputs, self.outputs, self.stride, self.shuffle = per_group * groups, outputs, stride, shuffle
         self.span = tuple(d * (n - 1) for d, n in zip(dilation, kernel, strict=True))  # from first tap to last
         rows = axis_taps(kernel[0], stride[0], dilation[0], self.padding[0])
@@ -121,15 +123,17 @@ class PackedConv(_cpu.Packed):
         return _cpu.Work(kept * pixels, moved + 8 * kept)
 
     def _quantities(self, batch: int, height: int, width: int) -> Counter[str]:
-        vectors, groups = _cpu.groups(batch * -(-height // self.stride[0]), -(-width // self.stride[1]), merged=False)
+        vectors, groups = _cpu.groups(batch * -(-height // self.stride[0]), -(-width // self.stride[1]))
         return conv_quantities(self.packed, vectors, groups)
 
     def run(self, x: Tensor, out: Tensor, scratch: Tensor | None = None, residual: Tensor | None = None) -> None:
         """``out`` = the convolution of x (B, C, H, W), shuffled, plus ``residual``; x and out may not share memory."""
         _cpu.check(x, self.inputs, out, (x.shape[0], *self._shape(x)))
-        run(x, out, self.packed, self.inputs, self.stride, self.shuffle, residual)
+        activation = _cpu.activation(self.activation, self.slope)
+        run(x, out, self.packed, self.inputs, self.stride, self.shuffle, activation, residual)
 
     def forward(self, x: Tensor) -> Tensor:
         if x.ndim == 3:
             return self(x[None])[0]
-        return op(x, self.packed, self.inputs, *self._shape(x), *self.stride, self.shuffle)
+        return op(x, self.packed, self.inputs, *self._shape(x), *self.stride, self.shuffle,
+                  self.activation, self.slope)  # fmt: skip

@@ -64,14 +64,16 @@ class PackedConvTranspose(_cpu.Packed):
         return _cpu.Work(kept * pixels, 4 * (self.inputs + self.outputs * self.stride**2) * pixels + 8 * kept)
 
     def _quantities(self, batch: int, height: int, width: int) -> Counter[str]:
-        vectors, groups = _cpu.groups(batch * height, width, merged=False)
+        vectors, groups = _cpu.groups(batch * height, width)
         return conv_room.conv_quantities(self.packed, vectors, groups)
 
     def run(self, x: Tensor, out: Tensor, scratch: Tensor | None = None) -> None:
         _cpu.check(x, self.inputs, out, (x.shape[0], *self._shape(x)))
-        conv_room.run(x, out, self.packed, self.inputs, (1, 1), self.stride)
+        conv_room.run(x, out, self.packed, self.inputs, (1, 1), self.stride,
+                      _cpu.activation(self.activation, self.slope))  # fmt: skip
 
     def forward(self, x: Tensor) -> Tensor:
         if x.ndim == 3:
             return self(x[None])[0]
-        return conv_room.op(x, self.packed, self.inputs, *self._shape(x), 1, 1, self.stride)
+        return conv_room.op(x, self.packed, self.inputs, *self._shape(x), 1, 1, self.stride,
+                            self.activation, self.slope)  # fmt: skip

@@ -17,31 +17,32 @@ __all__ = ["PackedDepthwise", "reference"]
 
 class _Args(Structure):
     _fields_ = [("x", _cpu.Image), ("y", _cpu.Image), ("size", _cpu.Size), ("height", c_int64), ("width", c_int64),
-                ("weight", c_void_p), ("multiplier", c_int64), ("stride_y", c_int64), ("stride_x", c_int64),
+                ("weight", c_void_p), ("activation", _cpu.Activation), ("multiplier", c_int64), ("stride_y", c_int64), ("stride_x", c_int64),
                 ("threads", c_int64)]  # fmt: skip
 
 
-def run(x: Tensor, out: Tensor, packed: Tensor, inputs: int, stride: tuple[int, int]) -> None:
+def run(x: Tensor, out: Tensor, packed: Tensor, inputs: int, stride: tuple[int, int],
+        activation: _cpu.Activation) -> None:  # fmt: skip
     """``out`` = the depthwise convolution of x by the taps of ``packed``."""
     _cpu.check(x, inputs, out, tuple(out.shape))
     args = _Args(_cpu.image(x), _cpu.image(out), _cpu.size(x), *out.shape[2:], _cpu.address(packed),
-                 out.shape[1] // inputs, *stride, torch.get_num_threads())  # fmt: skip
+                 activation, out.shape[1] // inputs, *stride, torch.get_num_threads())  # fmt: skip
     _cpu.call("depthwise", args)
 
 
 @torch.library.custom_op("mirl::depthwise", mutates_args=())
 def op(x: Tensor, packed: Tensor, inputs: int, outputs: int, height: int, width: int, stride_y: int,
-       stride_x: int) -> Tensor:  # fmt: skip
+       stride_x: int, activation: str, slope: float) -> Tensor:  # fmt: skip
     """A depthwise convolution by the taps of ``packed``: x (B, inputs, H, W) to (B, outputs, height, width)."""
     x = _cpu.with_rows(x)
     out = x.new_empty(x.shape[0], outputs, height, width)
-    run(x, out, packed, inputs, (stride_y, stride_x))
+    run(x, out, packed, inputs, (stride_y, stride_x), _cpu.activation(activation, slope))
     return out
 
 
 @op.register_fake
 def _(x: Tensor, packed: Tensor, inputs: int, outputs: int, height: int, width: int, stride_y: int,
-      stride_x: int) -> Tensor:  # fmt: skip
+      stride_x: int, activation: str, slope: float) -> Tensor:  # fmt: skip
     return x.new_empty(x.shape[0], outputs, height, width)
 
 
@@ -61,7 +62,9 @@ class PackedDepthwise(_cpu.Packed):
     ) -> None:
         super().__init__()
         kernel = weight.shape[2:]
-        self.padding = padding if padding is not None else (kernel[0] // 2, kernel[0] // 2, kernel[1] // 2, kernel[1] // 2)
+        self.padding = (
+            padding if padding is not None else (kernel[0] // 2, kernel[0] // 2, kernel[1] // 2, kernel[1] // 2)
+        )
         self.outputs, self.stride = len(weight), stride
         self.inputs = self.outputs if inputs is None else inputs
         self.span = dilation[0] * (kernel[0] - 1), dilation[1] * (kernel[1] - 1)
@@ -85,16 +88,16 @@ class PackedDepthwise(_cpu.Packed):
         return _cpu.Work(kept * pixels, moved + 8 * kept)
 
     def _quantities(self, batch: int, height: int, width: int) -> Counter[str]:
-        vectors, groups = _cpu.groups(batch * -(-height // self.stride[0]), -(-width // self.stride[1]), merged=False)
+        vectors, groups = _cpu.groups(batch * -(-height // self.stride[0]), -(-width // self.stride[1]))
         taps = _cpu.kept(self.packed)
         return Counter({"copy": self.inputs * vectors, "store": self.outputs * vectors,
                         "depthwise tap": taps * vectors, "depthwise tap of a group": taps * groups})  # fmt: skip
 
     def run(self, x: Tensor, out: Tensor, scratch: Tensor | None = None) -> None:
         _cpu.check(x, self.inputs, out, (x.shape[0], *self._shape(x)))
-        run(x, out, self.packed, self.inputs, self.stride)
+        run(x, out, self.packed, self.inputs, self.stride, _cpu.activation(self.activation, self.slope))
 
     def forward(self, x: Tensor) -> Tensor:
         if x.ndim == 3:
             return self(x[None])[0]
-        return op(x, self.packed, self.inputs, *self._shape(x), *self.stride)
+        return op(x, self.packed, self.inputs, *self._shape(x), *self.stride, self.activation, self.slope)

@@ -21,7 +21,8 @@ void depthwise(MirlDepthwise& a) {
     offset.push_back(tap[k].channel * plane + (tap[k].dy + reach.above) * pitch + tap[k].dx + margin);
   std::vector<bool> read(phases, false);
   for (int64_t k = 0; k < rows.columns; ++k) read[tap[k].channel] = true;
-  const std::vector<Place> across = places(1, last), along = places(1, a.width);
+  const int64_t per_row = (a.width + L - 1) / L;
+  const std::vector<Place> across = places(1, last), computed = places(height, a.width);
 
   auto task = [&](int64_t t) {
     const int64_t b = t / (outputs * blocks), o = t / blocks % outputs, c = o / a.multiplier;
@@ -46,21 +47,23 @@ void depthwise(MirlDepthwise& a) {
         }
       }
     const Vec bias = all(rows.bias ? rows.bias[o] : 0.0f);
-    for (int64_t y = top; y < bottom; ++y)
-      grouped(along.size(), [&](int64_t first, int64_t n) {
-        const Place* at = along.data() + first;
-        const float* in = block + (y - top) * pitch + at->column;
-        with_vectors(n, [&](auto wide) {
-          Vec sums[wide];
-          for (int v = 0; v < wide; ++v) sums[v] = bias;
-          for (const MirlEntry *k = rows.entry + rows.start[o], *end = rows.entry + rows.start[o + 1]; k < end; ++k) {
-            const float* p = in + offset[k->column()];
-            const Vec w = all(k->value);
-            for (int v = 0; v < wide; ++v) sums[v] += w * load(p + v * L);
-          }
-          for (int v = 0; v < wide; ++v) store(a.y.at(b, o, y, at[v].column), sums[v], at[v]);
-        });
+    grouped((bottom - top) * per_row, [&](int64_t first, int64_t n) {
+      const float* in[WIDE];
+      for (int64_t v = 0; v < n; ++v) in[v] = block + computed[first + v].row * pitch + computed[first + v].column;
+      with_vectors(n, [&](auto wide) {
+        Vec sums[wide];
+        for (int v = 0; v < wide; ++v) sums[v] = bias;
+        for (const MirlEntry *k = rows.entry + rows.start[o], *end = rows.entry + rows.start[o + 1]; k < end; ++k) {
+          const int64_t at = offset[k->column()];
+          const Vec w = all(k->value);
+          for (int v = 0; v < wide; ++v) sums[v] += w * load(in[v] + at);
+        }
+        for (int v = 0; v < wide; ++v) {
+          const Place& at = computed[first + v];
+          store(a.y.at(b, o, top + at.row, at.column), activated(sums[v], a.activation), at);
+        }
       });
+    });
   };
   mirl::parallel(a.size.batch * outputs * blocks, a.threads, task);
 }

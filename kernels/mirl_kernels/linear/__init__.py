@@ -16,11 +16,11 @@ __all__ = ["PackedLinear", "reference"]
 
 class _Args(Structure):
     _fields_ = [("x", c_void_p), ("y", c_void_p), ("tokens", c_int64), ("x_token", c_int64), ("y_token", c_int64),
-                ("weight", c_void_p), ("threads", c_int64)]  # fmt: skip
+                ("weight", c_void_p), ("activation", _cpu.Activation), ("threads", c_int64)]  # fmt: skip
 
 
 @torch.library.custom_op("mirl::linear", mutates_args=())
-def op(x: Tensor, packed: Tensor, inputs: int, outputs: int) -> Tensor:
+def op(x: Tensor, packed: Tensor, inputs: int, outputs: int, activation: str, slope: float) -> Tensor:
     """A linear layer: x (..., inputs) to (..., outputs)."""
     if x.dtype != torch.float32 or x.device.type != "cpu" or x.ndim == 0 or x.shape[-1] != inputs:
         raise _cpu.BackendError(
@@ -29,14 +29,15 @@ def op(x: Tensor, packed: Tensor, inputs: int, outputs: int) -> Tensor:
     x = x.contiguous()
     out = x.new_empty(*x.shape[:-1], outputs)
     tokens = x.numel() // inputs
-    args = _Args(x.data_ptr(), out.data_ptr(), tokens, inputs, outputs, _cpu.address(packed), torch.get_num_threads())
+    args = _Args(x.data_ptr(), out.data_ptr(), tokens, inputs, outputs, _cpu.address(packed),
+                 _cpu.activation(activation, slope), torch.get_num_threads())  # fmt: skip
     if tokens:
         _cpu.call("linear", args)
     return out
 
 
 @op.register_fake
-def _(x: Tensor, packed: Tensor, inputs: int, outputs: int) -> Tensor:
+def _(x: Tensor, packed: Tensor, inputs: int, outputs: int, activation: str, slope: float) -> Tensor:
     return x.new_empty(*x.shape[:-1], outputs)
 
 
@@ -61,4 +62,4 @@ class PackedLinear(_cpu.PackedModule):
         return found + turned + _cpu.call_quantities((self.inputs + self.outputs) * tokens)
 
     def forward(self, x: Tensor) -> Tensor:
-        return op(x, self.packed, self.inputs, self.outputs)
+        return op(x, self.packed, self.inputs, self.outputs, self.activation, self.slope)

@@ -29,7 +29,7 @@ void linear(MirlLinear& a) {
         turn(a.x + (first + v * L) * a.x_token + c, a.x_token, to, PANEL, some, channels);
       }
     product(weight, panel, n, [&](int64_t r, int64_t begin, auto wide, const Vec* sums) {
-      for (int v = 0; v < wide; ++v) store(turned + r % L * PANEL + (begin + v) * L, sums[v]);
+      for (int v = 0; v < wide; ++v) store(turned + r % L * PANEL + (begin + v) * L, activated(sums[v], a.activation));
       if ((r + 1) % L && r + 1 < outputs) return;
       const int64_t c = r / L * L;
       for (int64_t v = begin; v < begin + wide; ++v)

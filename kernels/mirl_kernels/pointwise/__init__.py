@@ -15,27 +15,30 @@ __all__ = ["PackedPointwise", "reference"]
 
 
 class _Args(Structure):
-    _fields_ = [("x", _cpu.Image), ("y", _cpu.Image), ("size", _cpu.Size), ("weight", c_void_p), ("threads", c_int64)]
+    _fields_ = [("x", _cpu.Image), ("y", _cpu.Image), ("size", _cpu.Size), ("weight", c_void_p),
+                ("activation", _cpu.Activation), ("threads", c_int64)]  # fmt: skip
 
 
 @torch.library.custom_op("mirl::pointwise", mutates_args=())
-def op(x: Tensor, packed: Tensor, inputs: int, outputs: int) -> Tensor:
+def op(x: Tensor, packed: Tensor, inputs: int, outputs: int, activation: str, slope: float) -> Tensor:
     """A 1x1 convolution by a packed matrix: x (B, inputs, H, W) to (B, outputs, H, W)."""
     x = _cpu.with_rows(x)
     out = x.new_empty(x.shape[0], outputs, *x.shape[2:])
-    run(x, out, packed, inputs)
+    run(x, out, packed, inputs, _cpu.activation(activation, slope))
     return out
 
 
 @op.register_fake
-def _(x: Tensor, packed: Tensor, inputs: int, outputs: int) -> Tensor:
+def _(x: Tensor, packed: Tensor, inputs: int, outputs: int, activation: str, slope: float) -> Tensor:
     return x.new_empty(x.shape[0], outputs, *x.shape[2:])
 
 
-def run(x: Tensor, out: Tensor, packed: Tensor, inputs: int) -> None:
+def run(x: Tensor, out: Tensor, packed: Tensor, inputs: int, activation: _cpu.Activation) -> None:
     """``out`` = the 1x1 convolution of x by ``packed``."""
     _cpu.check(x, inputs, out, (x.shape[0], out.shape[1], *x.shape[2:]))
-    args = _Args(_cpu.image(x), _cpu.image(out), _cpu.size(x), _cpu.address(packed), torch.get_num_threads())
+    args = _Args(
+        _cpu.image(x), _cpu.image(out), _cpu.size(x), _cpu.address(packed), activation, torch.get_num_threads()
+    )
     _cpu.call("pointwise", args)
 
 
@@ -57,16 +60,16 @@ class PackedPointwise(_cpu.Packed):
         return _cpu.Work(kept * pixels, 4 * (self.inputs + self.outputs) * pixels + 8 * kept)
 
     def _quantities(self, batch: int, height: int, width: int) -> Counter[str]:
-        vectors, groups = _cpu.groups(batch * height, width, merged=False)
+        vectors, groups = _cpu.groups(1, batch * height * width)
         found = _cpu.product_quantities(self.packed, vectors, groups)
         return found + Counter({"load": self.inputs * vectors, "store": self.outputs * vectors})
 
     def run(self, x: Tensor, out: Tensor, scratch: Tensor | None = None) -> None:
         """``out`` (B, O, H, W) = convolution of x (B, C, H, W); they may not share memory."""
         _cpu.check(x, self.inputs, out, (x.shape[0], self.outputs, *x.shape[2:]))
-        run(x, out, self.packed, self.inputs)
+        run(x, out, self.packed, self.inputs, _cpu.activation(self.activation, self.slope))
 
     def forward(self, x: Tensor) -> Tensor:
         if x.ndim == 3:
             return self(x[None])[0]
-        return op(x, self.packed, self.inputs, self.outputs)
+        return op(x, self.packed, self.inputs, self.outputs, self.activation, self.slope)

@@ -79,7 +79,7 @@ class PackedPrompt(_cpu.Packed):
         return _cpu.Work(macs, 4 * (inputs + channels) * pixels + 4 * self.prompt_param.numel() + 8 * kept)
 
     def _quantities(self, batch: int, height: int, width: int) -> Counter[str]:
-        vectors, groups = _cpu.groups(batch * height, width, merged=False)
+        vectors, groups = _cpu.groups(batch * height, width)
         inputs, channels = self.linear_weight.shape[1], self.prompt_param.shape[2]
         extra = Counter(
             {"mean": inputs * vectors, "resize": channels * vectors, "mix": batch * self.prompt_param.numel()}
