@@ -18,6 +18,7 @@ from rich.table import Table
 from mirl_kernels._cpu import BackendError
 from mirl_sparse import bench as benchmarking
 from mirl_sparse import restore as restoring
+from mirl_sparse.cost import cost_model
 from mirl_sparse.errors import UserError
 from mirl_sparse.network import MULTIPLE
 from mirl_sparse.restorer import SparseRestorer
@@ -56,6 +57,11 @@ def _bytes(size: str | None) -> int | None:
     return int(float(found[1]) * 1000 ** " kmgt".index(found[2] or " "))
 
 
+def _multiple(size: int) -> None:
+    if size % MULTIPLE:
+        raise UserError(f"--size is {size}; expected a multiple of {MULTIPLE}")
+
+
 @app.command()
 def convert(
     checkpoint: Annotated[
@@ -75,9 +81,18 @@ def convert(
 @app.command()
 def inspect(
     file: Annotated[str, typer.Argument(help="A ticket, a checkpoint, or the name of a shipped ticket.")],
+    cost: Annotated[
+        bool, typer.Option("--cost", help="Predict how long it takes here; the first time, this machine is measured.")
+    ] = False,
+    size: Annotated[int, typer.Option(help="Side of the square image that --cost is about, a multiple of 8.", min=8)] = 256,
 ) -> None:
     """Print what a checkpoint or ticket holds, layer by layer."""
-    _print(describe(load(find(file))))
+    _multiple(size)
+    network = load(find(file))
+    _print(describe(network))
+    if cost:
+        seconds = cost_model().network(network, size, size)
+        print(f"predicted for {size}x{size} on {torch.get_num_threads()} threads here: {seconds * 1e3:.0f} ms")
 
 
 @app.command()
@@ -121,8 +136,7 @@ def bench(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Time dense against sparse in one process, each dense configuration at its best."""
-    if size % MULTIPLE:
-        raise UserError(f"--size is {size}; expected a multiple of {MULTIPLE}")
+    _multiple(size)
     network = load(find(ticket))
     image = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0))
     if profile:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from mirl_kernels import _cpu
+from mirl_kernels.block import PackedBlock
 from mirl_kernels.conv import PackedConv
 from mirl_kernels.conv_transpose import PackedConvTranspose
 from mirl_kernels.depthwise import PackedDepthwise
@@ -24,9 +25,13 @@ from mirl_kernels.gdfn import PackedGDFN
 from mirl_kernels.linear import PackedLinear
 from mirl_kernels.mdta import PackedMDTA
 from mirl_kernels.pointwise import PackedPointwise
+from mirl_kernels.prompt import PackedPrompt
 from mirl_sparse.attention import SparseAttention
 from mirl_sparse.cost import CostModel, cost_model, dense_quantities
 from mirl_sparse.errors import UserError
+from mirl_sparse.network import PromptIR
+from mirl_sparse.restorer import SparseRestorer
+from mirl_sparse.to_ticket import describe
 
 TOLERANCE = 1e-4  # of a swapped module against the dense one, relative to the largest result
 _NOMINAL_SIDE = 64  # of the images that layers see, where no example input says more
@@ -173,6 +178,8 @@ def _absorbed(layer: nn.Module | None, follower: nn.Module) -> bool:
         layer.activation = "gelu"
     elif type(follower) is nn.PixelShuffle and type(layer) is PackedConv and layer.shuffle == 1:
         layer.shuffle = follower.upscale_factor
+    elif type(follower) is nn.PixelUnshuffle and type(layer) is PackedConv and layer.shuffle == 1:
+        layer.shuffle = -follower.downscale_factor
     else:
         return False
     return True
@@ -180,30 +187,55 @@ def _absorbed(layer: nn.Module | None, follower: nn.Module) -> bool:
 
 def _same(dense: nn.Module, sparse: nn.Module, x: Tensor) -> bool:
     """Whether both give the same for x."""
-    expected, got = dense(x), sparse(x)
+    try:
+        expected, got = dense(x), sparse(x)
+    except (RuntimeError, TypeError, ValueError):  # what only looks like a block that we know may not take x
+        return False
     if expected.shape != got.shape:
         return False
     return bool((got - expected).abs().max() <= TOLERANCE * max(1.0, expected.abs().max().item()))
 
 
-def _restormer_block(m: Any) -> nn.Sequential | None:
-    """x + attn(norm1(x)), then x + ffn(norm2(x)), as two fused ops; None for a module that is not built so."""
+class _Block(NamedTuple):
+    """The fused form of a block of ``channels`` channels, and what the report says of its parts."""
+
+    module: nn.Module
+    channels: int
+    parts: tuple[tuple[str, str, str], ...]
+
+
+def _fused(op: Any, norm: Any, *parts: Any) -> Any:
+    """One half of a block from its norm, its convolutions and, for MDTA, its temperature."""
+    body = getattr(norm, "body", norm)
+    weights = [part if isinstance(part, Tensor) else part.weight for part in parts]
+    biases = [part.bias for part in parts if not isinstance(part, Tensor)]
+    return op(body.weight, getattr(body, "bias", None), *weights, biases=biases)
+
+
+def _restormer_block(m: Any) -> _Block | None:
+    """x + attn(norm1(x)), then x + ffn(norm2(x)); None for a module that is not built so."""
     try:
-        norms = [getattr(n, "body", n) for n in (m.norm1, m.norm2)]
         a, f = m.attn, m.ffn
-        convolutions = [(a.qkv, a.qkv_dwconv, a.project_out), (f.project_in, f.dwconv, f.project_out)]
-        if not all(isinstance(c, nn.Conv2d) for three in convolutions for c in three):
-            return None
-        packed: list[nn.Module] = []
-        for cls, norm, three in zip((PackedMDTA, PackedGDFN), norms, convolutions, strict=True):
-            weights = [c.weight for c in three]
-            if cls is PackedMDTA:
-                weights.insert(2, a.temperature)
-            bias = getattr(norm, "bias", None)
-            packed.append(cls(norm.weight, bias, *weights, biases=[c.bias for c in three]))
+        fused = PackedBlock(
+            _fused(PackedMDTA, m.norm1, a.qkv, a.qkv_dwconv, a.temperature, a.project_out),
+            _fused(PackedGDFN, m.norm2, f.project_in, f.dwconv, f.project_out),
+        )
+        return _Block(fused, a.qkv.in_channels, (
+            ("attn", "fused MDTA", "norm, convolutions, attention and residual in one op"),
+            ("ffn", "fused GDFN", "norm, convolutions, gate and residual in one op"),
+        ))  # fmt: skip
     except (AttributeError, TypeError, RuntimeError, IndexError):
         return None
-    return nn.Sequential(*packed)
+
+
+def _prompt_block(m: Any) -> _Block | None:
+    """PromptIR's prompt block; None for a module that is not built so."""
+    try:
+        linear, conv = m.linear_layer, m.conv3x3
+        fused = PackedPrompt(linear.weight, linear.bias, m.prompt_param, conv.weight)
+        return _Block(fused, linear.in_features, (("", "fused prompt", "mixture, resize and convolution in one op"),))
+    except (AttributeError, TypeError, RuntimeError, IndexError):
+        return None
 
 
 class _Call(NamedTuple):
@@ -250,16 +282,13 @@ class _Conversion:
         return self.done[id(m)]
 
     def _convert(self, m: nn.Module, name: str) -> nn.Module:
-        block = _restormer_block(m)
-        if block is not None and (self.calls is None or id(m) in self.calls):
-            x = torch.randn(
-                1, m.get_parameter("attn.qkv.weight").shape[1], 17, 23, generator=torch.Generator().manual_seed(0)
-            )
-            if _same(m, block, x):
-                for kind in ("attn", "ffn"):
-                    self._report(m.get_submodule(kind), f"{name}.{kind}", f"fused {'MDTA' if kind == 'attn' else 'GDFN'}",
-                                 "norm, convolutions, " + ("attention" if kind == "attn" else "gate") + " and residual in one op")  # fmt: skip
-                return block
+        for block in filter(None, (recognise(m) for recognise in (_restormer_block, _prompt_block))):
+            probe = torch.randn(1, block.channels, 17, 23, generator=torch.Generator().manual_seed(0))
+            if (self.calls is None or id(m) in self.calls) and _same(m, block.module, probe):
+                for part, implementation, reason in block.parts:
+                    where = ".".join(filter(None, (name, part)))
+                    self._report(m.get_submodule(part), where, implementation, reason)
+                return block.module
         if type(m) is nn.MultiheadAttention:
             return self._attention(m, name)
         if own := [p for p in m.parameters(recurse=False) if p.numel()]:
@@ -399,13 +428,20 @@ def convert(module: nn.Module, example_input: Tensor | tuple[Any, ...] | None = 
     are that each layer sees, which decides what pays, and the converted network must give the same for it
     (relative to its largest value within 1e-4, else UserError). Without it, layers are chosen for images of 64x64.
 
-    The result runs float32 on the CPU, for inference only. It can be copied, pickled, saved by its state_dict
+    A `PromptIR` becomes a `SparseRestorer`. The result runs float32 on the CPU, for inference only. It can be copied, pickled, saved by its state_dict
     and loaded into another conversion of the same network, compiled by torch.compile and exported.
     """
     if not isinstance(module, nn.Module):
         raise UserError(f"module is {type(module).__name__}; expected a torch.nn.Module")
     _cpu.library()
     copied = _copied(module).eval().requires_grad_(False)
+    if isinstance(copied, PromptIR):
+        restorer = SparseRestorer(copied, "cpu")
+        restorer.report = ConversionReport(tuple(
+            ConvertedLayer(x.name, "PromptIR", x.kept, x.total, "SparseRestorer", x.implementation)
+            for x in describe(copied).layers
+        ))  # type: ignore[assignment]  # fmt: skip
+        return restorer
     calls, expected = None, []
     example = example_input if isinstance(example_input, tuple) or example_input is None else (example_input,)
     if example is not None:

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from mirl_kernels import _cpu
+from mirl_kernels.block import PackedBlock
 from mirl_kernels.conv import PackedConv
 from mirl_kernels.depthwise import PackedDepthwise
 from mirl_kernels.gdfn import PackedGDFN
@@ -98,13 +99,9 @@ def _samples() -> Iterator[tuple[Counter[str], Callable[[], object]]]:
         turns = 3 if channels * side * side >= 1 << 20 else 1
         x = [_cpu.empty(1, channels, side, side).normal_(generator=g) for _ in range(turns)]
         out = [_cpu.empty(1, outputs or channels, side, side).zero_() for _ in range(turns)]
-        scratch, turn = torch.empty(op.scratch_floats(1, side, side)), itertools.cycle(range(turns))
-
-        def run() -> None:
-            i = next(turn)
-            op.run(x[i], out[i], scratch)
-
-        return op.quantities(1, side, side), run
+        scratch = torch.empty(op.scratch_floats(1, side, side))
+        turn = itertools.cycle([op.bind(*images, scratch) for images in zip(x, out, strict=True)])
+        return op.quantities(1, side, side), lambda: next(turn)()
 
     ones, zeros = torch.ones, torch.zeros
     for c, side, density, taps in ((48, 256, 0.1, 0.1), (48, 128, 0.1, 0.1), (48, 128, 0.4, 0.8), (96, 128, 0.2, 0.5),
@@ -115,10 +112,9 @@ def _samples() -> Iterator[tuple[Counter[str], Callable[[], object]]]:
         h, heads = int(c * 2.66), max(1, c // 48)
         gdfn = PackedGDFN(ones(c), zeros(c), _weights(g, density, 2 * h, c), _weights(g, taps, 2 * h, 9),
                           _weights(g, density, c, h))  # fmt: skip
-        yield packed(gdfn, c, side)
         mdta = PackedMDTA(ones(c), zeros(c), _weights(g, density, 3 * c, c), _weights(g, taps, 3 * c, 9),
                           ones(heads, 1, 1), _weights(g, density, c, c))  # fmt: skip
-        yield packed(mdta, c, side)
+        yield packed(PackedBlock(mdta, gdfn), c, side)
     for c, o, side, density in ((3, 48, 256, 1.0), (48, 24, 256, 0.1), (96, 48, 128, 0.3), (192, 192, 32, 0.1),
                                 (64, 64, 128, 0.05), (64, 64, 64, 1.0), (96, 3, 128, 0.1), (64, 64, 128, 0.2)):  # fmt: skip
         yield packed(PackedConv(_weights(g, density, o, c, 3, 3)), c, side, o)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from mirl_kernels import _cpu
+from mirl_kernels.block import PackedBlock
 from mirl_kernels.conv import PackedConv
 from mirl_kernels.gdfn import PackedGDFN
 from mirl_kernels.mdta import PackedMDTA
@@ -110,16 +111,14 @@ class _Program:
         return self._add(name, PackedPointwise(weight), x, _Buffer(len(weight), level).slice())
 
     def _stage(self, where: str, x: _Slice, target: _Slice | None = None) -> _Slice:
-        """A stage's blocks: MDTA in place, GDFN to another buffer, at last to ``target``."""
+        """A stage's blocks in place, the last one's result in ``target``."""
         stage = self._network.get_submodule(where)
         found = [(n, b) for n, b in stage.named_modules(prefix=where) if isinstance(b, TransformerBlock)]
         for i, (name, block) in enumerate(found):
             a, n, f, m = block.attn, block.norm1.body, block.ffn, block.norm2.body
             mdta = PackedMDTA(n.weight, n.bias, a.qkv.weight, a.qkv_dwconv.weight, a.temperature, a.project_out.weight)
             gdfn = PackedGDFN(m.weight, m.bias, f.project_in.weight, f.dwconv.weight, f.project_out.weight)
-            self._add(f"{name}.attn", mdta, x, x)
-            y = target if target and i == len(found) - 1 else _Buffer(x.last - x.first, x.buffer.level).slice()
-            x = self._add(f"{name}.ffn", gdfn, x, y)
+            x = self._add(name, PackedBlock(mdta, gdfn), x, target if target and i == len(found) - 1 else x)
         return x
 
 
@@ -193,12 +192,13 @@ class _Plan:
                 assert isinstance(op, PackedConv)
                 assert step.x
                 last = view(step.x)
-                return lambda image, result: op.run(last, result, residual=image)
+                return lambda image, result: op.bind(last, result, residual=image)()
             y = view(step.y)
             if step.x is None:
-                return lambda image, _: op.run(image, y)
+                return lambda image, _: op.bind(image, y)()
             x, own = view(step.x), arena[start[i] :][: scratch[i]] if i in scratch else None
-            return lambda *_: op.run(x, y, own)
+            call = op.bind(x, y, own)
+            return lambda *_: call()
 
         self.calls = [bind(i, step) for i, step in enumerate(steps)]
 

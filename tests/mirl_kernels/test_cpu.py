@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mirl_kernels import _cpu
+from mirl_kernels.block import PackedBlock
 from mirl_kernels.conv import PackedConv
 from mirl_kernels.conv import reference as conv
 from mirl_kernels.conv_transpose import PackedConvTranspose
@@ -49,7 +50,7 @@ def noise(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
 def check(op, expected, x, *args, tolerance=TOLERANCE) -> None:
     for layout in (torch.empty, _cpu.empty):  # planes, and the engine's rows
         out = layout(*expected.shape).fill_(float("nan"))  # poisoned: what is not written shows
-        op.run(layout(*x.shape).copy_(x), out, *args)
+        op.bind(layout(*x.shape).copy_(x), out, *args)()
         atol = tolerance * max(1.0, expected.abs().max().item())
         torch.testing.assert_close(out.double(), expected, atol=atol, rtol=0)
 
@@ -101,6 +102,34 @@ def test_mdta(seed, batch, heads, per_head, shape, density, tap_density, centred
     packed = PackedMDTA(*as_float(args))
     scratch = torch.full((packed.scratch_floats(len(x), *x.shape[2:]),), float("nan"))
     check(packed, mdta(x.float().double(), *args), x.float(), scratch, tolerance=norm_tolerance(x))
+
+
+@cases
+@given(seeds, st.integers(1, 3), st.integers(1, 3), st.integers(1, 16), st.integers(1, 30), shapes, densities, densities,
+       st.booleans(), st.booleans())  # fmt: skip
+def test_block(seed, batch, heads, per_head, hidden, shape, density, tap_density, centred, biased):
+    height, width = shape
+    g = torch.Generator().manual_seed(seed)
+    channels = heads * per_head
+    x = noise((batch, channels, height, width), g)
+
+    def half(rows: int, out: int, *more) -> list:
+        biases = [maybe((n,), biased, g) for n in (rows, rows, channels)]
+        return [1 + 0.1 * noise((channels,), g), 0.1 * noise((channels,), g) if centred else None,
+                weights((rows, channels, 1, 1), density, g), weights((rows, 1, 3, 3), tap_density, g), *more,
+                weights((channels, out, 1, 1), density, g), biases]  # fmt: skip
+
+    attention = half(3 * channels, channels, 1 + 0.3 * noise((heads, 1, 1), g))
+    feed_forward = half(2 * hidden, hidden)
+    packed = PackedBlock(PackedMDTA(*as_float(attention)), PackedGDFN(*as_float(feed_forward)))
+    scratch = torch.full((packed.scratch_floats(len(x), *x.shape[2:]),), float("nan"))
+    between = mdta(x.float().double(), *attention)
+    tolerance = 2 * max(norm_tolerance(x), norm_tolerance(between))
+    expected = gdfn(between, *feed_forward)
+    check(packed, expected, x.float(), scratch, tolerance=tolerance)
+    out = _cpu.empty(*x.shape).copy_(x)
+    packed.bind(out, out, scratch)()  # in place
+    torch.testing.assert_close(out.double(), expected, atol=tolerance * max(1.0, expected.abs().max().item()), rtol=0)
 
 
 @cases
@@ -239,7 +268,7 @@ def test_the_layer_norm_keeps_its_digits_far_from_zero():
     args = [torch.ones(16), torch.zeros(16), weights((12, 16, 1, 1), 1.0, g), weights((12, 1, 3, 3), 1.0, g),
             weights((16, 6, 1, 1), 1.0, g)]  # fmt: skip
     out = torch.empty_like(x)
-    PackedGDFN(*(a.float() for a in args)).run(x, out)
+    PackedGDFN(*(a.float() for a in args)).bind(x, out)()
     expected = gdfn(x.double(), *(a.double() for a in args)) - x.double()
     torch.testing.assert_close(out.double() - x.double(), expected, atol=2e-3 * expected.abs().max().item(), rtol=0)
 
@@ -248,7 +277,7 @@ def test_slices_of_channels_are_written_and_nothing_beside_them():
     """As the engine concatenates: ops read and write channels of wider buffers."""
     x, out = _cpu.empty(2, 9, 6, 11).normal_(), _cpu.empty(2, 8, 6, 11).fill_(7.0)
     weight = torch.randn(3, 4, 1, 1)
-    PackedPointwise(weight).run(x[:, 2:6], out[:, 1:4])
+    PackedPointwise(weight).bind(x[:, 2:6], out[:, 1:4])()
     torch.testing.assert_close(out[:, 1:4], pointwise(x[:, 2:6], weight), atol=1e-5, rtol=1e-5)
     assert (out[:, :1] == 7).all()
     assert (out[:, 4:] == 7).all()
@@ -258,7 +287,7 @@ def test_inputs_that_no_kernel_takes_are_refused():
     op = PackedPointwise(torch.ones(2, 3, 1, 1))
     for x in (torch.ones(1, 3, 4, 4).double(), torch.ones(3, 4, 4), torch.ones(1, 4, 4, 3).permute(0, 3, 1, 2)):
         with pytest.raises(_cpu.BackendError):
-            op.run(x, torch.empty(1, 2, 4, 4))
+            op.bind(x, torch.empty(1, 2, 4, 4))()
 
 
 def test_shapes_that_do_not_fit_are_refused():
@@ -271,11 +300,11 @@ def test_shapes_that_do_not_fit_are_refused():
                PackedConv(torch.ones(4, 3, 3, 3)), PackedConv(torch.ones(4, 4, 3, 3), shuffle=2),
                PackedConv(torch.ones(4, 4, 3, 3), shuffle=-2), PackedDepthwise(torch.ones(3, 1, 3, 3))):  # fmt: skip
         with pytest.raises(_cpu.BackendError, match="expected"):
-            op.run(x, out)
+            op.bind(x, out)()
     with pytest.raises(_cpu.BackendError, match="multiples of 2"):
-        PackedConv(torch.ones(1, 4, 3, 3), shuffle=-2).run(x[:, :, :5], out)
+        PackedConv(torch.ones(1, 4, 3, 3), shuffle=-2).bind(x[:, :, :5], out)()
     with pytest.raises(_cpu.BackendError, match="expected"):
-        PackedGDFN(*gdfn_args).run(x, out[:, :3])
+        PackedGDFN(*gdfn_args).bind(x, out[:, :3])()
     mdta_op = PackedMDTA(*mdta_args)
     for scratch in (
         None,
@@ -283,4 +312,4 @@ def test_shapes_that_do_not_fit_are_refused():
         torch.empty(mdta_op.scratch_floats(len(x), *x.shape[2:])).double(),
     ):
         with pytest.raises(_cpu.BackendError, match="scratch"):
-            mdta_op.run(x, out, scratch)
+            mdta_op.bind(x, out, scratch)()

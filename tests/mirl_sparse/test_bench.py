@@ -54,7 +54,7 @@ def test_compiled_rows(network):
 def test_the_profile_names_every_layer_and_adds_up(network):
     found = bench.profile(network, IMAGE, runs=2)
     steps = {row["name"]: row for row in found["steps"]}
-    assert {"patch_embed", "encoder_level1.0.attn", "encoder_level1.0.ffn", "prompt1", "up2_1", "output"} <= set(steps)
+    assert {"patch_embed", "encoder_level1.0", "prompt1", "up2_1", "output"} <= set(steps)
     for key in ("seconds", "macs", "bytes", "limit"):
         assert found[key] == pytest.approx(sum(row[key] for row in found["steps"]))
     assert found["fraction"] == pytest.approx(found["limit"] / found["seconds"])

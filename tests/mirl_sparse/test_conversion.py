@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrizations, prune
 
 from mirl_kernels import _cpu
+from mirl_kernels.block import PackedBlock
 from mirl_kernels.conv import PackedConv
 from mirl_kernels.conv_transpose import PackedConvTranspose
 from mirl_kernels.depthwise import PackedDepthwise
@@ -21,7 +22,7 @@ from mirl_kernels.linear import PackedLinear
 from mirl_kernels.mdta import PackedMDTA
 from mirl_kernels.pointwise import PackedPointwise
 from mirl_kernels.prompt import PackedPrompt
-from mirl_sparse import UserError, convert
+from mirl_sparse import SparseRestorer, UserError, convert
 from mirl_sparse.cost import CostModel
 
 
@@ -148,6 +149,7 @@ def test_a_layer_that_is_faster_dense_stays_so(zoo, monkeypatch):
     ([nn.Conv2d(8, 8, 3), nn.ReLU()], "sparse convolution + ReLU"),
     ([nn.Conv2d(8, 8, 3, padding=1, padding_mode="reflect"), nn.GELU()], "sparse convolution + GELU"),
     ([nn.Conv2d(8, 8, 3), nn.PixelShuffle(2), nn.LeakyReLU(0.2)], "sparse convolution + PixelShuffle + LeakyReLU"),
+    ([nn.Conv2d(8, 2, 3, padding=1), nn.PixelUnshuffle(2)], "sparse convolution + PixelUnshuffle"),
     ([nn.Conv2d(8, 8, 1), nn.LeakyReLU(0.1)], "sparse 1x1 + LeakyReLU"),
     ([nn.Conv2d(8, 8, 3, groups=8), nn.ReLU()], "sparse depthwise + ReLU"),
     ([nn.ConvTranspose2d(8, 8, 2, 2), nn.GELU()], "sparse sub-pixel convolution + GELU"),
@@ -265,6 +267,28 @@ def test_blocks_of_restormers_family_are_fused_wherever_they_occur(bias, centred
     converted = convert(dense, IMAGE)
     assert implementations(converted) == {"0": "sparse convolution", "1.attn": "fused MDTA", "1.ffn": "fused GDFN"}
     same(converted, dense, IMAGE)
+
+
+def test_promptir_becomes_a_restorer(network):
+    image = torch.rand(1, 3, 24, 32)
+    converted = convert(network, image)
+    assert isinstance(converted, SparseRestorer)
+    assert set(implementations(converted).values()) == {"SparseRestorer"}
+    torch.testing.assert_close(converted(image), network(image), atol=1e-5, rtol=0)
+
+
+def test_prompt_blocks_are_fused_wherever_they_occur(network):
+    dense = nn.Sequential(nn.Conv2d(3, 16, 1), copy.deepcopy(network.prompt1))
+    converted = convert(dense.eval(), IMAGE)
+    assert implementations(converted) == {"0": "sparse 1x1", "1": "fused prompt"}
+    same(converted, dense, IMAGE)
+
+
+def test_weights_read_by_others_are_missed_by_name():
+    converted = convert(nn.Sequential(nn.Conv2d(3, 8, 3)))
+    with pytest.raises(AttributeError, match="weight of this PackedConv is packed"):
+        converted[0].weight  # noqa: B018
+    assert not hasattr(converted[0], "bias")
 
 
 def test_a_block_that_only_looks_like_one_is_converted_layer_by_layer():
@@ -422,6 +446,8 @@ def _ops() -> list[tuple[nn.Module, Tensor]]:
         (PackedLinear(w(5, 11), rand(5)), x),
         (PackedGDFN(ones, zeros, w(12, 4, 1, 1), w(12, 1, 3, 3), w(4, 6, 1, 1)), x),
         (PackedMDTA(ones, None, w(12, 4, 1, 1), w(12, 1, 3, 3), torch.ones(2, 1, 1), w(4, 4, 1, 1)), x),
+        (PackedBlock(PackedMDTA(ones, None, w(12, 4, 1, 1), w(12, 1, 3, 3), torch.ones(2, 1, 1), w(4, 4, 1, 1)),
+                     PackedGDFN(ones, zeros, w(12, 4, 1, 1), w(12, 1, 3, 3), w(4, 6, 1, 1))), x),
         (PackedPrompt(w(3, 4), rand(3), rand(1, 3, 5, 4, 4), w(5, 5, 3, 3)), x),
     ]
 

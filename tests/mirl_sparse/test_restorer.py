@@ -189,7 +189,7 @@ def test_without_the_kernels_auto_falls_back_and_says_so(network, monkeypatch):
 
 def test_kernels_of_another_version_are_refused():
     with pytest.raises(_cpu.BackendError, match="of another version"):
-        _cpu.call("gdfn", _cpu.Image())
+        _cpu.Call("gdfn", _cpu.Image())
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits memory as Linux does")
@@ -206,12 +206,12 @@ hard = resource.getrlimit(resource.RLIMIT_AS)[1]
 resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
 for _ in range(3):
     try:
-        op.run(x, out)
+        op.bind(x, out)()
         print("ran")
     except MemoryError as error:
         print(error)
 resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
-op.run(x, out)
+op.bind(x, out)()
 print(bool((out == 400000).all()))
 """
     done = run_python(code)
@@ -225,14 +225,14 @@ def test_importing_neither_loads_triton_nor_touches_a_device():
 
 
 def test_buffers_share_memory_and_stay_within_what_is_promised():
-    """771 bytes per pixel at full size where images are large; each buffer's rows are padded to whole vectors."""
+    """746 bytes per pixel at full size where images are large; each buffer's rows are padded to whole vectors."""
     from mirl_sparse.engine import Engine
 
     config = PromptIRConfig(num_blocks=(1, 1, 1, 1), num_refinement_blocks=1)
     engine = Engine(PromptIR(config).requires_grad_(False))
     assert engine.bytes(1, 3000, 4000) / 12e6 < 800
     assert engine.bytes(2, 256, 256) / 2 / 65536 < 900
-    assert engine.bytes(1, 3000, 4000) / engine.bytes(1, 1504, 2000) == pytest.approx(4, rel=0.02)
+    assert engine.bytes(1, 3000, 4000) / engine.bytes(1, 1504, 2000) == pytest.approx(4, rel=0.03)
 
 
 def test_results_do_not_depend_on_what_was_in_the_buffers(network):

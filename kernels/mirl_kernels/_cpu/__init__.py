@@ -231,6 +231,14 @@ class PackedModule(nn.Module, ABC):
     activation = "none"  # of what the op stores, for those that can (`activation`)
     slope = 0.0
 
+    def __getattr__(self, name: str) -> Any:
+        if name in ("weight", "bias"):
+            raise AttributeError(
+                f"the {name} of this {type(self).__name__} is packed; a network that reads it itself must be converted"
+                " with an example input, which shows that, and keeps the layer as it was"
+            )
+        return super().__getattr__(name)
+
     @abstractmethod
     def _fits(self) -> bool:
         """Whether the buffers belong to this module: the kernels would not notice."""
@@ -269,9 +277,9 @@ class Packed(PackedModule):
         """Those that are the op's own."""
 
     @abstractmethod
-    def run(self, x: Tensor, out: Tensor, scratch: Tensor | None = None) -> None:
-        """``out`` = op(x), both float32 (B, C, H, W) on the CPU; ``scratch`` holds `scratch_floats` where these are
-        any. BackendError for what the kernel does not take."""
+    def bind(self, x: Tensor, out: Tensor, scratch: Tensor | None = None) -> Call:
+        """What computes ``out`` = op(x) when it is called, both float32 (B, C, H, W) on the CPU; ``scratch`` holds
+        `scratch_floats` where these are any. BackendError for what the kernel does not take."""
 
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor:
@@ -324,7 +332,15 @@ def _function(name: str, size: int) -> Callable[[object], int]:
     return getattr(library(), f"mirl_{name}")
 
 
-def call(name: str, args: Structure) -> None:
-    """Run ``mirl_<name>``."""
-    if _function(name, ctypes.sizeof(args))(ctypes.byref(args)):
-        raise MemoryError(f"mirl_{name} ran out of memory")
+class Call:
+    """A kernel and its arguments, which name the memory of the tensors in ``keep``; calling it runs the kernel on
+    PyTorch's threads."""
+
+    def __init__(self, name: str, args: Structure, *keep: Tensor | None) -> None:
+        self._function = _function(name, ctypes.sizeof(args))
+        self._name, self._args, self._keep = name, args, keep
+
+    def __call__(self) -> None:
+        self._args.threads = torch.get_num_threads()
+        if self._function(ctypes.byref(self._args)):
+            raise MemoryError(f"mirl_{self._name} ran out of memory")

@@ -89,6 +89,14 @@ struct MirlMdta {
   int64_t threads;
 };
 
+// MDTA of x (`mdta`, whose y is not used), then GDFN of that to y, which may be x.
+struct MirlBlock {
+  MirlMdta mdta;
+  MirlImage y;
+  const MirlMatrix *project_in, *dwconv, *project_out;
+  int64_t centred, threads;
+};
+
 // What happens to a result before it is stored: max(x, slope * x), 0 <= slope <= 1 (1: nothing), or GELU.
 struct MirlActivation {
   int64_t gelu;
@@ -154,6 +162,7 @@ struct MirlRoofline {
 #define MIRL_OPS(X)        \
   X(gdfn, MirlGdfn)        \
   X(mdta, MirlMdta)        \
+  X(block, MirlBlock)      \
   X(pointwise, MirlPointwise) \
   X(conv, MirlConv)        \
   X(depthwise, MirlDepthwise) \

@@ -90,25 +90,18 @@ struct Residual {
   }
 };
 
-// Layer norm, without its gain and bias (and without centring, if need be), of V vectors of pixels to a panel: in two passes, since E[x^2] - E[x]^2 would
-// lose digits.
+// Layer norm, without its gain and bias (and without centring, if need be), of V vectors of pixels in a panel: in two
+// passes, since E[x^2] - E[x]^2 would lose digits.
 template <int V>
-inline void norm_panel(const float* const* x, const Place* at, int64_t x_channel, int64_t channels, bool centred, float* panel) {
+inline void normalise(int64_t channels, bool centred, float* panel) {
   Vec mean[V] = {}, scale[V] = {};
-  bool whole = true;
-  for (int v = 0; v < V; ++v) whole = whole && at[v].valid == L;
   for (int64_t c = 0; c < channels; ++c)
-    for (int v = 0; v < V; ++v) {
-      const float* from = x[v] + c * x_channel;
-      const Vec value = whole ? load(from) : load(from, at[v]);
-      store(panel + c * PANEL + v * L, value);
-      mean[v] += value;
-    }
+    for (int v = 0; v < V; ++v) mean[v] += load(panel + c * PANEL + v * L);
   for (int v = 0; v < V; ++v) mean[v] = mean[v] / float(channels);
   for (int64_t c = 0; c < channels; ++c)
     for (int v = 0; v < V; ++v) {
-      const Vec centred = load(panel + c * PANEL + v * L) - mean[v];
-      scale[v] += centred * centred;
+      const Vec distance = load(panel + c * PANEL + v * L) - mean[v];
+      scale[v] += distance * distance;
     }
   for (int v = 0; v < V; ++v) {
     scale[v] = 1.0f / vsqrt(scale[v] / float(channels) + 1e-5f);
@@ -124,6 +117,11 @@ inline void norm_panel(const float* const* x, const Place* at, int64_t x_channel
 // How far the taps reach, 0 or more each way.
 struct Reach {
   int64_t above = 1, below = 1, left = 1, right = 1;
+};
+
+// What one task computes, rows top .. bottom of columns x0 .. x1 of item b, and the columns that it reads.
+struct Part {
+  int64_t task, b, x0, x1, top, bottom, first, last;
 };
 
 struct Strips {
@@ -176,10 +174,22 @@ struct Strips {
   }
 
   int64_t tasks() const { return across * down * size.batch; }
+
+  Part part(int64_t task) const {
+    Part p;
+    p.task = task, p.b = task / (across * down);
+    p.x0 = task % across * width, p.x1 = std::min(p.x0 + width, size.width);
+    p.first = std::max<int64_t>(p.x0 - reach.left, 0);
+    p.last = std::max(p.first, std::min(p.x1 + reach.right, source_width));
+    const int64_t i = task / across % down;
+    p.top = size.height * i / down, p.bottom = size.height * (i + 1) / down;
+    return p;
+  }
 };
 
 // A group of vectors that the ring is to be filled with: hidden channel h of vector v goes to to[v] + h * hidden_stride.
 struct Filling {
+  const Part& part;
   int64_t b, y, x;  // the vectors are at row y + at[v].row, column x + at[v].column
   const Place* at;
   int64_t n;
@@ -204,11 +214,9 @@ struct Step {
 template <class Fill, class Consume>
 void run_strips(const Strips& s, int64_t panel_floats, int64_t extra, int64_t threads, Fill fill, Consume consume) {
   auto task = [&](int64_t t) {
-    const int64_t b = t / (s.across * s.down), part = t / s.across % s.down, strip = t % s.across;
-    const int64_t x0 = strip * s.width, x1 = std::min(x0 + s.width, s.size.width);
-    const int64_t first = std::max<int64_t>(x0 - s.reach.left, 0);
-    const int64_t last = std::max(first, std::min(x1 + s.reach.right, s.source_width));
-    const int64_t top = s.size.height * part / s.down, bottom = s.size.height * (part + 1) / s.down;
+    const Part part = s.part(t);
+    const int64_t b = part.b, x0 = part.x0, x1 = part.x1, top = part.top, bottom = part.bottom;
+    const int64_t first = part.first, last = part.last;
     panel_floats = round_up(panel_floats, 16);
     const int64_t ring = s.hidden * s.hidden_stride + s.margin;
     float* panel = mirl::scratch(panel_floats + ring + extra);
@@ -226,7 +234,7 @@ void run_strips(const Strips& s, int64_t panel_floats, int64_t extra, int64_t th
       for (; count && y < 0; ++y, --count, ++slot) clear(slot, 0, s.pitch);
       const int64_t inside = std::max<int64_t>(0, std::min(count, s.source_height - y)), vectors = inside * per_row;
       grouped(vectors, [&](int64_t from, int64_t n) {
-        Filling f{b, y, first, all.data() + from, n, {}, panel, y, std::min(n, vectors - from - n), all.data() + from + n};
+        Filling f{part, b, y, first, all.data() + from, n, {}, panel, y, std::min(n, vectors - from - n), all.data() + from + n};
         for (int64_t v = 0; v < n; ++v)
           f.to[v] = hidden + (slot + f.at[v].row) % s.slots * s.pitch + s.margin + f.at[v].column;
         if (f.next_n == 0) f.next_y = std::min(y + s.step, s.source_height - inside), f.next_n = n, f.next_at = all.data();
@@ -258,7 +266,16 @@ inline auto fill_normalised(const Strips& s, const MirlImage& x, const MirlRows&
     const int64_t channels = s.size.channels;
     const float* source[WIDE];
     for (int64_t v = 0; v < f.n; ++v) source[v] = x.at(f.b, 0, f.y + f.at[v].row, f.x + f.at[v].column);
-    with_vectors(f.n, [&](auto v) { norm_panel<v>(source, f.at, x.channel, channels, centred, f.panel); });
+    bool whole = true;
+    for (int64_t v = 0; v < f.n; ++v) whole = whole && f.at[v].valid == L;
+    with_vectors(f.n, [&](auto n) {
+      for (int64_t c = 0; c < channels; ++c)
+        for (int v = 0; v < n; ++v) {
+          const float* from = source[v] + c * x.channel;
+          store(f.panel + c * PANEL + v * L, whole ? load(from) : load(from, f.at[v]));
+        }
+      normalise<n>(channels, centred, f.panel);
+    });
     Fetch next(x, f.b, channels, f.next_y, f.x, f.next_at, f.next_n, s.hidden);
     product(pointwise, f.panel, f.n, [&](int64_t h, int64_t begin, auto width, const Vec* sums) {
       if (begin == 0) next.template share<0>();

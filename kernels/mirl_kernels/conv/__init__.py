@@ -20,16 +20,16 @@ class _Args(Structure):
                 ("stride_x", c_int64), ("shuffle", c_int64), ("threads", c_int64)]  # fmt: skip
 
 
-def run(x: Tensor, out: Tensor, packed: Tensor, inputs: int, stride: tuple[int, int], shuffle: int,
-        activation: _cpu.Activation, residual: Tensor | None = None) -> None:  # fmt: skip
-    """``out`` = the convolution of x by the taps of ``packed`` (`_cpu.pack_taps`), activated, shuffled, plus ``residual``."""
+def prepare(x: Tensor, out: Tensor, packed: Tensor, inputs: int, stride: tuple[int, int], shuffle: int,
+        activation: _cpu.Activation, residual: Tensor | None = None) -> _cpu.Call:  # fmt: skip
+    """What computes ``out`` = the convolution of x by the taps of ``packed`` (`_cpu.pack_taps`), activated, shuffled, plus ``residual``."""
     _cpu.check(x, inputs, out, tuple(out.shape))
     if residual is not None:
         _cpu.check(x, inputs, residual, tuple(out.shape))
     added = _cpu.Image() if residual is None else _cpu.image(residual)
     args = _Args(_cpu.image(x), _cpu.image(out), added, _cpu.size(x), *out.shape[2:], _cpu.address(packed),
-                 activation, *stride, shuffle, torch.get_num_threads())  # fmt: skip
-    _cpu.call("conv", args)
+                 activation, *stride, shuffle)  # fmt: skip
+    return _cpu.Call("conv", args, x, out, packed, residual)
 
 
 @torch.library.custom_op("mirl::conv", mutates_args=())
@@ -38,7 +38,7 @@ def op(x: Tensor, packed: Tensor, inputs: int, outputs: int, height: int, width:
     """A convolution by the taps of ``packed``: x (B, inputs, H, W) to (B, outputs, height, width)."""
     x = _cpu.with_rows(x)
     out = x.new_empty(x.shape[0], outputs, height, width)
-    run(x, out, packed, inputs, (stride_y, stride_x), shuffle, _cpu.activation(activation, slope))
+    prepare(x, out, packed, inputs, (stride_y, stride_x), shuffle, _cpu.activation(activation, slope))()
     return out
 
 
@@ -126,11 +126,11 @@ class PackedConv(_cpu.Packed):
         vectors, groups = _cpu.groups(batch * -(-height // self.stride[0]), -(-width // self.stride[1]))
         return conv_quantities(self.packed, vectors, groups)
 
-    def run(self, x: Tensor, out: Tensor, scratch: Tensor | None = None, residual: Tensor | None = None) -> None:
-        """``out`` = the convolution of x (B, C, H, W), shuffled, plus ``residual``; x and out may not share memory."""
+    def bind(self, x: Tensor, out: Tensor, scratch: Tensor | None = None, residual: Tensor | None = None) -> _cpu.Call:
+        """What computes ``out`` = the convolution of x (B, C, H, W), shuffled, plus ``residual``; x and out may not share memory."""
         _cpu.check(x, self.inputs, out, (x.shape[0], *self._shape(x)))
         activation = _cpu.activation(self.activation, self.slope)
-        run(x, out, self.packed, self.inputs, self.stride, self.shuffle, activation, residual)
+        return prepare(x, out, self.packed, self.inputs, self.stride, self.shuffle, activation, residual)
 
     def forward(self, x: Tensor) -> Tensor:
         if x.ndim == 3:

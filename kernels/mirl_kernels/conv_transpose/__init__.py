@@ -67,10 +67,10 @@ class PackedConvTranspose(_cpu.Packed):
         vectors, groups = _cpu.groups(batch * height, width)
         return conv_room.conv_quantities(self.packed, vectors, groups)
 
-    def run(self, x: Tensor, out: Tensor, scratch: Tensor | None = None) -> None:
+    def bind(self, x: Tensor, out: Tensor, scratch: Tensor | None = None) -> _cpu.Call:
         _cpu.check(x, self.inputs, out, (x.shape[0], *self._shape(x)))
-        conv_room.run(x, out, self.packed, self.inputs, (1, 1), self.stride,
-                      _cpu.activation(self.activation, self.slope))  # fmt: skip
+        return conv_room.prepare(x, out, self.packed, self.inputs, (1, 1), self.stride,
+                                 _cpu.activation(self.activation, self.slope))  # fmt: skip
 
     def forward(self, x: Tensor) -> Tensor:
         if x.ndim == 3:

@@ -21,13 +21,13 @@ class _Args(Structure):
                 ("threads", c_int64)]  # fmt: skip
 
 
-def run(x: Tensor, out: Tensor, packed: Tensor, inputs: int, stride: tuple[int, int],
-        activation: _cpu.Activation) -> None:  # fmt: skip
-    """``out`` = the depthwise convolution of x by the taps of ``packed``."""
+def prepare(x: Tensor, out: Tensor, packed: Tensor, inputs: int, stride: tuple[int, int],
+        activation: _cpu.Activation) -> _cpu.Call:  # fmt: skip
+    """What computes ``out`` = the depthwise convolution of x by the taps of ``packed``."""
     _cpu.check(x, inputs, out, tuple(out.shape))
     args = _Args(_cpu.image(x), _cpu.image(out), _cpu.size(x), *out.shape[2:], _cpu.address(packed),
-                 activation, out.shape[1] // inputs, *stride, torch.get_num_threads())  # fmt: skip
-    _cpu.call("depthwise", args)
+                 activation, out.shape[1] // inputs, *stride)  # fmt: skip
+    return _cpu.Call("depthwise", args, x, out, packed)
 
 
 @torch.library.custom_op("mirl::depthwise", mutates_args=())
@@ -36,7 +36,7 @@ def op(x: Tensor, packed: Tensor, inputs: int, outputs: int, height: int, width:
     """A depthwise convolution by the taps of ``packed``: x (B, inputs, H, W) to (B, outputs, height, width)."""
     x = _cpu.with_rows(x)
     out = x.new_empty(x.shape[0], outputs, height, width)
-    run(x, out, packed, inputs, (stride_y, stride_x), _cpu.activation(activation, slope))
+    prepare(x, out, packed, inputs, (stride_y, stride_x), _cpu.activation(activation, slope))()
     return out
 
 
@@ -93,9 +93,9 @@ class PackedDepthwise(_cpu.Packed):
         return Counter({"copy": self.inputs * vectors, "store": self.outputs * vectors,
                         "depthwise tap": taps * vectors, "depthwise tap of a group": taps * groups})  # fmt: skip
 
-    def run(self, x: Tensor, out: Tensor, scratch: Tensor | None = None) -> None:
+    def bind(self, x: Tensor, out: Tensor, scratch: Tensor | None = None) -> _cpu.Call:
         _cpu.check(x, self.inputs, out, (x.shape[0], *self._shape(x)))
-        run(x, out, self.packed, self.inputs, self.stride, _cpu.activation(self.activation, self.slope))
+        return prepare(x, out, self.packed, self.inputs, self.stride, _cpu.activation(self.activation, self.slope))
 
     def forward(self, x: Tensor) -> Tensor:
         if x.ndim == 3:

@@ -38,11 +38,13 @@ def live_after_taps(pointwise: Tensor, dwconv: Tensor, bias: Tensor | None, tap_
     return fed & tapped if tap_bias is None else fed & tapped | (tap_bias != 0)
 
 
-def run(x: Tensor, out: Tensor, project_in: Tensor, dwconv: Tensor, project_out: Tensor, centred: bool) -> None:
-    """``out`` = GDFN(x) by packed matrices."""
+def prepare(
+    x: Tensor, out: Tensor, project_in: Tensor, dwconv: Tensor, project_out: Tensor, centred: bool
+) -> _cpu.Call:
+    """What computes ``out`` = GDFN(x) by packed matrices."""
     args = _Args(_cpu.image(x), _cpu.image(out), _cpu.size(x), *map(_cpu.address, (project_in, dwconv, project_out)),
-                 centred, torch.get_num_threads())  # fmt: skip
-    _cpu.call("gdfn", args)
+                 centred)  # fmt: skip
+    return _cpu.Call("gdfn", args, x, out, project_in, dwconv, project_out)
 
 
 @torch.library.custom_op("mirl::gdfn", mutates_args=())
@@ -51,7 +53,7 @@ def op(x: Tensor, project_in: Tensor, dwconv: Tensor, project_out: Tensor, centr
     x = _cpu.with_rows(x)
     out = x.new_empty(x.shape)
     _cpu.check(x, int(project_in[1]), out, x.shape)
-    run(x, out, project_in, dwconv, project_out, centred)
+    prepare(x, out, project_in, dwconv, project_out, centred)()
     return out
 
 
@@ -89,6 +91,10 @@ class PackedGDFN(_cpu.Packed):
         (hidden, channels), taps, out = map(_cpu.header, (self.project_in, self.dwconv, self.project_out))
         return channels == self.channels and taps == (hidden, 9) and out == (channels, hidden // 2)
 
+    def packed(self) -> tuple[Tensor, Tensor, Tensor, bool]:
+        """As `prepare` takes it."""
+        return self.project_in, self.dwconv, self.project_out, self.centred
+
     def work(self, batch: int, height: int, width: int) -> _cpu.Work:
         pixels = batch * height * width
         kept = sum(map(_cpu.kept, (self.project_in, self.dwconv, self.project_out)))
@@ -101,10 +107,10 @@ class PackedGDFN(_cpu.Packed):
         return found + Counter({"norm": self.channels * vectors, "gate": _cpu.header(self.project_out)[1] * vectors,
                                 "tap": _cpu.kept(self.dwconv) * vectors})  # fmt: skip
 
-    def run(self, x: Tensor, out: Tensor, scratch: Tensor | None = None) -> None:
-        """``out`` = GDFN(x), both (B, C, H, W); they may not share memory."""
+    def bind(self, x: Tensor, out: Tensor, scratch: Tensor | None = None) -> _cpu.Call:
+        """What computes ``out`` = GDFN(x), both (B, C, H, W); they may not share memory."""
         _cpu.check(x, self.channels, out, x.shape)
-        run(x, out, self.project_in, self.dwconv, self.project_out, self.centred)
+        return prepare(x, out, *self.packed())
 
     def forward(self, x: Tensor) -> Tensor:
-        return op(x, self.project_in, self.dwconv, self.project_out, self.centred)
+        return op(x, *self.packed())

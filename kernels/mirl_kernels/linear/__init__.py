@@ -30,9 +30,9 @@ def op(x: Tensor, packed: Tensor, inputs: int, outputs: int, activation: str, sl
     out = x.new_empty(*x.shape[:-1], outputs)
     tokens = x.numel() // inputs
     args = _Args(x.data_ptr(), out.data_ptr(), tokens, inputs, outputs, _cpu.address(packed),
-                 _cpu.activation(activation, slope), torch.get_num_threads())  # fmt: skip
+                 _cpu.activation(activation, slope))  # fmt: skip
     if tokens:
-        _cpu.call("linear", args)
+        _cpu.Call("linear", args)()
     return out
 
 

@@ -16,7 +16,7 @@ from mirl_kernels.mdta.reference import mdta as reference
 __all__ = ["PackedMDTA", "live_channels", "reference"]
 
 
-class _Args(Structure):
+class Args(Structure):
     _fields_ = [("x", _cpu.Image), ("y", _cpu.Image), ("size", _cpu.Size), ("qkv", c_void_p), ("dwconv", c_void_p),
                 ("project_out", c_void_p), ("temperature", c_void_p), ("centred", c_int64), ("heads", c_int64), ("q_count", c_int64),
                 ("k_count", c_int64), ("v_count", c_int64), ("q_index", c_void_p), ("k_index", c_void_p),
@@ -41,13 +41,17 @@ def live_channels(qkv: Tensor, dwconv: Tensor, project_out: Tensor, heads: int,
     return [live.flatten().nonzero()[:, 0] for live in (q, k, v)]
 
 
-def run(x: Tensor, out: Tensor, qkv: Tensor, dwconv: Tensor, project_out: Tensor, temperature: Tensor,
-        live: Sequence[Tensor], centred: bool, scratch: Tensor | None) -> None:  # fmt: skip
+def arguments(x: Tensor, out: Tensor, qkv: Tensor, dwconv: Tensor, project_out: Tensor, temperature: Tensor,
+              live: Sequence[Tensor], centred: bool, scratch: Tensor | None) -> Args:  # fmt: skip
     """``out`` = MDTA(x) by packed matrices; ``live`` are the channels of q, k and v that qkv's rows compute."""
-    args = _Args(_cpu.image(x), _cpu.image(out), _cpu.size(x), *map(_cpu.address, (qkv, dwconv, project_out)),
-                 temperature.data_ptr(), centred, temperature.numel(), *map(len, live), *map(_cpu.address, live),
-                 0 if scratch is None else scratch.data_ptr(), torch.get_num_threads())  # fmt: skip
-    _cpu.call("mdta", args)
+    return Args(_cpu.image(x), _cpu.image(out), _cpu.size(x), *map(_cpu.address, (qkv, dwconv, project_out)),
+                temperature.data_ptr(), centred, temperature.numel(), *map(len, live), *map(_cpu.address, live),
+                0 if scratch is None else scratch.data_ptr())  # fmt: skip
+
+
+def scratch_for(x: Tensor, live: Sequence[Tensor]) -> Tensor:
+    """The scratch memory of a call on x."""
+    return x.new_empty(x.shape[0] * x.shape[2] * _cpu.padded(x.shape[3]) * len(live[2]))
 
 
 @torch.library.custom_op("mirl::mdta", mutates_args=())
@@ -57,8 +61,8 @@ def op(x: Tensor, qkv: Tensor, dwconv: Tensor, project_out: Tensor, temperature:
     x = _cpu.with_rows(x)
     out = x.new_empty(x.shape)
     _cpu.check(x, int(qkv[1]), out, x.shape)
-    scratch = x.new_empty(x.shape[0] * x.shape[2] * _cpu.padded(x.shape[3]) * len(live[2]))
-    run(x, out, qkv, dwconv, project_out, temperature, live, centred, scratch)
+    scratch = scratch_for(x, live)
+    _cpu.Call("mdta", arguments(x, out, qkv, dwconv, project_out, temperature, live, centred, scratch))()
     return out
 
 
@@ -107,6 +111,10 @@ class PackedMDTA(_cpu.Packed):
         """The channels of q, of k and of v that are computed, in the order that suits the kernel."""
         return [self.q_index, self.k_index, self.v_index]
 
+    def packed(self) -> tuple[Tensor, Tensor, Tensor, Tensor, list[Tensor], bool]:
+        """As `arguments` takes it."""
+        return self.qkv, self.dwconv, self.project_out, self.temperature, self.live, self.centred
+
     def scratch_floats(self, batch: int, height: int, width: int) -> int:
         """How many floats of scratch memory a call on (B, C, H, W) takes: its live v channels, row by row."""
         return len(self.v_index) * batch * height * _cpu.padded(width)
@@ -136,10 +144,10 @@ class PackedMDTA(_cpu.Packed):
             "live v": int(v.sum()) * vectors, "softmax": batch * self.channels**2 // self.heads,
         })  # fmt: skip
 
-    def run(self, x: Tensor, out: Tensor, scratch: Tensor | None = None) -> None:
-        """``out`` = MDTA(x), both (B, C, H, W), possibly the same; ``scratch`` holds `scratch_floats`."""
+    def bind(self, x: Tensor, out: Tensor, scratch: Tensor | None = None) -> _cpu.Call:
+        """What computes ``out`` = MDTA(x), both (B, C, H, W), possibly the same; ``scratch`` holds `scratch_floats`."""
         _cpu.check(x, self.channels, out, x.shape, scratch, self.scratch_floats(x.shape[0], *x.shape[2:]))
-        run(x, out, self.qkv, self.dwconv, self.project_out, self.temperature, self.live, self.centred, scratch)
+        return _cpu.Call("mdta", arguments(x, out, *self.packed(), scratch), x, out, scratch, *self.buffers())
 
     def forward(self, x: Tensor) -> Tensor:
-        return op(x, self.qkv, self.dwconv, self.project_out, self.temperature, self.live, self.centred)
+        return op(x, *self.packed())

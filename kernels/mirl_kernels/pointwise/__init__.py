@@ -24,7 +24,7 @@ def op(x: Tensor, packed: Tensor, inputs: int, outputs: int, activation: str, sl
     """A 1x1 convolution by a packed matrix: x (B, inputs, H, W) to (B, outputs, H, W)."""
     x = _cpu.with_rows(x)
     out = x.new_empty(x.shape[0], outputs, *x.shape[2:])
-    run(x, out, packed, inputs, _cpu.activation(activation, slope))
+    prepare(x, out, packed, inputs, _cpu.activation(activation, slope))()
     return out
 
 
@@ -33,13 +33,11 @@ def _(x: Tensor, packed: Tensor, inputs: int, outputs: int, activation: str, slo
     return x.new_empty(x.shape[0], outputs, *x.shape[2:])
 
 
-def run(x: Tensor, out: Tensor, packed: Tensor, inputs: int, activation: _cpu.Activation) -> None:
-    """``out`` = the 1x1 convolution of x by ``packed``."""
+def prepare(x: Tensor, out: Tensor, packed: Tensor, inputs: int, activation: _cpu.Activation) -> _cpu.Call:
+    """What computes ``out`` = the 1x1 convolution of x by ``packed``."""
     _cpu.check(x, inputs, out, (x.shape[0], out.shape[1], *x.shape[2:]))
-    args = _Args(
-        _cpu.image(x), _cpu.image(out), _cpu.size(x), _cpu.address(packed), activation, torch.get_num_threads()
-    )
-    _cpu.call("pointwise", args)
+    args = _Args(_cpu.image(x), _cpu.image(out), _cpu.size(x), _cpu.address(packed), activation)
+    return _cpu.Call("pointwise", args, x, out, packed)
 
 
 class PackedPointwise(_cpu.Packed):
@@ -64,10 +62,10 @@ class PackedPointwise(_cpu.Packed):
         found = _cpu.product_quantities(self.packed, vectors, groups)
         return found + Counter({"load": self.inputs * vectors, "store": self.outputs * vectors})
 
-    def run(self, x: Tensor, out: Tensor, scratch: Tensor | None = None) -> None:
-        """``out`` (B, O, H, W) = convolution of x (B, C, H, W); they may not share memory."""
+    def bind(self, x: Tensor, out: Tensor, scratch: Tensor | None = None) -> _cpu.Call:
+        """What computes ``out`` (B, O, H, W) = convolution of x (B, C, H, W); they may not share memory."""
         _cpu.check(x, self.inputs, out, (x.shape[0], self.outputs, *x.shape[2:]))
-        run(x, out, self.packed, self.inputs, _cpu.activation(self.activation, self.slope))
+        return prepare(x, out, self.packed, self.inputs, _cpu.activation(self.activation, self.slope))
 
     def forward(self, x: Tensor) -> Tensor:
         if x.ndim == 3:

@@ -21,14 +21,13 @@ class _Args(Structure):
                 ("side", c_int64), ("conv3x3", c_void_p), ("scratch", c_void_p), ("threads", c_int64)]  # fmt: skip
 
 
-def run(x: Tensor, out: Tensor, linear_weight: Tensor, linear_bias: Tensor, prompt_param: Tensor, conv3x3: Tensor,
-        scratch: Tensor) -> None:  # fmt: skip
-    """``out`` = the prompts for x; conv3x3 is packed."""
+def prepare(x: Tensor, out: Tensor, linear_weight: Tensor, linear_bias: Tensor, prompt_param: Tensor, conv3x3: Tensor,
+        scratch: Tensor) -> _cpu.Call:  # fmt: skip
+    """What computes ``out`` = the prompts for x; conv3x3 is packed."""
     _, count, channels, side, _ = prompt_param.shape
     args = _Args(_cpu.image(x), _cpu.image(out), _cpu.size(x), linear_weight.data_ptr(), linear_bias.data_ptr(),
-                 prompt_param.data_ptr(), count, channels, side, _cpu.address(conv3x3), scratch.data_ptr(),
-                 torch.get_num_threads())  # fmt: skip
-    _cpu.call("prompt", args)
+                 prompt_param.data_ptr(), count, channels, side, _cpu.address(conv3x3), scratch.data_ptr())  # fmt: skip
+    return _cpu.Call("prompt", args, x, out, linear_weight, linear_bias, prompt_param, conv3x3, scratch)
 
 
 @torch.library.custom_op("mirl::prompt", mutates_args=())
@@ -37,7 +36,7 @@ def op(x: Tensor, linear_weight: Tensor, linear_bias: Tensor, prompt_param: Tens
     x = _cpu.with_rows(x)
     out = x.new_empty(x.shape[0], prompt_param.shape[2], *x.shape[2:])
     _cpu.check(x, linear_weight.shape[1], out, out.shape)
-    run(x, out, linear_weight, linear_bias, prompt_param, conv3x3, torch.empty_like(out))
+    prepare(x, out, linear_weight, linear_bias, prompt_param, conv3x3, torch.empty_like(out))()
     return out
 
 
@@ -86,12 +85,12 @@ class PackedPrompt(_cpu.Packed):
         )
         return conv_quantities(self.conv3x3, vectors, groups) + extra
 
-    def run(self, x: Tensor, out: Tensor, scratch: Tensor | None = None) -> None:
-        """``out`` (B, P, H, W) = the prompts for x (B, C, H, W); ``scratch`` holds `scratch_floats`."""
+    def bind(self, x: Tensor, out: Tensor, scratch: Tensor | None = None) -> _cpu.Call:
+        """What computes ``out`` (B, P, H, W) = the prompts for x (B, C, H, W); ``scratch`` holds `scratch_floats`."""
         shape = (x.shape[0], self.prompt_param.shape[2], *x.shape[2:])
         _cpu.check(x, self.linear_weight.shape[1], out, shape, scratch, self.scratch_floats(x.shape[0], *x.shape[2:]))
         assert scratch is not None  # prompts have pixels
-        run(x, out, self.linear_weight, self.linear_bias, self.prompt_param, self.conv3x3, scratch)
+        return prepare(x, out, self.linear_weight, self.linear_bias, self.prompt_param, self.conv3x3, scratch)
 
     def forward(self, x: Tensor) -> Tensor:
         return op(x, self.linear_weight, self.linear_bias, self.prompt_param, self.conv3x3)

@@ -5,8 +5,6 @@ from __future__ import annotations
 from ctypes import Structure, c_double, c_int64
 from typing import NamedTuple
 
-import torch
-
 from mirl_kernels import _cpu
 
 
@@ -29,6 +27,6 @@ class Machine(NamedTuple):
 
 def measure() -> Machine:
     """Measure this machine, which takes about half a second; the best of several tries."""
-    args = _Args(torch.get_num_threads())
-    _cpu.call("roofline", args)
+    args = _Args()
+    _cpu.Call("roofline", args)()
     return Machine(args.flops, args.bytes)

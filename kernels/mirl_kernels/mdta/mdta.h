@@ -1,0 +1,278 @@
+// MDTA in two passes, exact in bounded memory. The Gram matrix of q and k runs over all pixels: pass one computes
+// q, k and v in strips, accumulates the Gram matrix and the norms in double, and stores v alone. Pass two applies
+// the softmax and project_out to v; both are linear, so they are one matrix where that is the cheaper way.
+#pragma once
+#include "strips.h"
+
+namespace MIRL_ISA {
+
+// gram[i * stride + j] += sum_p q[i * PANEL + p] * k[p * stride + j]: M rows of q, N vectors of transposed k, n pixels.
+template <int M, int N>
+void gram_tile(const float* q, const float* k, int64_t stride, int64_t n, float* gram) {
+  Vec sums[M][N];
+  for (int i = 0; i < M; ++i)
+    for (int j = 0; j < N; ++j) sums[i][j] = load(gram + i * stride + j * L);
+  for (int64_t p = 0; p < n; ++p) {
+    Vec right[N];
+    for (int j = 0; j < N; ++j) right[j] = load(k + p * stride + j * L);
+    for (int i = 0; i < M; ++i) {
+      const Vec left = all(q[i * PANEL + p]);
+      for (int j = 0; j < N; ++j) sums[i][j] += left * right[j];
+    }
+  }
+  for (int i = 0; i < M; ++i)
+    for (int j = 0; j < N; ++j) store(gram + i * stride + j * L, sums[i][j]);
+}
+
+template <int N>
+void gram_columns(const float* q, int64_t rows, const float* k, int64_t stride, int64_t n, float* gram) {
+  constexpr int M = N > 2 || L < 16 ? 4 : 8;
+  int64_t i = 0;
+  for (; i + M <= rows; i += M) gram_tile<M, N>(q + i * PANEL, k, stride, n, gram + i * stride);
+  for (; i < rows; ++i) gram_tile<1, N>(q + i * PANEL, k, stride, n, gram + i * stride);
+}
+
+// The same for all rows of q by all of k's columns, whole vectors of them.
+inline void add_gram(const float* q, int64_t rows, const float* k, int64_t columns, int64_t n, float* gram) {
+  int64_t j = 0;
+  for (; j + TILE * L <= columns; j += TILE * L) gram_columns<TILE>(q, rows, k + j, columns, n, gram + j);
+  for (; j + 2 * L <= columns; j += 2 * L) gram_columns<2>(q, rows, k + j, columns, n, gram + j);
+  for (; j < columns; j += L) gram_columns<1>(q, rows, k + j, columns, n, gram + j);
+}
+
+// The live channels of one head within a list sorted by head: positions [first, last).
+struct Span {
+  int64_t first, last;
+  int64_t size() const { return last - first; }
+};
+inline std::vector<Span> spans(const int32_t* index, int64_t count, const MirlMdta& a) {
+  const int64_t per_head = a.size.channels / a.heads;
+  std::vector<Span> found;
+  for (int64_t h = 0, i = 0; h < a.heads; ++h) {
+    const int64_t first = i;
+    while (i < count && index[i] / per_head == h) ++i;
+    found.push_back({first, i});
+  }
+  return found;
+}
+
+// Which positions of the live q, k and v are whose, and what pass one sums up over the pixels: a Gram matrix for each
+// head, its k columns padded to whole vectors, then the squared norms of q and of k.
+struct Layout {
+  int64_t per_head, gram = 0, norms;
+  std::vector<Span> q, k, v;        // of each head
+  std::vector<int64_t> start, wide;  // of each head's Gram matrix: its place among the sums, its padded columns
+  std::vector<int64_t> place;       // of each channel's q, or -1
+
+  explicit Layout(const MirlMdta& a)
+      : per_head(a.size.channels / a.heads), norms(a.q_count + a.k_count), q(spans(a.q_index, a.q_count, a)),
+        k(spans(a.k_index, a.k_count, a)), v(spans(a.v_index, a.v_count, a)), place(a.size.channels, -1) {
+    for (int64_t h = 0; h < a.heads; ++h) {
+      start.push_back(gram);
+      wide.push_back(round_up(k[h].size(), L));
+      gram += q[h].size() * wide[h];
+    }
+    for (int64_t i = 0; i < a.q_count; ++i) place[a.q_index[i]] = i;
+  }
+  int64_t widest() const { return *std::max_element(wide.begin(), wide.end()); }
+  int64_t sums() const { return gram + norms; }
+};
+
+// Where pass one leaves v and pass two finds it: the live channels of an image row together.
+inline MirlImage v_in_scratch(const MirlMdta& a) {
+  const int64_t channel = padded(a.size.width), row = a.v_count * channel;
+  return {a.scratch, a.size.height * row, channel, row};
+}
+
+inline std::vector<double> pass_one(const MirlMdta& a, const Layout& layout) {
+  const int64_t qk = a.q_count + a.k_count;
+  const Strips s(a.size, qk + a.v_count, a.threads);
+  const MirlImage v_image = v_in_scratch(a);
+  const MirlRows qkv = a.qkv->view();
+  const Taps taps(a.dwconv->view(), s);
+  std::vector<double> partial(s.tasks() * layout.sums(), 0.0);
+  // A thread's own: q and k of a panel, k transposed, and the sums in float, which go to those in double in time.
+  const int64_t transposed = PANEL * layout.widest(), norms = round_up(qk, L) * L;
+  const int64_t extra = qk * PANEL + transposed + layout.gram + norms + 1;
+  run_strips(s, a.size.channels * PANEL, extra, a.threads, fill_normalised(s, a.x, qkv, a.centred), [&](const Step& step) {
+    float *q = step.extra, *k = q + a.q_count * PANEL, *kt = q + qk * PANEL, *gram = kt + transposed, *norm = gram + layout.gram;
+    float& summed = norm[norms];  // pixels
+    if (step.first) std::memset(kt, 0, sizeof(float) * (transposed + layout.gram + norms + 1));
+    const std::vector<Place> all = places(step.count, step.x1 - step.x0);
+    grouped(all.size(), [&](int64_t first, int64_t n) {
+      const Place* at = all.data() + first;
+      Fetch to_write(v_image, step.b, a.v_count, step.y, step.x0, at, n, qk);
+      auto tapped = [&](int64_t j, int64_t v, auto few, auto emit) {
+        Vec sums[few];
+        taps.panel<few>(j, (step.slot + at[v].row) % s.slots, step.hidden + j * s.hidden_stride + at[v].column, sums);
+        for (int i = 0; i < few; ++i) emit(v + i, sums[i]);
+      };
+      auto each = [&](int64_t j, auto emit) {
+        for (int64_t v = 0; v < n;) {
+          if (v + 4 <= n && at[v].row == at[v + 3].row) tapped(j, v, Vectors<4>{}, emit), v += 4;
+          else if (v + 2 <= n && at[v].row == at[v + 1].row) tapped(j, v, Vectors<2>{}, emit), v += 2;
+          else tapped(j, v, Vectors<1>{}, emit), v += 1;
+        }
+      };
+      for (int64_t j = 0; j < qk; ++j) {
+        to_write.share<1>();
+        Vec squares = load(norm + j * L);
+        each(j, [&](int64_t v, Vec value) {
+          if (at[v].valid < L) value = only(value, at[v].valid);
+          squares += value * value;
+          store(q + j * PANEL + v * L, value);
+        });
+        store(norm + j * L, squares);
+      }
+      for (int64_t j = 0; j < a.v_count; ++j)
+        each(qk + j, [&](int64_t v, const Vec& value) {
+          store(v_image.at(step.b, j, step.y + at[v].row, step.x0 + at[v].column), value, at[v]);
+        });
+      for (int64_t h = 0; h < a.heads; ++h) {
+        const int64_t wide = layout.wide[h];
+        for (int64_t i = 0; i < wide; i += L)
+          for (int64_t v = 0; v < n; ++v) {
+            Vec block[L] = {};
+            for (int64_t j = i; j < std::min(i + L, layout.k[h].size()); ++j)
+              block[j - i] = load(k + (layout.k[h].first + j) * PANEL + v * L);
+            transpose(block);
+            for (int64_t p = 0; p < L; ++p) store(kt + (v * L + p) * wide + i, block[p]);
+          }
+        add_gram(q + layout.q[h].first * PANEL, layout.q[h].size(), kt, wide, n * L, gram + layout.start[h]);
+      }
+    });
+    summed += float(step.count * (step.x1 - step.x0));
+    if (summed < 1024 && !step.last) return;
+    double *total = partial.data() + step.task * layout.sums(), *total_norms = total + layout.gram;
+    for (int64_t i = 0; i < layout.gram; ++i) total[i] += gram[i];
+    for (int64_t j = 0; j < qk; j += L) {
+      Vec block[L];
+      std::memcpy(block, norm + j * L, sizeof block);
+      const Vec sum = sums(block);
+      for (int64_t i = 0; i < std::min(L, qk - j); ++i) total_norms[j + i] += sum[i];
+    }
+    std::memset(gram, 0, sizeof(float) * (layout.gram + norms + 1));
+  });
+  const int64_t tasks = s.tasks() / a.size.batch;  // of one item, added up in order
+  std::vector<double> total(a.size.batch * layout.sums(), 0.0);
+  for (int64_t b = 0; b < a.size.batch; ++b)
+    for (int64_t t = 0; t < tasks; ++t)
+      for (int64_t i = 0; i < layout.sums(); ++i) total[b * layout.sums() + i] += partial[(b * tasks + t) * layout.sums() + i];
+  return total;
+}
+
+// Row `channel` of the softmax, over every k of its head: a dead one has a logit of 0, and its exp(0) = 1 is part of
+// the denominator.
+inline std::vector<double> softmax_row(const MirlMdta& a, const Layout& layout, const double* total, int64_t channel) {
+  const int64_t h = channel / layout.per_head, q = layout.place[channel];
+  const double *q_norm = total + layout.gram, *k_norm = q_norm + a.q_count;
+  std::vector<double> weight(layout.per_head, 0.0);
+  if (q >= 0) {
+    const double norm = std::max(std::sqrt(q_norm[q]), 1e-12);
+    const double* row = total + layout.start[h] + (q - layout.q[h].first) * layout.wide[h];
+    for (int64_t k = layout.k[h].first; k < layout.k[h].last; ++k)
+      weight[a.k_index[k] - h * layout.per_head] =
+          row[k - layout.k[h].first] / norm / std::max(std::sqrt(k_norm[k]), 1e-12) * a.temperature[h];
+  }
+  const double most = *std::max_element(weight.begin(), weight.end());
+  double denominator = 0;
+  for (double& w : weight) denominator += w = std::exp(w - most);
+  for (double& w : weight) w /= denominator;
+  return weight;
+}
+
+// A dense matrix in the form that `product` takes.
+struct Dense {
+  int64_t count, columns;
+  std::vector<float> values;
+
+  Dense(int64_t rows, int64_t columns) : count(rows), columns(columns), values(round_up(rows, 4) * columns + 1) {}  // never null
+  float& at(int64_t r, int64_t c) { return values[(r / 4 * columns + c) * 4 + r % 4]; }
+  MirlRows rows(const float* bias) const { return {count, columns, nullptr, nullptr, bias, values.data()}; }
+};
+
+// The matrices that pass two applies to v: one for each head, or, where that does not undo the heads' sparsity, one for
+// all, project_out composed with the attention. (A sparse product takes nearly twice as long as a dense one.)
+class Attention {
+  const MirlMdta& a;
+  const Layout layout;
+  const MirlRows project_out;
+  const MirlImage v_image;
+  const int64_t channels, per_head;
+  bool composed;
+  std::vector<Dense> matrices;
+
+ public:
+  // Runs pass one.
+  explicit Attention(const MirlMdta& a)
+      : a(a), layout(a), project_out(a.project_out->view()), v_image(v_in_scratch(a)), channels(a.size.channels),
+        per_head(layout.per_head) {
+    const std::vector<double> total = pass_one(a, layout);
+    std::vector<int64_t> start(a.heads + 1, 0);  // of each head's attention matrix: per_head rows, its live v as columns
+    for (int64_t h = 0; h < a.heads; ++h) start[h + 1] = start[h] + per_head * layout.v[h].size();
+    composed = channels * a.v_count <= start[a.heads] + project_out.start[channels] * 2;
+    for (int64_t b = 0; b < a.size.batch; ++b) {
+      if (composed) matrices.emplace_back(channels, a.v_count);
+      for (int64_t h = 0; h < a.heads && !composed; ++h) matrices.emplace_back(per_head, layout.v[h].size());
+    }
+    std::vector<double> attention(a.size.batch * start[a.heads]);
+    auto soften = [&](int64_t t) {
+      const int64_t b = t / channels, c = t % channels, h = c / per_head;
+      const std::vector<double> weight = softmax_row(a, layout, total.data() + b * layout.sums(), c);
+      double* to = attention.data() + b * start[a.heads] + start[h] + c % per_head * layout.v[h].size();
+      for (int64_t v = 0; v < layout.v[h].size(); ++v) {
+        to[v] = weight[a.v_index[layout.v[h].first + v] - h * per_head];
+        if (!composed) matrices[b * a.heads + h].at(c % per_head, v) = float(to[v]);
+      }
+    };
+    mirl::parallel(a.size.batch * channels, a.threads, soften);
+    auto compose = [&](int64_t t) {
+      const int64_t b = t / channels, r = t % channels;
+      std::vector<double> row(a.v_count, 0.0);
+      for (int32_t k = project_out.start[r]; k < project_out.start[r + 1]; ++k) {
+        const int64_t c = project_out.entry[k].column(), h = c / per_head;
+        const double* from = attention.data() + b * start[a.heads] + start[h] + c % per_head * layout.v[h].size();
+        for (int64_t v = 0; v < layout.v[h].size(); ++v)
+          row[layout.v[h].first + v] += project_out.entry[k].value * from[v];
+      }
+      for (int64_t v = 0; v < a.v_count; ++v) matrices[b].at(r, v) = float(row[v]);
+    };
+    if (composed) mirl::parallel(a.size.batch * channels, a.threads, compose);
+  }
+
+  int64_t scratch_floats() const { return (channels + a.v_count) * PANEL; }
+
+  // Pass two for n vectors, at y + at[v].row and x + at[v].column: emits what is to be added to x. `next_*` say where it
+  // goes on, whose pixels are asked for meanwhile.
+  template <class Emit>
+  void apply(int64_t b, int64_t y, int64_t x, const Place* at, int64_t n, int64_t next_y, const Place* next_at,
+             int64_t next_n, float* scratch, Emit&& emit) const {
+    float *mixed = scratch, *gathered = scratch + channels * PANEL;
+    const float* v = v_image.at(b, 0, y + at->row, x + at->column);
+    int64_t stride = v_image.channel;
+    if (at[n - 1].row != at->row) {  // no stretch of memory
+      for (int64_t i = 0; i < n; ++i)
+        for (int64_t c = 0; c < a.v_count; ++c)
+          store(gathered + c * PANEL + i * L, load(v_image.at(b, c, y + at[i].row, x + at[i].column)));
+      v = gathered, stride = PANEL;
+    }
+    Fetch next(a.x, b, channels, next_y, x, next_at, next_n, channels);
+    Fetch next_v(v_image, b, a.v_count, next_y, x, next_at, next_n, channels);
+    auto put = [&](int64_t c, int64_t begin, auto width, const Vec* sums) {
+      if (begin == 0) next.template share<0>(), next_v.template share<0>();
+      emit(c, begin, width, sums);
+    };
+    auto dense = [&](const Dense& matrix, const float* bias, const float* in, auto emit) {
+      with_vectors(n, [&](auto wide) { dense_panel<wide>(matrix.rows(bias), in, stride, emit); });
+    };
+    if (composed) return dense(matrices[b], project_out.bias, v, put);
+    for (int64_t h = 0; h < a.heads; ++h)
+      dense(matrices[b * a.heads + h], nullptr, v + layout.v[h].first * stride,
+            [&](int64_t c, int64_t begin, auto width, const Vec* sums) {
+              for (int i = 0; i < width; ++i) store(mixed + (h * per_head + c) * PANEL + (begin + i) * L, sums[i]);
+            });
+    product(project_out, mixed, n, put);
+  }
+};
+
+}  // namespace MIRL_ISA
