@@ -14,6 +14,7 @@ from tickets import network
 from mirl_sparse.cost import measure
 from mirl_sparse.engine import Engine
 
+RUNS = 9
 MASKS = [("layerwise", d) for d in (0.02, 0.0352, 0.05, 0.107, 0.2, 0.5)] + [
     ("uneven", d) for d in (0.0352, 0.05, 0.1, 0.2)
 ]
@@ -26,15 +27,13 @@ def main() -> None:
         engine = Engine(network(criterion, density))
         engine(image)
         times = []
-        for _ in range(9):
+        for _ in range(RUNS):
             begin = time.perf_counter()
             engine(image)
             times.append(time.perf_counter() - begin)
         predicted, median = model.engine(engine), float(np.median(times))
-        print(
-            f"| {criterion} {density:.2%} | {predicted * 1e3:.0f} ms | {median * 1e3:.0f} ms | {predicted / median - 1:+.0%} |",
-            flush=True,
-        )
+        off = predicted / median - 1
+        print(f"| {criterion} {density:.2%} | {predicted * 1e3:.0f} ms | {median * 1e3:.0f} ms | {off:+.0%} |", flush=True)
 
 
 if __name__ == "__main__":
