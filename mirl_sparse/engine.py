@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
@@ -210,6 +211,7 @@ class Engine:
         if (device := network.output.weight.device).type != "cpu":
             raise _cpu.BackendError(f'weights are on {device}; expected the CPU: move them, or use backend="reference"')
         self._plans: OrderedDict[tuple[int, int, int], _Plan] = OrderedDict()
+        self._lock = threading.Lock()  # of the plans
         with torch.no_grad():
             self._steps = _Program(network).steps
 
@@ -252,16 +254,18 @@ class Engine:
         if height % MULTIPLE or width % MULTIPLE:
             raise ValueError(f"input is {height}x{width}; expected multiples of {MULTIPLE}")
         key = batch, height, width
-        plan = self._plans.pop(key, None)  # ours alone until it is put back
-        if plan is None:
-            if sum(kept.bytes for kept in list(self._plans.values())) > _BYTES_KEPT:
+        with self._lock:
+            plan = self._plans.pop(key, None)  # ours alone until it is put back
+            if plan is None and sum(kept.bytes for kept in self._plans.values()) > _BYTES_KEPT:
                 self._plans.clear()
+        if plan is None:
             with torch.inference_mode(False):  # else a later call outside of that mode might not write to them
                 plan = _Plan(self._steps, *key)
         result = torch.empty_like(image)
         for call in plan.calls:
             run(call, image, result)
-        self._plans[key] = plan
-        while len(self._plans) > _PLANS_KEPT:
-            self._plans.popitem(last=False)
+        with self._lock:
+            self._plans[key] = plan
+            while len(self._plans) > _PLANS_KEPT:
+                self._plans.popitem(last=False)
         return result
