@@ -115,14 +115,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", default=list(NETWORKS), metavar="NAME", help=", ".join(NETWORKS))
     parser.add_argument("--runs", type=int, default=7, help="interleaved runs of each contender")
-    parser.add_argument("--json", type=Path, help="where to write the results")
+    parser.add_argument("--json", type=Path, help="where to keep the results; those that it holds are not measured again")
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)  # in a process of its own
     args = parser.parse_args()
     if args.one:
         print(json.dumps(measure(args.names[0], args.runs)))
         return
-    rows = []
+    rows: list[dict[str, Any]] = json.loads(args.json.read_text()) if args.json and args.json.exists() else []
     for name in args.names:
+        if any(row["name"] == name for row in rows):
+            continue
         command = [sys.executable, __file__, name, "--one", "--runs", str(args.runs)]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
         if done.returncode:

@@ -489,6 +489,16 @@ def test_ops_refuse_what_has_no_implementation(op, x):
     assert op.to("meta")(x.to("meta")).device.type == "meta"  # as any module's: shapes only
 
 
+@pytest.mark.parametrize("layer", [nn.Conv2d(3, 3, 5), nn.Conv2d(3, 3, 5, groups=3), nn.ConvTranspose2d(3, 3, 2, 2, 3)])
+def test_an_image_smaller_than_the_kernel_is_refused(layer):
+    converted = convert(nn.Sequential(layer))
+    for side in (3, 2):
+        with pytest.raises(_cpu.BackendError, match="is smaller than the kernel"):
+            converted(rand(1, 3, side, side))
+    with pytest.raises(_cpu.BackendError, match="a pixel or more"):
+        converted(rand(0, 3, 9, 9))
+
+
 def test_a_converted_network_follows_its_dtype_to_a_clear_error(zoo):
     converted = convert(zoo, IMAGE).double()
     with pytest.raises(_cpu.BackendError, match="expected float32"):

@@ -168,6 +168,13 @@ def with_rows(x: Tensor) -> Tensor:
     return x if x.ndim == 4 and (x.stride(3) == 1 or x.shape[3] == 1) else x.contiguous()
 
 
+def result(x: Tensor, channels: int, height: int, width: int) -> Tensor:
+    """An uninitialised image for what an op makes of x."""
+    if height < 1 or width < 1:
+        raise BackendError(f"input {tuple(x.shape)} is smaller than the kernel; its result would be {height}x{width}")
+    return x.new_empty(x.shape[0], channels, height, width)
+
+
 def image(x: Tensor) -> Image:
     """(B, C, H, W) float32 on the CPU whose rows are contiguous, as the kernels take it."""
     if x.dtype != torch.float32 or x.device.type != "cpu" or x.ndim != 4:
@@ -189,6 +196,8 @@ def check(x: Tensor, channels: int, out: Tensor, shape: tuple[int, ...], scratch
           floats: int = 0) -> None:  # fmt: skip
     """BackendError unless x has the channels that an op reads, ``out`` the shape that it writes, and
     ``scratch`` the floats that it needs: the kernels themselves check nothing."""
+    if 0 in x.shape or 0 in out.shape:
+        raise BackendError(f"input {tuple(x.shape)} and output {tuple(out.shape)}; expected a pixel or more")
     if x.shape[1] != channels or out.shape != shape:
         raise BackendError(
             f"input {tuple(x.shape)} and output {tuple(out.shape)}; expected {channels} channels in, {shape} out"

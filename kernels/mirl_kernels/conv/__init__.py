@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mirl_kernels import _cpu
 from mirl_kernels.conv.reference import conv as reference
+from mirl_kernels.conv.window import PackedWindow, Window
 
 __all__ = ["PackedConv", "reference"]
 
@@ -37,7 +38,7 @@ def op(x: Tensor, packed: Tensor, inputs: int, outputs: int, height: int, width:
        shuffle: int, activation: str, slope: float) -> Tensor:  # fmt: skip
     """A convolution by the taps of ``packed``: x (B, inputs, H, W) to (B, outputs, height, width)."""
     x = _cpu.with_rows(x)
-    out = x.new_empty(x.shape[0], outputs, height, width)
+    out = _cpu.result(x, outputs, height, width)
     prepare(x, out, packed, inputs, (stride_y, stride_x), shuffle, _cpu.activation(activation, slope))()
     return out
 
@@ -63,16 +64,8 @@ def conv_quantities(packed: Tensor, vectors: int, groups: int) -> Counter[str]:
     return found + Counter({"load": channels * vectors, "gather": columns * vectors, "store": rows * vectors})
 
 
-def axis_taps(kernel: int, stride: int, dilation: int, before: int) -> list[tuple[int, int]]:
-    """Of each tap along an axis: the phase of the pixels that it reads, and how far off they are."""
-    reads = [k * dilation - before for k in range(kernel)]
-    return [(at % stride, at // stride) for at in reads]
-
-
-class PackedConv(_cpu.Packed):
+class PackedConv(PackedWindow):
     """The surviving weights of a convolution; arguments as in `reference`."""
-
-    packed: Tensor
 
     def __init__(
         self,
@@ -85,55 +78,40 @@ class PackedConv(_cpu.Packed):
         shuffle: int = 1,
     ) -> None:
         super().__init__()
-        outputs, per_group, *kernel = weight.shape
-        self.padding = (
-            padding if padding is not None else (kernel[0] // 2, kernel[0] // 2, kernel[1] // 2, kernel[1] // 2)
-        )
-        self.inputs, self.outputs, self.stride, self.shuffle = per_group * groups, outputs, stride, shuffle
-        self.span = tuple(d * (n - 1) for d, n in zip(dilation, kernel, strict=True))  # from first tap to last
-        rows = axis_taps(kernel[0], stride[0], dilation[0], self.padding[0])
-        columns = axis_taps(kernel[1], stride[1], dilation[1], self.padding[2])
-        taps = torch.tensor([
-            ((c * stride[0] + i) * stride[1] + j, dy, dx)
-            for c in range(per_group) for i, dy in rows for j, dx in columns
-        ])  # fmt: skip
+        self.window = Window.of(weight, stride, padding, dilation)
+        self.outputs, per_group = weight.shape[:2]
+        self.inputs, self.shuffle = per_group * groups, shuffle
+        phases, window = self.window.phases, self.window.taps()
+        taps = torch.tensor([(c * phases + phase, dy, dx) for c in range(per_group) for phase, dy, dx in window])
         order = taps[:, 0].argsort(stable=True)
-        first = torch.tensor([per_group * stride[0] * stride[1], 0, 0])  # of a group's channels
+        first = torch.tensor([per_group * phases, 0, 0])  # of a group's channels
         matrices = weight.detach().flatten(1)[:, order].chunk(groups)
         packed = _cpu.pack_taps([(m, taps[order] + g * first) for g, m in enumerate(matrices)], bias)
         self.register_buffer("packed", packed)
 
     def _fits(self) -> bool:
-        return taps_fit(self.packed, self.outputs, self.inputs * self.stride[0] * self.stride[1])
+        return taps_fit(self.packed, self.outputs, self.inputs * self.window.phases)
 
     def _shape(self, x: Tensor) -> tuple[int, int, int]:
         """Channels, height and width of the result."""
-        top, bottom, left, right = self.padding
-        height = (x.shape[2] + top + bottom - self.span[0] - 1) // self.stride[0] + 1
-        width = (x.shape[3] + left + right - self.span[1] - 1) // self.stride[1] + 1
+        height, width = self.window.result(*x.shape[2:])
         r, u = max(self.shuffle, 1), max(-self.shuffle, 1)  # shuffled by r, unshuffled by u
         if u > 1 and (height % u or width % u):
             raise _cpu.BackendError(f"input is {height}x{width}; expected multiples of {u} to unshuffle")
         return self.outputs * u * u // (r * r), height * r // u, width * r // u
 
-    def work(self, batch: int, height: int, width: int) -> _cpu.Work:
-        out_height, out_width = -(-height // self.stride[0]), -(-width // self.stride[1])
-        kept, pixels = _cpu.kept(self.packed), batch * out_height * out_width
-        moved = 4 * batch * (self.inputs * height * width + self.outputs * out_height * out_width)
-        return _cpu.Work(kept * pixels, moved + 8 * kept)
-
     def _quantities(self, batch: int, height: int, width: int) -> Counter[str]:
-        vectors, groups = _cpu.groups(batch * -(-height // self.stride[0]), -(-width // self.stride[1]))
-        return conv_quantities(self.packed, vectors, groups)
+        return conv_quantities(self.packed, *self._groups(batch, height, width))
 
     def bind(self, x: Tensor, out: Tensor, scratch: Tensor | None = None, residual: Tensor | None = None) -> _cpu.Call:
-        """What computes ``out`` = the convolution of x (B, C, H, W), shuffled, plus ``residual``; x and out may not share memory."""
+        """What computes ``out`` = the convolution of x (B, C, H, W), shuffled, plus ``residual``; x and out may not share
+        memory."""
         _cpu.check(x, self.inputs, out, (x.shape[0], *self._shape(x)))
         activation = _cpu.activation(self.activation, self.slope)
-        return prepare(x, out, self.packed, self.inputs, self.stride, self.shuffle, activation, residual)
+        return prepare(x, out, self.packed, self.inputs, self.window.stride, self.shuffle, activation, residual)
 
     def forward(self, x: Tensor) -> Tensor:
         if x.ndim == 3:
             return self(x[None])[0]
-        return op(x, self.packed, self.inputs, *self._shape(x), *self.stride, self.shuffle,
+        return op(x, self.packed, self.inputs, *self._shape(x), *self.window.stride, self.shuffle,
                   self.activation, self.slope)  # fmt: skip

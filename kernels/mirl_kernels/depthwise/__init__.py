@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from mirl_kernels import _cpu
-from mirl_kernels.conv import axis_taps, taps_fit
+from mirl_kernels.conv import taps_fit
+from mirl_kernels.conv.window import PackedWindow, Window
 from mirl_kernels.depthwise.reference import depthwise as reference
 
 __all__ = ["PackedDepthwise", "reference"]
@@ -35,7 +36,7 @@ def op(x: Tensor, packed: Tensor, inputs: int, outputs: int, height: int, width:
        stride_x: int, activation: str, slope: float) -> Tensor:  # fmt: skip
     """A depthwise convolution by the taps of ``packed``: x (B, inputs, H, W) to (B, outputs, height, width)."""
     x = _cpu.with_rows(x)
-    out = x.new_empty(x.shape[0], outputs, height, width)
+    out = _cpu.result(x, outputs, height, width)
     prepare(x, out, packed, inputs, (stride_y, stride_x), _cpu.activation(activation, slope))()
     return out
 
@@ -46,10 +47,8 @@ def _(x: Tensor, packed: Tensor, inputs: int, outputs: int, height: int, width: 
     return x.new_empty(x.shape[0], outputs, height, width)
 
 
-class PackedDepthwise(_cpu.Packed):
+class PackedDepthwise(PackedWindow):
     """The surviving taps of a depthwise convolution of ``inputs`` channels; arguments as in `reference`."""
-
-    packed: Tensor
 
     def __init__(
         self,
@@ -61,43 +60,32 @@ class PackedDepthwise(_cpu.Packed):
         inputs: int | None = None,
     ) -> None:
         super().__init__()
-        kernel = weight.shape[2:]
-        self.padding = (
-            padding if padding is not None else (kernel[0] // 2, kernel[0] // 2, kernel[1] // 2, kernel[1] // 2)
-        )
-        self.outputs, self.stride = len(weight), stride
+        self.window = Window.of(weight, stride, padding, dilation)
+        self.outputs = len(weight)
         self.inputs = self.outputs if inputs is None else inputs
-        self.span = dilation[0] * (kernel[0] - 1), dilation[1] * (kernel[1] - 1)
-        rows = axis_taps(kernel[0], stride[0], dilation[0], self.padding[0])
-        columns = axis_taps(kernel[1], stride[1], dilation[1], self.padding[2])
-        taps = torch.tensor([(i * stride[1] + j, dy, dx) for i, dy in rows for j, dx in columns])
+        taps = torch.tensor(self.window.taps())
         self.register_buffer("packed", _cpu.pack_taps([(weight.detach().flatten(1), taps)], bias, chunk=None))
 
     def _fits(self) -> bool:
-        return taps_fit(self.packed, self.outputs, self.stride[0] * self.stride[1])
+        return taps_fit(self.packed, self.outputs, self.window.phases)
 
     def _shape(self, x: Tensor) -> tuple[int, int, int]:
-        top, bottom, left, right = self.padding
-        height = (x.shape[2] + top + bottom - self.span[0] - 1) // self.stride[0] + 1
-        return self.outputs, height, (x.shape[3] + left + right - self.span[1] - 1) // self.stride[1] + 1
-
-    def work(self, batch: int, height: int, width: int) -> _cpu.Work:
-        out_height, out_width = -(-height // self.stride[0]), -(-width // self.stride[1])
-        kept, pixels = _cpu.kept(self.packed), batch * out_height * out_width
-        moved = 4 * batch * (self.inputs * height * width + self.outputs * out_height * out_width)
-        return _cpu.Work(kept * pixels, moved + 8 * kept)
+        """Channels, height and width of the result."""
+        return self.outputs, *self.window.result(*x.shape[2:])
 
     def _quantities(self, batch: int, height: int, width: int) -> Counter[str]:
-        vectors, groups = _cpu.groups(batch * -(-height // self.stride[0]), -(-width // self.stride[1]))
+        vectors, groups = self._groups(batch, height, width)
         taps = _cpu.kept(self.packed)
         return Counter({"copy": self.inputs * vectors, "store": self.outputs * vectors,
                         "depthwise tap": taps * vectors, "depthwise tap of a group": taps * groups})  # fmt: skip
 
     def bind(self, x: Tensor, out: Tensor, scratch: Tensor | None = None) -> _cpu.Call:
+        """What computes ``out`` = the depthwise convolution of x; they may not share memory."""
         _cpu.check(x, self.inputs, out, (x.shape[0], *self._shape(x)))
-        return prepare(x, out, self.packed, self.inputs, self.stride, _cpu.activation(self.activation, self.slope))
+        activation = _cpu.activation(self.activation, self.slope)
+        return prepare(x, out, self.packed, self.inputs, self.window.stride, activation)
 
     def forward(self, x: Tensor) -> Tensor:
         if x.ndim == 3:
             return self(x[None])[0]
-        return op(x, self.packed, self.inputs, *self._shape(x), *self.stride, self.activation, self.slope)
+        return op(x, self.packed, self.inputs, *self._shape(x), *self.window.stride, self.activation, self.slope)
