@@ -29,6 +29,14 @@ def _weights(density: float, *shape: int) -> Tensor:
     return torch.randn(shape) * (torch.rand(shape) < density) / max(1.0, shape[1] * density) ** 0.5
 
 
+def _bound(call: Callable[[], None], out: Tensor) -> Callable[[], Tensor]:
+    def kernel() -> Tensor:
+        call()
+        return out
+
+    return kernel
+
+
 def _mdta(channels: int, side: int, density: float) -> Pair:
     x = torch.randn(1, channels, side, side)
     args = (torch.ones(channels), torch.zeros(channels), _weights(density, 3 * channels, channels, 1, 1),
@@ -36,47 +44,27 @@ def _mdta(channels: int, side: int, density: float) -> Pair:
             _weights(density, channels, channels, 1, 1))  # fmt: skip
     op, out = PackedMDTA(*args), torch.empty_like(x)
     scratch = torch.empty(op.scratch_floats(x.shape[0], *x.shape[2:]))
-
-    def kernel() -> Tensor:
-        op(x, out, scratch)
-        return out
-
-    return kernel, lambda: mdta(x, *args)
+    return _bound(op.bind(x, out, scratch), out), lambda: mdta(x, *args)
 
 
 def _gdfn(channels: int, side: int, density: float) -> Pair:
     x, hidden = torch.randn(1, channels, side, side), int(2.66 * channels)
     args = (torch.ones(channels), torch.zeros(channels), _weights(density, 2 * hidden, channels, 1, 1),
             _weights(density, 2 * hidden, 1, 3, 3), _weights(density, channels, hidden, 1, 1))  # fmt: skip
-    op, out = PackedGDFN(*args), torch.empty_like(x)
-
-    def kernel() -> Tensor:
-        op(x, out)
-        return out
-
-    return kernel, lambda: gdfn(x, *args)
+    out = torch.empty_like(x)
+    return _bound(PackedGDFN(*args).bind(x, out), out), lambda: gdfn(x, *args)
 
 
 def _pointwise(channels: int, side: int, density: float) -> Pair:
     x, weight = torch.randn(1, channels, side, side), _weights(density, channels, channels, 1, 1)
-    op, out = PackedPointwise(weight), torch.empty_like(x)
-
-    def kernel() -> Tensor:
-        op(x, out)
-        return out
-
-    return kernel, lambda: pointwise(x, weight)
+    out = torch.empty_like(x)
+    return _bound(PackedPointwise(weight).bind(x, out), out), lambda: pointwise(x, weight)
 
 
 def _conv(channels: int, side: int, density: float) -> Pair:
     x, weight = torch.randn(1, channels, side, side), _weights(density, channels // 2, channels, 3, 3)
-    op, out = PackedConv(weight, -2), torch.empty(1, channels * 2, side // 2, side // 2)
-
-    def kernel() -> Tensor:
-        op(x, out)
-        return out
-
-    return kernel, lambda: conv(x, weight, -2)
+    out = torch.empty(1, channels * 2, side // 2, side // 2)
+    return _bound(PackedConv(weight, shuffle=-2).bind(x, out), out), lambda: conv(x, weight, shuffle=-2)
 
 
 OPS = {"mdta": _mdta, "gdfn": _gdfn, "pointwise": _pointwise, "conv": _conv}

@@ -309,13 +309,14 @@ class _Conversion:
                     m._modules[child_name] = nn.Identity()
                     self._absorbs(f"{name}.{last}" if name else last, child)
                 else:
-                    last = child_name
+                    last = child_name if isinstance(child, tuple(_LAYERS)) else None
         return m
 
     def _absorbs(self, name: str, follower: nn.Module) -> None:
-        i = next(i for i, layer in enumerate(self.layers) if layer.name == name)
-        implementation = f"{self.layers[i].implementation} + {type(follower).__name__}"
-        self.layers[i] = replace(self.layers[i], implementation=implementation)
+        """Say in the report of the layer ``name`` what it absorbs."""
+        for i, layer in enumerate(self.layers):
+            if layer.name == name:
+                self.layers[i] = replace(layer, implementation=f"{layer.implementation} + {type(follower).__name__}")
 
     def _alone(self, child: nn.Module, parent: nn.Module) -> bool:
         """Whether the example shows that a child runs when, and only when, its parent does."""

@@ -166,6 +166,21 @@ def test_what_follows_a_layer_is_part_of_its_store(layers, implementation):
     same(converted, dense, rand(1, 8, 12, 8))
 
 
+def test_what_follows_a_nested_or_shared_layer_stays_right():
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Conv2d(3, 3, 1)
+            self.body = nn.Sequential(self.first, nn.ReLU())
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.body(x)
+
+    inner = nn.Sequential(nn.Conv2d(3, 3, 1))
+    for dense in (pruned(nn.Sequential(inner, nn.ReLU())), pruned(Named()), pruned(nn.Sequential(nn.Sequential(), nn.ReLU()))):
+        same(convert(dense, IMAGE), dense, IMAGE)
+
+
 def test_activations_stay_where_a_layer_is_used_without_them():
     class Peek(nn.Module):
         def __init__(self) -> None:

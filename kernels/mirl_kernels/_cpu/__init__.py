@@ -292,7 +292,7 @@ class Packed(PackedModule):
 
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor:
-        """op(x), as an op of torch.library that can be compiled and exported; BackendError as from `run`."""
+        """op(x), as an op of torch.library that can be compiled and exported; BackendError as from `bind`."""
 
 
 def groups(rows: int, columns: int) -> tuple[int, int]:
