@@ -33,7 +33,9 @@ def main() -> None:
             times.append(time.perf_counter() - begin)
         predicted, median = model.engine(engine), float(np.median(times))
         off = predicted / median - 1
-        print(f"| {criterion} {density:.2%} | {predicted * 1e3:.0f} ms | {median * 1e3:.0f} ms | {off:+.0%} |", flush=True)
+        print(
+            f"| {criterion} {density:.2%} | {predicted * 1e3:.0f} ms | {median * 1e3:.0f} ms | {off:+.0%} |", flush=True
+        )
 
 
 if __name__ == "__main__":

@@ -62,6 +62,9 @@ def network(name: str) -> nn.Module:
     module, arguments, _, _ = NETWORKS[name]
     torch.manual_seed(0)
     made: nn.Module = getattr(_import(module), module.rsplit(".", 1)[1])(**arguments).eval()
+    for p in made.parameters():
+        if p.numel() and not p.any():  # training starts with branches that do nothing; what is trained does something
+            p.normal_(std=0.1)
     for layer in made.modules():
         if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
             dropped = round((1 - DENSITY) * layer.weight.numel())
@@ -115,7 +118,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", default=list(NETWORKS), metavar="NAME", help=", ".join(NETWORKS))
     parser.add_argument("--runs", type=int, default=7, help="interleaved runs of each contender")
-    parser.add_argument("--json", type=Path, help="where to keep the results; those that it holds are not measured again")
+    parser.add_argument(
+        "--json", type=Path, help="where to keep the results; those that it holds are not measured again"
+    )
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)  # in a process of its own
     args = parser.parse_args()
     if args.one:

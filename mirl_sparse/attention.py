@@ -20,6 +20,7 @@ class SparseAttention(nn.Module):
         if dense.bias_k is not None or dense.bias_v is not None or dense.add_zero_attn:
             raise ValueError("attention with add_bias_kv or add_zero_attn has no sparse form")
         self.heads, self.batch_first = dense.num_heads, dense.batch_first
+        self.in_proj_bias = None  # torch.nn.TransformerEncoderLayer looks here before it takes a fast path
         if dense.in_proj_weight is not None:
             weights = dense.in_proj_weight.chunk(3)
         else:

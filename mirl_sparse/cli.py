@@ -84,7 +84,9 @@ def inspect(
     cost: Annotated[
         bool, typer.Option("--cost", help="Predict how long it takes here; the first time, this machine is measured.")
     ] = False,
-    size: Annotated[int, typer.Option(help="Side of the square image that --cost is about, a multiple of 8.", min=8)] = 256,
+    size: Annotated[
+        int, typer.Option(help="Side of the square image that --cost is about, a multiple of 8.", min=8)
+    ] = 256,
 ) -> None:
     """Print what a checkpoint or ticket holds, layer by layer."""
     _multiple(size)

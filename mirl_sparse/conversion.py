@@ -7,9 +7,11 @@ by one, each where the cost model finds that it pays. Nothing is swapped that do
 from __future__ import annotations
 
 import copy
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from itertools import zip_longest
 from typing import Any, NamedTuple
 
 import torch
@@ -24,6 +26,7 @@ from mirl_kernels.depthwise import PackedDepthwise
 from mirl_kernels.gdfn import PackedGDFN
 from mirl_kernels.linear import PackedLinear
 from mirl_kernels.mdta import PackedMDTA
+from mirl_kernels.naf import PackedNAF
 from mirl_kernels.pointwise import PackedPointwise
 from mirl_kernels.prompt import PackedPrompt
 from mirl_sparse.attention import SparseAttention
@@ -82,10 +85,10 @@ class _Unsupported(Exception):
 
 
 class _Form(NamedTuple):
-    """A sparse form of a module: what stands in its place, the packed op in it, and what to call it."""
+    """A sparse form of a module: what stands in its place, the packed ops in it, and what to call it."""
 
     module: nn.Module
-    op: _cpu.PackedModule
+    ops: tuple[_cpu.PackedModule, ...]
     name: str
 
 
@@ -118,7 +121,7 @@ def _conv(m: nn.Conv2d) -> _Form:
         op, name = PackedPointwise(m.weight, m.bias), "sparse 1x1"
     else:
         op, name = PackedConv(m.weight, m.bias, stride, padding, dilation, m.groups), "sparse convolution"
-    return _Form(nn.Sequential(pad, op) if pad else op, op, name)
+    return _Form(nn.Sequential(pad, op) if pad else op, (op,), name)
 
 
 def _conv_transpose(m: nn.ConvTranspose2d) -> _Form:
@@ -127,19 +130,38 @@ def _conv_transpose(m: nn.ConvTranspose2d) -> _Form:
     assert not isinstance(m.padding, str)
     (p, q), (o, u), (d, e) = m.padding, m.output_padding, m.dilation
     op = PackedConvTranspose(m.weight, m.bias, m.stride[0], (p, q), (o, u), (d, e), m.groups)
-    return _Form(op, op, "sparse sub-pixel convolution")
+    return _Form(op, (op,), "sparse sub-pixel convolution")
 
 
 def _linear(m: nn.Linear) -> _Form:
     op = PackedLinear(m.weight, m.bias)
-    return _Form(op, op, "sparse linear")
+    return _Form(op, (op,), "sparse linear")
+
+
+def _attention(m: nn.MultiheadAttention) -> _Form:
+    try:
+        attention = SparseAttention(m)
+    except ValueError as error:
+        raise _Unsupported(str(error)) from None
+    return _Form(attention, (attention.q, attention.k, attention.v, attention.out), "sparse projections")
 
 
 _LAYERS: dict[type[nn.Module], Callable[[Any], _Form]] = {
     nn.Conv2d: _conv,
     nn.ConvTranspose2d: _conv_transpose,
     nn.Linear: _linear,
+    nn.MultiheadAttention: _attention,
 }
+
+
+def _weights(m: nn.Module) -> list[nn.Parameter]:
+    """What is pruned of a module."""
+    return [p for n, p in m.named_parameters() if "weight" in n]
+
+
+def _kept(weights: list[nn.Parameter]) -> tuple[int, int]:
+    """How many of the weights are not zero, and how many there are."""
+    return sum(int(w.count_nonzero()) for w in weights), sum(w.numel() for w in weights)
 
 
 def _layer(m: nn.Module) -> _Form:
@@ -154,12 +176,11 @@ def _layer(m: nn.Module) -> _Form:
         raise _Unsupported("its weight is computed (torch.nn.utils.parametrize)")
     if m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks:
         raise _Unsupported("it has hooks")
-    weight = m.weight
-    assert isinstance(weight, Tensor)
-    if weight.dtype != torch.float32 or weight.device.type != "cpu":
-        raise _Unsupported(f"its weight is {weight.dtype} on {weight.device}; the kernels take float32 on the CPU")
-    if 0 in weight.shape:
-        raise _Unsupported("it has no weights")
+    for weight in _weights(m):
+        if weight.dtype != torch.float32 or weight.device.type != "cpu":
+            raise _Unsupported(f"its weight is {weight.dtype} on {weight.device}; the kernels take float32 on the CPU")
+        if 0 in weight.shape:
+            raise _Unsupported("it has no weights")
     return _LAYERS[base](m)
 
 
@@ -185,15 +206,21 @@ def _absorbed(layer: nn.Module | None, follower: nn.Module) -> bool:
     return True
 
 
-def _same(dense: nn.Module, sparse: nn.Module, x: Tensor) -> bool:
-    """Whether both give the same for x."""
+def _difference(expected: Any, got: Any) -> float:
+    """How far results are apart, relative to the largest values; infinite where they are not of one kind."""
+    pairs = list(zip_longest(_tensors(expected), _tensors(got)))
+    if any(a is None or b is None or a.shape != b.shape for a, b in pairs):
+        return math.inf
+    differences = [((b - a).abs().max() / a.abs().max().clamp(1.0)).item() for a, b in pairs if a.numel()]
+    return max((math.inf if math.isnan(x) else x for x in differences), default=0.0)
+
+
+def _same(dense: nn.Module, sparse: nn.Module, *inputs: Tensor) -> bool:
+    """Whether both give the same."""
     try:
-        expected, got = dense(x), sparse(x)
-    except (RuntimeError, TypeError, ValueError):  # what only looks like a block that we know may not take x
+        return _difference(dense(*inputs), sparse(*inputs)) <= TOLERANCE
+    except (RuntimeError, TypeError, ValueError):  # what only looks like a block that we know may not take it
         return False
-    if expected.shape != got.shape:
-        return False
-    return bool((got - expected).abs().max() <= TOLERANCE * max(1.0, expected.abs().max().item()))
 
 
 class _Block(NamedTuple):
@@ -236,6 +263,26 @@ def _prompt_block(m: Any) -> _Block | None:
         return _Block(fused, linear.in_features, (("", "fused prompt", "mixture, resize and convolution in one op"),))
     except (AttributeError, TypeError, RuntimeError, IndexError):
         return None
+
+
+def _naf_block(m: Any) -> _Block | None:
+    """NAFNet's block; None for a module that is not built so."""
+    try:
+        pool, sca = m.sca
+        if not isinstance(pool, nn.AdaptiveAvgPool2d) or pool.output_size not in (1, (1, 1)):
+            return None  # others average over windows, which only a large image shows
+        convs = m.conv1, m.conv2, sca, m.conv3, m.conv4, m.conv5
+        norms = [(norm.weight, norm.bias, norm.eps) for norm in (m.norm1, m.norm2)]
+        fused = PackedNAF(
+            norms, [c.weight for c in convs], [c.bias for c in convs], m.beta.flatten(), m.gamma.flatten()
+        )
+        reason = "norms, convolutions, gates, channel attention and residuals in one op"
+        return _Block(fused, m.conv1.in_channels, (("", "fused NAFNet block", reason),))
+    except (AttributeError, TypeError, ValueError, RuntimeError, IndexError):
+        return None
+
+
+_BLOCKS = _restormer_block, _prompt_block, _naf_block
 
 
 class _Call(NamedTuple):
@@ -282,15 +329,18 @@ class _Conversion:
         return self.done[id(m)]
 
     def _convert(self, m: nn.Module, name: str) -> nn.Module:
-        for block in filter(None, (recognise(m) for recognise in (_restormer_block, _prompt_block))):
+        for block in filter(None, (recognise(m) for recognise in _BLOCKS)):
             probe = torch.randn(1, block.channels, 17, 23, generator=torch.Generator().manual_seed(0))
             if (self.calls is None or id(m) in self.calls) and _same(m, block.module, probe):
                 for part, implementation, reason in block.parts:
                     where = ".".join(filter(None, (name, part)))
                     self._report(m.get_submodule(part), where, implementation, reason)
                 return block.module
-        if type(m) is nn.MultiheadAttention:
-            return self._attention(m, name)
+        # Their fast paths read weights that are packed by then.
+        if isinstance(m, nn.TransformerEncoderLayer):
+            m.activation_relu_or_gelu = 0
+        if isinstance(m, nn.TransformerEncoder):
+            m.use_nested_tensor = False
         if own := [p for p in m.parameters(recurse=False) if p.numel()]:
             return self._swap(m, name, own)
         return self._children(m, name)
@@ -324,7 +374,7 @@ class _Conversion:
         return bool(calls) and sum(calls) == sum(parents)
 
     def _swap(self, m: nn.Module, name: str, own: list[nn.Parameter]) -> nn.Module:
-        kept, total = sum(int(p.count_nonzero()) for p in own), sum(p.numel() for p in own)
+        kept, total = _kept(own)
 
         def report(implementation: str, reason: str, *times: float) -> None:
             self.layers.append(ConvertedLayer(name, type(m).__name__, kept, total, implementation, reason, *times))
@@ -334,18 +384,15 @@ class _Conversion:
         except _Unsupported as error:
             report("dense", str(error))
             return m if isinstance(m, tuple(_LAYERS)) else self._children(m, name)
-        weight = m.weight
-        assert isinstance(weight, Tensor)
-        kept, total = int(weight.count_nonzero()), weight.numel()
+        kept, total = _kept(_weights(m))
         if self.calls is not None and id(m) not in self.calls:
             report("dense", "the example input never calls it")
             return m
         sparse = dense = 0.0
         for shape, times in self._shapes(m):
-            sparse += times * self.model.seconds(_quantities(form.op, shape))
+            sparse += times * sum(self.model.seconds(_quantities(op, shape)) for op in form.ops)
             dense += times * self.model.seconds(dense_quantities(m, shape))
-        x = torch.randn(_probe(m), generator=torch.Generator().manual_seed(0))
-        if not _same(m, form.module, x):
+        if not _same(m, form.module, *_probe(m)):
             report("dense", "its sparse form does not give the same", sparse * 1e3, dense * 1e3)
             return m
         if sparse > dense:
@@ -359,22 +406,13 @@ class _Conversion:
             return self.calls[id(m)]
         if isinstance(m, nn.Linear):
             return [_Call((_NOMINAL_SIDE**2, m.in_features), 1)]
+        if isinstance(m, nn.MultiheadAttention):
+            return [_Call((_NOMINAL_SIDE, _NOMINAL_SIDE, m.embed_dim), 1)]
         assert isinstance(m, (nn.Conv2d, nn.ConvTranspose2d))
         return [_Call((1, m.in_channels, _NOMINAL_SIDE, _NOMINAL_SIDE), 1)]
 
-    def _attention(self, m: nn.MultiheadAttention, name: str) -> nn.Module:
-        weights = [p for n, p in m.named_parameters() if "weight" in n]
-        try:
-            sparse = SparseAttention(m)
-        except ValueError as error:
-            self._report(m, name, "dense", str(error))
-            return m
-        self._report(m, name, "sparse projections", f"{len(weights)} projections by surviving weights")
-        return sparse
-
     def _report(self, m: nn.Module, name: str, implementation: str, reason: str) -> None:
-        weights = [p for n, p in m.named_parameters() if "weight" in n]
-        kept, total = sum(int(p.count_nonzero()) for p in weights), sum(p.numel() for p in weights)
+        kept, total = _kept(_weights(m))
         self.layers.append(ConvertedLayer(name, type(m).__name__, kept, total, implementation, reason))
 
 
@@ -386,13 +424,19 @@ def _quantities(op: _cpu.PackedModule, shape: tuple[int, ...]) -> Counter[str]:
     return op.quantities(batch, height, width)
 
 
-def _probe(m: nn.Module) -> tuple[int, ...]:
-    """The shape of an input that a layer can take."""
+def _probe(m: nn.Module) -> list[Tensor]:
+    """Inputs that a layer can take."""
+    shapes: list[tuple[int, ...]]
     if isinstance(m, nn.Linear):
-        return 37, m.in_features
-    assert isinstance(m, (nn.Conv2d, nn.ConvTranspose2d))
-    spans = [d * (k - 1) + 1 for d, k in zip(m.dilation, m.kernel_size, strict=True)]
-    return 1, m.in_channels, spans[0] + 11, spans[1] + 17
+        shapes = [(37, m.in_features)]
+    elif isinstance(m, nn.MultiheadAttention):
+        shapes = [(9, 9, m.embed_dim), (9, 9, m.kdim), (9, 9, m.vdim)]
+    else:
+        assert isinstance(m, (nn.Conv2d, nn.ConvTranspose2d))
+        spans = [d * (k - 1) + 1 for d, k in zip(m.dilation, m.kernel_size, strict=True)]
+        shapes = [(1, m.in_channels, spans[0] + 11, spans[1] + 17)]
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(shape, generator=generator) for shape in shapes]
 
 
 def _copied(module: nn.Module) -> nn.Module:
@@ -443,21 +487,20 @@ def convert(module: nn.Module, example_input: Tensor | tuple[Any, ...] | None = 
             for x in describe(copied).layers
         ))  # type: ignore[assignment]  # fmt: skip
         return restorer
-    calls, expected = None, []
+    calls = expected = None
     example = example_input if isinstance(example_input, tuple) or example_input is None else (example_input,)
     if example is not None:
         calls, result = _calls(copied, example)
-        expected = [t.clone() for t in _tensors(result)]
+        expected = [t.clone() for t in _tensors(result)]  # which the network may write to again
     conversion = _Conversion(calls, cost_model())
     converted = conversion.visit(copied, "")
     if example is not None:
-        for want, got in zip(expected, _tensors(converted(*example)), strict=True):
-            difference = (got - want).abs().max().item() / max(1.0, want.abs().max().item())
-            if not difference <= TOLERANCE:
-                raise UserError(
-                    f"the converted network differs from the dense one by {difference:.1e} of its largest value for the"
-                    f" example input; expected at most {TOLERANCE:.0e}: it may draw random numbers, or depend on more"
-                    " than its layers' results"
-                )
+        difference = _difference(expected, converted(*example))
+        if difference > TOLERANCE:
+            raise UserError(
+                f"the converted network differs from the dense one by {difference:.1e} of its largest value for the"
+                f" example input; expected at most {TOLERANCE:.0e}: it may draw random numbers, or depend on more"
+                " than its layers' results"
+            )
     converted.report = ConversionReport(tuple(conversion.layers))  # type: ignore[assignment]
     return converted

@@ -40,12 +40,15 @@ _RUNS = 7
 
 
 def dense_quantities(layer: nn.Module, shape: tuple[int, ...]) -> Counter[str]:
-    """What PyTorch does for a call of a convolution or linear layer on an input of this shape."""
-    if isinstance(layer, nn.Linear):
+    """What PyTorch does for a call of a convolution, linear layer or attention's projections on an input of this shape."""
+    if isinstance(layer, (nn.Linear, nn.MultiheadAttention)):
         tokens = int(np.prod(shape[:-1]))
-        moved = tokens * (layer.in_features + layer.out_features)
-        return Counter({"torch call": 1, "torch linear mac": tokens * layer.in_features * layer.out_features,
-                        "torch float": moved})  # fmt: skip
+        if isinstance(layer, nn.Linear):
+            sizes = [(layer.in_features, layer.out_features)]
+        else:
+            sizes = [(width, layer.embed_dim) for width in (layer.embed_dim, layer.kdim, layer.vdim, layer.embed_dim)]
+        return Counter({"torch call": len(sizes), "torch linear mac": tokens * sum(i * o for i, o in sizes),
+                        "torch float": tokens * sum(i + o for i, o in sizes)})  # fmt: skip
     assert isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d))
     batch, _, height, width = shape if len(shape) == 4 else (1, *shape)
     pixels = batch * height * width

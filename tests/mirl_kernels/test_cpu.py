@@ -21,6 +21,8 @@ from mirl_kernels.linear import PackedLinear
 from mirl_kernels.linear import reference as linear
 from mirl_kernels.mdta import PackedMDTA
 from mirl_kernels.mdta import reference as mdta
+from mirl_kernels.naf import PackedNAF
+from mirl_kernels.naf import reference as naf
 from mirl_kernels.pointwise import PackedPointwise
 from mirl_kernels.pointwise import reference as pointwise
 from mirl_kernels.prompt import PackedPrompt
@@ -95,6 +97,31 @@ def test_gdfn(seed, batch, channels, hidden, shape, density, tap_density, centre
             weights((channels, hidden, 1, 1), density, g), biases]  # fmt: skip
     expected = gdfn(x.float().double(), *args)
     check(PackedGDFN(*as_float(args)), expected, x.float(), tolerance=norm_tolerance(x))
+
+
+@cases
+@given(seeds, st.integers(1, 3), st.integers(1, 40), st.integers(1, 40), st.integers(1, 40), shapes, densities, densities,
+       st.lists(st.booleans(), min_size=6, max_size=6))  # fmt: skip
+def test_naf(seed, batch, channels, first, second, shape, density, tap_density, biased):
+    height, width = shape
+    g = torch.Generator().manual_seed(seed)
+    x = noise((batch, channels, height, width), g)
+    sizes = [(2 * first, channels, 1, 1), (2 * first, 1, 3, 3), (first, first, 1, 1), (channels, first, 1, 1),
+             (2 * second, channels, 1, 1), (channels, second, 1, 1)]  # fmt: skip
+    matrices = [weights(size, tap_density if size[2] == 3 else density, g) for size in sizes]
+    biases = [maybe(size[:1], given, g) for size, given in zip(sizes, biased, strict=True)]
+    norms = [(1 + 0.1 * noise((channels,), g), 0.1 * noise((channels,), g), eps) for eps in (1e-6, 1e-5)]
+    scales = [noise((channels,), g), noise((channels,), g)]
+    expected = naf(x.float().double(), norms, matrices, biases, *scales)
+    packed = PackedNAF([(*as_float(list(norm[:2])), norm[2]) for norm in norms], as_float(matrices), as_float(biases),
+                       *as_float(scales))  # fmt: skip
+    scratch = torch.full((packed.scratch_floats(batch, height, width),), float("nan"))
+    between = naf(x.float().double(), norms, matrices, biases, scales[0], 0 * scales[1])
+    tolerance = 2 * max(norm_tolerance(x), norm_tolerance(between))
+    check(packed, expected, x.float(), scratch, tolerance=tolerance)
+    out = x.float().clone()
+    packed.bind(out, out, scratch)()  # in place
+    torch.testing.assert_close(out, packed(x.float()), atol=0, rtol=0)
 
 
 @cases

@@ -20,6 +20,7 @@ from mirl_kernels.depthwise import PackedDepthwise
 from mirl_kernels.gdfn import PackedGDFN
 from mirl_kernels.linear import PackedLinear
 from mirl_kernels.mdta import PackedMDTA
+from mirl_kernels.naf import PackedNAF
 from mirl_kernels.pointwise import PackedPointwise
 from mirl_kernels.prompt import PackedPrompt
 from mirl_sparse import SparseRestorer, UserError, convert
@@ -177,7 +178,11 @@ def test_what_follows_a_nested_or_shared_layer_stays_right():
             return self.body(x)
 
     inner = nn.Sequential(nn.Conv2d(3, 3, 1))
-    for dense in (pruned(nn.Sequential(inner, nn.ReLU())), pruned(Named()), pruned(nn.Sequential(nn.Sequential(), nn.ReLU()))):
+    for dense in (
+        pruned(nn.Sequential(inner, nn.ReLU())),
+        pruned(Named()),
+        pruned(nn.Sequential(nn.Sequential(), nn.ReLU())),
+    ):
         same(convert(dense, IMAGE), dense, IMAGE)
 
 
@@ -282,6 +287,47 @@ def test_blocks_of_restormers_family_are_fused_wherever_they_occur(bias, centred
     converted = convert(dense, IMAGE)
     assert implementations(converted) == {"0": "sparse convolution", "1.attn": "fused MDTA", "1.ffn": "fused GDFN"}
     same(converted, dense, IMAGE)
+
+
+class NAFBlock(nn.Module):
+    def __init__(self, channels: int = 8, bias: bool = True, pooled: nn.Module | None = None) -> None:
+        super().__init__()
+        c = channels
+        self.norm1, self.norm2 = nn.LayerNorm(c, eps=1e-6), nn.LayerNorm(c, eps=1e-6)
+        self.conv1 = nn.Conv2d(c, 2 * c, 1, bias=bias)
+        self.conv2 = nn.Conv2d(2 * c, 2 * c, 3, padding=1, groups=2 * c, bias=bias)
+        self.conv3, self.conv5 = nn.Conv2d(c, c, 1, bias=bias), nn.Conv2d(c, c, 1, bias=bias)
+        self.sca = nn.Sequential(pooled or nn.AdaptiveAvgPool2d(1), nn.Conv2d(c, c, 1, bias=bias))
+        self.conv4 = nn.Conv2d(c, 2 * c, 1, bias=bias)
+        self.beta, self.gamma = nn.Parameter(torch.ones(1, c, 1, 1)), nn.Parameter(torch.ones(1, c, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        def norm(by: nn.LayerNorm, x: Tensor) -> Tensor:
+            return by(x.movedim(1, -1)).movedim(-1, 1)
+
+        left, right = self.conv2(self.conv1(norm(self.norm1, x))).chunk(2, 1)
+        x = x + self.conv3(left * right * self.sca(left * right)) * self.beta
+        left, right = self.conv4(norm(self.norm2, x)).chunk(2, 1)
+        return x + self.conv5(left * right) * self.gamma
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_blocks_of_nafnet_are_fused_wherever_they_occur(bias):
+    dense = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), pruned(NAFBlock(bias=bias), 0.5))
+    converted = convert(dense.eval(), IMAGE)
+    assert implementations(converted) == {"0": "sparse convolution", "1": "fused NAFNet block"}
+    same(converted, dense, IMAGE)
+
+
+def test_blocks_of_nafnet_that_average_over_windows_are_not_fused():
+    class Window(nn.Module):
+        """Of an image as small as this, the mean."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x.mean((2, 3), keepdim=True)
+
+    converted = convert(pruned(NAFBlock(pooled=Window()), 0.5), rand(1, 8, 9, 9))
+    assert set(implementations(converted).values()) == {"sparse 1x1", "sparse depthwise", "dense"}
 
 
 def test_promptir_becomes_a_restorer(network):
@@ -399,6 +445,39 @@ def test_attention_with_keys_of_its_own_stays_dense():
     assert convert(dense).report.layers[0].implementation == "dense"
 
 
+def test_attention_is_priced_and_left_where_dense_is_faster(monkeypatch):
+    monkeypatch.setattr("mirl_sparse.conversion.cost_model", DenseIsFree)
+    dense = pruned(nn.MultiheadAttention(12, 3))
+    assert [x.reason for x in convert(dense).report.layers] == ["dense is faster"]
+
+
+def test_attention_that_the_example_never_calls_stays_dense():
+    class ReadsItsWeights(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention = nn.MultiheadAttention(12, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x @ self.attention.in_proj_weight.T
+
+    report = convert(pruned(ReadsItsWeights()), rand(5, 12)).report
+    assert [x.reason for x in report.layers] == ["the example input never calls it"]
+
+
+@pytest.mark.parametrize("example", [False, True])
+def test_transformer_encoders_of_pytorch_are_converted(example):
+    layer = nn.TransformerEncoderLayer(12, 2, 24, batch_first=True)
+    dense, x = pruned(nn.TransformerEncoder(layer, 2)), rand(2, 7, 12)
+    converted = convert(dense, x if example else None)
+    assert [x.implementation for x in converted.report.layers].count("sparse projections") == 2
+    padding = torch.zeros(2, 7, dtype=torch.bool)
+    padding[1, 5:] = True
+    with torch.no_grad():
+        torch.testing.assert_close(converted(x), dense(x), atol=1e-5, rtol=1e-5)
+        got, expected = (m(x, src_key_padding_mask=padding)[~padding] for m in (converted, dense))
+        torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
+
+
 def test_copies_pickles_and_state_dicts_answer_the_same(zoo):
     converted = convert(zoo, IMAGE)
     file = io.BytesIO()
@@ -461,8 +540,23 @@ def _ops() -> list[tuple[nn.Module, Tensor]]:
         (PackedLinear(w(5, 11), rand(5)), x),
         (PackedGDFN(ones, zeros, w(12, 4, 1, 1), w(12, 1, 3, 3), w(4, 6, 1, 1)), x),
         (PackedMDTA(ones, None, w(12, 4, 1, 1), w(12, 1, 3, 3), torch.ones(2, 1, 1), w(4, 4, 1, 1)), x),
-        (PackedBlock(PackedMDTA(ones, None, w(12, 4, 1, 1), w(12, 1, 3, 3), torch.ones(2, 1, 1), w(4, 4, 1, 1)),
-                     PackedGDFN(ones, zeros, w(12, 4, 1, 1), w(12, 1, 3, 3), w(4, 6, 1, 1))), x),
+        (
+            PackedBlock(
+                PackedMDTA(ones, None, w(12, 4, 1, 1), w(12, 1, 3, 3), torch.ones(2, 1, 1), w(4, 4, 1, 1)),
+                PackedGDFN(ones, zeros, w(12, 4, 1, 1), w(12, 1, 3, 3), w(4, 6, 1, 1)),
+            ),
+            x,
+        ),
+        (
+            PackedNAF(
+                [(ones, zeros, 1e-6)] * 2,
+                [w(8, 4, 1, 1), w(8, 1, 3, 3), w(4, 4, 1, 1), w(4, 4, 1, 1), w(12, 4, 1, 1), w(4, 6, 1, 1)],
+                [None, rand(8), None, rand(4), None, None],
+                rand(4),
+                rand(4),
+            ),
+            x,
+        ),
         (PackedPrompt(w(3, 4), rand(3), rand(1, 3, 5, 4, 4), w(5, 5, 3, 3)), x),
     ]
 

@@ -97,6 +97,18 @@ struct MirlBlock {
   int64_t centred, threads;
 };
 
+// NAFNet's block (naf/reference.py). Rows of conv1 and conv2: the first halves of all pairs that are computed, then the
+// second ones; the first pairs are those that conv3 reads, scaled by sca's rows of all pairs' means. Rows of conv4: the
+// two halves of each pair. Gains, biases, beta and gamma are folded into the matrices.
+struct MirlNaf {
+  MirlImage x, y;  // y may be x
+  MirlSize size;
+  const MirlMatrix *conv1, *conv2, *sca, *conv3, *conv4, *conv5;
+  double eps1, eps2;
+  float* scratch;  // batch * height * conv3's columns * padded(width)
+  int64_t threads;
+};
+
 // What happens to a result before it is stored: max(x, slope * x), 0 <= slope <= 1 (1: nothing), or GELU.
 struct MirlActivation {
   int64_t gelu;
@@ -163,6 +175,7 @@ struct MirlRoofline {
   X(gdfn, MirlGdfn)        \
   X(mdta, MirlMdta)        \
   X(block, MirlBlock)      \
+  X(naf, MirlNaf)          \
   X(pointwise, MirlPointwise) \
   X(conv, MirlConv)        \
   X(depthwise, MirlDepthwise) \

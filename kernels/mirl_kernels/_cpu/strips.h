@@ -31,6 +31,18 @@ inline void grouped(int64_t count, F&& f) {
   }
 }
 
+constexpr int TAPPED = L == 16 ? 4 : 2;  // vectors whose taps fit the registers
+
+// f(v, Vectors<k>) for runs of at most FEW of n vectors, each within a row.
+template <int FEW, class F>
+inline void runs(const Place* at, int64_t n, F&& f) {
+  for (int64_t v = 0; v < n;) {
+    if (v + FEW <= n && at[v].row == at[v + FEW - 1].row) f(v, Vectors<FEW>{}), v += FEW;
+    else if (v + 2 <= n && at[v].row == at[v + 1].row) f(v, Vectors<2>{}), v += 2;
+    else f(v, Vectors<1>{}), v += 1;
+  }
+}
+
 inline Vec load(const float* p, const Place& at) { return at.valid == L ? load(p) : load(p, at.valid); }
 inline void store(float* p, Vec v, const Place& at) {
   if (at.valid == L) store(p, v);
@@ -93,7 +105,7 @@ struct Residual {
 // Layer norm, without its gain and bias (and without centring, if need be), of V vectors of pixels in a panel: in two
 // passes, since E[x^2] - E[x]^2 would lose digits.
 template <int V>
-inline void normalise(int64_t channels, bool centred, float* panel) {
+inline void normalise(int64_t channels, bool centred, float* panel, float eps = 1e-5f) {
   Vec mean[V] = {}, scale[V] = {};
   for (int64_t c = 0; c < channels; ++c)
     for (int v = 0; v < V; ++v) mean[v] += load(panel + c * PANEL + v * L);
@@ -104,7 +116,7 @@ inline void normalise(int64_t channels, bool centred, float* panel) {
       scale[v] += distance * distance;
     }
   for (int v = 0; v < V; ++v) {
-    scale[v] = 1.0f / vsqrt(scale[v] / float(channels) + 1e-5f);
+    scale[v] = 1.0f / vsqrt(scale[v] / float(channels) + eps);
     if (!centred) mean[v] = Vec{};
   }
   for (int64_t c = 0; c < channels; ++c)
@@ -261,8 +273,8 @@ void run_strips(const Strips& s, int64_t panel_floats, int64_t extra, int64_t th
 }
 
 // A filler: the layer norm of x, then a product; panel_floats is channels * PANEL.
-inline auto fill_normalised(const Strips& s, const MirlImage& x, const MirlRows& pointwise, bool centred) {
-  return [&s, &x, &pointwise, centred](const Filling& f) {
+inline auto fill_normalised(const Strips& s, const MirlImage& x, const MirlRows& pointwise, bool centred, float eps = 1e-5f) {
+  return [&s, &x, &pointwise, centred, eps](const Filling& f) {
     const int64_t channels = s.size.channels;
     const float* source[WIDE];
     for (int64_t v = 0; v < f.n; ++v) source[v] = x.at(f.b, 0, f.y + f.at[v].row, f.x + f.at[v].column);
@@ -274,7 +286,7 @@ inline auto fill_normalised(const Strips& s, const MirlImage& x, const MirlRows&
           const float* from = source[v] + c * x.channel;
           store(f.panel + c * PANEL + v * L, whole ? load(from) : load(from, f.at[v]));
         }
-      normalise<n>(channels, centred, f.panel);
+      normalise<n>(channels, centred, f.panel, eps);
     });
     Fetch next(x, f.b, channels, f.next_y, f.x, f.next_at, f.next_n, s.hidden);
     product(pointwise, f.panel, f.n, [&](int64_t h, int64_t begin, auto width, const Vec* sums) {
@@ -288,9 +300,10 @@ inline auto fill_normalised(const Strips& s, const MirlImage& x, const MirlRows&
 struct Taps {
   const MirlRows rows;
   std::vector<int32_t> offset;
-  int64_t count;
+  int64_t count, slots, hidden_stride;
 
-  Taps(const MirlRows& dwconv, const Strips& s) : rows(dwconv), count(dwconv.start[dwconv.rows]) {
+  Taps(const MirlRows& dwconv, const Strips& s)
+      : rows(dwconv), count(dwconv.start[dwconv.rows]), slots(s.slots), hidden_stride(s.hidden_stride) {
     for (int64_t slot = 0; slot < s.slots; ++slot)
       for (int64_t k = 0; k < count; ++k)
         offset.push_back(int32_t((slot + dwconv.entry[k].column() / 3) % s.slots * s.pitch + dwconv.entry[k].column() % 3 - 1));
@@ -305,6 +318,15 @@ struct Taps {
       const Vec w = all(rows.entry[k].value);
       for (int v = 0; v < V; ++v) sums[v] += w * load(p + v * L);
     }
+  }
+
+  // Both halves of pair j of `pairs`: the ring's hidden channels are all first halves, then all second ones.
+  template <int V>
+  void pair(int64_t j, int64_t pairs, const Step& step, const Place& at, Vec* left, Vec* right) const {
+    const int64_t slot = (step.slot + at.row) % slots;
+    const float* in = step.hidden + j * hidden_stride + at.column;
+    panel<V>(j, slot, in, left);
+    panel<V>(pairs + j, slot, in + pairs * hidden_stride, right);
   }
 };
 

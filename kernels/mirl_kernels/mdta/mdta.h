@@ -102,17 +102,12 @@ inline std::vector<double> pass_one(const MirlMdta& a, const Layout& layout) {
     grouped(all.size(), [&](int64_t first, int64_t n) {
       const Place* at = all.data() + first;
       Fetch to_write(v_image, step.b, a.v_count, step.y, step.x0, at, n, qk);
-      auto tapped = [&](int64_t j, int64_t v, auto few, auto emit) {
-        Vec sums[few];
-        taps.panel<few>(j, (step.slot + at[v].row) % s.slots, step.hidden + j * s.hidden_stride + at[v].column, sums);
-        for (int i = 0; i < few; ++i) emit(v + i, sums[i]);
-      };
       auto each = [&](int64_t j, auto emit) {
-        for (int64_t v = 0; v < n;) {
-          if (v + 4 <= n && at[v].row == at[v + 3].row) tapped(j, v, Vectors<4>{}, emit), v += 4;
-          else if (v + 2 <= n && at[v].row == at[v + 1].row) tapped(j, v, Vectors<2>{}, emit), v += 2;
-          else tapped(j, v, Vectors<1>{}, emit), v += 1;
-        }
+        runs<4>(at, n, [&](int64_t v, auto few) {
+          Vec sums[few];
+          taps.panel<few>(j, (step.slot + at[v].row) % s.slots, step.hidden + j * s.hidden_stride + at[v].column, sums);
+          for (int i = 0; i < few; ++i) emit(v + i, sums[i]);
+        });
       };
       for (int64_t j = 0; j < qk; ++j) {
         to_write.share<1>();
