@@ -269,9 +269,22 @@ def test_linear(seed, leading, inputs, outputs, density, biased):
     g = torch.Generator().manual_seed(seed)
     x = noise((*leading[:-1], min(leading[-1], 20), inputs) if len(leading) > 1 else (leading[0], inputs), g)
     w, b = weights((outputs, inputs), density, g), maybe((outputs,), biased, g)
-    expected = linear(x.float().double(), w, b)
-    got = PackedLinear(w.float(), b if b is None else b.float())(x.float())
-    torch.testing.assert_close(got.double(), expected, atol=TOLERANCE * max(1.0, expected.abs().max().item()), rtol=0)
+    op, x = PackedLinear(w.float(), b if b is None else b.float()), x.float()
+    wide = torch.cat([x, x], -1)[..., :inputs]  # of which a token is a part
+    planes = x.movedim(-1, min(1, x.ndim - 2)).contiguous().movedim(min(1, x.ndim - 2), -1)  # of an image, or x.T
+    for layout in (x, wide, planes, x[:1].expand(x.shape)):
+        expected = linear(layout.double(), w, b)
+        atol = TOLERANCE * max(1.0, expected.abs().max().item())
+        torch.testing.assert_close(op(layout).double(), expected, atol=atol, rtol=0)
+
+
+@cases
+@given(seeds, st.integers(1, 3), st.integers(1, 50), shapes)
+def test_channels_side_by_side_become_planes(seed, batch, channels, shape):
+    x = noise((batch, *shape, channels), torch.Generator().manual_seed(seed)).float().permute(0, 3, 1, 2)
+    assert torch.equal(_cpu.with_rows(x), x)
+    assert shape[1] == 1 or _cpu.with_rows(x).stride(3) == 1
+    assert torch.equal(_cpu.with_rows(x[:, :, ::2]), x[:, :, ::2])
 
 
 @cases

@@ -163,9 +163,28 @@ def address(packed: Tensor) -> int:
     return packed.data_ptr()
 
 
+class _Transpose(Structure):
+    _fields_ = [("x", c_void_p), ("y", c_void_p), ("batch", c_int64), ("rows", c_int64), ("columns", c_int64),
+                ("x_batch", c_int64), ("x_row", c_int64), ("threads", c_int64)]  # fmt: skip
+
+
 def with_rows(x: Tensor) -> Tensor:
     """x, or a copy of it whose rows are contiguous."""
-    return x if x.ndim == 4 and (x.stride(3) == 1 or x.shape[3] == 1) else x.contiguous()
+    if x.ndim == 4 and (x.stride(3) == 1 or x.shape[3] == 1):
+        return x
+    if x.dtype != torch.float32 or x.device.type != "cpu" or x.ndim != 4 or not x.numel() or x.stride(1) != 1:
+        return x.contiguous()
+    batch, channels, height, width = x.shape
+    if height > 1 and x.stride(2) != width * x.stride(3):
+        return x.contiguous()
+    y = x.new_empty(x.shape)  # channels_last, which PyTorch takes long to copy
+    Call(
+        "transpose",
+        _Transpose(x.data_ptr(), y.data_ptr(), batch, height * width, channels, x.stride(0), x.stride(3)),
+        x,
+        y,
+    )()
+    return y
 
 
 def result(x: Tensor, channels: int, height: int, width: int) -> Tensor:

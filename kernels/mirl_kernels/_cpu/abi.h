@@ -144,14 +144,22 @@ struct MirlDepthwise {
   int64_t multiplier, stride_y, stride_x, threads;
 };
 
-// y[t] = weight * x[t] + bias for every token t; x_token and y_token floats lie between tokens.
+// y[b][t] = weight * x[b][t] + bias for every token t of every item. Of x, either the channels of a token lie side by side
+// (x_channel is 1) or the tokens do (x_token is 1).
 struct MirlLinear {
   const float* x;
   float* y;
-  int64_t tokens, x_token, y_token;
+  int64_t batch, tokens, x_batch, x_token, x_channel;
   const MirlMatrix* weight;
   MirlActivation activation;
   int64_t threads;
+};
+
+// y[b][j][i] = x[b][i][j], i < rows, j < columns: no op, but what PyTorch takes long for.
+struct MirlTranspose {
+  const float* x;
+  float* y;
+  int64_t batch, rows, columns, x_batch, x_row, threads;
 };
 
 struct MirlPrompt {
@@ -180,5 +188,6 @@ struct MirlRoofline {
   X(conv, MirlConv)        \
   X(depthwise, MirlDepthwise) \
   X(linear, MirlLinear)    \
+  X(transpose, MirlTranspose) \
   X(prompt, MirlPrompt)    \
   X(roofline, MirlRoofline)

@@ -49,6 +49,14 @@ inline void store(float* p, Vec v, const Place& at) {
   else store(p, v, at.valid);
 }
 
+// to[j * to_stride + i] = from[i * from_stride + j] for i < rows <= L, j < columns <= L.
+inline void turn(const float* from, int64_t from_stride, float* to, int64_t to_stride, int64_t rows, int64_t columns) {
+  Vec block[L] = {};
+  for (int64_t i = 0; i < rows; ++i) block[i] = load(from + i * from_stride, Place{0, 0, columns});
+  transpose(block);
+  for (int64_t j = 0; j < columns; ++j) store(to + j * to_stride, block[j], Place{0, 0, rows});
+}
+
 // Asks for a group's pixels before they are wanted, or written (a store that misses every cache costs more than what
 // it stores), in shares between the arithmetic. (GCC drops calls of functions that do nothing but this.)
 class Fetch {

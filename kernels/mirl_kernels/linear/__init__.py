@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from ctypes import Structure, c_int64, c_void_p
 
@@ -15,8 +16,20 @@ __all__ = ["PackedLinear", "reference"]
 
 
 class _Args(Structure):
-    _fields_ = [("x", c_void_p), ("y", c_void_p), ("tokens", c_int64), ("x_token", c_int64), ("y_token", c_int64),
-                ("weight", c_void_p), ("activation", _cpu.Activation), ("threads", c_int64)]  # fmt: skip
+    _fields_ = [("x", c_void_p), ("y", c_void_p), ("batch", c_int64), ("tokens", c_int64), ("x_batch", c_int64),
+                ("x_token", c_int64), ("x_channel", c_int64), ("weight", c_void_p), ("activation", _cpu.Activation),
+                ("threads", c_int64)]  # fmt: skip
+
+
+def _tokens(x: Tensor) -> Tensor:
+    """x as (batch, tokens, channels), of which the channels or the tokens lie side by side: the planes of an image,
+    permuted, are read as they are."""
+    if x.ndim > 2 and not x.is_contiguous():
+        with contextlib.suppress(RuntimeError):  # no view of it
+            tokens = x.view(len(x), -1, x.shape[-1])
+            if 1 in tokens.stride()[1:]:
+                return tokens
+    return x.reshape(1, -1, x.shape[-1]).contiguous()
 
 
 @torch.library.custom_op("mirl::linear", mutates_args=())
@@ -26,13 +39,12 @@ def op(x: Tensor, packed: Tensor, inputs: int, outputs: int, activation: str, sl
         raise _cpu.BackendError(
             f"input is {x.dtype} {tuple(x.shape)} on {x.device}; expected float32 (..., {inputs}) on the CPU"
         )
-    x = x.contiguous()
     out = x.new_empty(*x.shape[:-1], outputs)
-    tokens = x.numel() // inputs
-    args = _Args(x.data_ptr(), out.data_ptr(), tokens, inputs, outputs, _cpu.address(packed),
-                 _cpu.activation(activation, slope))  # fmt: skip
-    if tokens:
-        _cpu.Call("linear", args)()
+    if x.numel():
+        tokens = _tokens(x)
+        args = _Args(tokens.data_ptr(), out.data_ptr(), *tokens.shape[:2], *tokens.stride(), _cpu.address(packed),
+                     _cpu.activation(activation, slope))  # fmt: skip
+        _cpu.Call("linear", args, tokens)()
     return out
 
 
