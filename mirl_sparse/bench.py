@@ -101,7 +101,10 @@ def _peers(network: nn.Module, image: Tensor) -> list[Contender]:
             import onnxruntime
 
             path = str(Path(folder, "network.onnx"))
-            torch.onnx.export(network, (image,), path, dynamo=False, opset_version=17, input_names=["image"])
+            try:
+                torch.onnx.export(network, (image,), path, dynamo=False, opset_version=17, input_names=["image"])
+            except Exception:  # the old exporter knows fewer operators
+                torch.onnx.export(network, (image,), path, dynamo=True, input_names=["image"], verbose=False)
             options = onnxruntime.SessionOptions()
             options.intra_op_num_threads = threads
             session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
@@ -125,9 +128,9 @@ def _peers(network: nn.Module, image: Tensor) -> list[Contender]:
 
 
 def _left_out(name: str, error: Exception) -> None:
-    reason = (
-        "not installed: pip install 'mirl-sparse[peers]'" if isinstance(error, ImportError) else type(error).__name__
-    )
+    reason = f"{type(error).__name__}: {error}".splitlines()[0]
+    if isinstance(error, ImportError):
+        reason = "not installed: pip install 'mirl-sparse[peers]'"
     print(f"{name}: left out ({reason})", file=sys.stderr)
 
 
