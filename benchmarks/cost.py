@@ -1,6 +1,6 @@
 """What the cost model predicts for ten masks of the full-size network, beside what they take:
 
-    python benchmarks/cost.py
+python benchmarks/cost.py
 """
 
 from __future__ import annotations

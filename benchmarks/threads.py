@@ -1,6 +1,6 @@
 """What a second thread gives, and each instruction set, interleaved, medians of 9 runs at 256x256:
 
-    python benchmarks/threads.py TICKET ...
+python benchmarks/threads.py TICKET ...
 """
 
 from __future__ import annotations
@@ -47,13 +47,16 @@ def main() -> None:
             for isa, threads in CONTENDERS:
                 worker = workers[isa]
                 assert worker.stdin and worker.stdout
+                time.sleep(0.05)  # the threads of the one before spin for a while
                 print(threads, file=worker.stdin, flush=True)
                 seconds[isa, threads].append(float(worker.stdout.readline()))
         for worker in workers.values():
             worker.communicate()
         times = [median(seconds[contender]) for contender in CONTENDERS]
         cells = " | ".join(f"{t:.3f} s" for t in times)
-        print(f"| {ticket} | {cells} | {times[0] / times[1]:.2f}x | {times[1] / times[2]:.2f} of its speed |", flush=True)
+        print(
+            f"| {ticket} | {cells} | {times[0] / times[1]:.2f}x | {times[1] / times[2]:.2f} of its speed |", flush=True
+        )
 
 
 if __name__ == "__main__":

@@ -452,6 +452,11 @@ def _copied(module: nn.Module) -> nn.Module:
     return copied
 
 
+def _own(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    """A copy of them: there are networks that write to what they are given."""
+    return tuple(a.detach().clone() if isinstance(a, Tensor) else copy.deepcopy(a) for a in arguments)
+
+
 def _tensors(result: Any) -> Iterator[Tensor]:
     """All tensors in nested lists, tuples and dicts."""
     if isinstance(result, Tensor):
@@ -490,12 +495,12 @@ def convert(module: nn.Module, example_input: Tensor | tuple[Any, ...] | None = 
     calls = expected = None
     example = example_input if isinstance(example_input, tuple) or example_input is None else (example_input,)
     if example is not None:
-        calls, result = _calls(copied, example)
+        calls, result = _calls(copied, _own(example))
         expected = [t.clone() for t in _tensors(result)]  # which the network may write to again
     conversion = _Conversion(calls, cost_model())
     converted = conversion.visit(copied, "")
     if example is not None:
-        difference = _difference(expected, converted(*example))
+        difference = _difference(expected, converted(*_own(example)))
         if difference > TOLERANCE:
             raise UserError(
                 f"the converted network differs from the dense one by {difference:.1e} of its largest value for the"

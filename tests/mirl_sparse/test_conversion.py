@@ -614,6 +614,24 @@ def test_a_converted_network_follows_its_dtype_to_a_clear_error(zoo):
         converted(IMAGE.double())
 
 
+def test_a_network_may_write_to_its_input():
+    class Scales(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Conv2d(3, 3, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x *= 255
+            return self.layer(x)
+
+    dense, image = pruned(Scales(), 0.5), rand(1, 3, 8, 8)
+    before = image.clone()
+    converted = convert(dense, image)
+    assert torch.equal(image, before)
+    with torch.no_grad():
+        torch.testing.assert_close(converted(image.clone()), dense(image.clone()))
+
+
 def test_what_cannot_be_converted_is_refused_in_one_line(zoo):
     with pytest.raises(UserError, match="module is str; expected"):
         convert("network.pt")
