@@ -102,8 +102,16 @@ class PromptIRConfig:
         return cls(**values)
 
 
-def _pointwise(cin: int, cout: int) -> nn.Conv2d:
-    return nn.Conv2d(cin, cout, 1, bias=False)
+class Pointwise(nn.Conv2d):
+    """1x1 convolution without bias, by its op."""
+
+    conv = staticmethod(conv)
+
+    def __init__(self, cin: int, cout: int) -> None:
+        super().__init__(cin, cout, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x, self.weight)
 
 
 def _conv3x3(cin: int, cout: int, groups: int = 1) -> nn.Conv2d:
@@ -131,9 +139,9 @@ class MDTA(nn.Module):
     def __init__(self, channels: int, heads: int) -> None:
         super().__init__()
         self.temperature = nn.Parameter(torch.ones(heads, 1, 1))
-        self.qkv = _pointwise(channels, 3 * channels)
+        self.qkv = Pointwise(channels, 3 * channels)
         self.qkv_dwconv = _conv3x3(3 * channels, 3 * channels, groups=3 * channels)
-        self.project_out = _pointwise(channels, channels)
+        self.project_out = Pointwise(channels, channels)
 
 
 class GDFN(nn.Module):
@@ -142,13 +150,15 @@ class GDFN(nn.Module):
     def __init__(self, channels: int, expansion: float) -> None:
         super().__init__()
         hidden = int(channels * expansion)
-        self.project_in = _pointwise(channels, 2 * hidden)
+        self.project_in = Pointwise(channels, 2 * hidden)
         self.dwconv = _conv3x3(2 * hidden, 2 * hidden, groups=2 * hidden)
-        self.project_out = _pointwise(hidden, channels)
+        self.project_out = Pointwise(hidden, channels)
 
 
 class TransformerBlock(nn.Module):
     """``x + attn(norm1(x))``, then ``x + ffn(norm2(x))``; (B, C, H, W) in and out."""
+
+    mdta, gdfn = staticmethod(mdta), staticmethod(gdfn)
 
     def __init__(self, channels: int, heads: int, expansion: float) -> None:
         super().__init__()
@@ -159,24 +169,28 @@ class TransformerBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         a, n, f, m = self.attn, self.norm1.body, self.ffn, self.norm2.body
-        x = mdta(x, n.weight, n.bias, a.qkv.weight, a.qkv_dwconv.weight, a.temperature, a.project_out.weight)
-        return gdfn(x, m.weight, m.bias, f.project_in.weight, f.dwconv.weight, f.project_out.weight)
+        x = self.mdta(x, n.weight, n.bias, a.qkv.weight, a.qkv_dwconv.weight, a.temperature, a.project_out.weight)
+        return self.gdfn(x, m.weight, m.bias, f.project_in.weight, f.dwconv.weight, f.project_out.weight)
 
 
 class PatchEmbed(nn.Module):
     """3x3 convolution from RGB to ``dim`` channels."""
+
+    conv = staticmethod(conv)
 
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.proj = _conv3x3(3, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        return conv(x, self.proj.weight)
+        return self.conv(x, self.proj.weight)
 
 
 class Resample(nn.Module):
     """3x3 convolution and pixel shuffle (``shuffle`` 2) or unshuffle (-2): (B, C, H, W) to
     (B, C / 2, 2H, 2W) or (B, 2C, H / 2, W / 2)."""
+
+    conv = staticmethod(conv)
 
     def __init__(self, channels: int, shuffle: int) -> None:
         super().__init__()
@@ -189,11 +203,13 @@ class Resample(nn.Module):
         return self.body[0].get_parameter("weight")
 
     def forward(self, x: Tensor) -> Tensor:
-        return conv(x, self.weight, shuffle=self.shuffle)
+        return self.conv(x, self.weight, shuffle=self.shuffle)
 
 
 class PromptBlock(nn.Module):
     """Prompts mixed by the features (B, C, H, W) they are concatenated to; returns (B, P, H, W)."""
+
+    prompt = staticmethod(prompt)
 
     def __init__(self, channels: int, prompt_channels: int, size: int, count: int) -> None:
         super().__init__()
@@ -203,12 +219,17 @@ class PromptBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         linear = self.linear_layer
-        return prompt(x, linear.weight, linear.bias, self.prompt_param, self.conv3x3.weight)
+        return self.prompt(x, linear.weight, linear.bias, self.prompt_param, self.conv3x3.weight)
 
 
 class PromptIR(nn.Module):
     """The all-in-one restoration network: RGB (B, 3, H, W) in [0, 1] to the same shape, H and W
-    multiples of 8. The result is not clipped."""
+    multiples of 8. The result is not clipped.
+
+    Its modules call the definitions of their ops (``mdta``, ``gdfn``, ``conv``, ``prompt``), which training may replace, module by
+    module, by others of the same arguments."""
+
+    conv = staticmethod(conv)
 
     def __init__(self, config: PromptIRConfig | None = None) -> None:
         super().__init__()
@@ -231,8 +252,8 @@ class PromptIR(nn.Module):
             reduced = (p[0], p[1], p[2] * 4 // 5)
             for i in (1, 2, 3):
                 width = d * 2 ** (i - 1)
-                setattr(self, f"chnl_reduce{i}", _pointwise(p[i - 1], reduced[i - 1]))
-                setattr(self, f"reduce_noise_channel_{i}", _pointwise(width + reduced[i - 1], width))
+                setattr(self, f"chnl_reduce{i}", Pointwise(p[i - 1], reduced[i - 1]))
+                setattr(self, f"reduce_noise_channel_{i}", Pointwise(width + reduced[i - 1], width))
         self.encoder_level1 = blocks("encoder_level1", n1)
         self.down1_2 = Resample(d, -2)
         self.encoder_level2 = blocks("encoder_level2", n2)
@@ -241,18 +262,18 @@ class PromptIR(nn.Module):
         self.down3_4 = Resample(4 * d, -2)
         self.latent = blocks("latent", n4)
         self.up4_3 = Resample(4 * d, 2)
-        self.reduce_chan_level3 = _pointwise(6 * d, 4 * d)
+        self.reduce_chan_level3 = Pointwise(6 * d, 4 * d)
         self.noise_level3 = block("noise_level3")
-        self.reduce_noise_level3 = _pointwise(8 * d + p[2], 4 * d)
+        self.reduce_noise_level3 = Pointwise(8 * d + p[2], 4 * d)
         self.decoder_level3 = blocks("decoder_level3", n3)
         self.up3_2 = Resample(4 * d, 2)
-        self.reduce_chan_level2 = _pointwise(4 * d, 2 * d)
+        self.reduce_chan_level2 = Pointwise(4 * d, 2 * d)
         self.noise_level2 = block("noise_level2")
-        self.reduce_noise_level2 = _pointwise(4 * d + p[1], 4 * d)
+        self.reduce_noise_level2 = Pointwise(4 * d + p[1], 4 * d)
         self.decoder_level2 = blocks("decoder_level2", n2)
         self.up2_1 = Resample(2 * d, 2)
         self.noise_level1 = block("noise_level1")
-        self.reduce_noise_level1 = _pointwise(2 * d + p[0], 2 * d)
+        self.reduce_noise_level1 = Pointwise(2 * d + p[0], 2 * d)
         self.decoder_level1 = blocks("decoder_level1", n1)
         self.refinement = blocks("refinement", config.num_refinement_blocks)
         self.output = _conv3x3(2 * d, 3)
@@ -278,4 +299,4 @@ class PromptIR(nn.Module):
         x = self.decoder_level2(self.reduce_chan_level2(torch.cat([self.up3_2(x), level2], 1)))
         x = self.reduce_noise_level1(self.noise_level1(torch.cat([x, self.prompt1(x)], 1)))
         x = self.decoder_level1(torch.cat([self.up2_1(x), level1], 1))
-        return conv(self.refinement(x), self.output.weight, residual=image)
+        return self.conv(self.refinement(x), self.output.weight, residual=image)

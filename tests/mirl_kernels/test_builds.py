@@ -26,9 +26,9 @@ def test_every_build_passes_the_ops_tests(isa, cache):
         assert isa != "portable"
         pytest.skip(f"this processor has no {isa}")
     env = {**os.environ, "MIRL_CPU_ISA": isa, "MIRL_L2_BYTES": cache}
-    tests = Path(__file__).with_name("test_cpu.py")
+    tests = [str(Path(__file__).with_name(f"test_{name}.py")) for name in ("cpu", "gradients")]
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", str(tests), "-p", "no:cacheprovider"],
+        [sys.executable, "-m", "pytest", "-q", *tests, "-p", "no:cacheprovider"],
         env=env,
         capture_output=True,
         text=True,

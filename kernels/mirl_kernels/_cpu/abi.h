@@ -77,6 +77,16 @@ struct MirlGdfn {
   int64_t centred, threads;
 };
 
+// Its gradients: dx, and by surviving weights those of project_out, dwconv and project_in, and of the offsets of project_in's
+// rows; of a matrix that is kept whole, the gradient is whole as well.
+struct MirlGdfnBackward {
+  MirlImage x, dy, dx;
+  MirlSize size;
+  const MirlMatrix *project_in, *dwconv, *project_out, *project_in_transposed, *dwconv_flipped, *project_out_transposed;
+  float *gradient, *scratch;  // scratch: batch * height * project_in's rows * padded(width)
+  int64_t threads;
+};
+
 // The live q, k and v channels are the rows of `qkv`, in this order; the *_index arrays hold their channels, head by head.
 struct MirlMdta {
   MirlImage x, y;  // y may be x
@@ -86,6 +96,16 @@ struct MirlMdta {
   int64_t centred, heads, q_count, k_count, v_count;
   const int32_t *q_index, *k_index, *v_index;
   float* scratch;  // batch * height * v_count * padded(width)
+  int64_t cut, threads;  // into how many tasks what is summed up is cut, where it must not depend on threads; or 0
+};
+
+// Its gradients (`mdta`, whose y is not used): dx, and those of project_out, dwconv, qkv, the offsets of qkv's rows and the
+// temperatures, in this order, as for MirlGdfnBackward.
+struct MirlMdtaBackward {
+  MirlMdta mdta;
+  MirlImage dy, dx;
+  const MirlMatrix *qkv_transposed, *dwconv_flipped, *project_out_transposed;
+  float *gradient, *scratch;  // scratch: batch * height * qkv's rows * padded(width)
   int64_t threads;
 };
 
@@ -131,6 +151,16 @@ struct MirlConv {
   const MirlMatrix* weight;
   MirlActivation activation;
   int64_t stride_y, stride_x, shuffle, threads;
+};
+
+// The gradient of the weights of a convolution without strides or groups, whose result is as large as x, chunk by chunk: of
+// their entries, or all where a chunk is kept whole.
+struct MirlConvBackward {
+  MirlImage x, dy;
+  MirlSize size;  // of x
+  const MirlMatrix* weight;
+  float* gradient;
+  int64_t threads;
 };
 
 // Output channel c reads channel c / multiplier by its row of the matrix, whose taps all name channel phase
@@ -181,11 +211,14 @@ struct MirlRoofline {
 
 #define MIRL_OPS(X)        \
   X(gdfn, MirlGdfn)        \
+  X(gdfn_backward, MirlGdfnBackward) \
   X(mdta, MirlMdta)        \
+  X(mdta_backward, MirlMdtaBackward) \
   X(block, MirlBlock)      \
   X(naf, MirlNaf)          \
   X(pointwise, MirlPointwise) \
   X(conv, MirlConv)        \
+  X(conv_backward, MirlConvBackward) \
   X(depthwise, MirlDepthwise) \
   X(linear, MirlLinear)    \
   X(transpose, MirlTranspose) \

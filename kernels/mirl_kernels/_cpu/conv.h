@@ -5,52 +5,81 @@
 
 namespace MIRL_ISA {
 
-inline void run_conv(const MirlConv& a) {
-  const int64_t r = a.shuffle;
-  const MirlMatrix& m = *a.weight;
+// The columns of a packed convolution: its chunks, and where in the ring, which holds the channels that are read, in
+// their order, each column's pixels are.
+struct Columns {
+  const MirlMatrix& m;
+  const MirlTap* tap;
   std::vector<MirlRows> chunks;
-  int64_t columns = 0, widest = 0, tallest = 0;
-  for (int64_t i = 0; i < m.chunks; ++i) {
-    chunks.push_back(m.view(i));
-    columns += chunks[i].columns;
-    widest = std::max(widest, chunks[i].columns), tallest = std::max(tallest, chunks[i].rows);
-  }
-  // The ring holds the channels that are read, in their order.
-  const MirlTap* tap = m.tap();
   std::vector<int32_t> channels;
-  std::vector<int64_t> index;  // of each column's channel among them
-  for (int64_t i = 0; i < columns; ++i) {
-    if (channels.empty() || channels.back() != tap[i].channel) channels.push_back(tap[i].channel);
-    index.push_back(channels.size() - 1);
+  std::vector<int64_t> index, offsets;  // of each column's channel among them; for every slot that the first row may have
+  int64_t count = 0, widest = 0, tallest = 0;
+
+  explicit Columns(const MirlMatrix& m) : m(m), tap(m.tap()) {
+    for (int64_t i = 0; i < m.chunks; ++i) {
+      chunks.push_back(m.view(i));
+      count += chunks[i].columns;
+      widest = std::max(widest, chunks[i].columns), tallest = std::max(tallest, chunks[i].rows);
+    }
+    for (int64_t i = 0; i < count; ++i) {
+      if (channels.empty() || channels.back() != tap[i].channel) channels.push_back(tap[i].channel);
+      index.push_back(channels.size() - 1);
+    }
   }
-  const Phases x{a.x, a.size, a.stride_y, a.stride_x};
-  MirlSize computed = a.size;
-  computed.height = r > 0 ? (a.height + r - 1) / r : a.height * -r;
-  computed.width = r > 0 ? (a.width + r - 1) / r : a.width * -r;
-  const Strips s(computed, channels.size(), a.threads, reach_of(tap, columns), x.height(), x.width());
-  // Where each column's pixels are in the ring, for every slot that the first row may have.
-  std::vector<int64_t> offsets;
-  for (int64_t slot = 0; slot < s.slots; ++slot)
-    for (int64_t i = 0; i < columns; ++i)
-      offsets.push_back(index[i] * s.hidden_stride + (slot + s.reach.above + tap[i].dy) % s.slots * s.pitch + tap[i].dx);
-  auto fill = [&](const Filling& f) {
+
+  // The strips of what is computed from x.
+  Strips strips(const MirlSize& computed, const Phases& x, int64_t threads) {
+    const Strips s(computed, channels.size(), threads, reach_of(tap, count), x.height(), x.width());
+    for (int64_t slot = 0; slot < s.slots; ++slot)
+      for (int64_t i = 0; i < count; ++i)
+        offsets.push_back(index[i] * s.hidden_stride + (slot + s.reach.above + tap[i].dy) % s.slots * s.pitch + tap[i].dx);
+    return s;
+  }
+
+  void fill(const Strips& s, const Phases& x, const Filling& f) const {
     if (x.phases() > 1) {
       for (int64_t c = 0; c < s.hidden; ++c)
         for (int64_t v = 0; v < f.n; ++v)
           store(f.to[v] + c * s.hidden_stride, x.at(f.b, channels[c], f.y + f.at[v].row, f.x + f.at[v].column, f.at[v].valid));
       return;
     }
-    const float *from[WIDE], *image = a.x.at(f.b, 0, f.y, f.x);
-    for (int64_t v = 0; v < f.n; ++v) from[v] = image + f.at[v].row * a.x.row + f.at[v].column;
+    const float *from[WIDE], *image = x.x.at(f.b, 0, f.y, f.x);
+    for (int64_t v = 0; v < f.n; ++v) from[v] = image + f.at[v].row * x.x.row + f.at[v].column;
     for (int64_t c = 0; c < s.hidden; ++c)
       for (int64_t v = 0; v < f.n; ++v) {
-        const float* p = from[v] + channels[c] * a.x.channel;
-        __builtin_prefetch(p + s.step * a.x.row);
+        const float* p = from[v] + channels[c] * x.x.channel;
+        __builtin_prefetch(p + s.step * x.x.row);
         store(f.to[v] + c * s.hidden_stride, load(p, f.at[v]));
       }
-  };
-  run_strips(s, 0, (widest + tallest) * PANEL, a.threads, fill, [&](const Step& step) {
-    float *panel = step.extra, *sums_so_far = panel + widest * PANEL;
+  }
+
+  // Columns first .. first + some of n vectors of pixels.
+  void gather(const Strips& s, const Step& step, const Place* at, int64_t n, int64_t first, int64_t some, float* panel) const {
+    const float* in[WIDE];
+    const int64_t* offset[WIDE];
+    for (int64_t v = 0; v < n; ++v) {
+      in[v] = step.hidden + at[v].column;
+      offset[v] = offsets.data() + (step.slot + at[v].row) % s.slots * count + first;
+    }
+    const bool stretch = at[n - 1].row == at->row;  // of memory
+    for (int64_t c = 0; c < some; ++c)
+      for (int64_t v = 0; v < n; ++v)
+        store(panel + c * PANEL + v * L, load(stretch ? in[0] + offset[0][c] + v * L : in[v] + offset[v][c]));
+  }
+};
+
+inline void run_conv(const MirlConv& a) {
+  const int64_t r = a.shuffle;
+  const MirlMatrix& m = *a.weight;
+  Columns columns(m);
+  const Phases x{a.x, a.size, a.stride_y, a.stride_x};
+  MirlSize computed = a.size;
+  computed.height = r > 0 ? (a.height + r - 1) / r : a.height * -r;
+  computed.width = r > 0 ? (a.width + r - 1) / r : a.width * -r;
+  const Strips s = columns.strips(computed, x, a.threads);
+  auto fill = [&](const Filling& f) { columns.fill(s, x, f); };
+  run_strips(s, 0, (columns.widest + columns.tallest) * PANEL, a.threads, fill, [&](const Step& step) {
+    float *panel = step.extra, *sums_so_far = panel + columns.widest * PANEL;
     auto put = [&](int64_t channel, int64_t y, int64_t x, Vec value, int64_t valid) {
       const Place at{0, 0, std::min(valid, a.width - x)};
       if (at.valid <= 0 || y >= a.height) return;
@@ -64,13 +93,6 @@ inline void run_conv(const MirlConv& a) {
     const std::vector<Place> all = places(step.count, step.x1 - step.x0);
     grouped(all.size(), [&](int64_t first, int64_t n) {
       const Place* at = all.data() + first;
-      const float* in[WIDE];
-      const int64_t* offset[WIDE];
-      for (int64_t v = 0; v < n; ++v) {
-        in[v] = step.hidden + at[v].column;
-        offset[v] = offsets.data() + (step.slot + at[v].row) % s.slots * columns;
-      }
-      const bool stretch = at[n - 1].row == at->row;  // of memory
       Vec even[WIDE];  // an even row of the product waits for the odd one, whose pixels go between its own
       auto emit = [&](int64_t o, int64_t v, Vec sum) {
         const int64_t y = step.y + at[v].row, x = step.x0 + at[v].column, valid = at[v].valid;
@@ -94,16 +116,13 @@ inline void run_conv(const MirlConv& a) {
             put_one(o * r * r + y % -r * -r + (x + p) % -r, y / -r, (x + p) / -r, sum[p]);
         }
       };
-      for (int64_t i = 0, column = 0; i < m.chunks; column += chunks[i++].columns) {
+      for (int64_t i = 0, column = 0; i < m.chunks; column += columns.chunks[i++].columns) {
+        const MirlRows& chunk = columns.chunks[i];
         const int64_t row = m.chunk(i).first_row;
         const bool begins = i == 0 || m.chunk(i - 1).first_row != row;
         const bool ends = i + 1 == m.chunks || m.chunk(i + 1).first_row != row;
-        for (int64_t c = 0; c < chunks[i].columns; ++c)
-          for (int64_t v = 0; v < n; ++v) {
-            const float* from = stretch ? in[0] + offset[0][column + c] + v * L : in[v] + offset[v][column + c];
-            store(panel + c * PANEL + v * L, load(from));
-          }
-        product(chunks[i], panel, n, [&](int64_t o, int64_t first, auto wide, const Vec* sums) {
+        columns.gather(s, step, at, n, column, chunk.columns, panel);
+        product(chunk, panel, n, [&](int64_t o, int64_t first, auto wide, const Vec* sums) {
           for (int64_t v = first; v < first + wide; ++v) {
             float* so_far = sums_so_far + o * PANEL + v * L;
             const Vec sum = begins ? sums[v - first] : sums[v - first] + load(so_far);

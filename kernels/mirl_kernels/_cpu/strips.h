@@ -111,9 +111,9 @@ struct Residual {
 };
 
 // Layer norm, without its gain and bias (and without centring, if need be), of V vectors of pixels in a panel: in two
-// passes, since E[x^2] - E[x]^2 would lose digits.
+// passes, since E[x^2] - E[x]^2 would lose digits. `deviation` takes the reciprocals of the pixels' deviations.
 template <int V>
-inline void normalise(int64_t channels, bool centred, float* panel, float eps = 1e-5f) {
+inline void normalise(int64_t channels, bool centred, float* panel, float eps = 1e-5f, Vec* deviation = nullptr) {
   Vec mean[V] = {}, scale[V] = {};
   for (int64_t c = 0; c < channels; ++c)
     for (int v = 0; v < V; ++v) mean[v] += load(panel + c * PANEL + v * L);
@@ -126,6 +126,7 @@ inline void normalise(int64_t channels, bool centred, float* panel, float eps = 
   for (int v = 0; v < V; ++v) {
     scale[v] = 1.0f / vsqrt(scale[v] / float(channels) + eps);
     if (!centred) mean[v] = Vec{};
+    if (deviation) deviation[v] = scale[v];
   }
   for (int64_t c = 0; c < channels; ++c)
     for (int v = 0; v < V; ++v) {

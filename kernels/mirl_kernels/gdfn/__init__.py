@@ -31,6 +31,15 @@ def live_pairs(project_in: Tensor, dwconv: Tensor, project_out: Tensor,
     return (alive[:pairs] & alive[pairs:] & (project_out.flatten(1) != 0).any(0)).nonzero()[:, 0]
 
 
+def ordered_pairs(project_in: Tensor, dwconv: Tensor, project_out: Tensor,
+                  biases: Sequence[Tensor | None] = (None, None, None)) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """`live_pairs` in the order that suits the kernel, and the rows of the hidden channels that they are."""
+    live, pairs = live_pairs(project_in, dwconv, project_out, biases), project_out.shape[1]
+    counts = dwconv.count_nonzero(1)  # loops of equal length side by side: the processor foresees their ends
+    live = live[(counts[live] * 1000 + counts[live + pairs]).argsort(stable=True)]
+    return live, torch.cat([live, live + pairs])
+
+
 def live_after_taps(pointwise: Tensor, dwconv: Tensor, bias: Tensor | None, tap_bias: Tensor | None) -> Tensor:
     """Which channels of a 1x1 and a depthwise convolution are not zero everywhere, (channels,) bool."""
     fed, tapped = (pointwise.flatten(1) != 0).any(1), (dwconv.flatten(1) != 0).any(1)
@@ -75,12 +84,8 @@ class PackedGDFN(_cpu.Packed):
     def __init__(self, norm_weight: Tensor, norm_bias: Tensor | None, project_in: Tensor, dwconv: Tensor,
                  project_out: Tensor, biases: Sequence[Tensor | None] = (None, None, None)) -> None:  # fmt: skip
         super().__init__()
-        pairs = project_out.shape[1]
         fan_in, taps, out = (w.detach().flatten(1) for w in (project_in, dwconv, project_out))
-        live = live_pairs(fan_in, taps, out, biases)
-        counts = taps.count_nonzero(1)  # loops of equal length side by side: the processor foresees their ends
-        live = live[(counts[live] * 1000 + counts[live + pairs]).argsort(stable=True)]
-        rows = torch.cat([live, live + pairs])
+        live, rows = ordered_pairs(fan_in, taps, out, biases)
         self.channels, self.centred = project_in.shape[1], norm_bias is not None
         packed_in, packed_taps = _cpu.pack_normalised(fan_in, taps, norm_weight, norm_bias, biases[0], biases[1], rows)
         self.register_buffer("project_in", packed_in)

@@ -20,7 +20,7 @@ class Args(Structure):
     _fields_ = [("x", _cpu.Image), ("y", _cpu.Image), ("size", _cpu.Size), ("qkv", c_void_p), ("dwconv", c_void_p),
                 ("project_out", c_void_p), ("temperature", c_void_p), ("centred", c_int64), ("heads", c_int64), ("q_count", c_int64),
                 ("k_count", c_int64), ("v_count", c_int64), ("q_index", c_void_p), ("k_index", c_void_p),
-                ("v_index", c_void_p), ("scratch", c_void_p), ("threads", c_int64)]  # fmt: skip
+                ("v_index", c_void_p), ("scratch", c_void_p), ("cut", c_int64), ("threads", c_int64)]  # fmt: skip
 
 
 def live_channels(qkv: Tensor, dwconv: Tensor, project_out: Tensor, heads: int,
@@ -41,12 +41,22 @@ def live_channels(qkv: Tensor, dwconv: Tensor, project_out: Tensor, heads: int,
     return [live.flatten().nonzero()[:, 0] for live in (q, k, v)]
 
 
+def ordered_channels(qkv: Tensor, dwconv: Tensor, project_out: Tensor, heads: int,
+                     biases: Sequence[Tensor | None] = (None, None, None)) -> tuple[list[Tensor], Tensor]:  # fmt: skip
+    """`live_channels` in the order that suits the kernel, head by head, and the rows of qkv that they are."""
+    live, channels = live_channels(qkv, dwconv, project_out, heads, biases), len(project_out)
+    counts = dwconv.count_nonzero(1).view(3, -1)
+    for i, index in enumerate(live):  # loops of equal length side by side: the processor foresees their ends
+        live[i] = index[(index * heads // channels * 1000 + counts[i, index]).argsort(stable=True)]
+    return live, torch.cat([index + i * channels for i, index in enumerate(live)])
+
+
 def arguments(x: Tensor, out: Tensor, qkv: Tensor, dwconv: Tensor, project_out: Tensor, temperature: Tensor,
-              live: Sequence[Tensor], centred: bool, scratch: Tensor | None) -> Args:  # fmt: skip
+              live: Sequence[Tensor], centred: bool, scratch: Tensor | None, cut: int = 0) -> Args:  # fmt: skip
     """``out`` = MDTA(x) by packed matrices; ``live`` are the channels of q, k and v that qkv's rows compute."""
     return Args(_cpu.image(x), _cpu.image(out), _cpu.size(x), *map(_cpu.address, (qkv, dwconv, project_out)),
                 temperature.data_ptr(), centred, temperature.numel(), *map(len, live), *map(_cpu.address, live),
-                0 if scratch is None else scratch.data_ptr())  # fmt: skip
+                0 if scratch is None else scratch.data_ptr(), cut)  # fmt: skip
 
 
 def scratch_for(x: Tensor, live: Sequence[Tensor]) -> Tensor:
@@ -88,11 +98,7 @@ class PackedMDTA(_cpu.Packed):
         super().__init__()
         self.channels, self.heads, self.centred = qkv.shape[1], temperature.shape[0], norm_bias is not None
         fan_in, taps, out = (w.detach().flatten(1) for w in (qkv, dwconv, project_out))
-        live = live_channels(fan_in, taps, out, self.heads, biases)
-        counts = taps.count_nonzero(1).view(3, -1)
-        for i, index in enumerate(live):  # loops of equal length side by side: the processor foresees their ends
-            live[i] = index[(index * self.heads // self.channels * 1000 + counts[i, index]).argsort(stable=True)]
-        rows = torch.cat([index + i * self.channels for i, index in enumerate(live)])
+        live, rows = ordered_channels(fan_in, taps, out, self.heads, biases)
         packed_in, packed_taps = _cpu.pack_normalised(fan_in, taps, norm_weight, norm_bias, biases[0], biases[1], rows)
         self.register_buffer("qkv", packed_in)
         self.register_buffer("dwconv", packed_taps)

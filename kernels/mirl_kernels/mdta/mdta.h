@@ -86,7 +86,7 @@ inline MirlImage v_in_scratch(const MirlMdta& a) {
 
 inline std::vector<double> pass_one(const MirlMdta& a, const Layout& layout) {
   const int64_t qk = a.q_count + a.k_count;
-  const Strips s(a.size, qk + a.v_count, a.threads);
+  const Strips s(a.size, qk + a.v_count, a.cut ? a.cut : a.threads);
   const MirlImage v_image = v_in_scratch(a);
   const MirlRows qkv = a.qkv->view();
   const Taps taps(a.dwconv->view(), s);

@@ -1,0 +1,78 @@
+"""Convolution in training, by surviving weights forward and backward."""
+
+from __future__ import annotations
+
+from ctypes import Structure, c_int64, c_void_p
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mirl_kernels import _cpu
+from mirl_kernels._cpu.training import Entries, Pattern
+from mirl_kernels.conv import prepare
+from mirl_kernels.conv.window import Window
+
+
+class _Args(Structure):
+    _fields_ = [("x", _cpu.Image), ("dy", _cpu.Image), ("size", _cpu.Size), ("weight", c_void_p), ("gradient", c_void_p),
+                ("threads", c_int64)]  # fmt: skip
+
+
+class TrainableConv:
+    """A convolution (`mirl_kernels.conv.reference`) of odd kernel that keeps the size, with the surviving weights of a mask:
+    bool, (O, C, k, l)."""
+
+    def __init__(self, weight: Tensor) -> None:
+        self.outputs, self.inputs = weight.shape[:2]
+        self.entries = Entries(weight)
+        numbers = self.entries.numbers.view(weight.shape)
+        window = torch.tensor(Window.of(weight, (1, 1), None, (1, 1)).taps())
+
+        def packed(numbers: Tensor) -> Pattern:
+            channels = torch.arange(numbers.shape[1]).repeat_interleave(len(window))
+            taps = torch.cat([channels[:, None], window.repeat(numbers.shape[1], 1)[:, 1:]], 1)
+            return Pattern(self.entries, _cpu.pack_taps([(numbers.flatten(1), taps)]))
+
+        self.forward, self.back = packed(numbers), packed(numbers.transpose(0, 1).flip(2, 3))
+
+    def __call__(self, x: Tensor, weight: Tensor, shuffle: int = 1, residual: Tensor | None = None) -> Tensor:
+        """The convolution of x (B, C, H, W) float32, shuffled, plus ``residual``; differentiable once, by all arguments.
+        Gradients of pruned weights are zero."""
+        result: Tensor = _Function.apply(x, weight, residual, self, shuffle)
+        return result
+
+
+class _Function(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, residual: Tensor | None, op: TrainableConv,
+                shuffle: int) -> Tensor:  # fmt: skip
+        x, ctx.op, ctx.packed = _cpu.with_rows(x), op, op.forward.pack(op.entries.values(weight))
+        ctx.shuffle = shuffle
+        ctx.save_for_backward(x, weight)
+        batch, _, height, width = x.shape
+        r, u = max(shuffle, 1), max(-shuffle, 1)
+        y = x.new_empty(batch, op.outputs * u * u // (r * r), height * r // u, width * r // u)
+        added = None if residual is None else _cpu.with_rows(residual)
+        prepare(x, y, ctx.packed, op.inputs, (1, 1), shuffle, _cpu.activation("none"), added)()
+        return y
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        op, (x, weight) = ctx.op, ctx.saved_tensors
+        inner = dy
+        if ctx.shuffle > 1:
+            inner = F.pixel_unshuffle(dy, ctx.shuffle)
+        elif ctx.shuffle < -1:
+            inner = F.pixel_shuffle(dy, -ctx.shuffle)
+        inner, dx = _cpu.with_rows(inner), None
+        if ctx.needs_input_grad[0]:
+            dx = x.new_empty(x.shape)
+            back = op.back.pack(op.entries.values(weight))
+            prepare(inner, dx, back, op.outputs, (1, 1), 1, _cpu.activation("none"))()
+        written = x.new_empty(op.forward.gradient_floats)
+        args = _Args(_cpu.image(x), _cpu.image(inner), _cpu.size(x), _cpu.address(ctx.packed), written.data_ptr())
+        _cpu.Call("conv_backward", args)()
+        return dx, op.entries.spread(op.forward.gradient(written)), dy if ctx.needs_input_grad[2] else None, None, None

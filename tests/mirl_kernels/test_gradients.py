@@ -1,0 +1,121 @@
+"""Gradients of the fused kernels against float64 autograd of the definitions."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from mirl_kernels import _cpu
+from mirl_kernels.conv import reference as conv
+from mirl_kernels.conv.backward import TrainableConv
+from mirl_kernels.gdfn import reference as gdfn
+from mirl_kernels.gdfn.backward import TrainableGDFN
+from mirl_kernels.mdta import reference as mdta
+from mirl_kernels.mdta.backward import TrainableMDTA
+
+pytestmark = pytest.mark.skipif(not _cpu.available(), reason="the C++ kernels were not built")
+
+TOLERANCE = 1e-4  # of each gradient, relative to its largest value
+CASES = settings(max_examples=200, deadline=None)
+
+densities = st.sampled_from([0.0, 0.03, 0.1, 0.3, 0.7, 1.0])
+sides = st.integers(1, 24)
+shapes = st.one_of(st.tuples(sides, sides), st.tuples(st.integers(1, 5), st.integers(41, 140)), st.just((64, 64)))
+seeds = st.integers(0, 2**31)
+
+
+def noise(generator: torch.Generator, *shape: int) -> Tensor:
+    return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+
+def masked(generator: torch.Generator, density: float, *shape: int) -> tuple[Tensor, Tensor]:
+    """A mask and a weight that is zero where it says so."""
+    mask = torch.rand(shape, generator=generator) < density
+    return mask, mask * noise(generator, *shape) / max(1.0, shape[1] * density) ** 0.5
+
+
+def gradients(function, arguments: list[Tensor], upstream: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """function(*arguments) and its gradients, in their precision."""
+    leaves = [a.clone().requires_grad_() for a in arguments]
+    result = function(*leaves)
+    result.backward(upstream.to(result.dtype))
+    return result.detach(), [leaf.grad for leaf in leaves]
+
+
+def check(
+    op, reference, masks: dict[int, Tensor], arguments: list[Tensor], upstream: Tensor, normed: bool = True
+) -> None:
+    """op(*arguments) and its gradients; ``masks`` by the arguments that they are of."""
+    single, upstream = [a.float() for a in arguments], upstream.float()
+    expected, wanted = gradients(reference, [a.double() for a in single], upstream)
+    got, found = gradients(op, single, upstream)
+    torch.testing.assert_close(got.double(), expected, atol=1e-4 * max(1.0, expected.abs().max().item()), rtol=0)
+    _, pytorch = gradients(reference, single, upstream)
+    # Pixels whose few channels are all nearly alike lose digits in any float32 layer norm, PyTorch's more than ours.
+    x = arguments[0]
+    alike = (x.abs().amax(1) / (x.var(1, correction=0) + 1e-5).sqrt()).max().item()
+    lost = 64 * torch.finfo(torch.float32).eps * alike if normed else 0.0
+    for i, (want, ours, theirs) in enumerate(zip(wanted, found, pytorch, strict=True)):
+        if i in masks:
+            assert not ours[~masks[i]].any()
+            want, theirs = want * masks[i], theirs * masks[i]
+        scale = want.abs().max().item()
+        tolerance = max(max(TOLERANCE, lost) * max(1e-3, scale), 4 * (theirs - want).abs().max().item())
+        torch.testing.assert_close(ours.double(), want, atol=tolerance, rtol=0)
+
+
+def arguments(g: torch.Generator, batch: int, channels: int, shape: tuple[int, int]) -> list[Tensor]:
+    return [noise(g, batch, channels, *shape), 1 + 0.1 * noise(g, channels), 0.1 * noise(g, channels)]
+
+
+@CASES
+@given(seeds, st.integers(1, 3), st.integers(2, 24), st.integers(1, 30), shapes, densities, densities)
+def test_gdfn(seed, batch, channels, pairs, shape, density, tap_density):
+    g = torch.Generator().manual_seed(seed)
+    first = arguments(g, batch, channels, shape)
+    masks, weights = zip(*(masked(g, d, *size) for d, size in (
+        (density, (2 * pairs, channels, 1, 1)), (tap_density, (2 * pairs, 1, 3, 3)), (density, (channels, pairs, 1, 1)),
+    )), strict=True)  # fmt: skip
+    check(TrainableGDFN(*masks), gdfn, dict(enumerate(masks, 3)), [*first, *weights], noise(g, *first[0].shape))
+
+
+@CASES
+@given(seeds, st.integers(1, 3), st.integers(1, 3), st.integers(1, 9), shapes, densities, densities)
+def test_mdta(seed, batch, heads, per_head, shape, density, tap_density):
+    g = torch.Generator().manual_seed(seed)
+    channels = max(2, heads * per_head) if heads == 1 else heads * per_head
+    first = arguments(g, batch, channels, shape)
+    (qkv_mask, qkv), (tap_mask, taps), (out_mask, out) = (masked(g, d, *size) for d, size in (
+        (density, (3 * channels, channels, 1, 1)), (tap_density, (3 * channels, 1, 3, 3)), (density, (channels, channels, 1, 1)),
+    ))  # fmt: skip
+    temperature = 1 + 0.3 * noise(g, heads, 1, 1)
+    op = TrainableMDTA(qkv_mask, tap_mask, out_mask, heads)
+    check(
+        op,
+        mdta,
+        {3: qkv_mask, 4: tap_mask, 6: out_mask},
+        [*first, qkv, taps, temperature, out],
+        noise(g, *first[0].shape),
+    )
+
+
+@CASES
+@given(seeds, st.integers(1, 3), st.integers(1, 20), st.integers(1, 12), st.sampled_from([1, 3]), st.sampled_from([1, 2, -2]),
+       shapes, densities, st.booleans())  # fmt: skip
+def test_conv(seed, batch, inputs, outputs, kernel, shuffle, shape, density, added):
+    g = torch.Generator().manual_seed(seed)
+    if shuffle == 2:
+        outputs *= 4
+    if shuffle == -2:
+        shape = (2 * shape[0], 2 * shape[1])
+    x = noise(g, batch, inputs, *shape)
+    mask, weight = masked(g, density, outputs, inputs, kernel, kernel)
+    expected = conv(x, weight, shuffle=shuffle)
+    residual = [noise(g, *expected.shape)] if added else []
+    op = TrainableConv(mask)
+
+    def by(conv):
+        return lambda x, w, r=None: conv(x, w, shuffle=shuffle, residual=r)
+
+    check(by(op), by(conv), {1: mask}, [x, weight, *residual], noise(g, *expected.shape), normed=False)

@@ -1,0 +1,46 @@
+"""Training on the fused kernels: the same network, parameters and gradients, computed by surviving weights alone."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from mirl_kernels.conv.backward import TrainableConv
+from mirl_kernels.gdfn.backward import TrainableGDFN
+from mirl_kernels.mdta.backward import TrainableMDTA
+from mirl_kernels.prompt.backward import TrainablePrompt
+from mirl_sparse.network import PatchEmbed, Pointwise, PromptBlock, PromptIR, Resample, TransformerBlock
+from mirl_training.masks import Mask
+
+_OPS = "mdta", "gdfn", "conv", "prompt"
+_CONV = {PatchEmbed: ".proj", Resample: ".body.0", Pointwise: "", PromptIR: "output"}  # where their weight is
+
+
+def fuse(network: PromptIR, mask: Mask) -> None:
+    """Let the network compute by the weights that the mask keeps, float32 on the CPU. Gradients of all others are
+    exactly zero; parameters and their names stay as they are. To be called again when the mask changes."""
+    mask.check(network)
+    unfuse(network)
+
+    def alive(name: str) -> Tensor:
+        return mask.alive[f"{name}.weight".removeprefix(".")]
+
+    for name, m in network.named_modules():
+        if isinstance(m, TransformerBlock):
+            attn, ffn, heads = f"{name}.attn", f"{name}.ffn", m.attn.temperature.shape[0]
+            m.__dict__["mdta"] = TrainableMDTA(
+                alive(f"{attn}.qkv"), alive(f"{attn}.qkv_dwconv"), alive(f"{attn}.project_out"), heads
+            )
+            m.__dict__["gdfn"] = TrainableGDFN(
+                alive(f"{ffn}.project_in"), alive(f"{ffn}.dwconv"), alive(f"{ffn}.project_out")
+            )
+        elif isinstance(m, PromptBlock):
+            m.__dict__["prompt"] = TrainablePrompt(alive(f"{name}.linear_layer"), alive(f"{name}.conv3x3"))
+        elif type(m) in _CONV and "." not in name:  # those of the blocks are part of them
+            m.__dict__["conv"] = TrainableConv(alive(f"{name}{_CONV[type(m)]}"))
+
+
+def unfuse(network: PromptIR) -> None:
+    """Back to plain PyTorch."""
+    for m in network.modules():
+        for name in _OPS:
+            m.__dict__.pop(name, None)
