@@ -73,16 +73,16 @@ class Pattern:
             floats[self._bias : self._bias + len(bias)] = bias
         return words
 
-    def entry_gradient(self, written: Tensor) -> Tensor:
-        """The same from one float per entry, in the matrix's order."""
-        gradient = written.new_zeros(self._count)
-        gradient[self._gradient_order] = written
-        return gradient
-
     def gradient(self, written: Tensor) -> Tensor:
         """That of every entry, from what a kernel wrote; zero for those that are not in the matrix."""
         gradient = written.new_zeros(self._count)
         gradient[self._gradient_order] = written[self._places]
+        return gradient
+
+    def entry_gradient(self, written: Tensor) -> Tensor:
+        """The same where the kernel writes one float per entry, in the matrix's order."""
+        gradient = written.new_zeros(self._count)
+        gradient[self._gradient_order] = written
         return gradient
 
 
@@ -101,9 +101,8 @@ class Beginning:
         """The packed 1x1 layer, the norm's gain and bias folded in, and taps."""
         p, values = self._pointwise, self._pointwise.values(pointwise)
         bias = values.new_zeros(len(p.alive)).index_add_(0, p.rows, values * offset[p.columns])
-        return self._forward.pack(values * gain[p.columns], bias[self._rows]), self._tapped.pack(
-            self._taps.values(taps)
-        )
+        packed = self._forward.pack(values * gain[p.columns], bias[self._rows])
+        return packed, self._tapped.pack(self._taps.values(taps))
 
     def pack_back(self, gain: Tensor, pointwise: Tensor, taps: Tensor) -> list[Tensor]:
         """What takes gradients back: the 1x1 layer transposed, the taps flipped."""

@@ -36,9 +36,7 @@ void gdfn_backward(MirlGdfnBackward& a) {
       const Place* at = all.data() + first;
       with_vectors(count, [&](auto n) {
         gather<n>(a.dy, step.b, channels, step.y, step.x0, at, dy);
-        product(out_transposed, dy, n, [&](int64_t j, int64_t begin, auto width, const Vec* sums) {
-          for (int v = 0; v < width; ++v) store(gate_gradient + j * PANEL + (begin + v) * L, sums[v]);
-        });
+        product_panel(out_transposed, dy, n, gate_gradient);
         for (int64_t j = 0; j < pairs; ++j) {
           Vec d[2][n];
           runs<TAPPED>(at, n, [&](int64_t v, auto few) {

@@ -25,11 +25,8 @@ class TrainableGDFN:
 
     def __init__(self, project_in: Tensor, dwconv: Tensor, project_out: Tensor) -> None:
         live, rows = ordered_pairs(project_in.flatten(1), dwconv.flatten(1), project_out.flatten(1))
-        self.beginning, self.out, self.hidden = (
-            Beginning(project_in, dwconv, rows),
-            Product(project_out, live),
-            len(rows),
-        )
+        self.beginning, self.out = Beginning(project_in, dwconv, rows), Product(project_out, live)
+        self.channels, self.hidden = len(project_out), len(rows)
 
     def __call__(
         self, x: Tensor, norm_weight: Tensor, norm_bias: Tensor, project_in: Tensor, dwconv: Tensor, project_out: Tensor
@@ -50,6 +47,7 @@ class _Function(torch.autograd.Function):
         ctx.packed = first, taps, last
         ctx.save_for_backward(x, gain, offset, project_in, dwconv, project_out)
         y = x.new_empty(x.shape)
+        _cpu.check(x, op.channels, y, x.shape)
         prepare(x, y, first, taps, last, True)()
         return y
 

@@ -22,14 +22,6 @@ struct Item {
   std::vector<float> scale;                  // of each live q, then k
 };
 
-void apply(const Dense& matrix, const float* in, int64_t n, float* out) {
-  with_vectors(n, [&](auto wide) {
-    dense_panel<wide>(matrix.rows(nullptr), in, PANEL, [&](int64_t r, int64_t begin, auto width, const Vec* sums) {
-      for (int v = 0; v < width; ++v) store(out + r * PANEL + (begin + v) * L, sums[v]);
-    });
-  });
-}
-
 }  // namespace
 
 void mdta_backward(MirlMdtaBackward& a) {
@@ -71,12 +63,10 @@ void mdta_backward(MirlMdtaBackward& a) {
       with_vectors(count, [&](auto n) {
         gather<n>(a.dy, b, channels, top, 0, at, dy);
         gather<n>(v_image, b, m.v_count, top, 0, at, v_panel);
-        product(out_transposed, dy, n, [&](int64_t c, int64_t begin, auto width, const Vec* sums) {
-          for (int v = 0; v < width; ++v) store(d + c * PANEL + (begin + v) * L, sums[v]);
-        });
+        product_panel(out_transposed, dy, n, d);
         for (int64_t h = 0, at_head = out_count; h < m.heads; ++h) {
           const Span& live = layout.v[h];
-          apply(items[b].heads[h].attention, v_panel + live.first * PANEL, n, mixed + h * per_head * PANEL);
+          product_panel(items[b].heads[h].attention.rows(nullptr), v_panel + live.first * PANEL, n, mixed + h * per_head * PANEL);
           correlate_all<n>(per_head, live.size(), d + h * per_head * PANEL, v_panel + live.first * PANEL, gradient + at_head);
           at_head += per_head * live.size();
         }
@@ -138,21 +128,13 @@ void mdta_backward(MirlMdtaBackward& a) {
       const Place* at = all.data() + first;
       with_vectors(count, [&](auto n) {
         gather<n>(a.dy, step.b, channels, step.y, step.x0, at, dy);
-        product(out_transposed, dy, n, [&](int64_t c, int64_t begin, auto width, const Vec* sums) {
-          for (int v = 0; v < width; ++v) store(d_out + c * PANEL + (begin + v) * L, sums[v]);
-        });
-        for (int64_t j = 0; j < qk; ++j)
-          runs<4>(at, n, [&](int64_t v, auto few) {
-            Vec sums[few];
-            taps.panel<few>(j, (step.slot + at[v].row) % s.slots, step.hidden + j * s.hidden_stride + at[v].column, sums);
-            for (int i = 0; i < few; ++i)
-              store(q + j * PANEL + (v + i) * L, at[v + i].valid == L ? sums[i] : only(sums[i], at[v + i].valid));
-          });
+        product_panel(out_transposed, dy, n, d_out);
+        taps_panel(s, taps, qk, step, at, n, q);
         for (int64_t h = 0; h < m.heads; ++h) {
           const Span &live_q = layout.q[h], &live_k = layout.k[h], &live_v = layout.v[h];
-          apply(item.heads[h].from_k, k + live_k.first * PANEL, n, d + live_q.first * PANEL);
-          apply(item.heads[h].from_q, q + live_q.first * PANEL, n, d + (m.q_count + live_k.first) * PANEL);
-          apply(item.heads[h].from_out, d_out + h * per_head * PANEL, n, d + (qk + live_v.first) * PANEL);
+          product_panel(item.heads[h].from_k.rows(nullptr), k + live_k.first * PANEL, n, d + live_q.first * PANEL);
+          product_panel(item.heads[h].from_q.rows(nullptr), q + live_q.first * PANEL, n, d + (m.q_count + live_k.first) * PANEL);
+          product_panel(item.heads[h].from_out.rows(nullptr), d_out + h * per_head * PANEL, n, d + (qk + live_v.first) * PANEL);
         }
         for (int64_t j = 0; j < hidden; ++j) {
           Vec own[n];

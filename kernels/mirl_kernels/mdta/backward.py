@@ -26,7 +26,8 @@ class TrainableMDTA:
     def __init__(self, qkv: Tensor, dwconv: Tensor, project_out: Tensor, heads: int) -> None:
         live, rows = ordered_channels(qkv.flatten(1), dwconv.flatten(1), project_out.flatten(1), heads)
         self.live = [index.int().contiguous() for index in live]
-        self.beginning, self.out, self.hidden = Beginning(qkv, dwconv, rows), Product(project_out), len(rows)
+        self.beginning, self.out = Beginning(qkv, dwconv, rows), Product(project_out)
+        self.channels, self.hidden = len(project_out), len(rows)
 
     def __call__(self, x: Tensor, norm_weight: Tensor, norm_bias: Tensor, qkv: Tensor, dwconv: Tensor, temperature: Tensor,
                  project_out: Tensor) -> Tensor:  # fmt: skip
@@ -46,10 +47,9 @@ class _Function(torch.autograd.Function):
         last = op.out.pack(project_out)
         ctx.packed = first, taps, last
         ctx.save_for_backward(x, gain, offset, qkv, dwconv, temperature, project_out)
-        y, scratch = (
-            x.new_empty(x.shape),
-            workspace(x.shape[0] * x.shape[2] * _cpu.padded(x.shape[3]) * len(op.live[2])),
-        )
+        y = x.new_empty(x.shape)
+        _cpu.check(x, op.channels, y, x.shape)
+        scratch = workspace(x.shape[0] * x.shape[2] * _cpu.padded(x.shape[3]) * len(op.live[2]))
         _cpu.Call("mdta", arguments(x, y, first, taps, last, temperature.contiguous(), op.live, True, scratch, _CUT))()
         return y
 
@@ -62,9 +62,8 @@ class _Function(torch.autograd.Function):
         lengths = [op.out.gradient_length, *op.beginning.gradient_lengths, temperature.numel()]
         gradient = x.new_empty(sum(lengths))
         lines = x.shape[0] * x.shape[2] * _cpu.padded(x.shape[3])
-        v, scratch = workspace(lines * (len(op.live[2]) + op.hidden)).split(
-            [lines * len(op.live[2]), lines * op.hidden]
-        )
+        v = workspace(lines * (len(op.live[2]) + op.hidden))
+        scratch = v[lines * len(op.live[2]) :]
         first, taps, last = ctx.packed
         forward = arguments(x, x, first, taps, last, temperature, op.live, True, v, _CUT)
         _cpu.Call("mdta_backward", _Args(forward, _cpu.image(dy), _cpu.image(dx), *map(_cpu.address, back),
