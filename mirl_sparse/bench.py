@@ -35,7 +35,7 @@ TOLERANCE, DENSE_TOLERANCE = 1e-4, 1e-2
 SPARSE = "sparse cpu"
 
 
-class _Allocator:
+class Allocator:
     """glibc's malloc, as it comes or tuned for large tensors, switched within the process.
 
     As it comes, it hands large tensors back to the system when they are freed, and touching them anew
@@ -188,7 +188,7 @@ def compare(dense: nn.Module, sparse: dict[str, nn.Module], image: Tensor, expec
     difference from ``expected``; which dense and which sparse one are fastest, and the ratios of the medians to
     the latter; and what it all was measured on. UserError when a sparse difference is above 1e-4.
     """
-    allocator = _Allocator()
+    allocator = Allocator()
     tuned = allocator.tune()
     contenders = _contenders(dense, sparse, image, compile, peers, tuned)
     first = _first_calls(contenders, expected)

@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Sequence
 from ctypes import Structure, c_double, c_int64, c_void_p
+from enum import Enum
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -40,7 +41,15 @@ class _Chunk(NamedTuple):
     bias: Tensor | None
 
 
-def _assemble(chunks: list[_Chunk], rows: int, columns: int, taps: Tensor | None = None) -> Tensor:
+class Forms(Enum):
+    """In which forms a matrix is packed that is more than half full, where it is faster whole; others are entries alone."""
+
+    BOTH = "entries, and whole beside them"
+    EITHER = "whole alone"
+    ENTRIES = "entries alone"
+
+
+def _assemble(chunks: list[_Chunk], rows: int, columns: int, taps: Tensor | None = None, forms: Forms = Forms.BOTH) -> Tensor:
     """MirlMatrix of abi.h: int32 words."""
     words: list[Tensor] = []
     at = 5 + 7 * len(chunks)
@@ -61,25 +70,27 @@ def _assemble(chunks: list[_Chunk], rows: int, columns: int, taps: Tensor | None
         values = matrix[row, column].float().contiguous().view(torch.int32)
         entry = torch.stack([(column * (4 * _PANEL)).int(), values], 1)
         dense = None
-        if len(row) > DENSE * matrix.numel():
+        if forms is not Forms.ENTRIES and len(row) > DENSE * matrix.numel():
             whole = torch.nn.functional.pad(matrix.float(), (0, 0, 0, -len(matrix) % 4))
             dense = whole.view(-1, 4, matrix.shape[1]).transpose(1, 2)
         entries += len(row)
-        parts = start, entry, None if bias is None else bias.float(), dense
+        keep = dense is None or forms is not Forms.EITHER
+        parts = start if keep else None, entry if keep else None, None if bias is None else bias.float(), dense
         table += [first_row, *matrix.shape, *map(add, parts)]
     header = [rows, columns, entries, len(chunks), add(taps)]
     return torch.cat([torch.tensor(header + table, dtype=torch.int32), *words])
 
 
 @torch.no_grad()
-def pack(matrix: Tensor, bias: Tensor | None = None) -> Tensor:
+def pack(matrix: Tensor, bias: Tensor | None = None, forms: Forms = Forms.BOTH) -> Tensor:
     """The nonzero entries of a (rows, columns) matrix, row by row, as one int32 tensor that the kernels read;
     ``bias`` (rows,) is added to each."""
-    return _assemble([_Chunk(0, matrix, bias)], *matrix.shape)
+    return _assemble([_Chunk(0, matrix, bias)], *matrix.shape, forms=forms)
 
 
 @torch.no_grad()
-def pack_taps(groups: Sequence[tuple[Tensor, Tensor]], bias: Tensor | None = None, chunk: int | None = CHUNK) -> Tensor:
+def pack_taps(groups: Sequence[tuple[Tensor, Tensor]], bias: Tensor | None = None, chunk: int | None = CHUNK,
+              forms: Forms = Forms.BOTH) -> Tensor:  # fmt: skip
     """The matrix of a convolution. Each group of output channels in turn has a (rows, columns) matrix and its columns'
     taps, (columns, 3) int32: channel, and distance in rows and columns. Columns of zeros are left out, the others cut
     into chunks of at most ``chunk``; with None nothing is left out or cut."""
@@ -94,7 +105,7 @@ def pack_taps(groups: Sequence[tuple[Tensor, Tensor]], bias: Tensor | None = Non
             chunks.append(_Chunk(row, matrix[:, part], offset))
             taps.append(tap[part])
         row += len(matrix)
-    return _assemble(chunks, row, sum(map(len, taps)), torch.cat(taps).int())
+    return _assemble(chunks, row, sum(map(len, taps)), torch.cat(taps).int(), forms)
 
 
 @torch.no_grad()

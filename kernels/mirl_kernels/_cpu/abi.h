@@ -52,7 +52,7 @@ struct MirlMatrix {
   MirlRows view(int64_t i = 0) const {
     const MirlChunk& c = chunk(i);
     auto floats = [&](int32_t at) { return at ? reinterpret_cast<const float*>(words() + at) : nullptr; };
-    return {c.rows, c.columns, words() + c.start, reinterpret_cast<const MirlEntry*>(words() + c.entry),
+    return {c.rows, c.columns, c.start ? words() + c.start : nullptr, reinterpret_cast<const MirlEntry*>(words() + c.entry),
             floats(c.bias), floats(c.dense)};
   }
 };
@@ -74,16 +74,17 @@ struct MirlGdfn {
   MirlImage x, y;
   MirlSize size;
   const MirlMatrix *project_in, *dwconv, *project_out;
-  int64_t centred, threads;
+  int64_t centred;
+  const float *gain, *offset;  // of the norm; null where they are folded into project_in
+  int64_t threads;
 };
 
-// Its gradients: dx, and by surviving weights those of project_out, dwconv and project_in, and of the offsets of project_in's
-// rows; of a matrix that is kept whole, the gradient is whole as well.
+// Its gradients: of x; of project_in, dwconv and project_out, one after the other as `spread` reads them; of gain and offset.
 struct MirlGdfnBackward {
-  MirlImage x, dy, dx;
-  MirlSize size;
-  const MirlMatrix *project_in, *dwconv, *project_out, *project_in_transposed, *dwconv_flipped, *project_out_transposed;
-  float *gradient, *scratch;  // scratch: batch * height * project_in's rows * padded(width)
+  MirlGdfn gdfn;  // whose y is not used
+  MirlImage dy, dx;
+  const MirlMatrix *project_in_transposed, *dwconv_flipped, *project_out_transposed;
+  float *gradient, *d_gain, *d_offset;
   int64_t threads;
 };
 
@@ -93,19 +94,22 @@ struct MirlMdta {
   MirlSize size;
   const MirlMatrix *qkv, *dwconv, *project_out;
   const float* temperature;
-  int64_t centred, heads, q_count, k_count, v_count;
+  int64_t centred;
+  const float *gain, *offset;  // of the norm; null where they are folded into qkv
+  int64_t heads, q_count, k_count, v_count;
   const int32_t *q_index, *k_index, *v_index;
-  float* scratch;  // batch * height * v_count * padded(width)
-  int64_t cut, threads;  // into how many tasks what is summed up is cut, where it must not depend on threads; or 0
+  float* scratch;  // batch * height * v_count * padded(width): v
+  double* sums;    // what training keeps, or null: each item's Gram matrices, q by k, padded to turned(k), and norms of q and k
+  int64_t threads;
 };
 
-// Its gradients (`mdta`, whose y is not used): dx, and those of project_out, dwconv, qkv, the offsets of qkv's rows and the
-// temperatures, in this order, as for MirlGdfnBackward.
+// Its gradients, as for MirlGdfnBackward (qkv, dwconv, project_out), and those of the temperatures. `mdta` has what the
+// forward call left in its scratch and sums; its y is not used.
 struct MirlMdtaBackward {
   MirlMdta mdta;
   MirlImage dy, dx;
   const MirlMatrix *qkv_transposed, *dwconv_flipped, *project_out_transposed;
-  float *gradient, *scratch;  // scratch: batch * height * qkv's rows * padded(width)
+  float *gradient, *d_gain, *d_offset, *d_temperature;
   int64_t threads;
 };
 
@@ -185,6 +189,23 @@ struct MirlLinear {
   int64_t threads;
 };
 
+// A packed matrix in training, and the weight that its values come from. `source` says for each chunk in turn: of entries,
+// the place of each in the weight; of a chunk kept whole, the places of its rows, what each column adds to them, the number
+// of values that are pruned, and these (row * columns + column).
+struct MirlWeight {
+  MirlMatrix* packed;
+  const int32_t* source;
+  float* weight;
+  const float* gradient;
+};
+
+// `fill` writes the values into the packed matrices. `spread` writes the weights' gradients (to `weight`, zeros) from what a
+// backward kernel left in `gradient`: chunk by chunk those of the entries, or of all, rows turned(columns) apart (gram.h).
+struct MirlWeights {
+  const MirlWeight* weights;
+  int64_t count, threads;
+};
+
 // y[b][j][i] = x[b][i][j], i < rows, j < columns: no op, but what PyTorch takes long for.
 struct MirlTranspose {
   const float* x;
@@ -222,5 +243,7 @@ struct MirlRoofline {
   X(depthwise, MirlDepthwise) \
   X(linear, MirlLinear)    \
   X(transpose, MirlTranspose) \
+  X(fill, MirlWeights)     \
+  X(spread, MirlWeights)   \
   X(prompt, MirlPrompt)    \
   X(roofline, MirlRoofline)

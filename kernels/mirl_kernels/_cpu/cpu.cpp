@@ -1,4 +1,6 @@
-// Images whose channels lie side by side, into planes.
+// What is no op, but serves several: images whose channels lie side by side, into planes; weights into packed matrices
+// and their gradients back.
+#include "gram.h"
 #include "strips.h"
 
 namespace MIRL_ISA {
@@ -16,6 +18,81 @@ void transpose(MirlTranspose& a) {
     }
   };
   mirl::parallel(a.batch * panels, a.threads, task);
+}
+
+namespace {
+
+// Some rows of a chunk of a weight.
+struct Share {
+  const MirlWeight& weight;
+  MirlRows rows;
+  const int32_t* source;
+  const float* gradient;
+  int64_t first, last;
+
+  template <class F>
+  void each_pruned(F&& f) const {
+    const int32_t* pruned = source + rows.rows + rows.columns;
+    for (int64_t i = 1; i <= *pruned; ++i)
+      if (const int64_t r = pruned[i] / rows.columns; r >= first && r < last) f(r, pruned[i] % rows.columns);
+  }
+};
+
+// f(Share) for shares of all chunks of all weights.
+template <class F>
+void shared(const MirlWeights& a, F&& f) {
+  std::vector<Share> shares;
+  for (const MirlWeight* w = a.weights; w < a.weights + a.count; ++w) {
+    const int32_t* source = w->source;
+    const float* gradient = w->gradient;
+    for (int64_t i = 0; i < w->packed->chunks; ++i) {
+      const MirlRows m = w->packed->view(i);
+      const int64_t values = m.dense ? m.rows * m.columns : m.start[m.rows];
+      const int64_t some = std::max<int64_t>(4, m.rows * 4096 / std::max<int64_t>(1, values));
+      for (int64_t r = 0; r < m.rows; r += some) shares.push_back({*w, m, source, gradient, r, std::min(r + some, m.rows)});
+      if (m.dense) source += m.rows + m.columns, source += 1 + *source, gradient += m.rows * turned(m.columns);
+      else source += values, gradient += values;
+    }
+  }
+  auto task = [&](int64_t i) { f(shares[i]); };
+  mirl::parallel(shares.size(), a.threads, task);
+}
+
+}  // namespace
+
+void fill(MirlWeights& a) {
+  shared(a, [](const Share& share) {
+    const MirlRows& m = share.rows;
+    const float* from = share.weight.weight;
+    auto* entry = const_cast<MirlEntry*>(m.entry);
+    if (!m.dense) {
+      for (int64_t k = m.start[share.first]; k < m.start[share.last]; ++k) entry[k].value = from[share.source[k]];
+      return;
+    }
+    const int32_t *row = share.source, *column = row + m.rows;
+    auto at = [&](int64_t r, int64_t c) -> float& { return const_cast<float*>(m.dense)[(r / 4 * m.columns + c) * 4 + r % 4]; };
+    for (int64_t r = share.first; r < share.last; ++r)
+      for (int64_t c = 0; c < m.columns; ++c) at(r, c) = from[row[r] + column[c]];
+    share.each_pruned([&](int64_t r, int64_t c) { at(r, c) = 0; });
+    if (!m.start) return;  // the entries are not kept beside it
+    for (int64_t r = share.first; r < share.last; ++r)
+      for (int64_t k = m.start[r]; k < m.start[r + 1]; ++k) entry[k].value = at(r, entry[k].column());
+  });
+}
+
+void spread(MirlWeights& a) {
+  shared(a, [](const Share& share) {
+    const MirlRows& m = share.rows;
+    float* to = share.weight.weight;
+    if (!m.dense) {
+      for (int64_t k = m.start[share.first]; k < m.start[share.last]; ++k) to[share.source[k]] = share.gradient[k];
+      return;
+    }
+    const int32_t *row = share.source, *column = row + m.rows;
+    for (int64_t r = share.first; r < share.last; ++r)
+      for (int64_t c = 0; c < m.columns; ++c) to[row[r] + column[c]] = share.gradient[r * turned(m.columns) + c];
+    share.each_pruned([&](int64_t r, int64_t c) { to[row[r] + column[c]] = 0; });
+  });
 }
 
 }  // namespace MIRL_ISA

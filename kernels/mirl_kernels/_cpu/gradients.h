@@ -1,11 +1,10 @@
 // What the backward kernels share: products of two panels summed over their pixels (the gradients of a matrix), the
 // derivatives of GELU and of the layer norm, and sums that come out the same on any number of threads.
 #pragma once
+#include "gram.h"
 #include "strips.h"
 
 namespace MIRL_ISA {
-
-constexpr int64_t GRADIENT_TASKS = 8;  // into how many tasks a backward pass is cut, whatever the number of threads
 
 // e^x for x from -87 to 0: 2^n e^f, |f| <= ln(2) / 2, by a polynomial of ours (weighted least squares, weights refined until the
 // relative error levels, at 3e-09). ln(2) is taken off in two parts, so that no digits of f are lost.
@@ -35,101 +34,79 @@ inline void gelu_derivative(Vec x, Vec* value, Vec* slope) {
   *slope = cumulative + c * exponential(c * c * -0.5f) * 0.3989422804f;
 }
 
-// gradient[row * columns + column] += the sum over V vectors of left[row] * right[column].
-template <int V>
-inline void correlate_all(int64_t rows, int64_t columns, const float* left, const float* right, float* gradient) {
-  constexpr int ROWS = 4, COLUMNS = L / 4;
-  for (int64_t r = 0; r < rows; r += ROWS) {
-    const float* own[ROWS];
-    for (int i = 0; i < ROWS; ++i) own[i] = left + std::min(r + i, rows - 1) * PANEL;
-    for (int64_t c = 0; c < columns; c += COLUMNS) {
-      const float* other[COLUMNS];
-      for (int j = 0; j < COLUMNS; ++j) other[j] = right + std::min(c + j, columns - 1) * PANEL;
-      Vec tile[L] = {};
-      for (int v = 0; v < V; ++v) {
-        Vec x[ROWS];
-        for (int i = 0; i < ROWS; ++i) x[i] = load(own[i] + v * L);
-        for (int j = 0; j < COLUMNS; ++j) {
-          const Vec y = load(other[j] + v * L);
-          for (int i = 0; i < ROWS; ++i) tile[i * COLUMNS + j] += x[i] * y;
-        }
-      }
-      float lanes[L];
-      store(lanes, sums(tile));
-      const int64_t some = std::min<int64_t>(COLUMNS, columns - c);
-      for (int64_t i = 0; i < std::min<int64_t>(ROWS, rows - r); ++i) {
-        float* to = gradient + (r + i) * columns + c;
-        if (some == COLUMNS)
-          for (int j = 0; j < COLUMNS; ++j) to[j] += lanes[i * COLUMNS + j];
-        else
-          for (int64_t j = 0; j < some; ++j) to[j] += lanes[i * COLUMNS + j];
+// Adds the sums of vectors' lanes to floats that lie together: takes the vectors one after the other, and adds up L at once.
+class Sums {
+  Vec block[L];
+  int64_t n = 0;
+  float* to;
+
+ public:
+  explicit Sums(float* to) : to(to) {}
+  __attribute__((always_inline)) void add(Vec v) {
+    block[n++] = v;
+    if (n < L) return;
+    store(to, load(to) + sums(block));
+    to += L, n = 0;
+  }
+  ~Sums() {
+    if (!n) return;
+    const Place at{0, 0, n};
+    for (; n < L; ++n) block[n] = Vec{};
+    store(to, load(to, at) + sums(block), at);
+  }
+};
+
+// How many floats the gradient of a matrix takes, and what `correlate` needs.
+inline int64_t gradient_floats(const MirlRows& m) { return m.dense ? m.rows * turned(m.columns) : m.start[m.rows]; }
+inline int64_t correlate_floats(const MirlRows& m) { return m.dense ? turned(m.columns) * PANEL : 0; }
+
+// The gradient of a matrix by n vectors of pixels: of its entries, in their order, += the sum of left[row] * right[column];
+// where it is kept whole, of all, rows turned(columns) apart. Lanes that are no pixels must be zero in `left`.
+inline void correlate(const MirlRows& m, const float* left, const float* right, int64_t n, float* gradient, float* scratch) {
+  if (m.dense) {
+    turn_panel(right, m.columns, n, scratch);
+    return add_gram(left, m.rows, scratch, turned(m.columns), n * L, gradient);
+  }
+  with_vectors(n, [&](auto vectors) {
+    constexpr int V = vectors;
+    Sums to(gradient);
+    for (int64_t r = 0; r < m.rows; ++r) {
+      Vec own[V];
+      for (int v = 0; v < V; ++v) own[v] = load(left + r * PANEL + v * L);
+      for (int64_t k = m.start[r], end = m.start[r + 1]; k < end; ++k) {
+        const float* p = reinterpret_cast<const float*>(reinterpret_cast<const char*>(right) + m.entry[k].offset);
+        Vec sum = own[0] * load(p);
+        for (int v = 1; v < V; ++v) sum += own[v] * load(p + v * L);
+        to.add(sum);
       }
     }
-  }
+  });
 }
 
-// The same for the entries of a packed matrix alone, in their order; for all where it is kept whole. Lanes that are no
-// pixels must be zero in `left`.
+// Back through a centred norm, its gain and offset, in place: from the gradient of its result and from what its gain was
+// applied to, whose `deviation` are the reciprocals. Adds up the gradients of gain and offset.
 template <int V>
-inline void correlate(const MirlRows& m, const float* left, const float* right, float* gradient) {
-  if (m.dense) return correlate_all<V>(m.rows, m.columns, left, right, gradient);
-  for (int64_t r = 0; r < m.rows; ++r) {
-    Vec own[V];
-    for (int v = 0; v < V; ++v) own[v] = load(left + r * PANEL + v * L);
-    for (int64_t k = m.start[r], end = m.start[r + 1]; k < end; k += L) {
-      const int64_t some = std::min(L, end - k);
-      Vec block[L] = {};
-      for (int64_t i = 0; i < some; ++i) {
-        const float* p = reinterpret_cast<const float*>(reinterpret_cast<const char*>(right) + m.entry[k + i].offset);
-        for (int v = 0; v < V; ++v) block[i] += own[v] * load(p + v * L);
-      }
-      const Vec sum = sums(block);
-      const Place at{0, 0, some};
-      store(gradient + k, load(gradient + k, at) + sum, at);
-    }
-  }
-}
-
-// How many floats the gradient of a matrix takes.
-inline int64_t gradient_floats(const MirlRows& m) { return m.dense ? m.rows * m.columns : m.start[m.rows]; }
-
-// gradient[r] += the sum of V vectors of row r.
-template <int V>
-inline void add_rows(int64_t rows, const float* panel, float* gradient) {
-  for (int64_t r = 0; r < rows; r += L) {
-    const int64_t some = std::min(L, rows - r);
-    Vec block[L] = {};
-    for (int64_t i = 0; i < some; ++i)
-      for (int v = 0; v < V; ++v) block[i] += load(panel + (r + i) * PANEL + v * L);
-    const Vec sum = sums(block);
-    const Place at{0, 0, some};
-    store(gradient + r, load(gradient + r, at) + sum, at);
-  }
-}
-
-// The gradient of a centred norm's argument, in place: from that of its result, and the result.
-template <int V>
-inline void layer_norm_gradient(int64_t channels, const float* normal, const Vec* scale, float* gradient) {
+inline void layer_norm_gradient(int64_t channels, const float* normal, const Vec* deviation, const float* gain, float* gradient,
+                                float* d_gain, float* d_offset) {
   Vec mean[V] = {}, along[V] = {};
-  for (int64_t c = 0; c < channels; ++c)
+  Sums gains(d_gain), offsets(d_offset);
+  for (int64_t c = 0; c < channels; ++c) {
+    Vec products{}, plain{};
     for (int v = 0; v < V; ++v) {
-      const Vec g = load(gradient + c * PANEL + v * L);
-      mean[v] += g;
-      along[v] += g * load(normal + c * PANEL + v * L);
+      float* at = gradient + c * PANEL + v * L;
+      const Vec g = load(at), product = g * load(normal + c * PANEL + v * L);
+      plain += g, products += product;
+      mean[v] += g * gain[c], along[v] += product * gain[c];
+      store(at, g * gain[c]);
     }
+    gains.add(products), offsets.add(plain);
+  }
   for (int v = 0; v < V; ++v) mean[v] = mean[v] / float(channels), along[v] = along[v] / float(channels);
   for (int64_t c = 0; c < channels; ++c)
     for (int v = 0; v < V; ++v) {
       float* to = gradient + c * PANEL + v * L;
-      store(to, (load(to) - mean[v] - load(normal + c * PANEL + v * L) * along[v]) * scale[v]);
+      store(to, (load(to) - mean[v] - load(normal + c * PANEL + v * L) * along[v]) * deviation[v]);
     }
-}
-
-// A panel of an image, zero where there is no pixel.
-template <int V>
-void gather(const MirlImage& x, int64_t b, int64_t channels, int64_t y, int64_t column, const Place* at, float* panel) {
-  for (int64_t c = 0; c < channels; ++c)
-    for (int v = 0; v < V; ++v) store(panel + c * PANEL + v * L, load(x.at(b, c, y + at[v].row, column + at[v].column), at[v]));
 }
 
 // A product's rows as a panel.
@@ -154,7 +131,7 @@ inline void taps_panel(const Strips& s, const Taps& taps, int64_t rows, const St
 // up the gradients of these taps.
 template <int V>
 inline void tap_gradient(const Strips& s, const Taps& taps, int64_t c, const Step& step, const Place* at, const Vec* d,
-                         const MirlImage& back, float* gradient) {
+                         const MirlImage& back, Sums& to) {
   const float* in[V];
   const int32_t* offset[V];
   for (int v = 0; v < V; ++v) {
@@ -162,49 +139,11 @@ inline void tap_gradient(const Strips& s, const Taps& taps, int64_t c, const Ste
     in[v] = step.hidden + c * s.hidden_stride + at[v].column;
     offset[v] = taps.offset.data() + (step.slot + at[v].row) % s.slots * taps.count;
   }
-  for (int64_t k = taps.rows.start[c], end = taps.rows.start[c + 1]; k < end; k += L) {
-    Vec block[L] = {};
-    const Place some{0, 0, std::min(L, end - k)};
-    for (int64_t i = 0; i < some.valid; ++i)
-      for (int v = 0; v < V; ++v) block[i] += d[v] * load(in[v] + offset[v][k + i]);
-    store(gradient + k, load(gradient + k, some) + sums(block), some);
+  for (int64_t k = taps.rows.start[c], end = taps.rows.start[c + 1]; k < end; ++k) {
+    Vec sum = d[0] * load(in[0] + offset[0][k]);
+    for (int v = 1; v < V; ++v) sum += d[v] * load(in[v] + offset[v][k]);
+    to.add(sum);
   }
-}
-
-// What begins MDTA and GDFN, backwards: dx = dy + the gradient through the taps (`flipped`), the 1x1 layer and the norm, from
-// `back`, that of what the taps gave. A task's gradient of the 1x1 layer and that of its offsets go to in(task).
-template <class In>
-inline void through_the_norm(const Strips& s, const MirlImage& x, const MirlImage& dy, const MirlImage& dx, const MirlImage& back,
-                             const MirlRows& flipped, const MirlRows& pointwise, const MirlRows& transposed, int64_t threads, In&& in) {
-  const int64_t channels = s.size.channels, hidden = s.hidden;
-  const Taps taps(flipped, s);
-  auto fill = [&](const Filling& f) {
-    for (int64_t h = 0; h < hidden; ++h)
-      for (int64_t v = 0; v < f.n; ++v)
-        store(f.to[v] + h * s.hidden_stride, load(back.at(f.b, h, f.y + f.at[v].row, f.x + f.at[v].column), f.at[v]));
-  };
-  run_strips(s, 0, (hidden + 2 * channels) * PANEL, threads, fill, [&](const Step& step) {
-    float *dh = step.extra, *normal = dh + hidden * PANEL, *d = normal + channels * PANEL, *gradient = in(step.task);
-    const std::vector<Place> all = places(step.count, step.x1 - step.x0);
-    grouped(all.size(), [&](int64_t first, int64_t count) {
-      const Place* at = all.data() + first;
-      with_vectors(count, [&](auto n) {
-        taps_panel(s, taps, hidden, step, at, n, dh);
-        Vec scale[n];
-        gather<n>(x, step.b, channels, step.y, step.x0, at, normal);
-        normalise<n>(channels, true, normal, 1e-5f, scale);
-        correlate<n>(pointwise, dh, normal, gradient);
-        add_rows<n>(hidden, dh, gradient + gradient_floats(pointwise));
-        product_panel(transposed, dh, n, d);
-        layer_norm_gradient<n>(channels, normal, scale, d);
-        for (int64_t c = 0; c < channels; ++c)
-          for (int v = 0; v < n; ++v) {
-            const int64_t row = step.y + at[v].row, column = step.x0 + at[v].column;
-            store(dx.at(step.b, c, row, column), load(d + c * PANEL + v * L) + load(dy.at(step.b, c, row, column), at[v]), at[v]);
-          }
-      });
-    });
-  });
 }
 
 // The tasks' gradients, each `stride` floats: zeros, in memory that this thread keeps.
@@ -215,16 +154,87 @@ inline std::vector<float>& zeroed(int64_t tasks, int64_t stride, int which = 0) 
 }
 
 // The first `count` of every task's gradients, added up in order.
-inline void add_up(const std::vector<float>& partial, int64_t stride, int64_t count, int64_t threads, float* gradient) {
+inline void add_up(const float* partial, int64_t tasks, int64_t stride, int64_t count, int64_t threads, float* gradient) {
   constexpr int64_t SHARE = 2048;
   auto task = [&](int64_t t) {
     const int64_t first = t * SHARE, n = std::min(SHARE, count - first);
     double total[SHARE] = {};
-    for (size_t at = first; at < partial.size(); at += stride)
-      for (int64_t i = 0; i < n; ++i) total[i] += partial[at + i];
+    for (int64_t at = 0; at < tasks; ++at)
+      for (int64_t i = 0; i < n; ++i) total[i] += partial[at * stride + first + i];
     for (int64_t i = 0; i < n; ++i) gradient[first + i] = float(total[i]);
   };
   mirl::parallel((count + SHARE - 1) / SHARE, threads, task);
 }
+
+// The layer norm, 1x1 layer and taps with which MDTA and GDFN begin, backwards.
+struct Beginning {
+  const Strips& s;
+  const MirlImage &x, &dy, &dx;
+  const MirlRows pointwise, transposed, taps, flipped;
+  const float *gain, *offset;
+  int64_t threads;
+  const int64_t channels = s.size.channels, hidden = s.hidden;
+  // A task's gradients: of 1x1 layer and taps, gain and offset.
+  const int64_t tapped = gradient_floats(pointwise), gains = tapped + taps.start[hidden], offsets = gains + channels, stride = offsets + channels;
+  std::vector<float>& partial = zeroed(s.tasks(), stride);
+
+  // first_pass(items, back) leaves the gradients of what the taps gave in `back`, and adds up those of the taps; then they go
+  // on to dx = dy + what comes through the norm. The items of a batch are worked on by portions, for `back` to stay in the
+  // caches.
+  template <class First>
+  void run(First&& first_pass) {
+    static thread_local std::vector<float> kept;
+    const int64_t pitch = padded(s.size.width), item = s.size.height * hidden * pitch, batch = s.size.batch;
+    const int64_t fitting = std::min(batch, std::max(threads, (int64_t{1} << 21) / std::max<int64_t>(1, item) / threads * threads));
+    if (int64_t(kept.size()) < fitting * item) kept.resize(fitting * item);
+    for (int64_t b = 0; b < batch; b += fitting) {
+      const Items items{b, std::min(fitting, batch - b)};
+      const MirlImage back{kept.data() - b * item, item, pitch, hidden * pitch};
+      first_pass(items, back);
+      second_pass(items, back);
+    }
+  }
+
+  void second_pass(const Items& items, const MirlImage& back) {
+    const Taps back_taps(flipped, s);
+    auto fill = [&](const Filling& f) {
+      for (int64_t h = 0; h < hidden; ++h)
+        for (int64_t v = 0; v < f.n; ++v)
+          store(f.to[v] + h * s.hidden_stride, load(back.at(f.b, h, f.y + f.at[v].row, f.x + f.at[v].column), f.at[v]));
+    };
+    run_strips(s, items, 0, (hidden + 3 * channels) * PANEL + correlate_floats(pointwise), threads, fill, [&](const Step& step) {
+      float *dh = step.extra, *normal = dh + hidden * PANEL, *scaled = normal + channels * PANEL, *d = scaled + channels * PANEL;
+      float *turn = d + channels * PANEL, *gradient = partial.data() + step.task * stride;
+      const std::vector<Place> all = places(step.count, step.x1 - step.x0);
+      grouped(all.size(), [&](int64_t first, int64_t count) {
+        const Place* at = all.data() + first;
+        with_vectors(count, [&](auto n) {
+          taps_panel(s, back_taps, hidden, step, at, n, dh);
+          Vec deviation[n];
+          gather<n>(x, step.b, channels, step.y, step.x0, at, normal);
+          normalise<n>(channels, true, normal, 1e-5f, deviation);
+          scale_and_shift<n>(channels, normal, gain, offset, scaled);
+          correlate(pointwise, dh, scaled, n, gradient, turn);
+          product_panel(transposed, dh, n, d);
+          layer_norm_gradient<n>(channels, normal, deviation, gain, d, gradient + gains, gradient + offsets);
+          const Residual out(dy, dx, step.b, step.y, step.x0, at, n);
+          for (int64_t c = 0; c < channels; ++c) {
+            Vec sums[n];
+            for (int v = 0; v < n; ++v) sums[v] = load(d + c * PANEL + v * L);
+            out(c, 0, n, sums);
+          }
+        });
+      });
+    });
+  }
+
+  // The tasks' gradients added up: of 1x1 layer and taps, one after the other, and of the norm; returns the end of the first.
+  float* finish(float* weights, float* d_gain, float* d_offset) const {
+    add_up(partial.data(), s.tasks(), stride, gains, threads, weights);
+    add_up(partial.data() + gains, s.tasks(), stride, channels, threads, d_gain);
+    add_up(partial.data() + offsets, s.tasks(), stride, channels, threads, d_offset);
+    return weights + gains;
+  }
+};
 
 }  // namespace MIRL_ISA

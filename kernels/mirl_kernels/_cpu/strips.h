@@ -8,6 +8,8 @@
 
 namespace MIRL_ISA {
 
+constexpr int64_t TRAINING_TASKS = 8;  // into how many tasks training cuts what is summed up, whatever the number of threads
+
 // A vector of pixels: `valid` of them from `column` of row `row` on.
 struct Place {
   int64_t row, column, valid;
@@ -37,9 +39,16 @@ constexpr int TAPPED = L == 16 ? 4 : 2;  // vectors whose taps fit the registers
 template <int FEW, class F>
 inline void runs(const Place* at, int64_t n, F&& f) {
   for (int64_t v = 0; v < n;) {
-    if (v + FEW <= n && at[v].row == at[v + FEW - 1].row) f(v, Vectors<FEW>{}), v += FEW;
-    else if (v + 2 <= n && at[v].row == at[v + 1].row) f(v, Vectors<2>{}), v += 2;
-    else f(v, Vectors<1>{}), v += 1;
+    if (v + FEW <= n && at[v].row == at[v + FEW - 1].row) {
+      f(v, Vectors<FEW>{}), v += FEW;
+      continue;
+    }
+    if constexpr (FEW > 2)
+      if (v + 2 <= n && at[v].row == at[v + 1].row) {
+        f(v, Vectors<2>{}), v += 2;
+        continue;
+      }
+    if constexpr (FEW > 1) f(v, Vectors<1>{}), v += 1;
   }
 }
 
@@ -110,6 +119,19 @@ struct Residual {
   }
 };
 
+// A panel of an image, zero where there is no pixel.
+template <int V>
+inline void gather(const MirlImage& x, int64_t b, int64_t channels, int64_t y, int64_t column, const Place* at, float* panel) {
+  const float* from[V];
+  bool whole = true;
+  for (int v = 0; v < V; ++v) from[v] = x.at(b, 0, y + at[v].row, column + at[v].column), whole = whole && at[v].valid == L;
+  for (int64_t c = 0; c < channels; ++c)
+    for (int v = 0; v < V; ++v) {
+      const float* p = from[v] + c * x.channel;
+      store(panel + c * PANEL + v * L, whole ? load(p) : load(p, at[v]));
+    }
+}
+
 // Layer norm, without its gain and bias (and without centring, if need be), of V vectors of pixels in a panel: in two
 // passes, since E[x^2] - E[x]^2 would lose digits. `deviation` takes the reciprocals of the pixels' deviations.
 template <int V>
@@ -133,6 +155,13 @@ inline void normalise(int64_t channels, bool centred, float* panel, float eps = 
       float* to = panel + c * PANEL + v * L;
       store(to, (load(to) - mean[v]) * scale[v]);
     }
+}
+
+// to = panel * gain + offset, by channels.
+template <int V>
+inline void scale_and_shift(int64_t channels, const float* panel, const float* gain, const float* offset, float* to) {
+  for (int64_t c = 0; c < channels; ++c)
+    for (int v = 0; v < V; ++v) store(to + c * PANEL + v * L, load(panel + c * PANEL + v * L) * gain[c] + offset[c]);
 }
 
 // How far the taps reach, 0 or more each way.
@@ -231,10 +260,17 @@ struct Step {
   float* extra;         // the consumer's scratch memory
 };
 
-// Runs every strip: fill(Filling) for what the ring wants, consume(Step) for what it then allows.
+// Some items of a batch.
+struct Items {
+  int64_t first, count;
+};
+
+// Runs every strip of these items: fill(Filling) for what the ring wants, consume(Step) for what it then allows.
 template <class Fill, class Consume>
-void run_strips(const Strips& s, int64_t panel_floats, int64_t extra, int64_t threads, Fill fill, Consume consume) {
-  auto task = [&](int64_t t) {
+void run_strips(const Strips& s, const Items& items, int64_t panel_floats, int64_t extra, int64_t threads, Fill fill, Consume consume) {
+  const int64_t per_item = s.across * s.down;
+  auto task = [&](int64_t i) {
+    const int64_t t = items.first * per_item + i;
     const Part part = s.part(t);
     const int64_t b = part.b, x0 = part.x0, x1 = part.x1, top = part.top, bottom = part.bottom;
     const int64_t first = part.first, last = part.last;
@@ -278,24 +314,23 @@ void run_strips(const Strips& s, int64_t panel_floats, int64_t extra, int64_t th
       slot = (slot + count) % s.slots;
     }
   };
-  mirl::parallel(s.tasks(), threads, task);
+  mirl::parallel(items.count * per_item, threads, task);
+}
+template <class Fill, class Consume>
+void run_strips(const Strips& s, int64_t panel_floats, int64_t extra, int64_t threads, Fill fill, Consume consume) {
+  run_strips(s, Items{0, s.size.batch}, panel_floats, extra, threads, fill, consume);
 }
 
-// A filler: the layer norm of x, then a product; panel_floats is channels * PANEL.
-inline auto fill_normalised(const Strips& s, const MirlImage& x, const MirlRows& pointwise, bool centred, float eps = 1e-5f) {
-  return [&s, &x, &pointwise, centred, eps](const Filling& f) {
+// A filler: the layer norm of x, its gain and offset where they are not part of the product, then a product; panel_floats
+// is channels * PANEL.
+inline auto fill_normalised(const Strips& s, const MirlImage& x, const MirlRows& pointwise, bool centred, float eps = 1e-5f,
+                            const float* gain = nullptr, const float* offset = nullptr) {
+  return [&s, &x, &pointwise, centred, eps, gain, offset](const Filling& f) {
     const int64_t channels = s.size.channels;
-    const float* source[WIDE];
-    for (int64_t v = 0; v < f.n; ++v) source[v] = x.at(f.b, 0, f.y + f.at[v].row, f.x + f.at[v].column);
-    bool whole = true;
-    for (int64_t v = 0; v < f.n; ++v) whole = whole && f.at[v].valid == L;
     with_vectors(f.n, [&](auto n) {
-      for (int64_t c = 0; c < channels; ++c)
-        for (int v = 0; v < n; ++v) {
-          const float* from = source[v] + c * x.channel;
-          store(f.panel + c * PANEL + v * L, whole ? load(from) : load(from, f.at[v]));
-        }
+      gather<n>(x, f.b, channels, f.y, f.x, f.at, f.panel);
       normalise<n>(channels, centred, f.panel, eps);
+      if (gain) scale_and_shift<n>(channels, f.panel, gain, offset, f.panel);
     });
     Fetch next(x, f.b, channels, f.next_y, f.x, f.next_at, f.next_n, s.hidden);
     product(pointwise, f.panel, f.n, [&](int64_t h, int64_t begin, auto width, const Vec* sums) {

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
+from ctypes import Array, Structure, addressof, c_int64, c_void_p
 
 import torch
 from torch import Tensor
 
 from mirl_kernels import _cpu
+from mirl_kernels._cpu import Forms
 
 _own = threading.local()
 
@@ -20,125 +23,109 @@ def workspace(floats: int) -> Tensor:
     return kept[:floats]
 
 
-class Entries:
-    """The surviving entries of a weight, numbered in its order; ``alive`` is bool, in the weight's shape."""
+class _Weight(Structure):
+    _fields_ = [("packed", c_void_p), ("source", c_void_p), ("weight", c_void_p), ("gradient", c_void_p)]
 
-    def __init__(self, alive: Tensor) -> None:
-        self.alive, self.count = alive, int(alive.sum())
-        numbers = torch.zeros(alive.shape)  # exact in float32: no layer has 2^24 weights
-        numbers[alive] = torch.arange(1.0, self.count + 1)
-        self.numbers = numbers.flatten(1)  # a matrix of each entry's number from 1, 0 for none
-        self.rows, self.columns = alive.flatten(1).nonzero(as_tuple=True)
-        self._index = self.rows * self.numbers.shape[1] + self.columns
 
-    def values(self, weight: Tensor) -> Tensor:
-        """The entries' values, (count,)."""
-        return weight.flatten()[self._index]
-
-    def spread(self, gradient: Tensor) -> Tensor:
-        """The weight's gradient from that of its entries: zero for all others."""
-        return gradient.new_zeros(self.alive.numel()).index_copy_(0, self._index, gradient).view(self.alive.shape)
+class _Weights(Structure):
+    _fields_ = [("weights", c_void_p), ("count", c_int64), ("threads", c_int64)]
 
 
 class Pattern:
-    """A packed matrix whose values come and go: ``numbered`` is one of `Entries.numbers`, packed, or of some of them anywhere."""
+    """A packed matrix whose values come from a weight: value (r, c) from place ``row_at[r] + column_at[c]`` of it where
+    ``alive`` (rows, columns), bool, says so. ``taps`` (columns, 3), as for `_cpu.pack_taps`, make it that of a convolution."""
 
-    def __init__(self, entries: Entries, numbered: Tensor) -> None:
-        self._count, self._words, self.gradient_floats = entries.count, numbered, 0
-        floats = numbered.view(torch.float32)
-        slots, wholes, places = [], [], []
-        for _, rows, columns, start, entry, self._bias, dense in (
-            numbered[5 : 5 + 7 * int(numbered[3])].view(-1, 7).tolist()
-        ):
-            slots.append(entry + 1 + 2 * torch.arange(int(numbered[start + rows])))
-            place = torch.arange(len(slots[-1]))
-            if dense:  # it is there once more, and the kernels write its gradient, whole
-                row, column = torch.arange(rows)[:, None], torch.arange(columns)
-                whole = dense + (row // 4 * columns + column) * 4 + row % 4
-                kept = floats[whole] > 0
-                wholes.append(whole[kept])
-                place = (row * columns + column)[kept]
-            places.append(self.gradient_floats + place)
-            self.gradient_floats += rows * columns if dense else len(place)
-        self._places, entries_slots = torch.cat(places), torch.cat(slots)
-        self._slots = torch.cat([entries_slots, *wholes])
-        self._order, self._gradient_order = (floats[at].long() - 1 for at in (self._slots, entries_slots))
+    def __init__(self, alive: Tensor, row_at: Tensor, column_at: Tensor, taps: Tensor | None = None,
+                 forms: Forms = Forms.EITHER) -> None:  # fmt: skip
+        numbers = (row_at[:, None] + column_at + 1).float() * alive  # exact: no layer has 2^24 weights
+        if taps is None:
+            chunks = [torch.arange(alive.shape[1])]
+            self.packed = _cpu.pack(numbers, forms=forms)
+        else:
+            chunks = list(alive.any(0).nonzero()[:, 0].split(_cpu.CHUNK))
+            self.packed = _cpu.pack_taps([(numbers, taps)], forms=forms)
+        floats, source = self.packed.view(torch.float32), []
+        self.gradient_floats = 0
+        for columns, chunk in zip(chunks, self.packed[5 : 5 + 7 * len(chunks)].view(-1, 7).tolist(), strict=True):
+            _, rows, _, start, entry, _, dense = chunk
+            if dense:
+                pruned = (~alive[:, columns]).flatten().nonzero()[:, 0]
+                source += [row_at, column_at[columns], torch.tensor([len(pruned)]), pruned]
+                self.gradient_floats += rows * (-(-len(columns) // 16) * 16)
+            else:
+                count = int(self.packed[start + rows])
+                source.append(floats[entry + 1 :][: 2 * count : 2].long() - 1)
+                self.gradient_floats += count
+        self.source = torch.cat([*source, torch.zeros(1)]).int()
 
-    def pack(self, values: Tensor, bias: Tensor | None = None) -> Tensor:
-        """The packed matrix with these values of all entries, and these offsets of its rows where it has any."""
-        words = self._words.clone()
-        floats = words.view(torch.float32)
-        floats[self._slots] = values[self._order]
-        if bias is not None:
-            floats[self._bias : self._bias + len(bias)] = bias
-        return words
-
-    def gradient(self, written: Tensor) -> Tensor:
-        """That of every entry, from what a kernel wrote; zero for those that are not in the matrix."""
-        gradient = written.new_zeros(self._count)
-        gradient[self._gradient_order] = written[self._places]
-        return gradient
-
-    def entry_gradient(self, written: Tensor) -> Tensor:
-        """The same where the kernel writes one float per entry, in the matrix's order."""
-        gradient = written.new_zeros(self._count)
-        gradient[self._gradient_order] = written
-        return gradient
+    @classmethod
+    def part(cls, weight: Tensor, rows: Tensor | None = None, columns: Tensor | None = None, transposed: bool = False,
+             forms: Forms = Forms.EITHER) -> Pattern:  # fmt: skip
+        """Some rows and columns of a weight, (O, ...) bool, as a matrix."""
+        matrix = weight.flatten(1)
+        rows, columns = (
+            torch.arange(n) if given is None else given for n, given in zip(matrix.shape, (rows, columns), strict=True)
+        )
+        alive, row_at = matrix[rows][:, columns], rows * matrix.shape[1]
+        return cls(alive.T, columns, row_at, forms=forms) if transposed else cls(alive, row_at, columns, forms=forms)
 
 
-class Beginning:
-    """Layer norm, 1x1 convolution and taps, with which MDTA and GDFN begin: ``rows`` of them."""
+class Weights:
+    """The weights of an op, as its forward and its backward kernel read them."""
 
-    def __init__(self, pointwise: Tensor, taps: Tensor, rows: Tensor) -> None:
-        self._rows, self._pointwise, self._taps = rows, Entries(pointwise), Entries(taps)
-        numbers, tap_numbers = self._pointwise.numbers[rows], self._taps.numbers[rows]
-        self._forward = Pattern(self._pointwise, _cpu.pack(numbers, torch.zeros(len(rows))))
-        self._back = Pattern(self._pointwise, _cpu.pack(numbers.T))
-        self._tapped, self._flipped = (Pattern(self._taps, _cpu.pack(n)) for n in (tap_numbers, tap_numbers.flip(1)))
-        self.gradient_lengths = [int(tap_numbers.count_nonzero()), self._forward.gradient_floats, len(rows)]
+    def __init__(self, forward: Sequence[Pattern], back: Sequence[Pattern]) -> None:
+        self._forward, self._back = list(forward), list(back)
+        self.forward, self.back = [p.packed for p in forward], [p.packed for p in back]
+        self.gradient_floats = sum(p.gradient_floats for p in forward)
+        self._filled = object()
 
-    def pack(self, gain: Tensor, offset: Tensor, pointwise: Tensor, taps: Tensor) -> tuple[Tensor, Tensor]:
-        """The packed 1x1 layer, the norm's gain and bias folded in, and taps."""
-        p, values = self._pointwise, self._pointwise.values(pointwise)
-        bias = values.new_zeros(len(p.alive)).index_add_(0, p.rows, values * offset[p.columns])
-        packed = self._forward.pack(values * gain[p.columns], bias[self._rows])
-        return packed, self._tapped.pack(self._taps.values(taps))
+    def fill(self, weights: Sequence[Tensor]) -> object:
+        """Write the weights' values into the forward matrices; returns what tells `fill_back` so."""
+        self._filled = object()
+        _fill(self._forward, weights)
+        return self._filled
 
-    def pack_back(self, gain: Tensor, pointwise: Tensor, taps: Tensor) -> list[Tensor]:
-        """What takes gradients back: the 1x1 layer transposed, the taps flipped."""
-        p = self._pointwise
-        return [self._back.pack(p.values(pointwise) * gain[p.columns]), self._flipped.pack(self._taps.values(taps))]
+    def fill_back(self, weights: Sequence[Tensor], filled: object) -> None:
+        """Write them into those of the backward kernel, and into the others again where another call was in between."""
+        _fill(self._back, weights)
+        if filled is not self._filled:
+            self.fill(weights)
 
-    def gradients(self, d_taps: Tensor, d_folded: Tensor, d_rows: Tensor, gain: Tensor, offset: Tensor,
-                  pointwise: Tensor) -> list[Tensor]:  # fmt: skip
-        """Those of gain, offset, 1x1 layer and taps, from what the kernel wrote: of taps, folded 1x1 layer and its rows'
-        offsets."""
-        p, values = self._pointwise, self._pointwise.values(pointwise)
-        d_values = self._forward.gradient(d_folded)
-        d_offsets = d_rows.new_zeros(len(p.alive)).index_copy_(0, self._rows, d_rows)[p.rows]
-        return [torch.zeros_like(gain).index_add_(0, p.columns, d_values * values),
-                torch.zeros_like(offset).index_add_(0, p.columns, d_offsets * values),
-                p.spread(d_values * gain[p.columns] + d_offsets * offset[p.columns]),
-                self._taps.spread(self._tapped.entry_gradient(d_taps))]  # fmt: skip
+    def spread(self, written: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:
+        """The weights' gradients, pruned ones zero, from what the backward kernel wrote, `gradient_floats`."""
+        result = [weight.new_zeros(weight.shape) for weight in weights]
+        list_, at = _weights(self._forward, result), written.data_ptr()
+        for item, pattern in zip(list_, self._forward, strict=True):
+            item.gradient = at
+            at += 4 * pattern.gradient_floats
+        _call("spread", list_)
+        return result
 
 
-class Product:
-    """A 1x1 convolution behind others, of some ``columns``, or all."""
+def _weights(patterns: Sequence[Pattern], weights: Sequence[Tensor]) -> Array[_Weight]:
+    pairs = zip(patterns, weights, strict=True)
+    return (_Weight * len(patterns))(*(_Weight(p.packed.data_ptr(), p.source.data_ptr(), w.data_ptr()) for p, w in pairs))
 
-    def __init__(self, alive: Tensor, columns: Tensor | None = None) -> None:
-        self._entries = Entries(alive)
-        numbers = self._entries.numbers if columns is None else self._entries.numbers[:, columns]
-        self._forward, self._back = (Pattern(self._entries, _cpu.pack(n)) for n in (numbers, numbers.T))
-        self.gradient_length = self._forward.gradient_floats
 
-    def pack(self, weight: Tensor) -> Tensor:
-        """The packed matrix."""
-        return self._forward.pack(self._entries.values(weight))
+def _fill(patterns: Sequence[Pattern], weights: Sequence[Tensor]) -> None:
+    contiguous = [plain(weight) for weight in weights]
+    _call("fill", _weights(patterns, contiguous))
 
-    def pack_back(self, weight: Tensor) -> Tensor:
-        """The same, transposed."""
-        return self._back.pack(self._entries.values(weight))
 
-    def gradient(self, written: Tensor) -> Tensor:
-        """The weight's, from what a kernel wrote."""
-        return self._entries.spread(self._forward.gradient(written))
+def _call(name: str, weights: Array[_Weight]) -> None:
+    _cpu.Call(name, _Weights(addressof(weights), len(weights)))()
+
+
+def plain(parameter: Tensor) -> Tensor:
+    """The parameter as the kernels take it, contiguous; BackendError unless it is float32 on the CPU."""
+    if parameter.dtype != torch.float32 or parameter.device.type != "cpu":
+        raise _cpu.BackendError(f"weight is {parameter.dtype} on {parameter.device}; expected float32 on the CPU")
+    return parameter.contiguous()
+
+
+def normalised(pointwise: Tensor, taps: Tensor, rows: Tensor) -> tuple[list[Pattern], list[Pattern]]:
+    """How MDTA and GDFN begin, ``rows`` of it, for both kernels: the 1x1 layer behind the norm, and the taps of its
+    depthwise convolution."""
+    forward = [Pattern.part(pointwise, rows), Pattern.part(taps, rows, forms=Forms.ENTRIES)]
+    flipped = torch.arange(taps.flatten(1).shape[1]).flip(0)
+    return forward, [Pattern.part(pointwise, rows, transposed=True), Pattern.part(taps, rows, flipped, forms=Forms.ENTRIES)]

@@ -1,19 +1,19 @@
 // The gradient of a convolution's weights. (That of its input is a convolution, by the same kernel.)
-#include "../_cpu/conv.h"
-#include "../_cpu/gradients.h"
+#include "conv.h"
+#include "gradients.h"
 
 namespace MIRL_ISA {
 
 void conv_backward(MirlConvBackward& a) {
   Columns columns(*a.weight);
   const Phases x{a.x, a.size, 1, 1};
-  const Strips s = columns.strips(a.size, x, GRADIENT_TASKS);
+  const Strips s = columns.strips(a.size, x, TRAINING_TASKS);
   const int64_t rows = a.weight->rows;
-  int64_t total = 0;
-  for (const MirlRows& chunk : columns.chunks) total += gradient_floats(chunk);
+  int64_t total = 0, most = 0;
+  for (const MirlRows& chunk : columns.chunks) total += gradient_floats(chunk), most = std::max(most, correlate_floats(chunk));
   std::vector<float>& partial = zeroed(s.tasks(), total);
   auto fill = [&](const Filling& f) { columns.fill(s, x, f); };
-  run_strips(s, 0, (columns.widest + rows) * PANEL, a.threads, fill, [&](const Step& step) {
+  run_strips(s, 0, (columns.widest + rows) * PANEL + most, a.threads, fill, [&](const Step& step) {
     float *dy = step.extra, *panel = dy + rows * PANEL;
     const std::vector<Place> all = places(step.count, step.x1 - step.x0);
     grouped(all.size(), [&](int64_t first, int64_t count) {
@@ -24,13 +24,13 @@ void conv_backward(MirlConvBackward& a) {
         int64_t column = 0;
         for (const MirlRows& chunk : columns.chunks) {
           columns.gather(s, step, at, n, column, chunk.columns, panel);
-          correlate<n>(chunk, dy, panel, gradient);
+          correlate(chunk, dy, panel, n, gradient, panel + columns.widest * PANEL);
           column += chunk.columns, gradient += gradient_floats(chunk);
         }
       });
     });
   });
-  add_up(partial, total, total, a.threads, a.gradient);
+  add_up(partial.data(), s.tasks(), total, total, a.threads, a.gradient);
 }
 
 }  // namespace MIRL_ISA

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mirl_kernels import _cpu
-from mirl_kernels._cpu.training import Entries, Pattern
+from mirl_kernels._cpu.training import Pattern, Weights, workspace
 from mirl_kernels.conv import prepare
 from mirl_kernels.conv.window import Window
 
@@ -26,16 +26,17 @@ class TrainableConv:
 
     def __init__(self, weight: Tensor) -> None:
         self.outputs, self.inputs = weight.shape[:2]
-        self.entries = Entries(weight)
-        numbers = self.entries.numbers.view(weight.shape)
         window = torch.tensor(Window.of(weight, (1, 1), None, (1, 1)).taps())
+        places = torch.arange(weight.numel()).view(weight.shape)
 
-        def packed(numbers: Tensor) -> Pattern:
-            channels = torch.arange(numbers.shape[1]).repeat_interleave(len(window))
-            taps = torch.cat([channels[:, None], window.repeat(numbers.shape[1], 1)[:, 1:]], 1)
-            return Pattern(self.entries, _cpu.pack_taps([(numbers.flatten(1), taps)]))
+        def packed(alive: Tensor, places: Tensor) -> Pattern:
+            channels = torch.arange(alive.shape[1]).repeat_interleave(len(window))
+            taps = torch.cat([channels[:, None], window.repeat(alive.shape[1], 1)[:, 1:]], 1)
+            first = places.flatten(1)[:, 0]
+            return Pattern(alive.flatten(1), first, places[0].flatten() - first[0], taps)
 
-        self.forward, self.back = packed(numbers), packed(numbers.transpose(0, 1).flip(2, 3))
+        back = (t.transpose(0, 1).flip(2, 3) for t in (weight, places))
+        self.weights = Weights([packed(weight, places)], [packed(*back)])
 
     def __call__(self, x: Tensor, weight: Tensor, shuffle: int = 1, residual: Tensor | None = None) -> Tensor:
         """The convolution of x (B, C, H, W) float32, shuffled, plus ``residual``; differentiable once, by all arguments.
@@ -48,14 +49,13 @@ class _Function(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, residual: Tensor | None, op: TrainableConv,
                 shuffle: int) -> Tensor:  # fmt: skip
-        x, ctx.op, ctx.packed = _cpu.with_rows(x), op, op.forward.pack(op.entries.values(weight))
-        ctx.shuffle = shuffle
+        x, ctx.op, ctx.filled, ctx.shuffle = _cpu.with_rows(x), op, op.weights.fill([weight]), shuffle
         ctx.save_for_backward(x, weight)
         batch, _, height, width = x.shape
         r, u = max(shuffle, 1), max(-shuffle, 1)
         y = x.new_empty(batch, op.outputs * u * u // (r * r), height * r // u, width * r // u)
         added = None if residual is None else _cpu.with_rows(residual)
-        prepare(x, y, ctx.packed, op.inputs, (1, 1), shuffle, _cpu.activation("none"), added)()
+        prepare(x, y, *op.weights.forward, op.inputs, (1, 1), shuffle, _cpu.activation("none"), added)()
         return y
 
     @staticmethod
@@ -68,11 +68,12 @@ class _Function(torch.autograd.Function):
         elif ctx.shuffle < -1:
             inner = F.pixel_shuffle(dy, -ctx.shuffle)
         inner, dx = _cpu.with_rows(inner), None
+        op.weights.fill_back([weight], ctx.filled)
         if ctx.needs_input_grad[0]:
             dx = x.new_empty(x.shape)
-            back = op.back.pack(op.entries.values(weight))
-            prepare(inner, dx, back, op.outputs, (1, 1), 1, _cpu.activation("none"))()
-        written = x.new_empty(op.forward.gradient_floats)
-        args = _Args(_cpu.image(x), _cpu.image(inner), _cpu.size(x), _cpu.address(ctx.packed), written.data_ptr())
-        _cpu.Call("conv_backward", args)()
-        return dx, op.entries.spread(op.forward.gradient(written)), dy if ctx.needs_input_grad[2] else None, None, None
+            prepare(inner, dx, *op.weights.back, op.outputs, (1, 1), 1, _cpu.activation("none"))()
+        written = workspace(op.weights.gradient_floats)
+        forward = _cpu.address(op.weights.forward[0])
+        _cpu.Call("conv_backward", _Args(_cpu.image(x), _cpu.image(inner), _cpu.size(x), forward, written.data_ptr()))()
+        (gradient,) = op.weights.spread(written, [weight])
+        return dx, gradient, dy if ctx.needs_input_grad[2] else None, None, None

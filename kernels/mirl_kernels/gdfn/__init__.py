@@ -15,9 +15,10 @@ from mirl_kernels.gdfn.reference import gdfn as reference
 __all__ = ["PackedGDFN", "live_pairs", "reference"]
 
 
-class _Args(Structure):
+class Args(Structure):
     _fields_ = [("x", _cpu.Image), ("y", _cpu.Image), ("size", _cpu.Size), ("project_in", c_void_p),
-                ("dwconv", c_void_p), ("project_out", c_void_p), ("centred", c_int64), ("threads", c_int64)]  # fmt: skip
+                ("dwconv", c_void_p), ("project_out", c_void_p), ("centred", c_int64), ("gain", c_void_p),
+                ("offset", c_void_p), ("threads", c_int64)]  # fmt: skip
 
 
 def live_pairs(project_in: Tensor, dwconv: Tensor, project_out: Tensor,
@@ -47,13 +48,11 @@ def live_after_taps(pointwise: Tensor, dwconv: Tensor, bias: Tensor | None, tap_
     return fed & tapped if tap_bias is None else fed & tapped | (tap_bias != 0)
 
 
-def prepare(
-    x: Tensor, out: Tensor, project_in: Tensor, dwconv: Tensor, project_out: Tensor, centred: bool
-) -> _cpu.Call:
-    """What computes ``out`` = GDFN(x) by packed matrices."""
-    args = _Args(_cpu.image(x), _cpu.image(out), _cpu.size(x), *map(_cpu.address, (project_in, dwconv, project_out)),
-                 centred)  # fmt: skip
-    return _cpu.Call("gdfn", args, x, out, project_in, dwconv, project_out)
+def arguments(x: Tensor, out: Tensor, project_in: Tensor, dwconv: Tensor, project_out: Tensor, centred: bool,
+              gain: Tensor | None = None, offset: Tensor | None = None) -> Args:  # fmt: skip
+    """``out`` = GDFN(x) by packed matrices; ``gain`` and ``offset`` of the norm, where they are not part of project_in."""
+    return Args(_cpu.image(x), _cpu.image(out), _cpu.size(x), *map(_cpu.address, (project_in, dwconv, project_out)), centred,
+                *(None if t is None else t.data_ptr() for t in (gain, offset)))  # fmt: skip
 
 
 @torch.library.custom_op("mirl::gdfn", mutates_args=())
@@ -62,7 +61,7 @@ def op(x: Tensor, project_in: Tensor, dwconv: Tensor, project_out: Tensor, centr
     x = _cpu.with_rows(x)
     out = x.new_empty(x.shape)
     _cpu.check(x, int(project_in[1]), out, x.shape)
-    prepare(x, out, project_in, dwconv, project_out, centred)()
+    _cpu.Call("gdfn", arguments(x, out, project_in, dwconv, project_out, centred))()
     return out
 
 
@@ -97,7 +96,7 @@ class PackedGDFN(_cpu.Packed):
         return channels == self.channels and taps == (hidden, 9) and out == (channels, hidden // 2)
 
     def packed(self) -> tuple[Tensor, Tensor, Tensor, bool]:
-        """As `prepare` takes it."""
+        """As `arguments` takes it."""
         return self.project_in, self.dwconv, self.project_out, self.centred
 
     def work(self, batch: int, height: int, width: int) -> _cpu.Work:
@@ -115,7 +114,7 @@ class PackedGDFN(_cpu.Packed):
     def bind(self, x: Tensor, out: Tensor, scratch: Tensor | None = None) -> _cpu.Call:
         """What computes ``out`` = GDFN(x), both (B, C, H, W); they may not share memory."""
         _cpu.check(x, self.channels, out, x.shape)
-        return prepare(x, out, *self.packed())
+        return _cpu.Call("gdfn", arguments(x, out, *self.packed()), x, out, *self.buffers())
 
     def forward(self, x: Tensor) -> Tensor:
         return op(x, *self.packed())

@@ -9,15 +9,14 @@ import torch
 from torch import Tensor
 
 from mirl_kernels import _cpu
-from mirl_kernels._cpu.training import Beginning, Product, workspace
-from mirl_kernels.gdfn import ordered_pairs, prepare
+from mirl_kernels._cpu.training import Pattern, Weights, normalised, plain, workspace
+from mirl_kernels.gdfn import Args, arguments, ordered_pairs
 
 
 class _Args(Structure):
-    _fields_ = [("x", _cpu.Image), ("dy", _cpu.Image), ("dx", _cpu.Image), ("size", _cpu.Size), ("project_in", c_void_p),
-                ("dwconv", c_void_p), ("project_out", c_void_p), ("project_in_transposed", c_void_p),
+    _fields_ = [("gdfn", Args), ("dy", _cpu.Image), ("dx", _cpu.Image), ("project_in_transposed", c_void_p),
                 ("dwconv_flipped", c_void_p), ("project_out_transposed", c_void_p), ("gradient", c_void_p),
-                ("scratch", c_void_p), ("threads", c_int64)]  # fmt: skip
+                ("d_gain", c_void_p), ("d_offset", c_void_p), ("threads", c_int64)]  # fmt: skip
 
 
 class TrainableGDFN:
@@ -25,8 +24,12 @@ class TrainableGDFN:
 
     def __init__(self, project_in: Tensor, dwconv: Tensor, project_out: Tensor) -> None:
         live, rows = ordered_pairs(project_in.flatten(1), dwconv.flatten(1), project_out.flatten(1))
-        self.beginning, self.out = Beginning(project_in, dwconv, rows), Product(project_out, live)
-        self.channels, self.hidden = len(project_out), len(rows)
+        forward, back = normalised(project_in, dwconv, rows)
+        self.weights = Weights(
+            [*forward, Pattern.part(project_out, columns=live)],
+            [*back, Pattern.part(project_out, columns=live, transposed=True)],
+        )
+        self.channels = len(project_out)
 
     def __call__(
         self, x: Tensor, norm_weight: Tensor, norm_bias: Tensor, project_in: Tensor, dwconv: Tensor, project_out: Tensor
@@ -40,29 +43,22 @@ class _Function(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, gain: Tensor, offset: Tensor, project_in: Tensor, dwconv: Tensor, project_out: Tensor,
                 op: TrainableGDFN) -> Tensor:  # fmt: skip
-        x = _cpu.with_rows(x)
-        ctx.op = op
-        first, taps = op.beginning.pack(gain, offset, project_in, dwconv)
-        last = op.out.pack(project_out)
-        ctx.packed = first, taps, last
+        x, gain, offset = _cpu.with_rows(x), plain(gain), plain(offset)
+        ctx.op, ctx.filled = op, op.weights.fill((project_in, dwconv, project_out))
         ctx.save_for_backward(x, gain, offset, project_in, dwconv, project_out)
         y = x.new_empty(x.shape)
         _cpu.check(x, op.channels, y, x.shape)
-        prepare(x, y, first, taps, last, True)()
+        _cpu.Call("gdfn", arguments(x, y, *op.weights.forward, True, gain, offset))()
         return y
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        op, (x, gain, offset, project_in, dwconv, project_out) = ctx.op, ctx.saved_tensors
-        dy, dx = _cpu.with_rows(dy), x.new_empty(x.shape)
-        back = (*op.beginning.pack_back(gain, project_in, dwconv),
-                op.out.pack_back(project_out))  # fmt: skip
-        lengths = [op.out.gradient_length, *op.beginning.gradient_lengths]
-        gradient = x.new_empty(sum(lengths))
-        scratch = workspace(x.shape[0] * x.shape[2] * op.hidden * _cpu.padded(x.shape[3]))
-        args = _Args(_cpu.image(x), _cpu.image(dy), _cpu.image(dx), _cpu.size(x), *map(_cpu.address, (*ctx.packed, *back)),
-                     gradient.data_ptr(), scratch.data_ptr())  # fmt: skip
-        _cpu.Call("gdfn_backward", args)()
-        d_out, *rest = gradient.split(lengths)
-        return dx, *op.beginning.gradients(*rest, gain, offset, project_in), op.out.gradient(d_out), None
+        op, (x, gain, offset, *weights) = ctx.op, ctx.saved_tensors
+        dy, dx, d_gain, d_offset = _cpu.with_rows(dy), *map(torch.empty_like, (x, gain, offset))
+        op.weights.fill_back(weights, ctx.filled)
+        written = workspace(op.weights.gradient_floats)
+        forward = arguments(x, x, *op.weights.forward, True, gain, offset)
+        _cpu.Call("gdfn_backward", _Args(forward, _cpu.image(dy), _cpu.image(dx), *map(_cpu.address, op.weights.back),
+                                         *(t.data_ptr() for t in (written, d_gain, d_offset))))()  # fmt: skip
+        return dx, d_gain, d_offset, *op.weights.spread(written, weights), None

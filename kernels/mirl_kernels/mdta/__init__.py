@@ -18,9 +18,10 @@ __all__ = ["PackedMDTA", "live_channels", "reference"]
 
 class Args(Structure):
     _fields_ = [("x", _cpu.Image), ("y", _cpu.Image), ("size", _cpu.Size), ("qkv", c_void_p), ("dwconv", c_void_p),
-                ("project_out", c_void_p), ("temperature", c_void_p), ("centred", c_int64), ("heads", c_int64), ("q_count", c_int64),
-                ("k_count", c_int64), ("v_count", c_int64), ("q_index", c_void_p), ("k_index", c_void_p),
-                ("v_index", c_void_p), ("scratch", c_void_p), ("cut", c_int64), ("threads", c_int64)]  # fmt: skip
+                ("project_out", c_void_p), ("temperature", c_void_p), ("centred", c_int64), ("gain", c_void_p), ("offset", c_void_p),
+                ("heads", c_int64), ("q_count", c_int64), ("k_count", c_int64), ("v_count", c_int64), ("q_index", c_void_p),
+                ("k_index", c_void_p), ("v_index", c_void_p), ("scratch", c_void_p), ("sums", c_void_p),
+                ("threads", c_int64)]  # fmt: skip
 
 
 def live_channels(qkv: Tensor, dwconv: Tensor, project_out: Tensor, heads: int,
@@ -52,11 +53,15 @@ def ordered_channels(qkv: Tensor, dwconv: Tensor, project_out: Tensor, heads: in
 
 
 def arguments(x: Tensor, out: Tensor, qkv: Tensor, dwconv: Tensor, project_out: Tensor, temperature: Tensor,
-              live: Sequence[Tensor], centred: bool, scratch: Tensor | None, cut: int = 0) -> Args:  # fmt: skip
-    """``out`` = MDTA(x) by packed matrices; ``live`` are the channels of q, k and v that qkv's rows compute."""
+              live: Sequence[Tensor], centred: bool, scratch: Tensor | None, gain: Tensor | None = None,
+              offset: Tensor | None = None, sums: Tensor | None = None) -> Args:  # fmt: skip
+    """``out`` = MDTA(x) by packed matrices; ``live`` are the channels of q, k and v that qkv's rows compute; ``gain`` and
+    ``offset`` of the norm, where they are not part of qkv; ``sums`` takes what training keeps."""
+    given = (None if t is None else t.data_ptr() for t in (gain, offset))
+    kept = (None if t is None else t.data_ptr() for t in (scratch, sums))
     return Args(_cpu.image(x), _cpu.image(out), _cpu.size(x), *map(_cpu.address, (qkv, dwconv, project_out)),
-                temperature.data_ptr(), centred, temperature.numel(), *map(len, live), *map(_cpu.address, live),
-                0 if scratch is None else scratch.data_ptr(), cut)  # fmt: skip
+                temperature.data_ptr(), centred, *given, temperature.numel(), *map(len, live), *map(_cpu.address, live),
+                *kept)  # fmt: skip
 
 
 def scratch_for(x: Tensor, live: Sequence[Tensor]) -> Tensor:

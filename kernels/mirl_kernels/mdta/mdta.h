@@ -2,43 +2,10 @@
 // q, k and v in strips, accumulates the Gram matrix and the norms in double, and stores v alone. Pass two applies
 // the softmax and project_out to v; both are linear, so they are one matrix where that is the cheaper way.
 #pragma once
+#include "gram.h"
 #include "strips.h"
 
 namespace MIRL_ISA {
-
-// gram[i * stride + j] += sum_p q[i * PANEL + p] * k[p * stride + j]: M rows of q, N vectors of transposed k, n pixels.
-template <int M, int N>
-void gram_tile(const float* q, const float* k, int64_t stride, int64_t n, float* gram) {
-  Vec sums[M][N];
-  for (int i = 0; i < M; ++i)
-    for (int j = 0; j < N; ++j) sums[i][j] = load(gram + i * stride + j * L);
-  for (int64_t p = 0; p < n; ++p) {
-    Vec right[N];
-    for (int j = 0; j < N; ++j) right[j] = load(k + p * stride + j * L);
-    for (int i = 0; i < M; ++i) {
-      const Vec left = all(q[i * PANEL + p]);
-      for (int j = 0; j < N; ++j) sums[i][j] += left * right[j];
-    }
-  }
-  for (int i = 0; i < M; ++i)
-    for (int j = 0; j < N; ++j) store(gram + i * stride + j * L, sums[i][j]);
-}
-
-template <int N>
-void gram_columns(const float* q, int64_t rows, const float* k, int64_t stride, int64_t n, float* gram) {
-  constexpr int M = N > 2 || L < 16 ? 4 : 8;
-  int64_t i = 0;
-  for (; i + M <= rows; i += M) gram_tile<M, N>(q + i * PANEL, k, stride, n, gram + i * stride);
-  for (; i < rows; ++i) gram_tile<1, N>(q + i * PANEL, k, stride, n, gram + i * stride);
-}
-
-// The same for all rows of q by all of k's columns, whole vectors of them.
-inline void add_gram(const float* q, int64_t rows, const float* k, int64_t columns, int64_t n, float* gram) {
-  int64_t j = 0;
-  for (; j + TILE * L <= columns; j += TILE * L) gram_columns<TILE>(q, rows, k + j, columns, n, gram + j);
-  for (; j + 2 * L <= columns; j += 2 * L) gram_columns<2>(q, rows, k + j, columns, n, gram + j);
-  for (; j < columns; j += L) gram_columns<1>(q, rows, k + j, columns, n, gram + j);
-}
 
 // The live channels of one head within a list sorted by head: positions [first, last).
 struct Span {
@@ -69,7 +36,7 @@ struct Layout {
         k(spans(a.k_index, a.k_count, a)), v(spans(a.v_index, a.v_count, a)), place(a.size.channels, -1) {
     for (int64_t h = 0; h < a.heads; ++h) {
       start.push_back(gram);
-      wide.push_back(round_up(k[h].size(), L));
+      wide.push_back(turned(k[h].size()));
       gram += q[h].size() * wide[h];
     }
     for (int64_t i = 0; i < a.q_count; ++i) place[a.q_index[i]] = i;
@@ -86,7 +53,7 @@ inline MirlImage v_in_scratch(const MirlMdta& a) {
 
 inline std::vector<double> pass_one(const MirlMdta& a, const Layout& layout) {
   const int64_t qk = a.q_count + a.k_count;
-  const Strips s(a.size, qk + a.v_count, a.cut ? a.cut : a.threads);
+  const Strips s(a.size, qk + a.v_count, a.sums ? TRAINING_TASKS : a.threads);
   const MirlImage v_image = v_in_scratch(a);
   const MirlRows qkv = a.qkv->view();
   const Taps taps(a.dwconv->view(), s);
@@ -94,7 +61,7 @@ inline std::vector<double> pass_one(const MirlMdta& a, const Layout& layout) {
   // A thread's own: q and k of a panel, k transposed, and the sums in float, which go to those in double in time.
   const int64_t transposed = PANEL * layout.widest(), norms = round_up(qk, L) * L;
   const int64_t extra = qk * PANEL + transposed + layout.gram + norms + 1;
-  run_strips(s, a.size.channels * PANEL, extra, a.threads, fill_normalised(s, a.x, qkv, a.centred), [&](const Step& step) {
+  run_strips(s, a.size.channels * PANEL, extra, a.threads, fill_normalised(s, a.x, qkv, a.centred, 1e-5f, a.gain, a.offset), [&](const Step& step) {
     float *q = step.extra, *k = q + a.q_count * PANEL, *kt = q + qk * PANEL, *gram = kt + transposed, *norm = gram + layout.gram;
     float& summed = norm[norms];  // pixels
     if (step.first) std::memset(kt, 0, sizeof(float) * (transposed + layout.gram + norms + 1));
@@ -125,14 +92,7 @@ inline std::vector<double> pass_one(const MirlMdta& a, const Layout& layout) {
         });
       for (int64_t h = 0; h < a.heads; ++h) {
         const int64_t wide = layout.wide[h];
-        for (int64_t i = 0; i < wide; i += L)
-          for (int64_t v = 0; v < n; ++v) {
-            Vec block[L] = {};
-            for (int64_t j = i; j < std::min(i + L, layout.k[h].size()); ++j)
-              block[j - i] = load(k + (layout.k[h].first + j) * PANEL + v * L);
-            transpose(block);
-            for (int64_t p = 0; p < L; ++p) store(kt + (v * L + p) * wide + i, block[p]);
-          }
+        turn_panel(k + layout.k[h].first * PANEL, layout.k[h].size(), n, kt);
         add_gram(q + layout.q[h].first * PANEL, layout.q[h].size(), kt, wide, n * L, gram + layout.start[h]);
       }
     });
@@ -203,6 +163,7 @@ class Attention {
       : a(a), layout(a), project_out(a.project_out->view()), v_image(v_in_scratch(a)), channels(a.size.channels),
         per_head(layout.per_head) {
     const std::vector<double> total = pass_one(a, layout);
+    if (a.sums) std::copy(total.begin(), total.end(), a.sums);
     std::vector<int64_t> start(a.heads + 1, 0);  // of each head's attention matrix: per_head rows, its live v as columns
     for (int64_t h = 0; h < a.heads; ++h) start[h + 1] = start[h] + per_head * layout.v[h].size();
     composed = channels * a.v_count <= start[a.heads] + project_out.start[channels] * 2;

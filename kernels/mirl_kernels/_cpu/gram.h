@@ -1,0 +1,57 @@
+// Products of all rows of two panels, summed over their pixels: MDTA's Gram matrix, and the gradients of a matrix that is
+// kept whole. One of the panels is transposed first, so that a register holds sums of sixteen products, not parts of one.
+#pragma once
+#include "rows.h"
+
+namespace MIRL_ISA {
+
+// How many columns so many channels have, transposed: whole vectors, on any instruction set.
+inline int64_t turned(int64_t channels) { return round_up(channels, 16); }
+
+// Transposes n vectors of a panel: to[p * turned(channels) + c] = panel[c * PANEL + p], zero behind the channels.
+inline void turn_panel(const float* panel, int64_t channels, int64_t n, float* to) {
+  const int64_t wide = turned(channels);
+  for (int64_t c = 0; c < wide; c += L)
+    for (int64_t v = 0; v < n; ++v) {
+      Vec block[L] = {};
+      for (int64_t i = c; i < std::min(c + L, channels); ++i) block[i - c] = load(panel + i * PANEL + v * L);
+      transpose(block);
+      for (int64_t p = 0; p < L; ++p) store(to + (v * L + p) * wide + c, block[p]);
+    }
+}
+
+// gram[i * stride + j] += sum_p q[i * PANEL + p] * k[p * stride + j]: M rows of q, N vectors of transposed k, n pixels.
+template <int M, int N>
+void gram_tile(const float* q, const float* k, int64_t stride, int64_t n, float* gram) {
+  Vec sums[M][N];
+  for (int i = 0; i < M; ++i)
+    for (int j = 0; j < N; ++j) sums[i][j] = load(gram + i * stride + j * L);
+  for (int64_t p = 0; p < n; ++p) {
+    Vec right[N];
+    for (int j = 0; j < N; ++j) right[j] = load(k + p * stride + j * L);
+    for (int i = 0; i < M; ++i) {
+      const Vec left = all(q[i * PANEL + p]);
+      for (int j = 0; j < N; ++j) sums[i][j] += left * right[j];
+    }
+  }
+  for (int i = 0; i < M; ++i)
+    for (int j = 0; j < N; ++j) store(gram + i * stride + j * L, sums[i][j]);
+}
+
+template <int N>
+void gram_columns(const float* q, int64_t rows, const float* k, int64_t stride, int64_t n, float* gram) {
+  constexpr int M = N > 2 || L < 16 ? 4 : 8;
+  int64_t i = 0;
+  for (; i + M <= rows; i += M) gram_tile<M, N>(q + i * PANEL, k, stride, n, gram + i * stride);
+  for (; i < rows; ++i) gram_tile<1, N>(q + i * PANEL, k, stride, n, gram + i * stride);
+}
+
+// The same for all rows of q by all of k's columns, `turned` of them.
+inline void add_gram(const float* q, int64_t rows, const float* k, int64_t columns, int64_t n, float* gram) {
+  int64_t j = 0;
+  for (; j + TILE * L <= columns; j += TILE * L) gram_columns<TILE>(q, rows, k + j, columns, n, gram + j);
+  for (; j + 2 * L <= columns; j += 2 * L) gram_columns<2>(q, rows, k + j, columns, n, gram + j);
+  for (; j < columns; j += L) gram_columns<1>(q, rows, k + j, columns, n, gram + j);
+}
+
+}  // namespace MIRL_ISA
