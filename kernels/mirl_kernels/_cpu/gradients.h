@@ -1,6 +1,8 @@
 // What the backward kernels share: products of two panels summed over their pixels (the gradients of a matrix), the
 // derivatives of GELU and of the layer norm, and sums that come out the same on any number of threads.
 #pragma once
+#include <utility>
+
 #include "gram.h"
 #include "strips.h"
 
@@ -116,26 +118,34 @@ inline void product_panel(const MirlRows& m, const float* in, int64_t n, float* 
   });
 }
 
-// What the taps of the first `rows` ring channels give, as a panel, zero where there is no pixel.
-inline void taps_panel(const Strips& s, const Taps& taps, int64_t rows, const Step& step, const Place* at, int64_t n, float* out) {
+// What the taps of the first `rows` channels give, as a panel, zero where there is no pixel; in(channel, place) says which
+// slot and pixels `Taps::panel` takes.
+template <class In>
+inline void taps_panel(const Taps& taps, int64_t rows, const Place* at, int64_t n, float* out, In&& in) {
   for (int64_t r = 0; r < rows; ++r)
     runs<4>(at, n, [&](int64_t v, auto few) {
       Vec sums[few];
-      taps.panel<few>(r, (step.slot + at[v].row) % s.slots, step.hidden + r * s.hidden_stride + at[v].column, sums);
+      const std::pair<int64_t, const float*> from = in(r, at[v]);
+      taps.panel<few>(r, from.first, from.second, sums);
       for (int i = 0; i < few; ++i)
         store(out + r * PANEL + (v + i) * L, at[v + i].valid == L ? sums[i] : only(sums[i], at[v + i].valid));
     });
 }
 
-// Stores the gradient of what the taps of ring channel c gave, n vectors of it, zero where there is no pixel, and adds
-// up the gradients of these taps.
+// Stores the gradient of what the taps of ring channel c gave, n vectors of it, zero where there is no pixel, with a zero
+// on both sides of the image, and adds up the gradients of these taps.
 template <int V>
 inline void tap_gradient(const Strips& s, const Taps& taps, int64_t c, const Step& step, const Place* at, const Vec* d,
                          const MirlImage& back, Sums& to) {
   const float* in[V];
   const int32_t* offset[V];
   for (int v = 0; v < V; ++v) {
-    store(back.at(step.b, c, step.y + at[v].row, step.x0 + at[v].column), d[v], at[v]);
+    float* pixel = back.at(step.b, c, step.y + at[v].row, step.x0 + at[v].column);
+    const bool last = step.x0 + at[v].column + at[v].valid == s.size.width;
+    if (last) store(pixel, d[v]);
+    else store(pixel, d[v], at[v]);
+    if (last && at[v].valid == L) pixel[L] = 0;
+    if (step.x0 + at[v].column == 0) pixel[-1] = 0;
     in[v] = step.hidden + c * s.hidden_stride + at[v].column;
     offset[v] = taps.offset.data() + (step.slot + at[v].row) % s.slots * taps.count;
   }
@@ -180,52 +190,60 @@ struct Beginning {
 
   // first_pass(items, back) leaves the gradients of what the taps gave in `back`, and adds up those of the taps; then they go
   // on to dx = dy + what comes through the norm. The items of a batch are worked on by portions, for `back` to stay in the
-  // caches.
+  // caches. Around each of its rows are zeros.
   template <class First>
   void run(First&& first_pass) {
     static thread_local std::vector<float> kept;
-    const int64_t pitch = padded(s.size.width), item = s.size.height * hidden * pitch, batch = s.size.batch;
+    const int64_t height = s.size.height, pitch = padded(round_up(s.size.width, 16)), row = hidden * pitch, item = (height + 2) * row;
+    const int64_t batch = s.size.batch;
     const int64_t fitting = std::min(batch, std::max(threads, (int64_t{1} << 21) / std::max<int64_t>(1, item) / threads * threads));
-    if (int64_t(kept.size()) < fitting * item) kept.resize(fitting * item);
+    if (int64_t(kept.size()) < fitting * item + 4 * L) kept.resize(fitting * item + 4 * L);
+    const int64_t ahead = 2 * L;
+    for (int64_t i = 0; i < fitting; ++i)
+      for (const int64_t y : {int64_t{0}, height + 1}) std::memset(kept.data() + ahead + i * item + y * row - 1, 0, sizeof(float) * (row + 1));
     for (int64_t b = 0; b < batch; b += fitting) {
       const Items items{b, std::min(fitting, batch - b)};
-      const MirlImage back{kept.data() - b * item, item, pitch, hidden * pitch};
+      const MirlImage back{kept.data() + ahead + row - b * item, item, pitch, row};
       first_pass(items, back);
       second_pass(items, back);
     }
   }
 
   void second_pass(const Items& items, const MirlImage& back) {
-    const Taps back_taps(flipped, s);
-    auto fill = [&](const Filling& f) {
-      for (int64_t h = 0; h < hidden; ++h)
-        for (int64_t v = 0; v < f.n; ++v)
-          store(f.to[v] + h * s.hidden_stride, load(back.at(f.b, h, f.y + f.at[v].row, f.x + f.at[v].column), f.at[v]));
-    };
-    run_strips(s, items, 0, (hidden + 3 * channels) * PANEL + correlate_floats(pointwise), threads, fill, [&](const Step& step) {
-      float *dh = step.extra, *normal = dh + hidden * PANEL, *scaled = normal + channels * PANEL, *d = scaled + channels * PANEL;
-      float *turn = d + channels * PANEL, *gradient = partial.data() + step.task * stride;
-      const std::vector<Place> all = places(step.count, step.x1 - step.x0);
-      grouped(all.size(), [&](int64_t first, int64_t count) {
-        const Place* at = all.data() + first;
-        with_vectors(count, [&](auto n) {
-          taps_panel(s, back_taps, hidden, step, at, n, dh);
-          Vec deviation[n];
-          gather<n>(x, step.b, channels, step.y, step.x0, at, normal);
-          normalise<n>(channels, true, normal, 1e-5f, deviation);
-          scale_and_shift<n>(channels, normal, gain, offset, scaled);
-          correlate(pointwise, dh, scaled, n, gradient, turn);
-          product_panel(transposed, dh, n, d);
-          layer_norm_gradient<n>(channels, normal, deviation, gain, d, gradient + gains, gradient + offsets);
-          const Residual out(dy, dx, step.b, step.y, step.x0, at, n);
-          for (int64_t c = 0; c < channels; ++c) {
-            Vec sums[n];
-            for (int v = 0; v < n; ++v) sums[v] = load(d + c * PANEL + v * L);
-            out(c, 0, n, sums);
-          }
+    const Taps back_taps(flipped, back.row);
+    const int64_t per_item = s.tasks() / s.size.batch;
+    auto task = [&](int64_t i) {
+      const Part part = s.part(items.first * per_item + i);
+      const int64_t b = part.b;
+      float* dh = mirl::scratch((hidden + 3 * channels) * PANEL + correlate_floats(pointwise));
+      float *normal = dh + hidden * PANEL, *scaled = normal + channels * PANEL, *d = scaled + channels * PANEL;
+      float *turn = d + channels * PANEL, *gradient = partial.data() + part.task * stride;
+      for (int64_t y = part.top; y < part.bottom; y += s.step) {
+        const std::vector<Place> all = places(std::min(s.step, part.bottom - y), part.x1 - part.x0);
+        grouped(all.size(), [&](int64_t first, int64_t count) {
+          const Place* at = all.data() + first;
+          with_vectors(count, [&](auto n) {
+            taps_panel(back_taps, hidden, at, n, dh, [&](int64_t channel, const Place& p) {
+              return std::pair<int64_t, const float*>(0, back.at(b, channel, y + p.row, part.x0 + p.column));
+            });
+            Vec deviation[n];
+            gather<n>(x, b, channels, y, part.x0, at, normal);
+            normalise<n>(channels, true, normal, 1e-5f, deviation);
+            scale_and_shift<n>(channels, normal, gain, offset, scaled);
+            correlate(pointwise, dh, scaled, n, gradient, turn);
+            product_panel(transposed, dh, n, d);
+            layer_norm_gradient<n>(channels, normal, deviation, gain, d, gradient + gains, gradient + offsets);
+            const Residual out(dy, dx, b, y, part.x0, at, n);
+            for (int64_t c = 0; c < channels; ++c) {
+              Vec sums[n];
+              for (int v = 0; v < n; ++v) sums[v] = load(d + c * PANEL + v * L);
+              out(c, 0, n, sums);
+            }
+          });
         });
-      });
-    });
+      }
+    };
+    mirl::parallel(items.count * per_item, threads, task);
   }
 
   // The tasks' gradients added up: of 1x1 layer and taps, one after the other, and of the norm; returns the end of the first.

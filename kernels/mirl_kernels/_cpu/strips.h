@@ -283,12 +283,12 @@ void run_strips(const Strips& s, const Items& items, int64_t panel_floats, int64
     const int64_t per_row = (last - first + L - 1) / L;
 
     // Hidden rows y .. y + count into the ring from `slot` on; zero outside the image, as the padding is.
-    auto clear = [&](int64_t slot, int64_t column, int64_t count) {
+    auto clear = [&](int64_t slot) {
       for (int64_t h = 0; h < s.hidden; ++h)
-        std::memset(hidden + h * s.hidden_stride + slot % s.slots * s.pitch + column, 0, sizeof(float) * count);
+        std::memset(hidden + h * s.hidden_stride + slot % s.slots * s.pitch, 0, sizeof(float) * s.pitch);
     };
     auto fill_rows = [&](int64_t y, int64_t count, int64_t slot) {
-      for (; count && y < 0; ++y, --count, ++slot) clear(slot, 0, s.pitch);
+      for (; count && y < 0; ++y, --count, ++slot) {}  // zero from the beginning
       const int64_t inside = std::max<int64_t>(0, std::min(count, s.source_height - y)), vectors = inside * per_row;
       grouped(vectors, [&](int64_t from, int64_t n) {
         Filling f{part, b, y, first, all.data() + from, n, {}, panel, y, std::min(n, vectors - from - n), all.data() + from + n};
@@ -297,11 +297,7 @@ void run_strips(const Strips& s, const Items& items, int64_t panel_floats, int64
         if (f.next_n == 0) f.next_y = std::min(y + s.step, s.source_height - inside), f.next_n = n, f.next_at = all.data();
         fill(f);
       });
-      const int64_t behind = (last - first) % L;  // the last vector wrote behind the image
-      for (int64_t i = 0; i < count; ++i) {
-        if (i >= inside) clear(slot + i, 0, s.pitch);
-        else if (behind && last == s.source_width) clear(slot + i, s.margin + last - first, L - behind);
-      }
+      for (int64_t i = inside; i < count; ++i) clear(slot + i);
     };
 
     const int64_t ahead = s.reach.above + s.reach.below;
@@ -327,6 +323,8 @@ inline auto fill_normalised(const Strips& s, const MirlImage& x, const MirlRows&
                             const float* gain = nullptr, const float* offset = nullptr) {
   return [&s, &x, &pointwise, centred, eps, gain, offset](const Filling& f) {
     const int64_t channels = s.size.channels;
+    bool whole = true;  // all vectors: what is behind the image must be zero
+    for (int64_t v = 0; v < f.n; ++v) whole = whole && f.at[v].valid == L;
     with_vectors(f.n, [&](auto n) {
       gather<n>(x, f.b, channels, f.y, f.x, f.at, f.panel);
       normalise<n>(channels, centred, f.panel, eps);
@@ -335,7 +333,8 @@ inline auto fill_normalised(const Strips& s, const MirlImage& x, const MirlRows&
     Fetch next(x, f.b, channels, f.next_y, f.x, f.next_at, f.next_n, s.hidden);
     product(pointwise, f.panel, f.n, [&](int64_t h, int64_t begin, auto width, const Vec* sums) {
       if (begin == 0) next.template share<0>();
-      for (int v = 0; v < width; ++v) store(f.to[begin + v] + h * s.hidden_stride, sums[v]);
+      for (int v = 0; v < width; ++v)
+        store(f.to[begin + v] + h * s.hidden_stride, whole ? sums[v] : only(sums[v], f.at[begin + v].valid));
     });
   };
 }
@@ -344,13 +343,19 @@ inline auto fill_normalised(const Strips& s, const MirlImage& x, const MirlRows&
 struct Taps {
   const MirlRows rows;
   std::vector<int32_t> offset;
-  int64_t count, slots, hidden_stride;
+  int64_t count, slots = 1, hidden_stride = 0;
 
   Taps(const MirlRows& dwconv, const Strips& s)
       : rows(dwconv), count(dwconv.start[dwconv.rows]), slots(s.slots), hidden_stride(s.hidden_stride) {
     for (int64_t slot = 0; slot < s.slots; ++slot)
       for (int64_t k = 0; k < count; ++k)
         offset.push_back(int32_t((slot + dwconv.entry[k].column() / 3) % s.slots * s.pitch + dwconv.entry[k].column() % 3 - 1));
+  }
+
+  // Those of an image, its rows so far apart, with zeros around it: `panel` takes slot 0 and where the pixels are.
+  Taps(const MirlRows& dwconv, int64_t row) : rows(dwconv), count(dwconv.start[dwconv.rows]) {
+    for (int64_t k = 0; k < count; ++k)
+      offset.push_back(int32_t((dwconv.entry[k].column() / 3 - 1) * row + dwconv.entry[k].column() % 3 - 1));
   }
 
   // V vectors of a channel, from `in` on in each slot; the taps' first row is in slot `slot`.

@@ -23,6 +23,12 @@ def workspace(floats: int) -> Tensor:
     return kept[:floats]
 
 
+def image(batch: int, channels: int, height: int, width: int) -> Tensor:
+    """An uninitialised (B, C, H, W) image, the channels of each of its rows together: where planes lie a power of two apart,
+    all channels of a pixel meet in one set of the cache."""
+    return torch.empty(batch, height, channels, width).permute(0, 2, 1, 3)
+
+
 class _Weight(Structure):
     _fields_ = [("packed", c_void_p), ("source", c_void_p), ("weight", c_void_p), ("gradient", c_void_p)]
 

@@ -139,7 +139,9 @@ void mdta_backward(MirlMdtaBackward& a) {
         with_vectors(count, [&](auto n) {
           gather<n>(a.dy, step.b, channels, step.y, step.x0, at, dy);
           product_panel(out_transposed, dy, n, d_out);
-          taps_panel(s, taps, qk, step, at, n, q);
+          taps_panel(taps, qk, at, n, q, [&](int64_t channel, const Place& p) {
+            return std::pair<int64_t, const float*>((step.slot + p.row) % s.slots, step.hidden + channel * s.hidden_stride + p.column);
+          });
           for (int64_t h = 0; h < m.heads; ++h) {
             const Span &live_q = layout.q[h], &live_k = layout.k[h], &live_v = layout.v[h];
             product_panel(item.heads[h].from_k.rows(nullptr), k + live_k.first * PANEL, n, d + live_q.first * PANEL);

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mirl_kernels import _cpu
 from mirl_kernels._cpu import Forms
-from mirl_kernels._cpu.training import Pattern, Weights, normalised, plain, workspace
+from mirl_kernels._cpu.training import Pattern, Weights, image, normalised, plain, workspace
 from mirl_kernels.mdta import Args, arguments, ordered_channels, scratch_for
 
 
@@ -48,7 +48,7 @@ class _Function(torch.autograd.Function):
                 project_out: Tensor, op: TrainableMDTA) -> Tensor:  # fmt: skip
         x, gain, offset, temperature = _cpu.with_rows(x), plain(gain), plain(offset), plain(temperature)
         ctx.op, ctx.filled = op, op.weights.fill((qkv, dwconv, project_out))
-        y = x.new_empty(x.shape)
+        y = image(*x.shape)
         _cpu.check(x, op.channels, y, x.shape)
         v, sums = scratch_for(x, op.live), x.new_empty(len(x) * op.sums, dtype=torch.float64)
         ctx.save_for_backward(x, gain, offset, temperature, v, sums, qkv, dwconv, project_out)
@@ -60,11 +60,10 @@ class _Function(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         op, (x, gain, offset, temperature, v, sums, *weights) = ctx.op, ctx.saved_tensors
-        dy, results = _cpu.with_rows(dy), [torch.empty_like(t) for t in (x, gain, offset, temperature)]
+        dy, dx, small = _cpu.with_rows(dy), image(*x.shape), [torch.empty_like(t) for t in (gain, offset, temperature)]
         op.weights.fill_back(weights, ctx.filled)
         written = workspace(op.weights.gradient_floats)
         forward = arguments(x, x, *op.weights.forward, temperature, op.live, True, v, gain, offset, sums)
-        dx, *small = results
         args = _Args(forward, _cpu.image(dy), _cpu.image(dx), *map(_cpu.address, op.weights.back),
                      *(t.data_ptr() for t in (written, *small)))  # fmt: skip
         _cpu.Call("mdta_backward", args)()
