@@ -7,7 +7,6 @@ python benchmarks/training.py memory [DIM ...]   bytes that a step adds to the p
 from __future__ import annotations
 
 import resource
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -49,7 +48,9 @@ def batch() -> tuple[torch.Tensor, torch.Tensor]:
     return torch.rand(BATCH, 3, SIZE, SIZE), torch.rand(BATCH, 3, SIZE, SIZE)
 
 
-def stepper(network: nn.Module, mask: Mask | None, layout: torch.memory_format, run: nn.Module | None = None) -> Callable[[], float]:
+def stepper(
+    network: nn.Module, mask: Mask | None, layout: torch.memory_format, run: nn.Module | None = None
+) -> Callable[[], float]:
     """A step of AdamW; gradients are masked where a mask is given."""
     x, y = (image.contiguous(memory_format=layout) for image in batch())
     called = network if run is None else run

@@ -16,6 +16,7 @@ from mirl_sparse.to_ticket import load
 from mirl_training.config import load_config
 from mirl_training.data import DataError
 from mirl_training.evaluate import evaluate as score
+from mirl_training.fused import ENGINES
 from mirl_training.run import Run
 
 
@@ -60,6 +61,10 @@ def train(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Folder of the run [default: runs/NAME].")
     ] = None,
+    engine: Annotated[
+        str,
+        typer.Option("--engine", help=f"What computes a step: {', '.join(ENGINES)} (auto: fused where it was built)."),
+    ] = "auto",
 ) -> None:
     """Train a network and prune it in rounds; start it again to go on where it was stopped."""
     settings = load_config(config)
@@ -71,10 +76,15 @@ def train(
             TextColumn("{task.completed}/{task.total}  {task.fields[note]}"),
         )
         with Progress(*columns, console=Console(stderr=True)) as progress:
-            last = Run(settings, data, folder, _Bar(progress)).go()
+            last = _go(Run(settings, data, folder, _Bar(progress), engine))
     else:
-        last = Run(settings, data, folder, _Lines()).go()
-    print(f"finished: {last}\nnext: mirl-sparse convert {last / 'weights.safetensors'}")
+        last = _go(Run(settings, data, folder, _Lines(), engine))
+    print(f"finished: {last}, report: {folder / 'report.md'}\nnext: mirl-sparse convert {last / 'weights.safetensors'}")
+
+
+def _go(run: Run) -> Path:
+    print(run.engine_note, flush=True)
+    return run.go()
 
 
 def evaluate(

@@ -2,17 +2,41 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
+from mirl_kernels import _cpu
 from mirl_kernels.conv.backward import TrainableConv
 from mirl_kernels.gdfn.backward import TrainableGDFN
 from mirl_kernels.mdta.backward import TrainableMDTA
 from mirl_kernels.prompt.backward import TrainablePrompt
+from mirl_sparse.errors import UserError
 from mirl_sparse.network import PatchEmbed, Pointwise, PromptBlock, PromptIR, Resample, TransformerBlock
 from mirl_training.masks import Mask
 
+ENGINES = "auto", "fused", "reference"
 _OPS = "mdta", "gdfn", "conv", "prompt"
 _CONV = {PatchEmbed: ".proj", Resample: ".body.0", Pointwise: "", PromptIR: "output"}  # where their weight is
+
+
+def choose_engine(name: str) -> tuple[str, str]:
+    """Which of "fused" and "reference" one of `ENGINES` means here, and a line that says why. "auto" is the fused kernels
+    where they were built. UserError for another name, or where "fused" cannot run."""
+    if name not in ENGINES:
+        raise UserError(f"engine is {name!r}; expected one of {', '.join(ENGINES)}")
+    if name == "reference":
+        return name, "engine: reference (PyTorch's autograd, every weight computed)"
+    try:
+        _cpu.library()
+    except _cpu.BackendError as error:
+        if name == "fused":
+            raise UserError(f"engine 'fused' cannot run here: {error}") from None
+        return "reference", f"engine: reference (PyTorch's autograd), since {error}"
+    threads = torch.get_num_threads()
+    return "fused", (
+        f"engine: fused C++ kernels ({_cpu.isa()}, {threads} thread{'s' * (threads > 1)}), by surviving weights alone;"
+        " --engine reference trains in plain PyTorch"
+    )
 
 
 def fuse(network: PromptIR, mask: Mask) -> None:

@@ -6,6 +6,7 @@
     RUN/round_00/ …            weights.safetensors, mask.safetensors, metrics.json
     RUN/state.pt               the unfinished round, every ``save_every`` steps
     RUN/log.jsonl              one line per validation; a stopped run may repeat the last ones
+    RUN/report.md, cost.png    the finished rounds: PSNR and the cost of a step against density
 
 Every file but the log is written whole under another name and then renamed, so the same command started
 again goes on where the last one was stopped, and draws what it would have drawn.
@@ -21,6 +22,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -32,11 +34,14 @@ from torch.nn import functional as F
 from mirl_sparse.errors import UserError
 from mirl_sparse.files import write_whole
 from mirl_sparse.network import PromptIR
+from mirl_sparse.restorer import SparseRestorer
 from mirl_sparse.ticket import find
 from mirl_sparse.to_ticket import load
 from mirl_training.config import RunConfig
 from mirl_training.data import TrainingData
+from mirl_training.fused import choose_engine, fuse
 from mirl_training.masks import Mask, prune
+from mirl_training.report import write_report
 
 Report = Callable[[dict[str, Any]], None]
 
@@ -56,10 +61,12 @@ def save_weights(path: Path, network: PromptIR) -> None:
 
 
 class Run:
-    """One run in one folder; `go` carries it to the end from wherever it stands."""
+    """One run in one folder; `go` carries it to the end from wherever it stands. ``engine`` is one of `fused.ENGINES`; the
+    same one gives the same bits again."""
 
-    def __init__(self, config: RunConfig, root: Path, folder: Path, report: Report) -> None:
+    def __init__(self, config: RunConfig, root: Path, folder: Path, report: Report, engine: str = "auto") -> None:
         self.config, self.folder, self._report = config, folder, report
+        self.engine, self.engine_note = choose_engine(engine)
         written, start = folder / "config.yaml", folder / "start.safetensors"
         if written.exists() and yaml.safe_load(written.read_text(encoding="utf-8")) != config.to_dict():
             raise UserError(f"{folder}: holds a run of other settings ({written}); give another --output or remove it")
@@ -72,6 +79,9 @@ class Run:
         else:
             self.network = PromptIR(config.network) if config.start is None else load(find(config.start))
         self.network.requires_grad_(True)
+        # What validation restores with: it takes the weights of the network that trains.
+        copied = PromptIR(self.network.config)
+        self._restorer = SparseRestorer(copied, "cpu" if self.engine == "fused" else "reference")
         self._first = Mask.full(self.network) if config.start is None else Mask.of(self.network)
         self._prune(self._first, config.pruning.rounds)
         if not start.exists():
@@ -127,7 +137,10 @@ class Run:
                 self.network.load_state_dict(state["network"])
                 optimizer.load_state_dict(state["optimizer"])
                 first, losses = state["step"], state["losses"]
+        if self.engine == "fused":
+            fuse(self.network, mask)
         began, pace = time.monotonic(), 0.0
+        seconds: list[float] = []
         with ThreadPoolExecutor(1) as pool:  # the next batch is drawn while this one trains
             upcoming = pool.submit(self.data.batch, index, first)
             for step in range(first, steps):
@@ -135,7 +148,9 @@ class Run:
                 if step + 1 < steps:
                     upcoming = pool.submit(self.data.batch, index, step + 1)
                 rate = learning_rate(step, steps, settings.learning_rate, settings.warmup_steps)
+                step_began = time.perf_counter()
                 losses.append(self._step(optimizer, mask, degraded, clean, rate))
+                seconds.append(time.perf_counter() - step_began)
                 done = step + 1
                 if index == 0 and done == self.config.pruning.rewind:
                     save_weights(self.folder / "rewind.safetensors", self.network)
@@ -148,6 +163,7 @@ class Run:
                 }
                 if done % settings.validate_every == 0 or done == steps:
                     report["loss"], losses = sum(losses) / len(losses), []
+                    report["seconds_per_step"], seconds = median(seconds), []
                     report["psnr"] = self.validate()
                 pace = (time.monotonic() - began) / (done - first)
                 report["seconds_left"] = pace * (self._steps_before[-1] - self._steps_before[index] - done)
@@ -166,7 +182,8 @@ class Run:
         optimizer.zero_grad(set_to_none=True)
         loss = F.l1_loss(self.network(degraded), clean)
         loss.backward()
-        mask.apply_to_gradients(self.network)
+        if self.engine == "reference":  # those of the fused kernels are zero already
+            mask.apply_to_gradients(self.network)
         norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.config.training.clip_norm)
         if not math.isfinite(norm.item()):
             raise UserError(
@@ -179,11 +196,12 @@ class Run:
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
         """Mean PSNR in dB per task over the held-back images, of the 8-bit result."""
+        self._restorer.network.load_state_dict(self.network.state_dict())
         result = {}
         for task, pairs in self.validation.items():
             scores = []
             for degraded, clean in pairs:
-                restored = (self.network(degraded).clamp(0, 1) * 255).round() / 255
+                restored = (self._restorer(degraded).clamp(0, 1) * 255).round() / 255
                 scores.append(-10 * math.log10(max(F.mse_loss(restored, clean).item(), 1e-12)))
             result[task] = sum(scores) / len(scores)
         return result
@@ -204,3 +222,4 @@ class Run:
         (part / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
         part.rename(final)
         (self.folder / "state.pt").unlink(missing_ok=True)
+        write_report(self.folder)

@@ -49,7 +49,9 @@ class Forms(Enum):
     ENTRIES = "entries alone"
 
 
-def _assemble(chunks: list[_Chunk], rows: int, columns: int, taps: Tensor | None = None, forms: Forms = Forms.BOTH) -> Tensor:
+def _assemble(
+    chunks: list[_Chunk], rows: int, columns: int, taps: Tensor | None = None, forms: Forms = Forms.BOTH
+) -> Tensor:
     """MirlMatrix of abi.h: int32 words."""
     words: list[Tensor] = []
     at = 5 + 7 * len(chunks)

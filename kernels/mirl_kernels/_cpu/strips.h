@@ -237,7 +237,8 @@ struct Strips {
   }
 };
 
-// A group of vectors that the ring is to be filled with: hidden channel h of vector v goes to to[v] + h * hidden_stride.
+// A group of vectors that the ring is to be filled with: hidden channel h of vector v goes to to[v] + h * hidden_stride, where
+// what is no pixel must be zero, as the padding is (`put`).
 struct Filling {
   const Part& part;
   int64_t b, y, x;  // the vectors are at row y + at[v].row, column x + at[v].column
@@ -248,6 +249,12 @@ struct Filling {
   // The group that comes next, the same way, as far as it is known.
   int64_t next_y, next_n;
   const Place* next_at;
+  bool whole;  // every vector is
+
+  void put(int64_t h, int64_t hidden_stride, int64_t begin, int64_t width, const Vec* values) const {
+    for (int64_t v = 0; v < width; ++v)
+      store(to[begin + v] + h * hidden_stride, whole ? values[v] : only(values[v], at[begin + v].valid));
+  }
 };
 
 // A step of a strip as its consumer sees it: rows y .. y + count of columns x0 .. x1 of item b are due, and the ring
@@ -291,9 +298,9 @@ void run_strips(const Strips& s, const Items& items, int64_t panel_floats, int64
       for (; count && y < 0; ++y, --count, ++slot) {}  // zero from the beginning
       const int64_t inside = std::max<int64_t>(0, std::min(count, s.source_height - y)), vectors = inside * per_row;
       grouped(vectors, [&](int64_t from, int64_t n) {
-        Filling f{part, b, y, first, all.data() + from, n, {}, panel, y, std::min(n, vectors - from - n), all.data() + from + n};
+        Filling f{part, b, y, first, all.data() + from, n, {}, panel, y, std::min(n, vectors - from - n), all.data() + from + n, true};
         for (int64_t v = 0; v < n; ++v)
-          f.to[v] = hidden + (slot + f.at[v].row) % s.slots * s.pitch + s.margin + f.at[v].column;
+          f.whole = f.whole && f.at[v].valid == L, f.to[v] = hidden + (slot + f.at[v].row) % s.slots * s.pitch + s.margin + f.at[v].column;
         if (f.next_n == 0) f.next_y = std::min(y + s.step, s.source_height - inside), f.next_n = n, f.next_at = all.data();
         fill(f);
       });
@@ -323,8 +330,6 @@ inline auto fill_normalised(const Strips& s, const MirlImage& x, const MirlRows&
                             const float* gain = nullptr, const float* offset = nullptr) {
   return [&s, &x, &pointwise, centred, eps, gain, offset](const Filling& f) {
     const int64_t channels = s.size.channels;
-    bool whole = true;  // all vectors: what is behind the image must be zero
-    for (int64_t v = 0; v < f.n; ++v) whole = whole && f.at[v].valid == L;
     with_vectors(f.n, [&](auto n) {
       gather<n>(x, f.b, channels, f.y, f.x, f.at, f.panel);
       normalise<n>(channels, centred, f.panel, eps);
@@ -333,8 +338,7 @@ inline auto fill_normalised(const Strips& s, const MirlImage& x, const MirlRows&
     Fetch next(x, f.b, channels, f.next_y, f.x, f.next_at, f.next_n, s.hidden);
     product(pointwise, f.panel, f.n, [&](int64_t h, int64_t begin, auto width, const Vec* sums) {
       if (begin == 0) next.template share<0>();
-      for (int v = 0; v < width; ++v)
-        store(f.to[begin + v] + h * s.hidden_stride, whole ? sums[v] : only(sums[v], f.at[begin + v].valid));
+      f.put(h, s.hidden_stride, begin, width, sums);
     });
   };
 }

@@ -110,7 +110,9 @@ class Weights:
 
 def _weights(patterns: Sequence[Pattern], weights: Sequence[Tensor]) -> Array[_Weight]:
     pairs = zip(patterns, weights, strict=True)
-    return (_Weight * len(patterns))(*(_Weight(p.packed.data_ptr(), p.source.data_ptr(), w.data_ptr()) for p, w in pairs))
+    return (_Weight * len(patterns))(
+        *(_Weight(p.packed.data_ptr(), p.source.data_ptr(), w.data_ptr()) for p, w in pairs)
+    )
 
 
 def _fill(patterns: Sequence[Pattern], weights: Sequence[Tensor]) -> None:
@@ -134,4 +136,7 @@ def normalised(pointwise: Tensor, taps: Tensor, rows: Tensor) -> tuple[list[Patt
     depthwise convolution."""
     forward = [Pattern.part(pointwise, rows), Pattern.part(taps, rows, forms=Forms.ENTRIES)]
     flipped = torch.arange(taps.flatten(1).shape[1]).flip(0)
-    return forward, [Pattern.part(pointwise, rows, transposed=True), Pattern.part(taps, rows, flipped, forms=Forms.ENTRIES)]
+    return forward, [
+        Pattern.part(pointwise, rows, transposed=True),
+        Pattern.part(taps, rows, flipped, forms=Forms.ENTRIES),
+    ]

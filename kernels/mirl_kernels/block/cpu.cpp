@@ -60,7 +60,7 @@ void block(MirlBlock& a) {
     const Part& p = f.part;
     const float *from[WIDE], *beside[WIDE][2];
     int64_t stride[WIDE], lane[WIDE][2];
-    bool plain = true;
+    bool plain = f.whole;
     for (int64_t v = 0; v < f.n; ++v) {
       const int64_t row = f.y + f.at[v].row, column = f.at[v].column;
       const bool own = row >= p.top && row < p.bottom;
@@ -72,7 +72,6 @@ void block(MirlBlock& a) {
         beside[v][side] = here ? around.pixel(p, row, side) : nullptr;
         plain = plain && !here;
       }
-      plain = plain && f.at[v].valid == L;
     }
     attention.apply(f.b, f.y, f.x, f.at, f.n, f.next_y, f.next_at, f.next_n, f.panel + channels * PANEL,
                     [&](int64_t c, int64_t begin, auto width, const Vec* sums) {
@@ -93,7 +92,7 @@ void block(MirlBlock& a) {
                     });
     with_vectors(f.n, [&](auto v) { normalise<v>(channels, a.centred, f.panel); });
     product(project_in, f.panel, f.n, [&](int64_t h, int64_t begin, auto width, const Vec* sums) {
-      for (int v = 0; v < width; ++v) store(f.to[begin + v] + h * s.hidden_stride, sums[v]);
+      f.put(h, s.hidden_stride, begin, width, sums);
     });
   };
   const int64_t panel = channels * PANEL + attention.scratch_floats();
