@@ -1,41 +1,55 @@
-"""What a training step costs on the fused kernels, against PyTorch's strongest.
+"""What training costs on the fused kernels, against PyTorch's strongest.
 
-python benchmarks/training.py step [DIM ...]     seconds, interleaved, medians of 15; first the loss and the gradients are compared
-python benchmarks/training.py memory [DIM ...]   bytes that a step adds to the process at its peak, each in a process of its own
+python benchmarks/training.py step [DIM ...]     seconds of a step, interleaved, medians; losses and gradients are compared first
+python benchmarks/training.py memory [DIM ...]   bytes that steps add to a process at their peak, each in one of its own
+python benchmarks/training.py curve DATA         300 steps from one start on the same photos: losses and masks, fused and reference
+python benchmarks/training.py imp DATA           ten rounds of pruning in both: seconds in all, and of a step by density
+
+DIM is 16 (the network of training/configs/small.yaml) or 48; DATA is the root that the paths of that file start from.
 """
 
 from __future__ import annotations
 
-import resource
+import json
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
-from torch import nn
+from safetensors.torch import load_file
+from torch import Tensor
 from torch.nn import functional as F
 
 from mirl_sparse.bench import Allocator
 from mirl_sparse.network import PromptIR, PromptIRConfig
+from mirl_training.config import RunConfig, load_config
 from mirl_training.fused import fuse
 from mirl_training.masks import Mask, prune
+from mirl_training.run import Run
 
-BATCH, SIZE, RUNS = 8, 64, 15
+SMALL = load_config(Path(__file__).parents[1] / "training/configs/small.yaml")
+BATCH, SIZE, RUNS = 8, 64, 11
 DENSITIES = 0.1, 1.0
-NETWORKS = {
-    16: PromptIRConfig(16, (1, 1, 1, 2), 1, prompt_dims=(8, 16, 16), prompt_sizes=(32, 16, 8), unused_layers=False),
-    48: PromptIRConfig(48, (1, 1, 1, 2), 1, unused_layers=False),
-}
 TOLERANCE = 1e-3  # largest difference of a gradient from PyTorch's float32 one, of its largest value
 
 
-def ticket(dim: int, density: float) -> tuple[PromptIR, Mask]:
+def config(dim: int) -> PromptIRConfig:
+    if dim == 16:
+        assert SMALL.network is not None
+        return SMALL.network
+    return PromptIRConfig(dim, (1, 1, 1, 2), 1, unused_layers=False)
+
+
+def pruned(dim: int, density: float) -> tuple[PromptIR, Mask]:
     """A network with random weights, pruned layer by layer."""
     torch.manual_seed(0)
-    network = PromptIR(NETWORKS[dim])
+    network = PromptIR(config(dim))
     mask = Mask.full(network)
     if density < 1:
         mask = prune(network, mask, density, "layerwise")
@@ -43,43 +57,51 @@ def ticket(dim: int, density: float) -> tuple[PromptIR, Mask]:
     return network, mask
 
 
-def batch() -> tuple[torch.Tensor, torch.Tensor]:
-    torch.manual_seed(1)
-    return torch.rand(BATCH, 3, SIZE, SIZE), torch.rand(BATCH, 3, SIZE, SIZE)
+class Contender:
+    """A way to train a network: a step of AdamW at a time."""
 
+    def __init__(self, name: str, network: PromptIR, layout: torch.memory_format = torch.contiguous_format) -> None:
+        self.name, self.network = name, deepcopy(network)
+        for p in self.network.parameters():
+            if p.ndim == 4:
+                p.data = p.data.contiguous(memory_format=layout)
+        torch.manual_seed(1)
+        self.images = [torch.rand(BATCH, 3, SIZE, SIZE).contiguous(memory_format=layout) for _ in range(2)]
+        self.call: Callable[[Tensor], Tensor] = self.network
+        if name.startswith("compiled"):
+            torch._dynamo.reset()
+            self.call = torch.compile(self.network, dynamic=False)
+        self.optimizer = torch.optim.AdamW(self.network.parameters(), lr=1e-6, fused=True)
+        self.mask: Mask | None = None
 
-def stepper(
-    network: nn.Module, mask: Mask | None, layout: torch.memory_format, run: nn.Module | None = None
-) -> Callable[[], float]:
-    """A step of AdamW; gradients are masked where a mask is given."""
-    x, y = (image.contiguous(memory_format=layout) for image in batch())
-    called = network if run is None else run
-    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-6, fused=True)
+    def prune(self, network: PromptIR, mask: Mask) -> None:
+        """Take another network's weights and mask."""
+        self.network.load_state_dict(network.state_dict())
+        if self.name == "fused":
+            fuse(self.network, mask)
+        else:
+            self.mask = mask if mask.kept < mask.total else None
 
-    def step() -> float:
-        optimizer.zero_grad(set_to_none=True)
-        loss = F.l1_loss(called(x), y)
+    def gradients(self) -> float:
+        """The loss; leaves the gradients."""
+        self.optimizer.zero_grad(set_to_none=True)
+        degraded, clean = self.images
+        loss = F.l1_loss(self.call(degraded), clean)
         loss.backward()
-        if mask is not None:
-            mask.apply_to_gradients(network)
-        optimizer.step()
+        if self.mask is not None:
+            self.mask.apply_to_gradients(self.network)
         return loss.item()
 
-    return step
+    def step(self) -> None:
+        self.gradients()
+        self.optimizer.step()
 
 
-def compare(network: PromptIR, mask: Mask, fused: PromptIR) -> float:
-    """The largest difference of gradients, of each one's largest value; of the loss as well."""
-    x, y = batch()
-    losses = []
-    for n in (network, fused):
-        n.zero_grad(set_to_none=True)
-        loss = F.l1_loss(n(x), y)
-        loss.backward()
-        losses.append(loss.item())
-    mask.apply_to_gradients(network)
-    worst = abs(losses[0] - losses[1]) / losses[0]
-    for p, q in zip(network.parameters(), fused.parameters(), strict=True):
+def difference(a: Contender, b: Contender) -> float:
+    """The largest difference of their losses and gradients, of each one's largest value."""
+    first, second = a.gradients(), b.gradients()
+    worst = abs(first - second) / first
+    for p, q in zip(a.network.parameters(), b.network.parameters(), strict=True):
         assert p.grad is not None and q.grad is not None
         worst = max(worst, float((p.grad - q.grad).abs().max() / p.grad.abs().max().clamp(1e-9)))
     return worst
@@ -88,68 +110,127 @@ def compare(network: PromptIR, mask: Mask, fused: PromptIR) -> float:
 def steps(dims: list[int]) -> None:
     Allocator().tune()
     for dim in dims:
+        network = pruned(dim, 1.0)[0]
+        contenders = [Contender("fused", network)]
+        for name in ("eager", "compiled"):
+            contenders.append(Contender(name, network))
+            contenders.append(Contender(f"{name} channels_last", network, torch.channels_last))
+        fused, eager = contenders[:2]
         for density in DENSITIES:
-            network, mask = ticket(dim, density)
-            fused = deepcopy(network)
-            fuse(fused, mask)
-            if (worst := compare(network, mask, fused)) > TOLERANCE:
+            for contender in contenders:
+                contender.prune(*pruned(dim, density))
+            if (worst := difference(eager, fused)) > TOLERANCE:
                 sys.exit(f"dim {dim}, density {density}: gradients differ by {worst:.2g} of the largest; not timed")
-            contenders = {"fused": stepper(fused, None, torch.contiguous_format)}
-            dense_mask = mask if density < 1 else None
-            for name, layout in (("", torch.contiguous_format), (" channels_last", torch.channels_last)):
-                for compiled in (False, True):
-                    own = deepcopy(network)
-                    for p in own.parameters():
-                        if p.ndim == 4:
-                            p.data = p.data.contiguous(memory_format=layout)
-                    torch._dynamo.reset()
-                    run = torch.compile(own, dynamic=False) if compiled else None
-                    contenders[("compiled" if compiled else "eager") + name] = stepper(own, dense_mask, layout, run)
-                    contenders[("compiled" if compiled else "eager") + name]()
-            seconds: dict[str, list[float]] = {name: [] for name in contenders}
+            seconds: dict[str, list[float]] = {c.name: [] for c in contenders}
             for i in range(RUNS + 2):
-                for name, step in contenders.items():
+                for c in contenders:
                     time.sleep(0.02)  # the threads of the one before spin for a while
                     begin = time.perf_counter()
-                    step()
-                    if i >= 2:
-                        seconds[name].append(time.perf_counter() - begin)
+                    c.step()
+                    if i >= 2:  # the first ones compile, and touch their memory
+                        seconds[c.name].append(time.perf_counter() - begin)
             times = {name: median(s) for name, s in seconds.items()}
-            best = min((t, name) for name, t in times.items() if name != "fused")
-            print(f"dim {dim}, {density:.0%}: " + ", ".join(f"{name} {t:.3f}" for name, t in times.items())
-                  + f" s: {best[0] / times['fused']:.2f}x faster than {best[1]}; gradients within {worst:.1g}", flush=True)  # fmt: skip
+            best, name = min((t, name) for name, t in times.items() if name != "fused")
+            listed = ", ".join(f"{name} {t:.3f}" for name, t in times.items())
+            print(f"dim {dim}, {density:.0%}: {best / times['fused']:.2f}x faster than {name} (gradients within {worst:.0e});"
+                  f" seconds: {listed}", flush=True)  # fmt: skip
 
 
-def peak() -> int:
-    """The most memory that the process has held, in bytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def memory_of(kind: str, dim: int, density: float) -> None:
-    """What steps add to a process that has parameters, gradients and the optimizer's state already."""
-    network, mask = ticket(dim, density)
-    if kind == "fused":
-        fuse(network, mask)
-    step = stepper(network, mask if kind != "fused" else None, torch.contiguous_format,
-                   torch.compile(network, dynamic=False) if kind == "compiled" else None)  # fmt: skip
-    small = torch.rand(1, 3, 8, 8)
-    network(small).sum().backward()
-    torch.optim.AdamW(network.parameters(), lr=0.0, fused=True).step()
-    if kind == "compiled":
-        step()  # compiling takes more than a step
-    Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here
-    before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
-    for _ in range(3):
-        step()
+def _resident(field: str) -> int:
+    """VmRSS or VmHWM, in bytes."""
     status = Path("/proc/self/status").read_text()
-    high = int(status.split("VmHWM:")[1].split()[0]) * 1024
-    print(high - before)
+    return int(status.split(f"{field}:")[1].split()[0]) * 1024
+
+
+def measure_memory(name: str, dim: int, density: float) -> None:
+    """Print what three steps add at their peak to a process that has everything else: the libraries, the parameters, their
+    gradients and the optimizer's state. What the kernels are given, packed weights and where they come from, is part of it."""
+    network, mask = pruned(dim, density)
+    contender = Contender(name, network)
+    for p in contender.network.parameters():
+        p.grad = torch.zeros_like(p)
+    contender.optimizer.step()
+    torch.nn.Conv2d(3, 3, 3)(torch.rand(1, 3, 8, 8)).sum().backward()  # loads what is loaded late
+    if name.startswith("compiled"):
+        contender.step()  # the compiler takes more than a step does
+    before = _resident("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here
+    contender.prune(network, mask)
+    for _ in range(3):
+        contender.step()
+    print(_resident("VmHWM") - before)
+
+
+def memory(dims: list[int]) -> None:
+    for dim in dims:
+        for density in DENSITIES:
+            found = {}
+            for name in ("fused", "eager", "compiled"):
+                command = [sys.executable, __file__, "--memory", name, str(dim), str(density)]
+                found[name] = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+            best = min(found["eager"], found["compiled"])
+            listed = ", ".join(f"{name} {size / 2**20:.0f} MB" for name, size in found.items())
+            print(f"dim {dim}, {density:.0%}: 1/{best / found['fused']:.1f} of the best; {listed}", flush=True)
+
+
+def changed(training: dict[str, Any], pruning: dict[str, Any]) -> RunConfig:
+    """small.yaml with some settings changed."""
+    given = SMALL.to_dict()
+    return RunConfig(**given | {"training": given["training"] | training, "pruning": given["pruning"] | pruning})
+
+
+def curve(data: Path) -> None:
+    run = {"steps": 300, "warmup_steps": 30, "validate_every": 1000, "save_every": 1000}
+    settings = changed(
+        run, {"criterion": "layerwise", "rate": 0.2, "rounds": 1, "round_steps": 1, "final_steps": 1, "exempt": []}
+    )
+    losses: dict[str, list[float]] = {}
+    masks = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for engine in ("fused", "reference"):
+            found = losses.setdefault(engine, [])
+            last = Run(
+                settings, data, Path(folder, engine), lambda r, found=found: found.append(r["loss"]), engine
+            ).go()
+            masks[engine] = load_file(last / "mask.safetensors")
+    pairs = list(zip(losses["fused"][:299], losses["reference"][:299], strict=True))  # the last is a mean
+    worst = max(abs(a - b) / b for a, b in pairs)
+    other = sum(int((masks["fused"][n] != keep).sum()) for n, keep in masks["reference"].items())
+    total = sum(keep.numel() for keep in masks["reference"].values())
+    print(f"300 steps: losses differ by at most {worst:.1e} of their value, from {pairs[0][1]:.4f} to {pairs[-1][1]:.4f};"
+          f" {other} of {total} places of the masks differ")  # fmt: skip
+
+
+def imp(data: Path) -> None:
+    Allocator().tune()
+    run = {"steps": 60, "warmup_steps": 6, "validate_every": 60, "save_every": 1000}
+    settings = changed(
+        run, {"criterion": "layerwise", "rate": 0.2, "rounds": 10, "round_steps": 60, "final_steps": 60, "exempt": []}
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        totals = {}
+        for engine in ("fused", "reference"):
+            begin = time.perf_counter()
+            Run(settings, data, Path(folder, engine), lambda _: None, engine).go()
+            totals[engine] = time.perf_counter() - begin
+        logs = [[json.loads(line) for line in Path(folder, e, "log.jsonl").read_text().splitlines()] for e in totals]
+        for fused, reference in zip(*logs, strict=True):
+            a, b = fused["seconds_per_step"], reference["seconds_per_step"]
+            print(f"density {fused['density']:6.1%}: a step {a:.3f} s, reference {b:.3f} s, {b / a:.2f}x")
+    print(f"ten rounds in all: {totals['fused']:.0f} s, reference {totals['reference']:.0f} s,"
+          f" {totals['reference'] / totals['fused']:.2f}x")  # fmt: skip
 
 
 def main() -> None:
-    command, dims = sys.argv[1], [int(d) for d in sys.argv[2:]] or list(NETWORKS)
-    if command == "step":
-        steps(dims)
+    command, *arguments = sys.argv[1:]
+    if command == "--memory":
+        measure_memory(arguments[0], int(arguments[1]), float(arguments[2]))
+    elif command in ("step", "memory"):
+        (steps if command == "step" else memory)([int(dim) for dim in arguments] or [16, 48])
+    elif command in ("curve", "imp"):
+        (curve if command == "curve" else imp)(Path(arguments[0]))
+    else:
+        sys.exit(__doc__)
 
 
 if __name__ == "__main__":

@@ -87,7 +87,8 @@ def _assemble(
 def pack(matrix: Tensor, bias: Tensor | None = None, forms: Forms = Forms.BOTH) -> Tensor:
     """The nonzero entries of a (rows, columns) matrix, row by row, as one int32 tensor that the kernels read;
     ``bias`` (rows,) is added to each."""
-    return _assemble([_Chunk(0, matrix, bias)], *matrix.shape, forms=forms)
+    rows, columns = matrix.shape
+    return _assemble([_Chunk(0, matrix, bias)], rows, columns, forms=forms)
 
 
 @torch.no_grad()

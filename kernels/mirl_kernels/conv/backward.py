@@ -55,7 +55,7 @@ class _Function(torch.autograd.Function):
         r, u = max(shuffle, 1), max(-shuffle, 1)
         y = image(batch, op.outputs * u * u // (r * r), height * r // u, width * r // u)
         added = None if residual is None else _cpu.with_rows(residual)
-        prepare(x, y, *op.weights.forward, op.inputs, (1, 1), shuffle, _cpu.activation("none"), added)()
+        prepare(x, y, op.weights.forward[0], op.inputs, (1, 1), shuffle, _cpu.activation("none"), added)()
         return y
 
     @staticmethod
@@ -71,7 +71,7 @@ class _Function(torch.autograd.Function):
         op.weights.fill_back([weight], ctx.filled)
         if ctx.needs_input_grad[0]:
             dx = image(*x.shape)
-            prepare(inner, dx, *op.weights.back, op.outputs, (1, 1), 1, _cpu.activation("none"))()
+            prepare(inner, dx, op.weights.back[0], op.outputs, (1, 1), 1, _cpu.activation("none"))()
         written = workspace(op.weights.gradient_floats)
         forward = _cpu.address(op.weights.forward[0])
         _cpu.Call("conv_backward", _Args(_cpu.image(x), _cpu.image(inner), _cpu.size(x), forward, written.data_ptr()))()

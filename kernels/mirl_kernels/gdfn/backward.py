@@ -48,7 +48,8 @@ class _Function(torch.autograd.Function):
         ctx.save_for_backward(x, gain, offset, project_in, dwconv, project_out)
         y = image(*x.shape)
         _cpu.check(x, op.channels, y, x.shape)
-        _cpu.Call("gdfn", arguments(x, y, *op.weights.forward, True, gain, offset))()
+        first, taps, last = op.weights.forward
+        _cpu.Call("gdfn", arguments(x, y, first, taps, last, True, gain, offset))()
         return y
 
     @staticmethod
@@ -58,7 +59,8 @@ class _Function(torch.autograd.Function):
         dy, dx, d_gain, d_offset = _cpu.with_rows(dy), image(*x.shape), *map(torch.empty_like, (gain, offset))
         op.weights.fill_back(weights, ctx.filled)
         written = workspace(op.weights.gradient_floats)
-        forward = arguments(x, x, *op.weights.forward, True, gain, offset)
+        first, taps, last = op.weights.forward
+        forward = arguments(x, x, first, taps, last, True, gain, offset)
         _cpu.Call("gdfn_backward", _Args(forward, _cpu.image(dy), _cpu.image(dx), *map(_cpu.address, op.weights.back),
                                          *(t.data_ptr() for t in (written, d_gain, d_offset))))()  # fmt: skip
         return dx, d_gain, d_offset, *op.weights.spread(written, weights), None

@@ -52,7 +52,8 @@ class _Function(torch.autograd.Function):
         _cpu.check(x, op.channels, y, x.shape)
         v, sums = scratch_for(x, op.live), x.new_empty(len(x) * op.sums, dtype=torch.float64)
         ctx.save_for_backward(x, gain, offset, temperature, v, sums, qkv, dwconv, project_out)
-        args = arguments(x, y, *op.weights.forward, temperature, op.live, True, v, gain, offset, sums)
+        first, taps, last = op.weights.forward
+        args = arguments(x, y, first, taps, last, temperature, op.live, True, v, gain, offset, sums)
         _cpu.Call("mdta", args)()
         return y
 
@@ -63,7 +64,8 @@ class _Function(torch.autograd.Function):
         dy, dx, small = _cpu.with_rows(dy), image(*x.shape), [torch.empty_like(t) for t in (gain, offset, temperature)]
         op.weights.fill_back(weights, ctx.filled)
         written = workspace(op.weights.gradient_floats)
-        forward = arguments(x, x, *op.weights.forward, temperature, op.live, True, v, gain, offset, sums)
+        first, taps, last = op.weights.forward
+        forward = arguments(x, x, first, taps, last, temperature, op.live, True, v, gain, offset, sums)
         args = _Args(forward, _cpu.image(dy), _cpu.image(dx), *map(_cpu.address, op.weights.back),
                      *(t.data_ptr() for t in (written, *small)))  # fmt: skip
         _cpu.Call("mdta_backward", args)()
