@@ -149,6 +149,12 @@ inline void tap_gradient(const Strips& s, const Taps& taps, int64_t c, const Ste
     in[v] = step.hidden + c * s.hidden_stride + at[v].column;
     offset[v] = taps.offset.data() + (step.slot + at[v].row) % s.slots * taps.count;
   }
+  if (at[0].row == at[V - 1].row && taps.complete(c)) {
+    Vec sums[9] = {};
+    taps.nine<V>(c, (step.slot + at[0].row) % s.slots, in[0], [&](int tap, int v, Vec x) { sums[tap] += d[v] * x; });
+    for (const Vec& sum : sums) to.add(sum);
+    return;
+  }
   for (int64_t k = taps.rows.start[c], end = taps.rows.start[c + 1]; k < end; ++k) {
     Vec sum = d[0] * load(in[0] + offset[0][k]);
     for (int v = 1; v < V; ++v) sum += d[v] * load(in[v] + offset[v][k]);

@@ -87,6 +87,13 @@ inline float sum(Vec v) {
 #else
 #define MIRL_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (Int){__VA_ARGS__})
 #endif
+// The L floats that begin one before b, where a is what lies before it; and one behind a, where b follows.
+#if MIRL_LANES == 16
+inline Vec one_before(Vec a, Vec b) {
+  return MIRL_SHUFFLE(a, b, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30);
+}
+inline Vec one_behind(Vec a, Vec b) { return MIRL_SHUFFLE(a, b, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16); }
+#endif
 inline Vec sums(Vec* v) {
   for (int64_t n = L / 2; n; n /= 2)
     for (int64_t i = 0; i < n; ++i)
