@@ -148,3 +148,26 @@ def test_the_schedule_warms_up_and_falls_to_zero():
     assert rates[55] == pytest.approx(1e-4, rel=1e-6)
     assert rates[100] == pytest.approx(0, abs=1e-12)
     assert all(math.isfinite(r) for r in rates)
+
+
+def test_both_engines_train_alike(photos, tmp_path):
+    config = settings(pruning={"criterion": "layerwise", "rounds": 1})
+    ends = [Run(config, photos, tmp_path / e, quiet, e).go() for e in ("fused", "reference")]
+    for name in ("weights", "mask"):
+        fused, reference = (load_file(end / f"{name}.safetensors") for end in ends)
+        for key, want in reference.items():
+            torch.testing.assert_close(fused[key].float(), want.float(), atol=2e-3, rtol=0, msg=key)
+    scores = [json.loads((end / "metrics.json").read_text())["psnr"] for end in ends]
+    assert scores[0] == pytest.approx(scores[1], abs=0.05)
+
+
+def test_the_report_shows_what_a_step_costs_at_each_density(photos, tmp_path):
+    with pytest.raises(Stopped):
+        Run(settings(), photos, tmp_path / "run", stop_at(1, 2)).go()
+    with (tmp_path / "run/log.jsonl").open("a") as log:
+        log.write('{"round": 1, "ste')  # a kill in the middle of a line
+    Run(settings(), photos, tmp_path / "run", quiet).go()
+    rows = [line for line in (tmp_path / "run/report.md").read_text().splitlines() if line.startswith("| ")][1:]
+    assert [row.split(" | ")[1] for row in rows] == ["100.00%", "50.00%", "25.00%"]
+    assert all(float(row.split(" | ")[4].split()[0]) >= 0 for row in rows)
+    assert (tmp_path / "run/cost.png").read_bytes()[:4] == b"\x89PNG"

@@ -208,8 +208,10 @@ class Run:
 
     def _tell(self, report: dict[str, Any]) -> None:
         if "psnr" in report:
-            with (self.folder / "log.jsonl").open("a", encoding="utf-8") as stream:
-                stream.write(json.dumps(report) + "\n")
+            with (self.folder / "log.jsonl").open("ab+") as stream:
+                stream.seek(max(0, stream.tell() - 1))
+                broken = stream.read() not in (b"", b"\n")  # a line that a kill cut short
+                stream.write(b"\n" * broken + json.dumps(report).encode() + b"\n")
         self._report(report)
 
     def _finish(self, index: int, mask: Mask, metrics: dict[str, Any]) -> None:
