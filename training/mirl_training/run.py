@@ -99,8 +99,11 @@ class Run:
     def go(self) -> Path:
         """Train every round that is not finished; returns the last round's folder."""
         for index in range(self.config.pruning.rounds + 1):
-            if not self.round_folder(index).exists():
+            left = not self.round_folder(index).exists()
+            if left:
                 self._round(index)
+            if left or index == self.config.pruning.rounds:  # which a kill may have come before
+                write_report(self.folder)
         return self.round_folder(self.config.pruning.rounds)
 
     def _prune(self, mask: Mask, index: int) -> Mask:
@@ -224,4 +227,3 @@ class Run:
         (part / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
         part.rename(final)
         (self.folder / "state.pt").unlink(missing_ok=True)
-        write_report(self.folder)

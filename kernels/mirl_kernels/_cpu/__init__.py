@@ -11,12 +11,13 @@ from ctypes import Structure, c_double, c_int64, c_void_p
 from enum import Enum
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 _LIBRARY = "libmirl_cpu.so"
+_Count = TypeVar("_Count", int, Tensor)
 CHUNK = 96  # columns whose panel fits the first-level cache
 _PANEL = 64  # MIRL_PANEL of abi.h
 _NEAR = 1 << 20  # floats (4 MB) that stay in a cache between two layers
@@ -170,6 +171,11 @@ def padded(floats: int) -> int:
     return stride if stride % 1024 else stride + 16
 
 
+def turned(channels: _Count) -> _Count:
+    """The kernels' ``turned`` (gram.h): how many columns a panel of so many channels has, transposed."""
+    return -(-channels // 16) * 16
+
+
 def address(packed: Tensor) -> int:
     """Where the kernels find a packed matrix; BackendError when it was moved away."""
     if packed.device.type != "cpu" or packed.dtype != torch.int32 or not packed.is_contiguous():
@@ -219,10 +225,12 @@ def image(x: Tensor) -> Image:
     return Image(x.data_ptr(), *x.stride()[:3])
 
 
-def empty(batch: int, channels: int, height: int, width: int) -> Tensor:
+def empty(batch: int, channels: int, height: int, width: int, *, gaps: bool = True) -> Tensor:
     """An uninitialised (B, C, H, W) image laid out as the kernels like it: by image rows, all channels of a
-    row together, so that a strip of rows is one stretch of memory. Slices of its channels are images too."""
-    return torch.empty(batch, height, channels, padded(width)).permute(0, 2, 1, 3)[..., :width]
+    row together, so that a strip of rows is one stretch of memory. Slices of its channels are images too.
+    Without ``gaps`` between the channels it takes no more memory than its pixels."""
+    pitch = padded(width) if gaps else width
+    return torch.empty(batch, height, channels, pitch).permute(0, 2, 1, 3)[..., :width]
 
 
 def check(x: Tensor, channels: int, out: Tensor, shape: tuple[int, ...], scratch: Tensor | None = None,

@@ -23,12 +23,6 @@ def workspace(floats: int) -> Tensor:
     return kept[:floats]
 
 
-def image(batch: int, channels: int, height: int, width: int) -> Tensor:
-    """An uninitialised (B, C, H, W) image, the channels of each of its rows together: where planes lie a power of two apart,
-    all channels of a pixel meet in one set of the cache."""
-    return torch.empty(batch, height, channels, width).permute(0, 2, 1, 3)
-
-
 class _Weight(Structure):
     _fields_ = [("packed", c_void_p), ("source", c_void_p), ("weight", c_void_p), ("gradient", c_void_p)]
 
@@ -57,7 +51,7 @@ class Pattern:
             if dense:
                 pruned = (~alive[:, columns]).flatten().nonzero()[:, 0]
                 source += [row_at, column_at[columns], torch.tensor([len(pruned)]), pruned]
-                self.gradient_floats += rows * (-(-len(columns) // 16) * 16)
+                self.gradient_floats += rows * _cpu.turned(len(columns))
             else:
                 count = int(self.packed[start + rows])
                 source.append(floats[entry + 1 :][: 2 * count : 2].long() - 1)
@@ -100,15 +94,15 @@ class Weights:
     def spread(self, written: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:
         """The weights' gradients, pruned ones zero, from what the backward kernel wrote, `gradient_floats`."""
         result = [weight.new_zeros(weight.shape) for weight in weights]
-        list_, at = _weights(self._forward, result), written.data_ptr()
-        for item, pattern in zip(list_, self._forward, strict=True):
+        table, at = _table(self._forward, result), written.data_ptr()
+        for item, pattern in zip(table, self._forward, strict=True):
             item.gradient = at
             at += 4 * pattern.gradient_floats
-        _call("spread", list_)
+        _call("spread", table)
         return result
 
 
-def _weights(patterns: Sequence[Pattern], weights: Sequence[Tensor]) -> Array[_Weight]:
+def _table(patterns: Sequence[Pattern], weights: Sequence[Tensor]) -> Array[_Weight]:
     pairs = zip(patterns, weights, strict=True)
     return (_Weight * len(patterns))(
         *(_Weight(p.packed.data_ptr(), p.source.data_ptr(), w.data_ptr()) for p, w in pairs)
@@ -117,7 +111,7 @@ def _weights(patterns: Sequence[Pattern], weights: Sequence[Tensor]) -> Array[_W
 
 def _fill(patterns: Sequence[Pattern], weights: Sequence[Tensor]) -> None:
     contiguous = [plain(weight) for weight in weights]
-    _call("fill", _weights(patterns, contiguous))
+    _call("fill", _table(patterns, contiguous))
 
 
 def _call(name: str, weights: Array[_Weight]) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mirl_kernels import _cpu
-from mirl_kernels._cpu.training import Pattern, Weights, image, normalised, plain, workspace
+from mirl_kernels._cpu.training import Pattern, Weights, normalised, plain, workspace
 from mirl_kernels.gdfn import Args, arguments, ordered_pairs
 
 
@@ -46,7 +46,7 @@ class _Function(torch.autograd.Function):
         x, gain, offset = _cpu.with_rows(x), plain(gain), plain(offset)
         ctx.op, ctx.filled = op, op.weights.fill((project_in, dwconv, project_out))
         ctx.save_for_backward(x, gain, offset, project_in, dwconv, project_out)
-        y = image(*x.shape)
+        y = _cpu.empty(*x.shape, gaps=False)
         _cpu.check(x, op.channels, y, x.shape)
         first, taps, last = op.weights.forward
         _cpu.Call("gdfn", arguments(x, y, first, taps, last, True, gain, offset))()
@@ -56,7 +56,11 @@ class _Function(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         op, (x, gain, offset, *weights) = ctx.op, ctx.saved_tensors
-        dy, dx, d_gain, d_offset = _cpu.with_rows(dy), image(*x.shape), *map(torch.empty_like, (gain, offset))
+        dy, dx, d_gain, d_offset = (
+            _cpu.with_rows(dy),
+            _cpu.empty(*x.shape, gaps=False),
+            *map(torch.empty_like, (gain, offset)),
+        )
         op.weights.fill_back(weights, ctx.filled)
         written = workspace(op.weights.gradient_floats)
         first, taps, last = op.weights.forward

@@ -151,7 +151,7 @@ class PackedMDTA(_cpu.Packed):
             found += _cpu.product_quantities(self.project_out, vectors, groups)
         return found + Counter({
             "norm": self.channels * vectors, "tap": _cpu.kept(self.dwconv) * vectors,
-            "gram": int((q * (-(-k // 16) * 16)).sum()) * vectors, "live qk": int((q + k).sum()) * vectors,
+            "gram": int((q * _cpu.turned(k)).sum()) * vectors, "live qk": int((q + k).sum()) * vectors,
             "live v": int(v.sum()) * vectors, "softmax": batch * self.channels**2 // self.heads,
         })  # fmt: skip
 

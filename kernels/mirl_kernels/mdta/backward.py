@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mirl_kernels import _cpu
 from mirl_kernels._cpu import Forms
-from mirl_kernels._cpu.training import Pattern, Weights, image, normalised, plain, workspace
+from mirl_kernels._cpu.training import Pattern, Weights, normalised, plain, workspace
 from mirl_kernels.mdta import Args, arguments, ordered_channels, scratch_for
 
 
@@ -32,7 +32,7 @@ class TrainableMDTA:
         )
         self.channels = len(project_out)
         q, k, _ = (torch.bincount(index * heads // self.channels, minlength=heads) for index in live)
-        self.sums = int((q * (-(-k // 16) * 16) + q + k).sum())  # of an item: MirlMdta.sums of abi.h
+        self.sums = int((q * _cpu.turned(k) + q + k).sum())  # of an item: MirlMdta.sums of abi.h
 
     def __call__(self, x: Tensor, norm_weight: Tensor, norm_bias: Tensor, qkv: Tensor, dwconv: Tensor, temperature: Tensor,
                  project_out: Tensor) -> Tensor:  # fmt: skip
@@ -48,7 +48,7 @@ class _Function(torch.autograd.Function):
                 project_out: Tensor, op: TrainableMDTA) -> Tensor:  # fmt: skip
         x, gain, offset, temperature = _cpu.with_rows(x), plain(gain), plain(offset), plain(temperature)
         ctx.op, ctx.filled = op, op.weights.fill((qkv, dwconv, project_out))
-        y = image(*x.shape)
+        y = _cpu.empty(*x.shape, gaps=False)
         _cpu.check(x, op.channels, y, x.shape)
         v, sums = scratch_for(x, op.live), x.new_empty(len(x) * op.sums, dtype=torch.float64)
         ctx.save_for_backward(x, gain, offset, temperature, v, sums, qkv, dwconv, project_out)
@@ -61,7 +61,11 @@ class _Function(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         op, (x, gain, offset, temperature, v, sums, *weights) = ctx.op, ctx.saved_tensors
-        dy, dx, small = _cpu.with_rows(dy), image(*x.shape), [torch.empty_like(t) for t in (gain, offset, temperature)]
+        dy, dx, small = (
+            _cpu.with_rows(dy),
+            _cpu.empty(*x.shape, gaps=False),
+            [torch.empty_like(t) for t in (gain, offset, temperature)],
+        )
         op.weights.fill_back(weights, ctx.filled)
         written = workspace(op.weights.gradient_floats)
         first, taps, last = op.weights.forward
