@@ -22,6 +22,9 @@ CASES = settings(max_examples=200, deadline=None)
 densities = st.sampled_from([0.0, 0.03, 0.1, 0.3, 0.7, 1.0])
 sides = st.integers(1, 24)
 shapes = st.one_of(st.tuples(sides, sides), st.tuples(st.integers(1, 5), st.integers(41, 140)), st.just((64, 64)))
+several = st.tuples(st.integers(1, 3), shapes)
+eight = st.tuples(st.integers(8, 9), st.tuples(st.integers(1, 20), st.sampled_from([1, 2, 4, 8, 16])))  # rows as one
+batches = st.one_of(several, several, eight)  # (batch, shape)
 seeds = st.integers(0, 2**31)
 
 
@@ -71,8 +74,9 @@ def arguments(g: torch.Generator, batch: int, channels: int, shape: tuple[int, i
 
 
 @CASES
-@given(seeds, st.integers(1, 3), st.integers(2, 24), st.integers(1, 30), shapes, densities, densities)
-def test_gdfn(seed, batch, channels, pairs, shape, density, tap_density):
+@given(seeds, batches, st.integers(2, 24), st.integers(1, 30), densities, densities)
+def test_gdfn(seed, batches, channels, pairs, density, tap_density):
+    batch, shape = batches
     g = torch.Generator().manual_seed(seed)
     first = arguments(g, batch, channels, shape)
     masks, weights = zip(*(masked(g, d, *size) for d, size in (
@@ -82,8 +86,9 @@ def test_gdfn(seed, batch, channels, pairs, shape, density, tap_density):
 
 
 @CASES
-@given(seeds, st.integers(1, 3), st.integers(1, 3), st.integers(1, 9), shapes, densities, densities)
-def test_mdta(seed, batch, heads, per_head, shape, density, tap_density):
+@given(seeds, batches, st.integers(1, 3), st.integers(1, 9), densities, densities)
+def test_mdta(seed, batches, heads, per_head, density, tap_density):
+    batch, shape = batches
     g = torch.Generator().manual_seed(seed)
     channels = max(2, heads * per_head) if heads == 1 else heads * per_head
     first = arguments(g, batch, channels, shape)

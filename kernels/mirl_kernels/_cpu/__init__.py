@@ -33,7 +33,7 @@ class Image(Structure):
 
 
 class Size(Structure):
-    _fields_ = [("batch", c_int64), ("channels", c_int64), ("height", c_int64), ("width", c_int64)]
+    _fields_ = [("batch", c_int64), ("channels", c_int64), ("height", c_int64), ("width", c_int64), ("flat", c_int64)]
 
 
 class _Chunk(NamedTuple):
@@ -225,12 +225,10 @@ def image(x: Tensor) -> Image:
     return Image(x.data_ptr(), *x.stride()[:3])
 
 
-def empty(batch: int, channels: int, height: int, width: int, *, gaps: bool = True) -> Tensor:
+def empty(batch: int, channels: int, height: int, width: int) -> Tensor:
     """An uninitialised (B, C, H, W) image laid out as the kernels like it: by image rows, all channels of a
-    row together, so that a strip of rows is one stretch of memory. Slices of its channels are images too.
-    Without ``gaps`` between the channels it takes no more memory than its pixels."""
-    pitch = padded(width) if gaps else width
-    return torch.empty(batch, height, channels, pitch).permute(0, 2, 1, 3)[..., :width]
+    row together, so that a strip of rows is one stretch of memory. Slices of its channels are images too."""
+    return torch.empty(batch, height, channels, padded(width)).permute(0, 2, 1, 3)[..., :width]
 
 
 def check(x: Tensor, channels: int, out: Tensor, shape: tuple[int, ...], scratch: Tensor | None = None,
@@ -371,8 +369,9 @@ def product_quantities(packed: Tensor, vectors: int, groups: int) -> Counter[str
     return found
 
 
-def size(x: Tensor) -> Size:
-    return Size(*x.shape)
+def size(x: Tensor, flat: bool = False) -> Size:
+    """``flat``: the rows of all images of this size are short and follow each other (abi.h)."""
+    return Size(*x.shape, flat)
 
 
 @cache

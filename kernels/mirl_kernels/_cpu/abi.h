@@ -64,8 +64,10 @@ struct MirlImage {
   float* at(int64_t b, int64_t c, int64_t y, int64_t x) const { return data + b * batch + c * channel + y * row + x; }
 };
 
+// `flat` is not 0 where rows are short, of 1, 2, 4, 8 or 16 pixels, and follow each other in memory: MDTA, GDFN and their
+// gradients then may work on all of them as on one.
 struct MirlSize {
-  int64_t batch, channels, height, width;
+  int64_t batch, channels, height, width, flat;
 };
 
 // y = x + project_out(GELU(a) * b), a, b = dwconv(project_in(normalised x)); hidden rows: all a, then all b. The norm

@@ -50,11 +50,19 @@ class Sums {
     store(to, load(to) + sums(block));
     to += L, n = 0;
   }
-  ~Sums() {
+  // What is added next belongs there.
+  void go_to(float* next) {
+    if (to + n != next) flush(), to = next;
+  }
+  ~Sums() { flush(); }
+
+ private:
+  void flush() {
     if (!n) return;
     const Place at{0, 0, n};
     for (; n < L; ++n) block[n] = Vec{};
     store(to, load(to, at) + sums(block), at);
+    n = 0;
   }
 };
 
@@ -140,11 +148,27 @@ inline void taps_panel(const Taps& taps, int64_t rows, const Place* at, int64_t 
     });
 }
 
+// Adds up the gradients of taps: of channels that have all nine (`Taps::complete`) in whole vectors of their own, as a
+// masked store takes long and holds up the next channel's load; of others one after the other.
+struct TapSums {
+  float *taps, *nines;
+  Sums single{taps};
+
+  void add(int64_t channel, const Vec (&sum)[9]) const {
+    if constexpr (L > 9) {
+      Vec block[L] = {};
+      for (int i = 0; i < 9; ++i) block[i] = sum[i];
+      float* to = nines + channel * L;
+      store(to, load(to) + sums(block));
+    }
+  }
+};
+
 // Stores the gradient of what the taps of ring channel c gave, n vectors of it, zero where there is no pixel, with a zero
 // on both sides of the image, and adds up the gradients of these taps.
 template <int V>
 inline void tap_gradient(const Strips& s, const Taps& taps, int64_t c, const Step& step, const Place* at, const Vec* d,
-                         const MirlImage& back, Sums& to) {
+                         const MirlImage& back, TapSums& to) {
   const float* in[V];
   const int32_t* offset[V];
   for (int v = 0; v < V; ++v) {
@@ -157,17 +181,20 @@ inline void tap_gradient(const Strips& s, const Taps& taps, int64_t c, const Ste
     in[v] = step.hidden + c * s.hidden_stride + at[v].column;
     offset[v] = taps.offset.data() + (step.slot + at[v].row) % s.slots * taps.count;
   }
-  if (at[0].row == at[V - 1].row && taps.complete(c)) {
-    Vec sums[9] = {};
-    taps.nine<V>(c, (step.slot + at[0].row) % s.slots, in[0], [&](int tap, int v, Vec x) { sums[tap] += d[v] * x; });
-    for (const Vec& sum : sums) to.add(sum);
-    return;
-  }
-  for (int64_t k = taps.rows.start[c], end = taps.rows.start[c + 1]; k < end; ++k) {
-    Vec sum = d[0] * load(in[0] + offset[0][k]);
-    for (int v = 1; v < V; ++v) sum += d[v] * load(in[v] + offset[v][k]);
-    to.add(sum);
-  }
+  taps.with_flat([&](auto FLAT) {
+    if (at[0].row == at[V - 1].row && Taps::complete(taps.rows, c)) {
+      Vec sums[9] = {};
+      const int64_t slot = (step.slot + at[0].row) % s.slots;
+      taps.nine<V, FLAT>(c, slot, in[0], [&](int tap, int v, Vec x) { sums[tap] += d[v] * x; });
+      return to.add(c, sums);
+    }
+    to.single.go_to(to.taps + taps.rows.start[c]);
+    for (int64_t k = taps.rows.start[c], end = taps.rows.start[c + 1]; k < end; ++k) {
+      Vec sum{};
+      for (int v = 0; v < V; ++v) sum += d[v] * taps.pixels<FLAT>(k, in[v] + offset[v][k]);
+      to.single.add(sum);
+    }
+  });
 }
 
 // The tasks' gradients, each `stride` floats: zeros, in memory that this thread keeps.
@@ -198,8 +225,9 @@ struct Beginning {
   const float *gain, *offset;
   int64_t threads;
   const int64_t channels = s.size.channels, hidden = s.hidden;
-  // A task's gradients: of 1x1 layer and taps, gain and offset.
-  const int64_t tapped = gradient_floats(pointwise), gains = tapped + taps.start[hidden], offsets = gains + channels, stride = offsets + channels;
+  // A task's gradients: of 1x1 layer and taps, gain and offset, and the taps of channels that have all of them.
+  const int64_t tapped = gradient_floats(pointwise), gains = tapped + taps.start[hidden], offsets = gains + channels;
+  const int64_t nines = round_up(offsets + channels, L), stride = nines + hidden * L;
   std::vector<float>& partial = zeroed(s.tasks(), stride);
 
   // first_pass(items, back) leaves the gradients of what the taps gave in `back`, and adds up those of the taps; then they go
@@ -208,23 +236,36 @@ struct Beginning {
   template <class First>
   void run(First&& first_pass) {
     static thread_local std::vector<float> kept;
-    const int64_t height = s.size.height, pitch = padded(round_up(s.size.width, 16)), row = hidden * pitch, item = (height + 2) * row;
-    const int64_t batch = s.size.batch;
+    const int64_t batch = s.size.batch, height = s.size.height, width = round_up(s.size.width, 16);
+    const bool flat = s.size.flat;  // there is one row, with zeros between its channels; elsewhere there are rows of zeros
+    const int64_t margin = flat ? s.margin : padded(width) - width, pitch = width + margin, row = hidden * pitch;
+    const int64_t item = (height + (flat ? 0 : 2)) * row, ahead = 2 * L;
     const int64_t fitting = std::min(batch, std::max(threads, (int64_t{1} << 21) / std::max<int64_t>(1, item) / threads * threads));
     if (int64_t(kept.size()) < fitting * item + 4 * L) kept.resize(fitting * item + 4 * L);
-    const int64_t ahead = 2 * L;
-    for (int64_t i = 0; i < fitting; ++i)
-      for (const int64_t y : {int64_t{0}, height + 1}) std::memset(kept.data() + ahead + i * item + y * row - 1, 0, sizeof(float) * (row + 1));
+    float* const first = kept.data() + ahead + (flat ? 0 : row);
+    auto clear = [](float* begin, float* end) { std::memset(begin, 0, sizeof(float) * (end - begin)); };
+    for (float* own = first; own < first + fitting * item; own += item) {
+      if (flat)
+        for (int64_t c = 0; c <= hidden; ++c) clear(own + c * pitch - margin, own + c * pitch);
+      else
+        clear(own - row - 1, own), clear(own + height * row - 1, own + (height + 1) * row);
+    }
     for (int64_t b = 0; b < batch; b += fitting) {
       const Items items{b, std::min(fitting, batch - b)};
-      const MirlImage back{kept.data() + ahead + row - b * item, item, pitch, row};
+      const MirlImage back{first - b * item, item, pitch, row};
       first_pass(items, back);
       second_pass(items, back);
     }
   }
 
+  // Where a task adds up the gradients of taps.
+  TapSums tap_sums(const Step& step) {
+    float* own = partial.data() + step.task * stride;
+    return {own + tapped, own + nines};
+  }
+
   void second_pass(const Items& items, const MirlImage& back) {
-    const Taps back_taps(flipped, back.row);
+    const Taps back_taps(flipped, back.row, s.size.flat);
     const int64_t per_item = s.tasks() / s.size.batch;
     auto task = [&](int64_t i) {
       const Part part = s.part(items.first * per_item + i);
@@ -275,6 +316,12 @@ struct Beginning {
     add_up(partial.data(), s.tasks(), stride, gains, threads, weights);
     add_up(partial.data() + gains, s.tasks(), stride, channels, threads, d_gain);
     add_up(partial.data() + offsets, s.tasks(), stride, channels, threads, d_offset);
+    for (int64_t c = 0; c < hidden; ++c)
+      for (int64_t i = 0; i < 9 && Taps::complete(taps, c); ++i) {
+        double sum = 0;
+        for (int64_t t = 0; t < s.tasks(); ++t) sum += partial[t * stride + nines + c * L + i];
+        weights[tapped + taps.start[c] + i] += float(sum);
+      }
     return weights + gains;
   }
 };

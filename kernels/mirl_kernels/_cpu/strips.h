@@ -169,6 +169,13 @@ struct Reach {
   int64_t above = 1, below = 1, left = 1, right = 1;
 };
 
+// The size of the images whose rows are worked on as one, so that short ones fill vectors: `flat` is then how many pixels
+// a row had. Elsewhere it is 0.
+inline MirlSize flattened(const MirlSize& s) {
+  if (L < 16 || !s.flat) return {s.batch, s.channels, s.height, s.width, 0};
+  return {s.batch, s.channels, 1, s.height * s.width, s.width};
+}
+
 // What one task computes, rows top .. bottom of columns x0 .. x1 of item b, and the columns that it reads.
 struct Part {
   int64_t task, b, x0, x1, top, bottom, first, last;
@@ -186,7 +193,8 @@ struct Strips {
   int64_t slots = 3;   // rows in the ring
   int64_t pitch = 0, hidden_stride = 0, margin = 16;  // columns before a row of the ring: the left halo ends there
 
-  Strips(const MirlSize& s, int64_t hidden, int64_t threads) : Strips(s, hidden, threads, {}, s.height, s.width) {}
+  Strips(const MirlSize& s, int64_t hidden, int64_t threads)
+      : Strips(s, hidden, threads, s.flat ? Reach{0, 0, s.flat + 1, s.flat + 1} : Reach{}, s.height, s.width) {}
 
   Strips(const MirlSize& s, int64_t hidden, int64_t threads, const Reach& reach, int64_t source_height, int64_t source_width)
       : size(s), hidden(hidden), reach(reach), source_height(source_height), source_width(source_width) {
@@ -199,7 +207,7 @@ struct Strips {
       return n + 0.75 * double((n + WIDE - 1) / WIDE);
     };
     double best = 1e30;
-    for (int64_t n = 1; n <= (s.width + 15) / 16; ++n) {
+    for (int64_t n = 1; n <= (s.flat ? 1 : (s.width + 15) / 16); ++n) {
       const int64_t w = (s.width + n - 1) / n, computed = n == 1 ? w : w + sideways;
       const double floats = double(hidden * rows * (round_up(computed, L) + margin));
       const double kept = floats / double(mirl::second_level_floats());
@@ -348,26 +356,29 @@ struct Taps {
   const MirlRows rows;
   std::vector<int32_t> offset;
   int64_t count, slots = 1, hidden_stride = 0;
+  // Where rows follow each other without zeros between them: by a tap's column, the lanes that have a neighbour there.
+  bool flat = false;
+  uint16_t within[3];
 
   Taps(const MirlRows& dwconv, const Strips& s)
       : rows(dwconv), count(dwconv.start[dwconv.rows]), slots(s.slots), hidden_stride(s.hidden_stride) {
-    for (int64_t slot = 0; slot < s.slots; ++slot)
+    if (s.size.flat) neighbours(s.size.flat, s.size.flat);
+    for (int64_t slot = 0; slot < (flat ? 0 : s.slots); ++slot)
       for (int64_t k = 0; k < count; ++k)
         offset.push_back(int32_t((slot + dwconv.entry[k].column() / 3) % s.slots * s.pitch + dwconv.entry[k].column() % 3 - 1));
   }
 
   // Those of an image, its rows so far apart, with zeros around it: `panel` takes slot 0 and where the pixels are.
-  Taps(const MirlRows& dwconv, int64_t row) : rows(dwconv), count(dwconv.start[dwconv.rows]) {
-    for (int64_t k = 0; k < count; ++k)
-      offset.push_back(int32_t((dwconv.entry[k].column() / 3 - 1) * row + dwconv.entry[k].column() % 3 - 1));
+  Taps(const MirlRows& dwconv, int64_t row, int64_t flat) : rows(dwconv), count(dwconv.start[dwconv.rows]) {
+    neighbours(flat ? flat : row, flat);
   }
 
   // Whether a channel has all nine taps, which `nine` is for. Vectors that do not begin where cache lines do take long to
   // load where they are as long as these, so that those on both sides are put together from what lies there.
-  bool complete(int64_t channel) const { return L == 16 && rows.start[channel + 1] - rows.start[channel] == 9; }
+  static bool complete(const MirlRows& rows, int64_t channel) { return L == 16 && rows.start[channel + 1] - rows.start[channel] == 9; }
 
   // use(tap, vector, pixels) for V vectors of a row of pixels, as `panel` takes them.
-  template <int V, class Use>
+  template <int V, bool FLAT, class Use>
   __attribute__((always_inline)) void nine([[maybe_unused]] int64_t channel, [[maybe_unused]] int64_t slot, [[maybe_unused]] const float* in,
                                            [[maybe_unused]] Use&& use) const {
 #if MIRL_LANES == 16
@@ -376,29 +387,47 @@ struct Taps {
     for (int y = 0; y < 3; ++y) {
       const float* p = in + centre[3 * y];
       Vec x[V + 2];
-      for (int v = 0; v < V + 2; ++v) x[v] = load(p + (v - 1) * L);
+      for (int v = FLAT; v < V + 2 - FLAT; ++v) x[v] = load(p + (v - 1) * L);
       for (int v = 0; v < V; ++v) {
-        use(3 * y, v, one_before(x[v], x[v + 1]));
+        use(3 * y, v, FLAT ? one_before(x[v + 1], within[0]) : one_before(x[v], x[v + 1]));
         use(3 * y + 1, v, x[v + 1]);
-        use(3 * y + 2, v, one_behind(x[v + 1], x[v + 2]));
+        use(3 * y + 2, v, FLAT ? one_behind(x[v + 1], within[2]) : one_behind(x[v + 1], x[v + 2]));
       }
     }
 #endif
   }
 
+  // What tap k, whose offset is part of p, meets there.
+  template <bool FLAT>
+  Vec pixels(int64_t k, const float* p) const {
+    return FLAT ? load_some(p, within[rows.entry[k].column() % 3]) : load(p);
+  }
+
+  // f(std::bool_constant<flat>): loops that leave it open to run time are slower.
+  template <class F>
+  __attribute__((always_inline)) void with_flat(F&& f) const {
+    if (flat) f(std::true_type{});
+    else f(std::false_type{});
+  }
+
   // V vectors of a channel, from `in` on in each slot; the taps' first row is in slot `slot`.
   template <int V>
   void panel(int64_t channel, int64_t slot, const float* in, Vec* sums) const {
-    for (int v = 0; v < V; ++v) sums[v] = all(rows.bias ? rows.bias[channel] : 0.0f);
-    if (complete(channel)) {
-      const MirlEntry* entry = rows.entry + rows.start[channel];
-      return nine<V>(channel, slot, in, [&](int tap, int v, Vec x) { sums[v] += entry[tap].value * x; });
-    }
-    for (int32_t k = rows.start[channel], end = rows.start[channel + 1]; k < end; ++k) {
-      const float* p = in + offset[slot * count + k];
-      const Vec w = all(rows.entry[k].value);
-      for (int v = 0; v < V; ++v) sums[v] += w * load(p + v * L);
-    }
+    with_flat([&](auto FLAT) {
+      Vec own[V];  // in registers, as `sums` might not be
+      for (int v = 0; v < V; ++v) own[v] = all(rows.bias ? rows.bias[channel] : 0.0f);
+      if (complete(rows, channel)) {
+        const MirlEntry* entry = rows.entry + rows.start[channel];
+        nine<V, FLAT>(channel, slot, in, [&](int tap, int v, Vec x) { own[v] += entry[tap].value * x; });
+      } else {
+        for (int32_t k = rows.start[channel], end = rows.start[channel + 1]; k < end; ++k) {
+          const float* p = in + offset[slot * count + k];
+          const Vec w = all(rows.entry[k].value);
+          for (int v = 0; v < V; ++v) own[v] += w * pixels<FLAT>(k, p + v * L);
+        }
+      }
+      for (int v = 0; v < V; ++v) sums[v] = own[v];
+    });
   }
 
   // Both halves of pair j of `pairs`: the ring's hidden channels are all first halves, then all second ones.
@@ -408,6 +437,19 @@ struct Taps {
     const float* in = step.hidden + j * hidden_stride + at.column;
     panel<V>(j, slot, in, left);
     panel<V>(pairs + j, slot, in + pairs * hidden_stride, right);
+  }
+
+ private:
+  void neighbours(int64_t row, int64_t columns) {
+    for (int64_t k = 0; k < count; ++k)
+      offset.push_back(int32_t((rows.entry[k].column() / 3 - 1) * row + rows.entry[k].column() % 3 - 1));
+    if (!columns) return;
+    flat = true;
+    for (int64_t x = -1; x <= 1; ++x) {
+      within[x + 1] = 0;
+      for (int64_t i = 0; i < L; ++i)
+        if (i % columns + x >= 0 && i % columns + x < columns) within[x + 1] |= 1 << i;
+    }
   }
 };
 

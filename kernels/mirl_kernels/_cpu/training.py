@@ -23,6 +23,24 @@ def workspace(floats: int) -> Tensor:
     return kept[:floats]
 
 
+def flat(batch: int, _: int, height: int, width: int) -> bool:
+    """Whether images of this shape had better have all rows as one: short ones, and items enough to share out."""
+    return width in (1, 2, 4, 8, 16) and height * width <= 1024 and batch >= 8
+
+
+def laid_out(x: Tensor) -> Tensor:
+    """x, or a copy of it, as the kernels take it."""
+    return x.contiguous() if x.ndim == 4 and flat(*x.shape) else _cpu.with_rows(x)
+
+
+def empty(batch: int, channels: int, height: int, width: int) -> Tensor:
+    """An uninitialised (B, C, H, W) image. The channels of each of its rows lie together (where planes lie a power of two
+    apart, all channels of a pixel meet in one set of the cache), unless all rows do."""
+    if flat(batch, channels, height, width):
+        return torch.empty(batch, channels, height, width)
+    return torch.empty(batch, height, channels, width).permute(0, 2, 1, 3)
+
+
 class _Weight(Structure):
     _fields_ = [("packed", c_void_p), ("source", c_void_p), ("weight", c_void_p), ("gradient", c_void_p)]
 

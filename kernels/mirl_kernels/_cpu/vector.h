@@ -23,6 +23,8 @@ inline Vec all(float x) { return x - Vec{}; }
 #if MIRL_LANES == 16
 inline Vec load(const float* p, int64_t n) { return (Vec)_mm512_maskz_loadu_ps(__mmask16((1u << n) - 1), p); }
 inline void store(float* p, Vec v, int64_t n) { _mm512_mask_storeu_ps(p, __mmask16((1u << n) - 1), (__m512)v); }
+// Lanes by the bits of `which`, the others zero.
+inline Vec load_some(const float* p, uint16_t which) { return (Vec)_mm512_maskz_loadu_ps(__mmask16(which), p); }
 #else
 inline Vec load(const float* p, int64_t n) {
   Vec v{};
@@ -30,6 +32,11 @@ inline Vec load(const float* p, int64_t n) {
   return v;
 }
 inline void store(float* p, Vec v, int64_t n) { std::memcpy(p, &v, sizeof(float) * n); }
+inline Vec load_some(const float* p, uint16_t which) {
+  Vec v = load(p);
+  for (int64_t i = 0; i < L; ++i) v[i] = which >> i & 1 ? v[i] : 0.0f;
+  return v;
+}
 #endif
 inline Vec vmin(Vec a, Vec b) { return a < b ? a : b; }
 inline Vec vmax(Vec a, Vec b) { return a > b ? a : b; }
@@ -65,7 +72,7 @@ inline float sum(Vec v) {
   return total + lanes[0];
 }
 
-// Lane i of the result is the sum of v[i]'s lanes; v (L vectors) is overwritten.
+// Lane i of the result of `sums` is the sum of v[i]'s lanes.
 #if MIRL_LANES == 16
 #define MIRL_EVEN 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30
 #define MIRL_ODD 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31
@@ -93,24 +100,37 @@ inline Vec one_before(Vec a, Vec b) {
   return MIRL_SHUFFLE(a, b, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30);
 }
 inline Vec one_behind(Vec a, Vec b) { return MIRL_SHUFFLE(a, b, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16); }
+// The same within a vector, of the lanes by the bits of `which`, the others zero.
+inline Vec one_before(Vec a, uint16_t which) { return (Vec)_mm512_maskz_alignr_epi32(which, (__m512i)a, (__m512i)a, 15); }
+inline Vec one_behind(Vec a, uint16_t which) { return (Vec)_mm512_maskz_alignr_epi32(which, (__m512i)a, (__m512i)a, 1); }
 #endif
-inline Vec sums(Vec* v) {
-  for (int64_t n = L / 2; n; n /= 2)
-    for (int64_t i = 0; i < n; ++i)
-      v[i] = MIRL_SHUFFLE(v[2 * i], v[2 * i + 1], MIRL_EVEN) + MIRL_SHUFFLE(v[2 * i], v[2 * i + 1], MIRL_ODD);
-  return v[0];
+// In registers from the first step on: loops that the compiler did not unroll would go through memory.
+template <int N>
+__attribute__((always_inline)) inline void add_pairs(Vec* v) {
+#pragma GCC unroll 8
+  for (int i = 0; i < N; ++i) v[i] = MIRL_SHUFFLE(v[2 * i], v[2 * i + 1], MIRL_EVEN) + MIRL_SHUFFLE(v[2 * i], v[2 * i + 1], MIRL_ODD);
+  if constexpr (N > 1) add_pairs<N / 2>(v);
+}
+__attribute__((always_inline)) inline Vec sums(const Vec* v) {
+  Vec own[L];
+#pragma GCC unroll 16
+  for (int i = 0; i < L; ++i) own[i] = v[i];
+  add_pairs<L / 2>(own);
+  return own[0];
 }
 
 // Lane i of v[j] and lane j of v[i] change places: interleaving the halves log2(L) times is a transposition.
-inline void transpose(Vec* v) {
+template <int N = 1>
+__attribute__((always_inline)) inline void transpose(Vec* v) {
   Vec w[L];
-  for (int64_t n = 1; n < L; n *= 2) {
-    for (int64_t i = 0; i < L / 2; ++i) {
-      w[2 * i] = MIRL_SHUFFLE(v[i], v[i + L / 2], MIRL_LOW);
-      w[2 * i + 1] = MIRL_SHUFFLE(v[i], v[i + L / 2], MIRL_HIGH);
-    }
-    std::memcpy(v, w, sizeof w);
+#pragma GCC unroll 8
+  for (int i = 0; i < L / 2; ++i) {
+    w[2 * i] = MIRL_SHUFFLE(v[i], v[i + L / 2], MIRL_LOW);
+    w[2 * i + 1] = MIRL_SHUFFLE(v[i], v[i + L / 2], MIRL_HIGH);
   }
+#pragma GCC unroll 16
+  for (int i = 0; i < L; ++i) v[i] = w[i];
+  if constexpr (N * 2 < L) transpose<N * 2>(v);
 }
 
 inline int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }

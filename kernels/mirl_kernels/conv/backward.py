@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mirl_kernels import _cpu
-from mirl_kernels._cpu.training import Pattern, Weights, workspace
+from mirl_kernels._cpu.training import Pattern, Weights, empty, workspace
 from mirl_kernels.conv import prepare
 from mirl_kernels.conv.window import Window
 
@@ -53,7 +53,7 @@ class _Function(torch.autograd.Function):
         ctx.save_for_backward(x, weight)
         batch, _, height, width = x.shape
         r, u = max(shuffle, 1), max(-shuffle, 1)
-        y = _cpu.empty(batch, op.outputs * u * u // (r * r), height * r // u, width * r // u, gaps=False)
+        y = empty(batch, op.outputs * u * u // (r * r), height * r // u, width * r // u)
         added = None if residual is None else _cpu.with_rows(residual)
         prepare(x, y, op.weights.forward[0], op.inputs, (1, 1), shuffle, _cpu.activation("none"), added)()
         return y
@@ -70,7 +70,7 @@ class _Function(torch.autograd.Function):
         inner, dx = _cpu.with_rows(inner), None
         op.weights.fill_back([weight], ctx.filled)
         if ctx.needs_input_grad[0]:
-            dx = _cpu.empty(*x.shape, gaps=False)
+            dx = empty(*x.shape)
             prepare(inner, dx, op.weights.back[0], op.outputs, (1, 1), 1, _cpu.activation("none"))()
         written = workspace(op.weights.gradient_floats)
         forward = _cpu.address(op.weights.forward[0])

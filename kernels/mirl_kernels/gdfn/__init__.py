@@ -49,9 +49,10 @@ def live_after_taps(pointwise: Tensor, dwconv: Tensor, bias: Tensor | None, tap_
 
 
 def arguments(x: Tensor, out: Tensor, project_in: Tensor, dwconv: Tensor, project_out: Tensor, centred: bool,
-              gain: Tensor | None = None, offset: Tensor | None = None) -> Args:  # fmt: skip
-    """``out`` = GDFN(x) by packed matrices; ``gain`` and ``offset`` of the norm, where they are not part of project_in."""
-    return Args(_cpu.image(x), _cpu.image(out), _cpu.size(x), *map(_cpu.address, (project_in, dwconv, project_out)), centred,
+              gain: Tensor | None = None, offset: Tensor | None = None, flat: bool = False) -> Args:  # fmt: skip
+    """``out`` = GDFN(x) by packed matrices; ``gain`` and ``offset`` of the norm, where they are not part of project_in;
+    ``flat`` as in `_cpu.size`."""
+    return Args(_cpu.image(x), _cpu.image(out), _cpu.size(x, flat), *map(_cpu.address, (project_in, dwconv, project_out)), centred,
                 *(None if t is None else t.data_ptr() for t in (gain, offset)))  # fmt: skip
 
 

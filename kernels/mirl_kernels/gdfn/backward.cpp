@@ -8,8 +8,9 @@ void gdfn_backward(MirlGdfnBackward& a) {
   const MirlGdfn& g = a.gdfn;
   const MirlRows project_in = g.project_in->view(), dwconv = g.dwconv->view(), project_out = g.project_out->view();
   const MirlRows out_transposed = a.project_out_transposed->view();
-  const int64_t channels = g.size.channels, hidden = project_in.rows, pairs = hidden / 2;
-  const Strips s(g.size, hidden, TRAINING_TASKS);
+  const MirlSize size = flattened(g.size);
+  const int64_t channels = size.channels, hidden = project_in.rows, pairs = hidden / 2;
+  const Strips s(size, hidden, TRAINING_TASKS);
   Beginning beginning{s, g.x, a.dy, a.dx, project_in, a.project_in_transposed->view(), dwconv, a.dwconv_flipped->view(), g.gain, g.offset, a.threads};
   const int64_t out_count = gradient_floats(project_out);
   std::vector<float>& outer = zeroed(s.tasks(), out_count, 1);
@@ -19,14 +20,13 @@ void gdfn_backward(MirlGdfnBackward& a) {
   beginning.run([&](const Items& items, const MirlImage& back) {
     run_strips(s, items, channels * PANEL, (channels + 2 * pairs) * PANEL + correlate_floats(project_out), a.threads, fill, [&](const Step& step) {
       float *dy = step.extra, *gate_gradient = dy + channels * PANEL, *gated = gate_gradient + pairs * PANEL;
-      float* tap_sums = beginning.partial.data() + step.task * beginning.stride + beginning.tapped;
       const std::vector<Place> all = places(step.count, step.x1 - step.x0);
       grouped(all.size(), [&](int64_t first, int64_t count) {
         const Place* at = all.data() + first;
         with_vectors(count, [&](auto n) {
           gather<n>(a.dy, step.b, channels, step.y, step.x0, at, dy);
           product_panel(out_transposed, dy, n, gate_gradient);
-          Sums left_taps(tap_sums), right_taps(tap_sums + dwconv.start[pairs]);
+          TapSums left_taps = beginning.tap_sums(step), right_taps = beginning.tap_sums(step);
           for (int64_t j = 0; j < pairs; ++j) {
             Vec d[2][n];
             runs<std::min<int>(TAPPED, n)>(at, n, [&](int64_t v, auto few) {

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mirl_kernels import _cpu
-from mirl_kernels._cpu.training import Pattern, Weights, normalised, plain, workspace
+from mirl_kernels._cpu.training import Pattern, Weights, empty, flat, laid_out, normalised, plain, workspace
 from mirl_kernels.gdfn import Args, arguments, ordered_pairs
 
 
@@ -43,28 +43,24 @@ class _Function(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, gain: Tensor, offset: Tensor, project_in: Tensor, dwconv: Tensor, project_out: Tensor,
                 op: TrainableGDFN) -> Tensor:  # fmt: skip
-        x, gain, offset = _cpu.with_rows(x), plain(gain), plain(offset)
+        x, gain, offset = laid_out(x), plain(gain), plain(offset)
         ctx.op, ctx.filled = op, op.weights.fill((project_in, dwconv, project_out))
         ctx.save_for_backward(x, gain, offset, project_in, dwconv, project_out)
-        y = _cpu.empty(*x.shape, gaps=False)
+        y = empty(*x.shape)
         _cpu.check(x, op.channels, y, x.shape)
         first, taps, last = op.weights.forward
-        _cpu.Call("gdfn", arguments(x, y, first, taps, last, True, gain, offset))()
+        _cpu.Call("gdfn", arguments(x, y, first, taps, last, True, gain, offset, flat(*x.shape)))()
         return y
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         op, (x, gain, offset, *weights) = ctx.op, ctx.saved_tensors
-        dy, dx, d_gain, d_offset = (
-            _cpu.with_rows(dy),
-            _cpu.empty(*x.shape, gaps=False),
-            *map(torch.empty_like, (gain, offset)),
-        )
+        dy, dx, d_gain, d_offset = laid_out(dy), empty(*x.shape), *map(torch.empty_like, (gain, offset))
         op.weights.fill_back(weights, ctx.filled)
         written = workspace(op.weights.gradient_floats)
         first, taps, last = op.weights.forward
-        forward = arguments(x, x, first, taps, last, True, gain, offset)
+        forward = arguments(x, x, first, taps, last, True, gain, offset, flat(*x.shape))
         _cpu.Call("gdfn_backward", _Args(forward, _cpu.image(dy), _cpu.image(dx), *map(_cpu.address, op.weights.back),
                                          *(t.data_ptr() for t in (written, d_gain, d_offset))))()  # fmt: skip
         return dx, d_gain, d_offset, *op.weights.spread(written, weights), None

@@ -4,7 +4,7 @@ namespace MIRL_ISA {
 
 void gdfn(MirlGdfn& a) {
   const MirlRows project_in = a.project_in->view(), project_out = a.project_out->view();
-  const Strips s(a.size, project_in.rows, a.threads);
+  const Strips s(flattened(a.size), project_in.rows, a.threads);
   const Taps taps(a.dwconv->view(), s);
   const int64_t panel = a.size.channels * PANEL, gated = project_out.columns * PANEL;
   run_strips(s, panel, gated, a.threads, fill_normalised(s, a.x, project_in, a.centred, 1e-5f, a.gain, a.offset), [&](const Step& step) {

@@ -54,12 +54,12 @@ def ordered_channels(qkv: Tensor, dwconv: Tensor, project_out: Tensor, heads: in
 
 def arguments(x: Tensor, out: Tensor, qkv: Tensor, dwconv: Tensor, project_out: Tensor, temperature: Tensor,
               live: Sequence[Tensor], centred: bool, scratch: Tensor | None, gain: Tensor | None = None,
-              offset: Tensor | None = None, sums: Tensor | None = None) -> Args:  # fmt: skip
+              offset: Tensor | None = None, sums: Tensor | None = None, flat: bool = False) -> Args:  # fmt: skip
     """``out`` = MDTA(x) by packed matrices; ``live`` are the channels of q, k and v that qkv's rows compute; ``gain`` and
-    ``offset`` of the norm, where they are not part of qkv; ``sums`` takes what training keeps."""
+    ``offset`` of the norm, where they are not part of qkv; ``sums`` takes what training keeps; ``flat`` as in `_cpu.size`."""
     given = (None if t is None else t.data_ptr() for t in (gain, offset))
     kept = (None if t is None else t.data_ptr() for t in (scratch, sums))
-    return Args(_cpu.image(x), _cpu.image(out), _cpu.size(x), *map(_cpu.address, (qkv, dwconv, project_out)),
+    return Args(_cpu.image(x), _cpu.image(out), _cpu.size(x, flat), *map(_cpu.address, (qkv, dwconv, project_out)),
                 temperature.data_ptr(), centred, *given, temperature.numel(), *map(len, live), *map(_cpu.address, live),
                 *kept)  # fmt: skip
 

@@ -25,7 +25,8 @@ struct Item {
 }  // namespace
 
 void mdta_backward(MirlMdtaBackward& a) {
-  const MirlMdta& m = a.mdta;
+  MirlMdta m = a.mdta;
+  m.size = flattened(m.size);
   const Layout layout(m);
   const MirlRows qkv = m.qkv->view(), dwconv = m.dwconv->view(), project_out = m.project_out->view();
   const MirlRows out_transposed = a.project_out_transposed->view();
@@ -148,7 +149,7 @@ void mdta_backward(MirlMdtaBackward& a) {
             product_panel(item.heads[h].from_q.rows(nullptr), q + live_q.first * PANEL, n, d + (m.q_count + live_k.first) * PANEL);
             product_panel(item.heads[h].from_out.rows(nullptr), d_out + h * per_head * PANEL, n, d + (qk + live_v.first) * PANEL);
           }
-          Sums tap_sums(beginning.partial.data() + step.task * beginning.stride + beginning.tapped);
+          TapSums tap_sums = beginning.tap_sums(step);
           for (int64_t j = 0; j < hidden; ++j) {
             Vec own[n];
             for (int v = 0; v < n; ++v) {

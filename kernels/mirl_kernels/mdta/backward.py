@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mirl_kernels import _cpu
 from mirl_kernels._cpu import Forms
-from mirl_kernels._cpu.training import Pattern, Weights, normalised, plain, workspace
+from mirl_kernels._cpu.training import Pattern, Weights, empty, flat, laid_out, normalised, plain, workspace
 from mirl_kernels.mdta import Args, arguments, ordered_channels, scratch_for
 
 
@@ -46,14 +46,14 @@ class _Function(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, gain: Tensor, offset: Tensor, qkv: Tensor, dwconv: Tensor, temperature: Tensor,
                 project_out: Tensor, op: TrainableMDTA) -> Tensor:  # fmt: skip
-        x, gain, offset, temperature = _cpu.with_rows(x), plain(gain), plain(offset), plain(temperature)
+        x, gain, offset, temperature = laid_out(x), plain(gain), plain(offset), plain(temperature)
         ctx.op, ctx.filled = op, op.weights.fill((qkv, dwconv, project_out))
-        y = _cpu.empty(*x.shape, gaps=False)
+        y = empty(*x.shape)
         _cpu.check(x, op.channels, y, x.shape)
         v, sums = scratch_for(x, op.live), x.new_empty(len(x) * op.sums, dtype=torch.float64)
         ctx.save_for_backward(x, gain, offset, temperature, v, sums, qkv, dwconv, project_out)
         first, taps, last = op.weights.forward
-        args = arguments(x, y, first, taps, last, temperature, op.live, True, v, gain, offset, sums)
+        args = arguments(x, y, first, taps, last, temperature, op.live, True, v, gain, offset, sums, flat(*x.shape))
         _cpu.Call("mdta", args)()
         return y
 
@@ -61,15 +61,11 @@ class _Function(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         op, (x, gain, offset, temperature, v, sums, *weights) = ctx.op, ctx.saved_tensors
-        dy, dx, small = (
-            _cpu.with_rows(dy),
-            _cpu.empty(*x.shape, gaps=False),
-            [torch.empty_like(t) for t in (gain, offset, temperature)],
-        )
+        dy, dx, small = laid_out(dy), empty(*x.shape), [torch.empty_like(t) for t in (gain, offset, temperature)]
         op.weights.fill_back(weights, ctx.filled)
         written = workspace(op.weights.gradient_floats)
         first, taps, last = op.weights.forward
-        forward = arguments(x, x, first, taps, last, temperature, op.live, True, v, gain, offset, sums)
+        forward = arguments(x, x, first, taps, last, temperature, op.live, True, v, gain, offset, sums, flat(*x.shape))
         args = _Args(forward, _cpu.image(dy), _cpu.image(dx), *map(_cpu.address, op.weights.back),
                      *(t.data_ptr() for t in (written, *small)))  # fmt: skip
         _cpu.Call("mdta_backward", args)()

@@ -3,6 +3,7 @@
 namespace MIRL_ISA {
 
 void mdta(MirlMdta& a) {
+  a.size = flattened(a.size);
   const Attention attention(a);
   const int64_t width = a.size.width, height = a.size.height;
   const int64_t step = std::max<int64_t>(1, PANEL / round_up(width, L)), steps = (height + step - 1) / step;
