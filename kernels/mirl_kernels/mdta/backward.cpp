@@ -11,8 +11,8 @@ namespace {
 // How gradients go back through an item's attention: dv = from_dy dy, and head by head dq = from_k k - q_scale q,
 // dk = from_q q - k_scale k.
 struct Item {
-  Dense from_dy;
   std::vector<Dense> attention, from_k, from_q;
+  Dense from_dy{0, 0};
   std::vector<float> scale;  // of each live q, then k
 };
 
@@ -52,42 +52,38 @@ void mdta_backward(MirlMdtaBackward& a) {
 
   // The gradient of the attention, then back through the softmax and the norms of q and k, which are at least 1e-12: where
   // one is zero, so is all that it scales, and its gradient.
-  std::vector<Item> items(batch, {Dense(m.v_count, channels), {}, {}, {}, std::vector<float>(qk)});
+  std::vector<Item> items(batch);
   std::vector<double> temperature(batch * m.heads, 0.0);
   auto soften = [&](int64_t b) {
     Item& item = items[b];
     const double *sums = m.sums + b * layout.sums(), *norm = sums + layout.gram;
+    const std::vector<double> reciprocals = reciprocal_norms(layout, sums);
     float* by_v = grams + b * shares * gram;
     for (int64_t i = gram; i < shares * gram; ++i) by_v[i % gram] += by_v[i];
-    const int64_t stride = round_up(m.v_count, L) + L;  // what lies behind a head's v is read, and has zeros added
-    std::vector<float> by_dy(channels * stride), composed(channels * stride), weights(stride), gradient(stride);
+    const int64_t stride = round_up(m.v_count, L) + L;  // what lies behind a head's v is read, too
+    std::vector<float> by_dy(channels * stride), gradient(stride), composed(stride);
+    Weights weights(layout, channels);
     for (int64_t v = 0; v < m.v_count; v += L)
       for (int64_t c = 0; c < channels; c += L)
         turn(by_v + v * wide + c, wide, by_dy.data() + c * stride + v, stride, std::min(L, m.v_count - v), std::min(L, channels - c));
-    std::vector<double> along(qk, 0.0), length(qk);
-    for (int64_t i = 0; i < qk; ++i) length[i] = std::max(std::sqrt(norm[i]), 1e-12);
+    std::vector<double> along(qk, 0.0), weight, by_k;
     for (int64_t h = 0; h < m.heads; ++h) {
       const Span &q = layout.q[h], &k = layout.k[h], &v = layout.v[h];
       Dense& attention = item.attention.emplace_back(per_head, v.size());
       Dense &from_k = item.from_k.emplace_back(q.size(), k.size()), &from_q = item.from_q.emplace_back(k.size(), q.size());
       for (int64_t c = h * per_head; c < (h + 1) * per_head; ++c) {
-        const std::vector<double> weight = softmax_row(m, layout, sums, c);
-        std::fill(weights.begin(), weights.end(), 0.0f);
-        for (int64_t j = 0; j < v.size(); ++j)
-          weights[j] = attention.at(c - h * per_head, j) = float(weight[m.v_index[v.first + j] - h * per_head]);
-        for (int64_t j = 0; j < v.size(); j += L) {
-          const Vec own = load(&weights[j]);
-          Vec sum{};
-          for (int64_t e = out_transposed.start[c]; e < out_transposed.start[c + 1]; ++e) {
-            const int64_t at = out_transposed.entry[e].column() * stride + v.first + j;
-            sum += out_transposed.entry[e].value * load(&by_dy[at]);
-            store(&composed[at], load(&composed[at]) + out_transposed.entry[e].value * own);
-          }
-          store(&gradient[j], sum);
-        }
+        softmax_row(m, layout, sums, reciprocals.data(), c, weight);
+        weights.set(m, layout, c, weight);
+        for (int64_t j = 0; j < v.size(); ++j) attention.at(c - h * per_head, j) = weights.row(c)[j];
         const int64_t i = layout.place[c];
         if (i < 0) continue;
-        std::vector<double> by_k(per_head, 0.0);
+        for (int64_t j = 0; j < v.size(); j += L) {
+          Vec sum{};
+          for (int64_t e = out_transposed.start[c]; e < out_transposed.start[c + 1]; ++e)
+            sum += out_transposed.entry[e].value * load(&by_dy[out_transposed.entry[e].column() * stride + v.first + j]);
+          store(&gradient[j], sum);
+        }
+        by_k.assign(per_head, 0.0);
         double mean = 0;
         for (int64_t j = 0; j < v.size(); ++j) {
           const int64_t to = m.v_index[v.first + j] - h * per_head;
@@ -95,19 +91,24 @@ void mdta_backward(MirlMdtaBackward& a) {
         }
         for (int64_t j = k.first; j < k.last; ++j) {
           const int64_t column = m.k_index[j] - h * per_head;
-          const double lengths = length[i] * length[m.q_count + j];
-          const double cosine = sums[layout.start[h] + (i - q.first) * layout.wide[h] + j - k.first] / lengths;
+          const double scale = reciprocals[i] * reciprocals[m.q_count + j];
+          const double cosine = sums[layout.start[h] + (i - q.first) * layout.wide[h] + j - k.first] * scale;
           const double logit = weight[column] * (by_k[column] - mean), d = logit * m.temperature[h];
           temperature[b * m.heads + h] += logit * cosine;
           along[i] += d * cosine, along[m.q_count + j] += d * cosine;
-          const float scaled = norm[i] > 0 && norm[m.q_count + j] > 0 ? float(d / lengths) : 0.0f;
+          const float scaled = norm[i] > 0 && norm[m.q_count + j] > 0 ? float(d * scale) : 0.0f;
           from_k.at(i - q.first, j - k.first) = from_q.at(j - k.first, i - q.first) = scaled;
         }
       }
     }
+    item.scale.resize(qk);
     for (int64_t i = 0; i < qk; ++i) item.scale[i] = norm[i] > 0 ? float(along[i] / norm[i]) : 0.0f;
-    for (int64_t v = 0; v < m.v_count; v += 4)  // what is behind the last row is zero, as it is in `composed`
-      for (int64_t c = 0; c < channels; ++c) std::memcpy(&item.from_dy.at(v, c), &composed[c * stride + v], 4 * sizeof(float));
+    item.from_dy = Dense(m.v_count, channels);
+    for (int64_t c = 0; c < channels; ++c) {
+      weights.compose(layout, project_out, c, composed.data());
+      for (int64_t v = 0; v < m.v_count; v += 4)  // behind the last row are zeros, as there are in `composed`
+        std::memcpy(&item.from_dy.at(v, c), &composed[v], 4 * sizeof(float));
+    }
   };
   mirl::parallel(batch, a.threads, soften);
   for (int64_t h = 0; h < m.heads; ++h) {

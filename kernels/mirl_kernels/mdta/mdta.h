@@ -116,25 +116,63 @@ inline std::vector<double> pass_one(const MirlMdta& a, const Layout& layout) {
   return total;
 }
 
+// The reciprocals of the norms of q and k, each at least 1e-12.
+inline std::vector<double> reciprocal_norms(const Layout& layout, const double* sums) {
+  std::vector<double> found(sums + layout.gram, sums + layout.sums());
+  for (double& norm : found) norm = 1 / std::max(std::sqrt(norm), 1e-12);
+  return found;
+}
+
 // Row `channel` of the softmax, over every k of its head: a dead one has a logit of 0, and its exp(0) = 1 is part of
 // the denominator.
-inline std::vector<double> softmax_row(const MirlMdta& a, const Layout& layout, const double* total, int64_t channel) {
+inline void softmax_row(const MirlMdta& a, const Layout& layout, const double* sums, const double* reciprocals, int64_t channel,
+                        std::vector<double>& weight) {
   const int64_t h = channel / layout.per_head, q = layout.place[channel];
-  const double *q_norm = total + layout.gram, *k_norm = q_norm + a.q_count;
-  std::vector<double> weight(layout.per_head, 0.0);
+  weight.assign(layout.per_head, 0.0);
   if (q >= 0) {
-    const double norm = std::max(std::sqrt(q_norm[q]), 1e-12);
-    const double* row = total + layout.start[h] + (q - layout.q[h].first) * layout.wide[h];
+    const double* row = sums + layout.start[h] + (q - layout.q[h].first) * layout.wide[h];
     for (int64_t k = layout.k[h].first; k < layout.k[h].last; ++k)
       weight[a.k_index[k] - h * layout.per_head] =
-          row[k - layout.k[h].first] / norm / std::max(std::sqrt(k_norm[k]), 1e-12) * a.temperature[h];
+          row[k - layout.k[h].first] * reciprocals[q] * reciprocals[a.q_count + k] * a.temperature[h];
   }
   const double most = *std::max_element(weight.begin(), weight.end());
   double denominator = 0;
   for (double& w : weight) denominator += w = std::exp(w - most);
   for (double& w : weight) w /= denominator;
-  return weight;
 }
+
+// An item's attention: a row for each channel, the weights of its head's live v, with zeros behind them.
+struct Weights {
+  int64_t stride = 0;
+  std::vector<float> values;
+
+  Weights(const Layout& layout, int64_t channels) {
+    for (const Span& v : layout.v) stride = std::max(stride, round_up(v.size(), L));
+    values.resize(channels * stride);
+  }
+  float* row(int64_t channel) { return values.data() + channel * stride; }
+  const float* row(int64_t channel) const { return values.data() + channel * stride; }
+  // By a row of the softmax.
+  void set(const MirlMdta& a, const Layout& layout, int64_t channel, const std::vector<double>& weight) {
+    const int64_t h = channel / layout.per_head;
+    for (int64_t v = layout.v[h].first; v < layout.v[h].last; ++v)
+      row(channel)[v - layout.v[h].first] = float(weight[a.v_index[v] - h * layout.per_head]);
+  }
+  // Row r of project_out composed with it, by all live v, and zeros behind them: room for a vector more.
+  void compose(const Layout& layout, const MirlRows& project_out, int64_t r, float* to) const {
+    const MirlEntry *begin = project_out.entry + project_out.start[r], *last = project_out.entry + project_out.start[r + 1];
+    for (size_t h = 0; h < layout.v.size(); ++h) {
+      const MirlEntry* end = begin;
+      while (end < last && end->column() < int64_t(h + 1) * layout.per_head) ++end;
+      for (int64_t j = 0; j < layout.v[h].size(); j += L) {  // what lies behind a head is written by the next one
+        Vec sum{};
+        for (const MirlEntry* e = begin; e < end; ++e) sum += e->value * load(row(e->column()) + j);
+        store(to + layout.v[h].first + j, sum);
+      }
+      begin = end;
+    }
+  }
+};
 
 // A dense matrix in the form that `product` takes.
 struct Dense {
@@ -164,36 +202,38 @@ class Attention {
         per_head(layout.per_head) {
     const std::vector<double> total = pass_one(a, layout);
     if (a.sums) std::copy(total.begin(), total.end(), a.sums);
-    std::vector<int64_t> start(a.heads + 1, 0);  // of each head's attention matrix: per_head rows, its live v as columns
-    for (int64_t h = 0; h < a.heads; ++h) start[h + 1] = start[h] + per_head * layout.v[h].size();
-    composed = channels * a.v_count <= start[a.heads] + project_out.start[channels] * 2;
+    int64_t by_head = 0;
+    for (const Span& v : layout.v) by_head += per_head * v.size();
+    composed = channels * a.v_count <= by_head + project_out.start[channels] * 2;
     for (int64_t b = 0; b < a.size.batch; ++b) {
       if (composed) matrices.emplace_back(channels, a.v_count);
       for (int64_t h = 0; h < a.heads && !composed; ++h) matrices.emplace_back(per_head, layout.v[h].size());
     }
-    std::vector<double> attention(a.size.batch * start[a.heads]);
+    std::vector<Weights> attention(a.size.batch, Weights(layout, channels));
     auto soften = [&](int64_t t) {
-      const int64_t b = t / channels, c = t % channels, h = c / per_head;
-      const std::vector<double> weight = softmax_row(a, layout, total.data() + b * layout.sums(), c);
-      double* to = attention.data() + b * start[a.heads] + start[h] + c % per_head * layout.v[h].size();
-      for (int64_t v = 0; v < layout.v[h].size(); ++v) {
-        to[v] = weight[a.v_index[layout.v[h].first + v] - h * per_head];
-        if (!composed) matrices[b * a.heads + h].at(c % per_head, v) = float(to[v]);
+      const int64_t b = t / a.heads, h = t % a.heads;
+      const double* sums = total.data() + b * layout.sums();
+      const std::vector<double> reciprocals = reciprocal_norms(layout, sums);
+      std::vector<double> weight;
+      for (int64_t c = h * per_head; c < (h + 1) * per_head; ++c) {
+        softmax_row(a, layout, sums, reciprocals.data(), c, weight);
+        attention[b].set(a, layout, c, weight);
+        for (int64_t v = 0; v < layout.v[h].size() && !composed; ++v)
+          matrices[t].at(c - h * per_head, v) = attention[b].row(c)[v];
       }
     };
-    mirl::parallel(a.size.batch * channels, a.threads, soften);
+    mirl::parallel(a.size.batch * a.heads, a.threads, soften);
+    const int64_t parts = (channels + 3) / 4;
     auto compose = [&](int64_t t) {
-      const int64_t b = t / channels, r = t % channels;
-      std::vector<double> row(a.v_count, 0.0);
-      for (int32_t k = project_out.start[r]; k < project_out.start[r + 1]; ++k) {
-        const int64_t c = project_out.entry[k].column(), h = c / per_head;
-        const double* from = attention.data() + b * start[a.heads] + start[h] + c % per_head * layout.v[h].size();
-        for (int64_t v = 0; v < layout.v[h].size(); ++v)
-          row[layout.v[h].first + v] += project_out.entry[k].value * from[v];
+      const int64_t b = t / parts, first = t % parts * 4;
+      std::vector<float> row(a.v_count + 2 * L);
+      for (int64_t r = first; r < std::min(first + 4, channels); ++r) {
+        attention[b].compose(layout, project_out, r, row.data());
+        float* to = &matrices[b].at(r, 0);
+        for (int64_t v = 0; v < a.v_count; ++v) to[4 * v] = row[v];
       }
-      for (int64_t v = 0; v < a.v_count; ++v) matrices[b].at(r, v) = float(row[v]);
     };
-    if (composed) mirl::parallel(a.size.batch * channels, a.threads, compose);
+    if (composed) mirl::parallel(a.size.batch * parts, a.threads, compose);
   }
 
   int64_t scratch_floats() const { return (channels + a.v_count) * PANEL; }
