@@ -199,9 +199,10 @@ struct MirlWeight {
   const int32_t* source;
   float* weight;
   const float* gradient;
+  int64_t clear;  // floats of the weight that `spread` sets to zero first
 };
 
-// `fill` writes the values into the packed matrices. `spread` writes the weights' gradients (to `weight`, zeros) from what a
+// `fill` writes the values into the packed matrices. `spread` writes the weights' gradients (to `weight`) from what a
 // backward kernel left in `gradient`: chunk by chunk those of the entries, or of all, rows turned(columns) apart (gram.h).
 struct MirlWeights {
   const MirlWeight* weights;

@@ -81,6 +81,7 @@ void fill(MirlWeights& a) {
 }
 
 void spread(MirlWeights& a) {
+  for (int64_t i = 0; i < a.count; ++i) std::memset(a.weights[i].weight, 0, sizeof(float) * a.weights[i].clear);
   shared(a, [](const Share& share) {
     const MirlRows& m = share.rows;
     float* to = share.weight.weight;

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from ctypes import Array, Structure, addressof, c_int64, c_void_p
+from ctypes import Structure, addressof, c_int64, c_void_p
 
 import torch
 from torch import Tensor
@@ -15,12 +15,12 @@ from mirl_kernels._cpu import Forms
 _own = threading.local()
 
 
-def workspace(floats: int) -> Tensor:
-    """So many floats of memory that this thread keeps from one call to the next."""
-    kept = getattr(_own, "memory", None)
+def workspace(floats: int) -> int:
+    """Where so many floats of memory are that this thread keeps from one call to the next."""
+    kept: Tensor | None = getattr(_own, "memory", None)
     if kept is None or len(kept) < floats:
         kept = _own.memory = torch.empty(floats)
-    return kept[:floats]
+    return kept.data_ptr()
 
 
 def flat(batch: int, _: int, height: int, width: int) -> bool:
@@ -42,7 +42,13 @@ def empty(batch: int, channels: int, height: int, width: int) -> Tensor:
 
 
 class _Weight(Structure):
-    _fields_ = [("packed", c_void_p), ("source", c_void_p), ("weight", c_void_p), ("gradient", c_void_p)]
+    _fields_ = [
+        ("packed", c_void_p),
+        ("source", c_void_p),
+        ("weight", c_void_p),
+        ("gradient", c_void_p),
+        ("clear", c_int64),
+    ]
 
 
 class _Weights(Structure):
@@ -63,13 +69,14 @@ class Pattern:
             chunks = list(alive.any(0).nonzero()[:, 0].split(_cpu.CHUNK))
             self.packed = _cpu.pack_taps([(numbers, taps)], forms=forms)
         floats, source = self.packed.view(torch.float32), []
-        self.gradient_floats = 0
+        self.gradient_floats = self.whole = 0  # floats that its gradients take, and values that are among them anyway
         for columns, chunk in zip(chunks, self.packed[5 : 5 + 7 * len(chunks)].view(-1, 7).tolist(), strict=True):
             _, rows, _, start, entry, _, dense = chunk
             if dense:
                 pruned = (~alive[:, columns]).flatten().nonzero()[:, 0]
                 source += [row_at, column_at[columns], torch.tensor([len(pruned)]), pruned]
                 self.gradient_floats += rows * _cpu.turned(len(columns))
+                self.whole += rows * len(columns)
             else:
                 count = int(self.packed[start + rows])
                 source.append(floats[entry + 1 :][: 2 * count : 2].long() - 1)
@@ -89,51 +96,50 @@ class Pattern:
 
 
 class Weights:
-    """The weights of an op, as its forward and its backward kernel read them."""
+    """The weights of an op, as its forward and its backward kernel read them: each a matrix for either."""
 
     def __init__(self, forward: Sequence[Pattern], back: Sequence[Pattern]) -> None:
-        self._forward, self._back = list(forward), list(back)
+        self._patterns = [*forward, *back]
         self.forward, self.back = [p.packed for p in forward], [p.packed for p in back]
         self.gradient_floats = sum(p.gradient_floats for p in forward)
         self._filled = object()
+        self._fill, self._spread = _Table(self._patterns), _Table(self._patterns[: len(forward)])
 
     def fill(self, weights: Sequence[Tensor]) -> object:
-        """Write the weights' values into the forward matrices; returns what tells `fill_back` so."""
+        """Write the weights' values into all matrices; returns what tells `fill_again` so."""
         self._filled = object()
-        _fill(self._forward, weights)
+        contiguous = [plain(weight) for weight in weights]
+        for item, weight in zip(self._fill.items, 2 * contiguous, strict=True):
+            item.weight = weight.data_ptr()
+        self._fill.run("fill")
         return self._filled
 
-    def fill_back(self, weights: Sequence[Tensor], filled: object) -> None:
-        """Write them into those of the backward kernel, and into the others again where another call was in between."""
-        _fill(self._back, weights)
+    def fill_again(self, weights: Sequence[Tensor], filled: object) -> None:
+        """Write them where another call was in between."""
         if filled is not self._filled:
             self.fill(weights)
 
-    def spread(self, written: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:
-        """The weights' gradients, pruned ones zero, from what the backward kernel wrote, `gradient_floats`."""
-        result = [weight.new_zeros(weight.shape) for weight in weights]
-        table, at = _table(self._forward, result), written.data_ptr()
-        for item, pattern in zip(table, self._forward, strict=True):
-            item.gradient = at
-            at += 4 * pattern.gradient_floats
-        _call("spread", table)
+    def spread(self, written: int, weights: Sequence[Tensor]) -> list[Tensor]:
+        """The weights' gradients, pruned ones zero, from what the backward kernel wrote there, `gradient_floats`."""
+        result = [torch.empty(weight.shape) for weight in weights]
+        for item, pattern, gradient in zip(self._spread.items, self._patterns, result, strict=False):
+            item.weight, item.gradient = gradient.data_ptr(), written
+            item.clear = gradient.numel() if pattern.whole < gradient.numel() else 0
+            written += 4 * pattern.gradient_floats
+        self._spread.run("spread")
         return result
 
 
-def _table(patterns: Sequence[Pattern], weights: Sequence[Tensor]) -> Array[_Weight]:
-    pairs = zip(patterns, weights, strict=True)
-    return (_Weight * len(patterns))(
-        *(_Weight(p.packed.data_ptr(), p.source.data_ptr(), w.data_ptr()) for p, w in pairs)
-    )
+class _Table:
+    """The argument of ``fill`` and ``spread``: MirlWeights of abi.h."""
 
+    def __init__(self, patterns: Sequence[Pattern]) -> None:
+        named = (_Weight(p.packed.data_ptr(), p.source.data_ptr()) for p in patterns)
+        self.items = (_Weight * len(patterns))(*named)
+        self._weights = _Weights(addressof(self.items), len(patterns))
 
-def _fill(patterns: Sequence[Pattern], weights: Sequence[Tensor]) -> None:
-    contiguous = [plain(weight) for weight in weights]
-    _call("fill", _table(patterns, contiguous))
-
-
-def _call(name: str, weights: Array[_Weight]) -> None:
-    _cpu.Call(name, _Weights(addressof(weights), len(weights)))()
+    def run(self, name: str) -> None:
+        _cpu.Call(name, self._weights)()
 
 
 def plain(parameter: Tensor) -> Tensor:

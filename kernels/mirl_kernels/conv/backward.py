@@ -68,12 +68,12 @@ class _Function(torch.autograd.Function):
         elif ctx.shuffle < -1:
             inner = F.pixel_shuffle(dy, -ctx.shuffle)
         inner, dx = _cpu.with_rows(inner), None
-        op.weights.fill_back([weight], ctx.filled)
+        op.weights.fill_again([weight], ctx.filled)
         if ctx.needs_input_grad[0]:
             dx = empty(*x.shape)
             prepare(inner, dx, op.weights.back[0], op.outputs, (1, 1), 1, _cpu.activation("none"))()
         written = workspace(op.weights.gradient_floats)
         forward = _cpu.address(op.weights.forward[0])
-        _cpu.Call("conv_backward", _Args(_cpu.image(x), _cpu.image(inner), _cpu.size(x), forward, written.data_ptr()))()
+        _cpu.Call("conv_backward", _Args(_cpu.image(x), _cpu.image(inner), _cpu.size(x), forward, written))()
         (gradient,) = op.weights.spread(written, [weight])
         return dx, gradient, dy if ctx.needs_input_grad[2] else None, None, None

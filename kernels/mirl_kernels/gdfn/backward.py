@@ -57,10 +57,10 @@ class _Function(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         op, (x, gain, offset, *weights) = ctx.op, ctx.saved_tensors
         dy, dx, d_gain, d_offset = laid_out(dy), empty(*x.shape), *map(torch.empty_like, (gain, offset))
-        op.weights.fill_back(weights, ctx.filled)
+        op.weights.fill_again(weights, ctx.filled)
         written = workspace(op.weights.gradient_floats)
         first, taps, last = op.weights.forward
         forward = arguments(x, x, first, taps, last, True, gain, offset, flat(*x.shape))
         _cpu.Call("gdfn_backward", _Args(forward, _cpu.image(dy), _cpu.image(dx), *map(_cpu.address, op.weights.back),
-                                         *(t.data_ptr() for t in (written, d_gain, d_offset))))()  # fmt: skip
+                                         written, d_gain.data_ptr(), d_offset.data_ptr()))()  # fmt: skip
         return dx, d_gain, d_offset, *op.weights.spread(written, weights), None

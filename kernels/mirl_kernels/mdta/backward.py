@@ -61,12 +61,12 @@ class _Function(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         op, (x, gain, offset, temperature, v, sums, *weights) = ctx.op, ctx.saved_tensors
         dy, dx, small = laid_out(dy), empty(*x.shape), [torch.empty_like(t) for t in (gain, offset, temperature)]
-        op.weights.fill_back(weights, ctx.filled)
+        op.weights.fill_again(weights, ctx.filled)
         written = workspace(op.weights.gradient_floats)
         first, taps, last = op.weights.forward
         forward = arguments(x, x, first, taps, last, temperature, op.live, True, v, gain, offset, sums, flat(*x.shape))
         args = _Args(forward, _cpu.image(dy), _cpu.image(dx), *map(_cpu.address, op.weights.back),
-                     *(t.data_ptr() for t in (written, *small)))  # fmt: skip
+                     written, *(t.data_ptr() for t in small))  # fmt: skip
         _cpu.Call("mdta_backward", args)()
         d_qkv, d_dwconv, d_project_out = op.weights.spread(written, weights)
         d_gain, d_offset, d_temperature = small
