@@ -56,8 +56,9 @@ def check(
     expected, wanted = gradients(reference, exact, upstream)
     got, found = gradients(op, single, upstream)
     torch.testing.assert_close(got.double(), expected, atol=1e-4 * max(1.0, expected.abs().max().item()), rtol=0)
-    batch = range(len(upstream))
-    by_item = [gradients(lambda *a: reference(*a)[b : b + 1], exact, upstream[b : b + 1])[1] for b in batch]
+    by_item = [
+        gradients(lambda *a, b=b: reference(*a)[b : b + 1], exact, upstream[b : b + 1])[1] for b in range(len(upstream))
+    ]
     # Pixels whose few channels are all nearly alike lose digits in any float32 layer norm, PyTorch's more than ours.
     x = arguments[0]
     alike = (x.abs().amax(1) / (x.var(1, correction=0) + 1e-5).sqrt()).max().item()

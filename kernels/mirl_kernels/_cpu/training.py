@@ -134,9 +134,13 @@ class _Table:
     """The argument of ``fill`` and ``spread``: MirlWeights of abi.h."""
 
     def __init__(self, patterns: Sequence[Pattern]) -> None:
+        self._patterns = patterns
         named = (_Weight(p.packed.data_ptr(), p.source.data_ptr()) for p in patterns)
         self.items = (_Weight * len(patterns))(*named)
         self._weights = _Weights(addressof(self.items), len(patterns))
+
+    def __reduce__(self) -> tuple[type[_Table], tuple[Sequence[Pattern]]]:  # a copy has memory of its own
+        return _Table, (self._patterns,)
 
     def run(self, name: str) -> None:
         _cpu.Call(name, self._weights)()
