@@ -134,15 +134,12 @@ inline void product_panel(const MirlRows& m, const float* in, int64_t n, float* 
   });
 }
 
-// What the taps of the first `rows` channels give, as a panel, zero where there is no pixel; in(channel, place) says which
-// slot and pixels `Taps::panel` takes.
-template <class In>
-inline void taps_panel(const Taps& taps, int64_t rows, const Place* at, int64_t n, float* out, In&& in) {
+// What the taps of the first `rows` channels give, as a panel, zero where there is no pixel.
+inline void taps_panel(const Taps& taps, int64_t rows, const Tapped& from, const Place* at, int64_t n, float* out) {
   for (int64_t r = 0; r < rows; ++r)
     runs<4>(at, n, [&](int64_t v, auto few) {
       Vec sums[few];
-      const std::pair<int64_t, const float*> from = in(r, at[v]);
-      taps.panel<few>(r, from.first, from.second, sums);
+      taps.panel<few>(r, from, v, sums);
       for (int i = 0; i < few; ++i)
         store(out + r * PANEL + (v + i) * L, at[v + i].valid == L ? sums[i] : only(sums[i], at[v + i].valid));
     });
@@ -154,7 +151,7 @@ struct TapSums {
   float *taps, *nines;
   Sums single{taps};
 
-  void add(int64_t channel, const Vec (&sum)[9]) const {
+  __attribute__((always_inline)) void add(int64_t channel, const Vec* sum) const {
     if constexpr (L > 9) {
       Vec block[L] = {};
       for (int i = 0; i < 9; ++i) block[i] = sum[i];
@@ -164,38 +161,52 @@ struct TapSums {
   }
 };
 
-// Stores the gradient of what the taps of ring channel c gave, n vectors of it, zero where there is no pixel, with a zero
+// Stores the gradients of what the taps of ring channels gave, V vectors of them, zero where there is no pixel, with a zero
 // on both sides of the image, and adds up the gradients of these taps.
 template <int V>
-inline void tap_gradient(const Strips& s, const Taps& taps, int64_t c, const Step& step, const Place* at, const Vec* d,
-                         const MirlImage& back, TapSums& to) {
-  const float* in[V];
-  const int32_t* offset[V];
-  for (int v = 0; v < V; ++v) {
-    float* pixel = back.at(step.b, c, step.y + at[v].row, step.x0 + at[v].column);
-    const bool last = step.x0 + at[v].column + at[v].valid == s.size.width;
-    if (last) store(pixel, d[v]);
-    else store(pixel, d[v], at[v]);
-    if (last && at[v].valid == L) pixel[L] = 0;
-    if (step.x0 + at[v].column == 0) pixel[-1] = 0;
-    in[v] = step.hidden + c * s.hidden_stride + at[v].column;
-    offset[v] = taps.offset.data() + (step.slot + at[v].row) % s.slots * taps.count;
+class TapGradient {
+  const Taps& taps;
+  const Tapped& from;
+  const Place* at;
+  float* pixel[V];
+  int64_t channel;
+  bool first[V], last[V], one_row;  // in its row
+
+ public:
+  TapGradient(const Strips& s, const Taps& taps, const Tapped& from, const Step& step, const Place* at, const MirlImage& back)
+      : taps(taps), from(from), at(at), channel(back.channel), one_row(at[0].row == at[V - 1].row) {
+    for (int v = 0; v < V; ++v) {
+      const int64_t x = step.x0 + at[v].column;
+      pixel[v] = back.at(step.b, 0, step.y + at[v].row, x);
+      first[v] = x == 0, last[v] = x + at[v].valid == s.size.width;
+    }
   }
-  taps.with_flat([&](auto FLAT) {
-    if (at[0].row == at[V - 1].row && Taps::complete(taps.rows, c)) {
-      Vec sums[9] = {};
-      const int64_t slot = (step.slot + at[0].row) % s.slots;
-      taps.nine<V, FLAT>(c, slot, in[0], [&](int tap, int v, Vec x) { sums[tap] += d[v] * x; });
-      return to.add(c, sums);
+
+  __attribute__((always_inline)) void operator()(int64_t c, const Vec* d, TapSums& to) const {
+    const float* in[V];
+    for (int v = 0; v < V; ++v) {
+      float* p = pixel[v] + c * channel;
+      in[v] = from.first[v] + c * from.stride;
+      if (last[v]) store(p, d[v]);
+      else store(p, d[v], at[v]);
+      if (last[v] && at[v].valid == L) p[L] = 0;
+      if (first[v]) p[-1] = 0;
     }
-    to.single.go_to(to.taps + taps.rows.start[c]);
-    for (int64_t k = taps.rows.start[c], end = taps.rows.start[c + 1]; k < end; ++k) {
-      Vec sum{};
-      for (int v = 0; v < V; ++v) sum += d[v] * taps.pixels<FLAT>(k, in[v] + offset[v][k]);
-      to.single.add(sum);
-    }
-  });
-}
+    taps.with_flat([&](auto FLAT) {
+      if (one_row && Taps::complete(taps.rows, c)) {
+        Vec sums[9] = {};
+        taps.nine<V, FLAT>(c, from.slot[0], in[0], [&](int tap, int v, Vec x) { sums[tap] += d[v] * x; });
+        return to.add(c, sums);
+      }
+      to.single.go_to(to.taps + taps.rows.start[c]);
+      for (int64_t k = taps.rows.start[c], end = taps.rows.start[c + 1]; k < end; ++k) {
+        Vec sum{};
+        for (int v = 0; v < V; ++v) sum += d[v] * taps.pixels<FLAT>(k, in[v] + taps.offset[from.slot[v] * taps.count + k]);
+        to.single.add(sum);
+      }
+    });
+  }
+};
 
 // The tasks' gradients, each `stride` floats: zeros, in memory that this thread keeps.
 inline std::vector<float>& zeroed(int64_t tasks, int64_t stride, int which = 0) {
@@ -287,9 +298,7 @@ struct Beginning {
           float *dh = panels + held * apart, *scaled = dh + hidden * PANEL;
           held_vectors = count;
           with_vectors(count, [&](auto n) {
-            taps_panel(back_taps, hidden, at, n, dh, [&](int64_t channel, const Place& p) {
-              return std::pair<int64_t, const float*>(0, back.at(b, channel, y + p.row, part.x0 + p.column));
-            });
+            taps_panel(back_taps, hidden, Tapped(back, b, y, part.x0, at, n), at, n, dh);
             Vec deviation[n];
             gather<n>(x, b, channels, y, part.x0, at, normal);
             normalise<n>(channels, true, normal, 1e-5f, deviation);

@@ -351,24 +351,40 @@ inline auto fill_normalised(const Strips& s, const MirlImage& x, const MirlRows&
   };
 }
 
+// Where n vectors of pixels lie that taps are applied to: those of channel 0, and in which slot their first row is. Worked out
+// once for all channels, as a division takes as long as ten vectors' products.
+struct Tapped {
+  const float* first[WIDE];
+  int64_t slot[WIDE], stride;  // from one channel to the next
+
+  // In the ring.
+  Tapped(const Strips& s, const Step& step, const Place* at, int64_t n) : stride(s.hidden_stride) {
+    for (int64_t v = 0; v < n; ++v) first[v] = step.hidden + at[v].column, slot[v] = (step.slot + at[v].row) % s.slots;
+  }
+  // In an image that has zeros around it.
+  Tapped(const MirlImage& image, int64_t b, int64_t y, int64_t x, const Place* at, int64_t n) : stride(image.channel) {
+    for (int64_t v = 0; v < n; ++v) first[v] = image.at(b, 0, y + at[v].row, x + at[v].column), slot[v] = 0;
+  }
+};
+
 // The surviving 3x3 taps of each hidden channel, as offsets into the ring, for every slot that their first row may have.
 struct Taps {
   const MirlRows rows;
   std::vector<int32_t> offset;
-  int64_t count, slots = 1, hidden_stride = 0;
+  int64_t count;
   // Where rows follow each other without zeros between them: by a tap's column, the lanes that have a neighbour there.
   bool flat = false;
   uint16_t within[3];
 
   Taps(const MirlRows& dwconv, const Strips& s)
-      : rows(dwconv), count(dwconv.start[dwconv.rows]), slots(s.slots), hidden_stride(s.hidden_stride) {
+      : rows(dwconv), count(dwconv.start[dwconv.rows]) {
     if (s.size.flat) neighbours(s.size.flat, s.size.flat);
     for (int64_t slot = 0; slot < (flat ? 0 : s.slots); ++slot)
       for (int64_t k = 0; k < count; ++k)
         offset.push_back(int32_t((slot + dwconv.entry[k].column() / 3) % s.slots * s.pitch + dwconv.entry[k].column() % 3 - 1));
   }
 
-  // Those of an image, its rows so far apart, with zeros around it: `panel` takes slot 0 and where the pixels are.
+  // Those of an image, its rows so far apart, with zeros around it.
   Taps(const MirlRows& dwconv, int64_t row, int64_t flat) : rows(dwconv), count(dwconv.start[dwconv.rows]) {
     neighbours(flat ? flat : row, flat);
   }
@@ -410,6 +426,20 @@ struct Taps {
     else f(std::false_type{});
   }
 
+  // What those of a channel give for V vectors of a row, from the v-th on.
+  template <int V>
+  void panel(int64_t channel, const Tapped& from, int64_t v, Vec* sums) const {
+    panel<V>(channel, from.slot[v], from.first[v] + channel * from.stride, sums);
+  }
+
+  // Both halves of pair j of `pairs`: the ring's hidden channels are all first halves, then all second ones.
+  template <int V>
+  void pair(int64_t j, int64_t pairs, const Tapped& from, int64_t v, Vec* left, Vec* right) const {
+    panel<V>(j, from, v, left);
+    panel<V>(pairs + j, from, v, right);
+  }
+
+ private:
   // V vectors of a channel, from `in` on in each slot; the taps' first row is in slot `slot`.
   template <int V>
   void panel(int64_t channel, int64_t slot, const float* in, Vec* sums) const {
@@ -430,16 +460,6 @@ struct Taps {
     });
   }
 
-  // Both halves of pair j of `pairs`: the ring's hidden channels are all first halves, then all second ones.
-  template <int V>
-  void pair(int64_t j, int64_t pairs, const Step& step, const Place& at, Vec* left, Vec* right) const {
-    const int64_t slot = (step.slot + at.row) % slots;
-    const float* in = step.hidden + j * hidden_stride + at.column;
-    panel<V>(j, slot, in, left);
-    panel<V>(pairs + j, slot, in + pairs * hidden_stride, right);
-  }
-
- private:
   void neighbours(int64_t row, int64_t columns) {
     for (int64_t k = 0; k < count; ++k)
       offset.push_back(int32_t((rows.entry[k].column() / 3 - 1) * row + rows.entry[k].column() % 3 - 1));

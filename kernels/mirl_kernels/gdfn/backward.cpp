@@ -23,15 +23,17 @@ void gdfn_backward(MirlGdfnBackward& a) {
       const std::vector<Place> all = places(step.count, step.x1 - step.x0);
       grouped(all.size(), [&](int64_t first, int64_t count) {
         const Place* at = all.data() + first;
+        const Tapped from(s, step, at, count);
         with_vectors(count, [&](auto n) {
           gather<n>(a.dy, step.b, channels, step.y, step.x0, at, dy);
           product_panel(out_transposed, dy, n, gate_gradient);
           TapSums left_taps = beginning.tap_sums(step), right_taps = beginning.tap_sums(step);
+          const TapGradient<n> gradient(s, taps, from, step, at, back);
           for (int64_t j = 0; j < pairs; ++j) {
             Vec d[2][n];
             runs<std::min<int>(TAPPED, n)>(at, n, [&](int64_t v, auto few) {
               Vec left[few], right[few];
-              taps.pair<few>(j, pairs, step, at[v], left, right);
+              taps.pair<few>(j, pairs, from, v, left, right);
               for (int i = 0; i < few; ++i) {
                 Vec value, slope;
                 gelu_derivative(left[i], &value, &slope);
@@ -41,8 +43,8 @@ void gdfn_backward(MirlGdfnBackward& a) {
                 d[1][v + i] = g * value;
               }
             });
-            tap_gradient<n>(s, taps, j, step, at, d[0], back, left_taps);
-            tap_gradient<n>(s, taps, pairs + j, step, at, d[1], back, right_taps);
+            gradient(j, d[0], left_taps);
+            gradient(pairs + j, d[1], right_taps);
           }
           correlate(project_out, dy, gated, n, outer.data() + step.task * out_count, gated + pairs * PANEL);
         });

@@ -13,12 +13,13 @@ inline void gate(const Strips& s, const Taps& taps, const MirlRows& project_out,
   const std::vector<Place> all = places(step.count, step.x1 - step.x0);
   grouped(all.size(), [&](int64_t first, int64_t n) {
     const Place* at = all.data() + first;
+    const Tapped from(s, step, at, n);
     Fetch to_write(y, step.b, channels, step.y, step.x0, at, n, pairs);
     for (int64_t j = 0; j < pairs; ++j) {
       to_write.share<1>();
       runs<TAPPED>(at, n, [&](int64_t v, auto few) {
         Vec left[few], right[few];
-        taps.pair<few>(j, pairs, step, at[v], left, right);
+        taps.pair<few>(j, pairs, from, v, left, right);
         for (int i = 0; i < few; ++i) store(gated + j * PANEL + (v + i) * L, gelu(left[i]) * right[i]);
       });
     }

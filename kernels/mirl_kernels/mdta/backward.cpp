@@ -129,25 +129,25 @@ void mdta_backward(MirlMdtaBackward& a) {
       const std::vector<Place> all = places(step.count, step.x1 - step.x0);
       grouped(all.size(), [&](int64_t first, int64_t count) {
         const Place* at = all.data() + first;
+        const Tapped from(s, step, at, count);
         with_vectors(count, [&](auto n) {
           gather<n>(a.dy, step.b, channels, step.y, step.x0, at, dy);
           product_panel(item.from_dy.rows(nullptr), dy, n, d + qk * PANEL);
-          taps_panel(taps, qk, at, n, q, [&](int64_t channel, const Place& p) {
-            return std::pair<int64_t, const float*>((step.slot + p.row) % s.slots, step.hidden + channel * s.hidden_stride + p.column);
-          });
+          taps_panel(taps, qk, from, at, n, q);
           for (int64_t h = 0; h < m.heads; ++h) {
             const int64_t q_at = layout.q[h].first * PANEL, k_at = layout.k[h].first * PANEL;
             product_panel(item.from_k[h].rows(nullptr), k + k_at, n, d + q_at);
             product_panel(item.from_q[h].rows(nullptr), q + q_at, n, d + m.q_count * PANEL + k_at);
           }
           TapSums tap_sums = beginning.tap_sums(step);
+          const TapGradient<n> gradient(s, taps, from, step, at, back);
           for (int64_t j = 0; j < hidden; ++j) {
             Vec own[n];
             for (int v = 0; v < n; ++v) {
               own[v] = load(d + j * PANEL + v * L);
               if (j < qk) own[v] -= item.scale[j] * load(q + j * PANEL + v * L);
             }
-            tap_gradient<n>(s, taps, j, step, at, own, back, tap_sums);
+            gradient(j, own, tap_sums);
           }
         });
       });

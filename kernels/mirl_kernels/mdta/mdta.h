@@ -68,11 +68,14 @@ inline std::vector<double> pass_one(const MirlMdta& a, const Layout& layout) {
     const std::vector<Place> all = places(step.count, step.x1 - step.x0);
     grouped(all.size(), [&](int64_t first, int64_t n) {
       const Place* at = all.data() + first;
+      const Tapped from(s, step, at, n);
+      float* v_to[WIDE];
+      for (int64_t v = 0; v < n; ++v) v_to[v] = v_image.at(step.b, 0, step.y + at[v].row, step.x0 + at[v].column);
       Fetch to_write(v_image, step.b, a.v_count, step.y, step.x0, at, n, qk);
       auto each = [&](int64_t j, auto emit) {
         runs<4>(at, n, [&](int64_t v, auto few) {
           Vec sums[few];
-          taps.panel<few>(j, (step.slot + at[v].row) % s.slots, step.hidden + j * s.hidden_stride + at[v].column, sums);
+          taps.panel<few>(j, from, v, sums);
           for (int i = 0; i < few; ++i) emit(v + i, sums[i]);
         });
       };
@@ -87,9 +90,7 @@ inline std::vector<double> pass_one(const MirlMdta& a, const Layout& layout) {
         store(norm + j * L, squares);
       }
       for (int64_t j = 0; j < a.v_count; ++j)
-        each(qk + j, [&](int64_t v, const Vec& value) {
-          store(v_image.at(step.b, j, step.y + at[v].row, step.x0 + at[v].column), value, at[v]);
-        });
+        each(qk + j, [&](int64_t v, const Vec& value) { store(v_to[v] + j * v_image.channel, value, at[v]); });
       for (int64_t h = 0; h < a.heads; ++h) {
         const int64_t wide = layout.wide[h];
         turn_panel(k + layout.k[h].first * PANEL, layout.k[h].size(), n, kt);

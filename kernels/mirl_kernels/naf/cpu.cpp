@@ -19,13 +19,14 @@ std::vector<double> pass_one(const MirlNaf& a, const MirlImage& gated, int64_t s
     const std::vector<Place> all = places(step.count, step.x1 - step.x0);
     grouped(all.size(), [&](int64_t first, int64_t n) {
       const Place* at = all.data() + first;
+      const Tapped from(s, step, at, n);
       Fetch to_write(gated, step.b, stored, step.y, step.x0, at, n, pairs);
       for (int64_t j = 0; j < pairs; ++j) {
         to_write.share<1>();
         Vec total = load(step.extra + j * L);
         runs<TAPPED>(at, n, [&](int64_t v, auto few) {
           Vec left[few], right[few];
-          taps.pair<few>(j, pairs, step, at[v], left, right);
+          taps.pair<few>(j, pairs, from, v, left, right);
           for (int i = 0; i < few; ++i) {
             Vec value = left[i] * right[i];
             if (at[v + i].valid < L) value = only(value, at[v + i].valid);
