@@ -23,35 +23,33 @@ inline void turn_panel(const float* panel, int64_t channels, int64_t n, float* t
 // gram[i * stride + j] += sum_p q[i * PANEL + p] * k[p * stride + j]: M rows of q, N vectors of transposed k, n pixels.
 template <int M, int N>
 void gram_tile(const float* q, const float* k, int64_t stride, int64_t n, float* gram) {
-  Vec sums[M][N];
-  for (int i = 0; i < M; ++i)
-    for (int j = 0; j < N; ++j) sums[i][j] = load(gram + i * stride + j * L);
+  Vec sums[M * N];  // in registers: loops that the compiler did not unroll at once would leave them in memory
+#pragma GCC unroll 16
+  for (int i = 0; i < M * N; ++i) sums[i] = load(gram + i / N * stride + i % N * L);
   for (int64_t p = 0; p < n; ++p) {
     Vec right[N];
+#pragma GCC unroll 16
     for (int j = 0; j < N; ++j) right[j] = load(k + p * stride + j * L);
-    for (int i = 0; i < M; ++i) {
-      const Vec left = all(q[i * PANEL + p]);
-      for (int j = 0; j < N; ++j) sums[i][j] += left * right[j];
-    }
+#pragma GCC unroll 16
+    for (int i = 0; i < M * N; ++i) sums[i] += q[i / N * PANEL + p] * right[i % N];
   }
-  for (int i = 0; i < M; ++i)
-    for (int j = 0; j < N; ++j) store(gram + i * stride + j * L, sums[i][j]);
+#pragma GCC unroll 16
+  for (int i = 0; i < M * N; ++i) store(gram + i / N * stride + i % N * L, sums[i]);
 }
 
-template <int N>
-void gram_columns(const float* q, int64_t rows, const float* k, int64_t stride, int64_t n, float* gram) {
-  constexpr int M = N > 2 || L < 16 ? 4 : 8;
-  int64_t i = 0;
+// The same for rows i to `rows` of q, M at a time and then ever fewer.
+template <int M, int N>
+void gram_rows(int64_t i, const float* q, int64_t rows, const float* k, int64_t stride, int64_t n, float* gram) {
   for (; i + M <= rows; i += M) gram_tile<M, N>(q + i * PANEL, k, stride, n, gram + i * stride);
-  for (; i < rows; ++i) gram_tile<1, N>(q + i * PANEL, k, stride, n, gram + i * stride);
+  if constexpr (M > 1) gram_rows<M / 2, N>(i, q, rows, k, stride, n, gram);
 }
 
 // The same for all rows of q by all of k's columns, `turned` of them.
 inline void add_gram(const float* q, int64_t rows, const float* k, int64_t columns, int64_t n, float* gram) {
   int64_t j = 0;
-  for (; j + TILE * L <= columns; j += TILE * L) gram_columns<TILE>(q, rows, k + j, columns, n, gram + j);
-  for (; j + 2 * L <= columns; j += 2 * L) gram_columns<2>(q, rows, k + j, columns, n, gram + j);
-  for (; j < columns; j += L) gram_columns<1>(q, rows, k + j, columns, n, gram + j);
+  for (; j + TILE * L <= columns; j += TILE * L) gram_rows<4, TILE>(0, q, rows, k + j, columns, n, gram + j);
+  for (; j + 2 * L <= columns; j += 2 * L) gram_rows<L < 16 ? 4 : 8, 2>(0, q, rows, k + j, columns, n, gram + j);
+  for (; j < columns; j += L) gram_rows<L < 16 ? 4 : 8, 1>(0, q, rows, k + j, columns, n, gram + j);
 }
 
 }  // namespace MIRL_ISA

@@ -42,10 +42,12 @@ inline void sparse_panel(const MirlRows& m, const float* in, Emit&& emit) {
   for (int64_t r = 0; r < m.rows; ++r) {
     Vec sums[V];
     const Vec bias = all(m.bias ? m.bias[r] : 0.0f);
+#pragma GCC unroll 8
     for (int v = 0; v < V; ++v) sums[v] = bias;
     for (const MirlEntry *k = m.entry + m.start[r], *end = m.entry + m.start[r + 1]; k < end; ++k) {
       const float* p = reinterpret_cast<const float*>(reinterpret_cast<const char*>(in) + k->offset);
       const Vec w = all(k->value);
+#pragma GCC unroll 8
       for (int v = 0; v < V; ++v) sums[v] += w * load(p + v * L);
     }
     emit(r, 0, Vectors<V>{}, sums);
@@ -55,18 +57,18 @@ inline void sparse_panel(const MirlRows& m, const float* in, Emit&& emit) {
 // Four rows by N vectors; `weight` holds the rows' values four by four.
 template <int N, class Emit>
 inline void dense_tile(const float* weight, int64_t columns, const float* in, int64_t stride, const Vec* bias, Emit&& emit) {
-  Vec sums[4][N];
-  for (int i = 0; i < 4; ++i)
-    for (int v = 0; v < N; ++v) sums[i][v] = bias[i];
+  Vec sums[4 * N];  // in registers: loops that the compiler did not unroll at once would leave them in memory
+#pragma GCC unroll 16
+  for (int i = 0; i < 4 * N; ++i) sums[i] = bias[i / N];
   for (int64_t c = 0; c < columns; ++c) {
     Vec x[N];
+#pragma GCC unroll 16
     for (int v = 0; v < N; ++v) x[v] = load(in + c * stride + v * L);
-    for (int i = 0; i < 4; ++i) {
-      const Vec w = all(weight[c * 4 + i]);
-      for (int v = 0; v < N; ++v) sums[i][v] += w * x[v];
-    }
+#pragma GCC unroll 16
+    for (int i = 0; i < 4 * N; ++i) sums[i] += weight[c * 4 + i / N] * x[i % N];
   }
-  for (int i = 0; i < 4; ++i) emit(i, sums[i]);
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) emit(i, sums + i * N);
 }
 
 template <int V, class Emit>
