@@ -173,11 +173,11 @@ class TapGradient {
   bool first[V], last[V], one_row;  // in its row
 
  public:
-  TapGradient(const Strips& s, const Taps& taps, const Tapped& from, const Step& step, const Place* at, const MirlImage& back)
-      : taps(taps), from(from), at(at), channel(back.channel), one_row(at[0].row == at[V - 1].row) {
+  TapGradient(const Strips& s, const Taps& taps, const Tapped& from, const Step& step, const Place* at, const Rows& back)
+      : taps(taps), from(from), at(at), channel(back.image.channel), one_row(at[0].row == at[V - 1].row) {
     for (int v = 0; v < V; ++v) {
       const int64_t x = step.x0 + at[v].column;
-      pixel[v] = back.at(step.b, 0, step.y + at[v].row, x);
+      pixel[v] = back.at(step.b, step.y + at[v].row, x);
       first[v] = x == 0, last[v] = x + at[v].valid == s.size.width;
     }
   }
@@ -228,98 +228,139 @@ inline void add_up(const float* partial, int64_t tasks, int64_t stride, int64_t 
   mirl::parallel((count + SHARE - 1) / SHARE, threads, task);
 }
 
-// The layer norm, 1x1 layer and taps with which MDTA and GDFN begin, backwards.
-struct Beginning {
+// The layer norm, 1x1 layer and taps with which MDTA and GDFN begin, backwards. What comes before leaves the gradients of what
+// the taps gave in `back`, step by step, and adds up those of the taps; then they go on to dx = dy + what comes through the
+// norm. Where a task has an item to itself, they do so a row behind, while its rows are in the second-level cache; elsewhere
+// when the steps of all tasks are done.
+class Beginning {
   const Strips& s;
   const MirlImage &x, &dy, &dx;
   const MirlRows pointwise, transposed, taps, flipped;
   const float *gain, *offset;
-  int64_t threads;
-  const int64_t channels = s.size.channels, hidden = s.hidden;
+  const int64_t threads, channels = s.size.channels, hidden = s.hidden, flat = s.size.flat;
+  const bool together = s.across == 1 && s.down == 1;
   // A task's gradients: of 1x1 layer and taps, gain and offset, and the taps of channels that have all of them.
   const int64_t tapped = gradient_floats(pointwise), gains = tapped + taps.start[hidden], offsets = gains + channels;
   const int64_t nines = round_up(offsets + channels, L), stride = nines + hidden * L;
   std::vector<float>& partial = zeroed(s.tasks(), stride);
+  // Panels: of the gradients of the 1x1 layer and of what it read, twice where the cache has room; and of the norm.
+  const int64_t apart = (hidden + channels) * PANEL, most = 4 * apart < mirl::second_level_floats() ? 2 : 1;
+  const int64_t panel_floats = most * apart + 2 * channels * PANEL + correlate_floats(pointwise);
+  // `back`: rows of all channels, with zeros around them (flat: around each channel), above and below. Two steps' rows and
+  // those next to them are as many as are needed together.
+  const int64_t margin = flat ? s.margin : padded(s.size.width) - s.size.width, pitch = round_up(s.size.width, 16) + margin;
+  const int64_t row = hidden * pitch, slots = flat || !together ? 0 : 2 * s.step + 3;
+  const int64_t rows = slots ? slots : s.size.height + (flat ? 0 : 2), item = rows * row, ahead = 2 * L;
+  Rows shared{};
+  std::vector<Taps> back_taps;
 
-  // first_pass(items, back) leaves the gradients of what the taps gave in `back`, and adds up those of the taps; then they go
-  // on to dx = dy + what comes through the norm. The items of a batch are worked on by portions, for `back` to stay in the
-  // caches. Around each of its rows are zeros.
+  static void clear(float* begin, float* end) { std::memset(begin, 0, sizeof(float) * (end - begin)); }
+  // Zeros around the rows of an item that begins there.
+  void surround(float* own) const {
+    if (flat)
+      for (int64_t c = 0; c <= hidden; ++c) clear(own + c * pitch - margin, own + c * pitch);
+    else
+      clear(own - row - 1, own), clear(own + s.size.height * row - 1, own + (s.size.height + 1) * row);
+  }
+
+ public:
+  const int64_t reserved = together ? round_up(panel_floats + item + 2 * ahead + margin, 16) : 0;  // floats of `Step::extra`
+
+  Beginning(const Strips& s, const MirlImage& x, const MirlImage& dy, const MirlImage& dx, const MirlRows& pointwise,
+            const MirlRows& transposed, const MirlRows& taps, const MirlRows& flipped, const float* gain, const float* offset, int64_t threads)
+      : s(s), x(x), dy(dy), dx(dx), pointwise(pointwise), transposed(transposed), taps(taps), flipped(flipped), gain(gain), offset(offset), threads(threads) {
+    back_taps.emplace_back(flipped, Rows{{nullptr, 0, pitch, row}, slots}, flat);
+  }
+
+  // What goes before, by portions of the batch where its items are not worked on one by one: for `back` to stay in the caches.
   template <class First>
   void run(First&& first_pass) {
+    const int64_t batch = s.size.batch;
+    if (together) return first_pass(Items{0, batch});
     static thread_local std::vector<float> kept;
-    const int64_t batch = s.size.batch, height = s.size.height, width = round_up(s.size.width, 16);
-    const bool flat = s.size.flat;  // there is one row, with zeros between its channels; elsewhere there are rows of zeros
-    const int64_t margin = flat ? s.margin : padded(width) - width, pitch = width + margin, row = hidden * pitch;
-    const int64_t item = (height + (flat ? 0 : 2)) * row, ahead = 2 * L;
     const int64_t fitting = std::min(batch, std::max(threads, (int64_t{1} << 21) / std::max<int64_t>(1, item) / threads * threads));
-    if (int64_t(kept.size()) < fitting * item + 4 * L) kept.resize(fitting * item + 4 * L);
+    if (int64_t(kept.size()) < fitting * item + 2 * ahead) kept.resize(fitting * item + 2 * ahead);
     float* const first = kept.data() + ahead + (flat ? 0 : row);
-    auto clear = [](float* begin, float* end) { std::memset(begin, 0, sizeof(float) * (end - begin)); };
-    for (float* own = first; own < first + fitting * item; own += item) {
-      if (flat)
-        for (int64_t c = 0; c <= hidden; ++c) clear(own + c * pitch - margin, own + c * pitch);
-      else
-        clear(own - row - 1, own), clear(own + height * row - 1, own + (height + 1) * row);
-    }
+    for (int64_t i = 0; i < fitting; ++i) surround(first + i * item);
     for (int64_t b = 0; b < batch; b += fitting) {
       const Items items{b, std::min(fitting, batch - b)};
-      const MirlImage back{first - b * item, item, pitch, row};
-      first_pass(items, back);
-      second_pass(items, back);
+      shared = {{first - b * item, item, pitch, row}, 0};
+      first_pass(items);
+      const int64_t per_item = s.tasks() / batch;
+      auto task = [&](int64_t i) {
+        const Part p = s.part(items.first * per_item + i);
+        go_on(p.task, p.b, p.x0, p.x1, p.top, p.bottom, shared, mirl::scratch(panel_floats));
+      };
+      mirl::parallel(items.count * per_item, threads, task);
     }
   }
 
+  // Where the gradients of what the taps gave are to be left.
+  Rows back(const Step& step) const {
+    if (!together) return shared;
+    return {{step.extra + panel_floats + ahead + margin, 0, pitch, row}, slots};
+  }
   // Where a task adds up the gradients of taps.
-  TapSums tap_sums(const Step& step) {
+  TapSums tap_sums(const Step& step) const {
     float* own = partial.data() + step.task * stride;
     return {own + tapped, own + nines};
   }
-
-  void second_pass(const Items& items, const MirlImage& back) {
-    const Taps back_taps(flipped, back.row, s.size.flat);
-    const int64_t per_item = s.tasks() / s.size.batch;
-    auto task = [&](int64_t i) {
-      const Part part = s.part(items.first * per_item + i);
-      const int64_t b = part.b;
-      const int64_t apart = (hidden + channels) * PANEL, most = 4 * apart < mirl::second_level_floats() ? 2 : 1;
-      float* panels = mirl::scratch(most * apart + 2 * channels * PANEL + correlate_floats(pointwise));
-      float *normal = panels + most * apart, *d = normal + channels * PANEL, *turn = d + channels * PANEL;
-      float* gradient = partial.data() + part.task * stride;
-      int64_t held = 0, held_vectors = 0;  // panels that wait for their part in the gradient
-      auto flush = [&] {
-        if (held) correlate(pointwise, panels, panels + hidden * PANEL, held_vectors, gradient, turn, held, apart);
-        held = 0;
-      };
-      for (int64_t y = part.top; y < part.bottom; y += s.step) {
-        const std::vector<Place> all = places(std::min(s.step, part.bottom - y), part.x1 - part.x0);
-        grouped(all.size(), [&](int64_t first, int64_t count) {
-          const Place* at = all.data() + first;
-          if (count != held_vectors) flush();
-          float *dh = panels + held * apart, *scaled = dh + hidden * PANEL;
-          held_vectors = count;
-          with_vectors(count, [&](auto n) {
-            taps_panel(back_taps, hidden, Tapped(back, b, y, part.x0, at, n), at, n, dh);
-            Vec deviation[n];
-            gather<n>(x, b, channels, y, part.x0, at, normal);
-            normalise<n>(channels, true, normal, 1e-5f, deviation);
-            scale_and_shift<n>(channels, normal, gain, offset, scaled);
-            product_panel(transposed, dh, n, d);
-            layer_norm_gradient<n>(channels, normal, deviation, gain, d, gradient + gains, gradient + offsets);
-            const Residual out(dy, dx, b, y, part.x0, at, n);
-            for (int64_t c = 0; c < channels; ++c) {
-              Vec sums[n];
-              for (int v = 0; v < n; ++v) sums[v] = load(d + c * PANEL + v * L);
-              out(c, 0, n, sums);
-            }
-          });
-          if (++held == most) flush();
-        });
-      }
-      flush();
-    };
-    mirl::parallel(items.count * per_item, threads, task);
+  // To be called before and after a step.
+  void prepare(const Step& step) const {
+    if (!together || !step.first) return;
+    const Rows own = back(step);
+    if (flat) surround(own.image.data);
+    else clear(own.at(0, -1, 0) - 1, own.at(0, -1, 0) + row);
+  }
+  void follow(const Step& step) const {
+    const int64_t number = step.y / s.step;
+    if (!together || (number % 2 == 0 && !step.last)) return;
+    const Rows own = back(step);
+    const int64_t before = number % 2 ? number - 1 : number, height = s.size.height;  // steps that were followed already
+    if (step.last && !flat) clear(own.at(0, height, 0) - 1, own.at(0, height, 0) + row);
+    const int64_t top = before ? before * s.step - 1 : 0, bottom = step.last ? height : step.y + step.count - 1;
+    go_on(step.task, step.b, step.x0, step.x1, top, bottom, own, step.extra);
   }
 
+ private:
+  // Rows top .. bottom of columns x0 .. x1 of item b.
+  void go_on(int64_t task, int64_t b, int64_t x0, int64_t x1, int64_t top, int64_t bottom, const Rows& back, float* panels) const {
+    float *normal = panels + most * apart, *d = normal + channels * PANEL, *turn = d + channels * PANEL;
+    float* gradient = partial.data() + task * stride;
+    int64_t held = 0, held_vectors = 0;  // panels that wait for their part in the gradient
+    auto flush = [&] {
+      if (held) correlate(pointwise, panels, panels + hidden * PANEL, held_vectors, gradient, turn, held, apart);
+      held = 0;
+    };
+    for (int64_t y = top; y < bottom; y += s.step) {
+      const std::vector<Place> all = places(std::min(s.step, bottom - y), x1 - x0);
+      grouped(all.size(), [&](int64_t first, int64_t count) {
+        const Place* at = all.data() + first;
+        if (count != held_vectors) flush();
+        float *dh = panels + held * apart, *scaled = dh + hidden * PANEL;
+        held_vectors = count;
+        with_vectors(count, [&](auto n) {
+          taps_panel(back_taps[0], hidden, Tapped(back, b, y, x0, at, n), at, n, dh);
+          Vec deviation[n];
+          gather<n>(x, b, channels, y, x0, at, normal);
+          normalise<n>(channels, true, normal, 1e-5f, deviation);
+          scale_and_shift<n>(channels, normal, gain, offset, scaled);
+          product_panel(transposed, dh, n, d);
+          layer_norm_gradient<n>(channels, normal, deviation, gain, d, gradient + gains, gradient + offsets);
+          const Residual out(dy, dx, b, y, x0, at, n);
+          for (int64_t c = 0; c < channels; ++c) {
+            Vec sums[n];
+            for (int v = 0; v < n; ++v) sums[v] = load(d + c * PANEL + v * L);
+            out(c, 0, n, sums);
+          }
+        });
+        if (++held == most) flush();
+      });
+    }
+    flush();
+  }
+
+ public:
   // The tasks' gradients added up: of 1x1 layer and taps, one after the other, and of the norm; returns the end of the first.
   float* finish(float* weights, float* d_gain, float* d_offset) const {
     add_up(partial.data(), s.tasks(), stride, gains, threads, weights);

@@ -351,6 +351,15 @@ inline auto fill_normalised(const Strips& s, const MirlImage& x, const MirlRows&
   };
 }
 
+// An image with zeros around it, or only `slots` rows of it, each in the place of the one that many rows above.
+struct Rows {
+  MirlImage image;
+  int64_t slots = 0;
+
+  int64_t slot(int64_t y) const { return slots ? (y + slots) % slots : y; }
+  float* at(int64_t b, int64_t y, int64_t x) const { return image.at(b, 0, slot(y), x); }  // of channel 0
+};
+
 // Where n vectors of pixels lie that taps are applied to: those of channel 0, and in which slot their first row is. Worked out
 // once for all channels, as a division takes as long as ten vectors' products.
 struct Tapped {
@@ -361,9 +370,12 @@ struct Tapped {
   Tapped(const Strips& s, const Step& step, const Place* at, int64_t n) : stride(s.hidden_stride) {
     for (int64_t v = 0; v < n; ++v) first[v] = step.hidden + at[v].column, slot[v] = (step.slot + at[v].row) % s.slots;
   }
-  // In an image that has zeros around it.
-  Tapped(const MirlImage& image, int64_t b, int64_t y, int64_t x, const Place* at, int64_t n) : stride(image.channel) {
-    for (int64_t v = 0; v < n; ++v) first[v] = image.at(b, 0, y + at[v].row, x + at[v].column), slot[v] = 0;
+  // In an image that has zeros around it, or in as many of its rows as there is room for.
+  Tapped(const Rows& rows, int64_t b, int64_t y, int64_t x, const Place* at, int64_t n) : stride(rows.image.channel) {
+    for (int64_t v = 0; v < n; ++v) {
+      first[v] = rows.slots ? rows.image.at(b, 0, 0, x + at[v].column) : rows.at(b, y + at[v].row, x + at[v].column);
+      slot[v] = rows.slots ? rows.slot(y + at[v].row - 1) : 0;
+    }
   }
 };
 
@@ -379,14 +391,13 @@ struct Taps {
   Taps(const MirlRows& dwconv, const Strips& s)
       : rows(dwconv), count(dwconv.start[dwconv.rows]) {
     if (s.size.flat) neighbours(s.size.flat, s.size.flat);
-    for (int64_t slot = 0; slot < (flat ? 0 : s.slots); ++slot)
-      for (int64_t k = 0; k < count; ++k)
-        offset.push_back(int32_t((slot + dwconv.entry[k].column() / 3) % s.slots * s.pitch + dwconv.entry[k].column() % 3 - 1));
+    else in_slots(s.slots, s.pitch);
   }
 
-  // Those of an image, its rows so far apart, with zeros around it.
-  Taps(const MirlRows& dwconv, int64_t row, int64_t flat) : rows(dwconv), count(dwconv.start[dwconv.rows]) {
-    neighbours(flat ? flat : row, flat);
+  // Those of the rows of an image; `flat` as in MirlSize.
+  Taps(const MirlRows& dwconv, const Rows& image, int64_t flat) : rows(dwconv), count(dwconv.start[dwconv.rows]) {
+    if (image.slots) in_slots(image.slots, image.image.row);
+    else neighbours(flat ? flat : image.image.row, flat);
   }
 
   // Whether a channel has all nine taps, which `nine` is for. Vectors that do not begin where cache lines do take long to
@@ -460,6 +471,11 @@ struct Taps {
     });
   }
 
+  void in_slots(int64_t slots, int64_t pitch) {
+    for (int64_t slot = 0; slot < slots; ++slot)
+      for (int64_t k = 0; k < count; ++k)
+        offset.push_back(int32_t((slot + rows.entry[k].column() / 3) % slots * pitch + rows.entry[k].column() % 3 - 1));
+  }
   void neighbours(int64_t row, int64_t columns) {
     for (int64_t k = 0; k < count; ++k)
       offset.push_back(int32_t((rows.entry[k].column() / 3 - 1) * row + rows.entry[k].column() % 3 - 1));

@@ -17,9 +17,11 @@ void gdfn_backward(MirlGdfnBackward& a) {
 
   const Taps taps(dwconv, s);
   const auto fill = fill_normalised(s, g.x, project_in, true, 1e-5f, g.gain, g.offset);
-  beginning.run([&](const Items& items, const MirlImage& back) {
-    run_strips(s, items, channels * PANEL, (channels + 2 * pairs) * PANEL + correlate_floats(project_out), a.threads, fill, [&](const Step& step) {
-      float *dy = step.extra, *gate_gradient = dy + channels * PANEL, *gated = gate_gradient + pairs * PANEL;
+  beginning.run([&](const Items& items) {
+    run_strips(s, items, channels * PANEL, beginning.reserved + (channels + 2 * pairs) * PANEL + correlate_floats(project_out), a.threads, fill, [&](const Step& step) {
+      float *dy = step.extra + beginning.reserved, *gate_gradient = dy + channels * PANEL, *gated = gate_gradient + pairs * PANEL;
+      const Rows back = beginning.back(step);
+      beginning.prepare(step);
       const std::vector<Place> all = places(step.count, step.x1 - step.x0);
       grouped(all.size(), [&](int64_t first, int64_t count) {
         const Place* at = all.data() + first;
@@ -49,6 +51,7 @@ void gdfn_backward(MirlGdfnBackward& a) {
           correlate(project_out, dy, gated, n, outer.data() + step.task * out_count, gated + pairs * PANEL);
         });
       });
+      beginning.follow(step);
     });
   });
   float* rest = beginning.finish(a.gradient, a.d_gain, a.d_offset);

@@ -121,11 +121,13 @@ void mdta_backward(MirlMdtaBackward& a) {
   const Taps taps(dwconv, s);
   const auto fill = fill_normalised(s, m.x, qkv, true, 1e-5f, m.gain, m.offset);
   Beginning beginning{s, m.x, a.dy, a.dx, qkv, a.qkv_transposed->view(), dwconv, a.dwconv_flipped->view(), m.gain, m.offset, a.threads};
-  beginning.run([&](const Items& some, const MirlImage& back) {
-    run_strips(s, some, channels * PANEL, (channels + qk + hidden) * PANEL, a.threads, fill, [&](const Step& step) {
-      float *dy = step.extra, *q = dy + channels * PANEL, *d = q + qk * PANEL;
+  beginning.run([&](const Items& some) {
+    run_strips(s, some, channels * PANEL, beginning.reserved + (channels + qk + hidden) * PANEL, a.threads, fill, [&](const Step& step) {
+      float *dy = step.extra + beginning.reserved, *q = dy + channels * PANEL, *d = q + qk * PANEL;
       const float* k = q + m.q_count * PANEL;
       const Item& item = items[step.b];
+      const Rows back = beginning.back(step);
+      beginning.prepare(step);
       const std::vector<Place> all = places(step.count, step.x1 - step.x0);
       grouped(all.size(), [&](int64_t first, int64_t count) {
         const Place* at = all.data() + first;
@@ -151,6 +153,7 @@ void mdta_backward(MirlMdtaBackward& a) {
           }
         });
       });
+      beginning.follow(step);
     });
   });
   float* rest = beginning.finish(a.gradient, a.d_gain, a.d_offset);
