@@ -71,8 +71,9 @@ void fill(MirlWeights& a) {
     }
     const int32_t *row = share.source, *column = row + m.rows;
     auto at = [&](int64_t r, int64_t c) -> float& { return const_cast<float*>(m.dense)[(r / 4 * m.columns + c) * 4 + r % 4]; };
-    for (int64_t r = share.first; r < share.last; ++r)
-      for (int64_t c = 0; c < m.columns; ++c) at(r, c) = from[row[r] + column[c]];
+    for (int64_t first = share.first; first < share.last; first = first / 4 * 4 + 4)
+      for (int64_t c = 0; c < m.columns; ++c)
+        for (int64_t r = first; r < std::min(first / 4 * 4 + 4, share.last); ++r) at(r, c) = from[row[r] + column[c]];
     share.each_pruned([&](int64_t r, int64_t c) { at(r, c) = 0; });
     if (!m.start) return;  // the entries are not kept beside it
     for (int64_t r = share.first; r < share.last; ++r)

@@ -208,12 +208,23 @@ class TapGradient {
   }
 };
 
-// The tasks' gradients, each `stride` floats: zeros, in memory that this thread keeps.
-inline std::vector<float>& zeroed(int64_t tasks, int64_t stride, int which = 0) {
-  static thread_local std::vector<float> kept[2];
-  kept[which].assign(tasks * stride, 0.0f);
-  return kept[which];
-}
+// The tasks' gradients, each `stride` floats, in memory that this thread keeps. Every task clears its own when it begins.
+class Partial {
+  const int64_t stride;
+  float* memory;
+
+ public:
+  Partial(int64_t tasks, int64_t stride, int which = 0) : stride(stride) {
+    static thread_local std::vector<float> kept[2];
+    if (int64_t(kept[which].size()) < tasks * stride) kept[which].resize(tasks * stride);
+    memory = kept[which].data();
+  }
+  float* of(int64_t task) const { return memory + task * stride; }
+  float* of(const Step& step) const {
+    if (step.first) std::memset(of(step.task), 0, sizeof(float) * stride);
+    return of(step.task);
+  }
+};
 
 // The first `count` of every task's gradients, added up in order.
 inline void add_up(const float* partial, int64_t tasks, int64_t stride, int64_t count, int64_t threads, float* gradient) {
@@ -242,7 +253,7 @@ class Beginning {
   // A task's gradients: of 1x1 layer and taps, gain and offset, and the taps of channels that have all of them.
   const int64_t tapped = gradient_floats(pointwise), gains = tapped + taps.start[hidden], offsets = gains + channels;
   const int64_t nines = round_up(offsets + channels, L), stride = nines + hidden * L;
-  std::vector<float>& partial = zeroed(s.tasks(), stride);
+  const Partial partial{s.tasks(), stride};
   // Panels: of the gradients of the 1x1 layer and of what it read, twice where the cache has room; and of the norm.
   const int64_t apart = (hidden + channels) * PANEL, most = 4 * apart < mirl::second_level_floats() ? 2 : 1;
   const int64_t panel_floats = most * apart + 2 * channels * PANEL + correlate_floats(pointwise);
@@ -302,11 +313,12 @@ class Beginning {
   }
   // Where a task adds up the gradients of taps.
   TapSums tap_sums(const Step& step) const {
-    float* own = partial.data() + step.task * stride;
+    float* own = partial.of(step.task);
     return {own + tapped, own + nines};
   }
   // To be called before and after a step.
   void prepare(const Step& step) const {
+    partial.of(step);
     if (!together || !step.first) return;
     const Rows own = back(step);
     if (flat) surround(own.image.data);
@@ -326,7 +338,7 @@ class Beginning {
   // Rows top .. bottom of columns x0 .. x1 of item b.
   void go_on(int64_t task, int64_t b, int64_t x0, int64_t x1, int64_t top, int64_t bottom, const Rows& back, float* panels) const {
     float *normal = panels + most * apart, *d = normal + channels * PANEL, *turn = d + channels * PANEL;
-    float* gradient = partial.data() + task * stride;
+    float* gradient = partial.of(task);
     int64_t held = 0, held_vectors = 0;  // panels that wait for their part in the gradient
     auto flush = [&] {
       if (held) correlate(pointwise, panels, panels + hidden * PANEL, held_vectors, gradient, turn, held, apart);
@@ -363,13 +375,13 @@ class Beginning {
  public:
   // The tasks' gradients added up: of 1x1 layer and taps, one after the other, and of the norm; returns the end of the first.
   float* finish(float* weights, float* d_gain, float* d_offset) const {
-    add_up(partial.data(), s.tasks(), stride, gains, threads, weights);
-    add_up(partial.data() + gains, s.tasks(), stride, channels, threads, d_gain);
-    add_up(partial.data() + offsets, s.tasks(), stride, channels, threads, d_offset);
+    add_up(partial.of(0), s.tasks(), stride, gains, threads, weights);
+    add_up(partial.of(0) + gains, s.tasks(), stride, channels, threads, d_gain);
+    add_up(partial.of(0) + offsets, s.tasks(), stride, channels, threads, d_offset);
     for (int64_t c = 0; c < hidden; ++c)
       for (int64_t i = 0; i < 9 && Taps::complete(taps, c); ++i) {
         double sum = 0;
-        for (int64_t t = 0; t < s.tasks(); ++t) sum += partial[t * stride + nines + c * L + i];
+        for (int64_t t = 0; t < s.tasks(); ++t) sum += partial.of(t)[nines + c * L + i];
         weights[tapped + taps.start[c] + i] += float(sum);
       }
     return weights + gains;

@@ -11,16 +11,16 @@ void conv_backward(MirlConvBackward& a) {
   const int64_t rows = a.weight->rows;
   int64_t total = 0, most = 0;
   for (const MirlRows& chunk : columns.chunks) total += gradient_floats(chunk), most = std::max(most, correlate_floats(chunk));
-  std::vector<float>& partial = zeroed(s.tasks(), total);
+  const Partial partial(s.tasks(), total);
   auto fill = [&](const Filling& f) { columns.fill(s, x, f); };
   run_strips(s, 0, (columns.widest + rows) * PANEL + most, a.threads, fill, [&](const Step& step) {
-    float *dy = step.extra, *panel = dy + rows * PANEL;
+    float *dy = step.extra, *panel = dy + rows * PANEL, *const d_weight = partial.of(step);
     const std::vector<Place> all = places(step.count, step.x1 - step.x0);
     grouped(all.size(), [&](int64_t first, int64_t count) {
       const Place* at = all.data() + first;
       with_vectors(count, [&](auto n) {
         gather<n>(a.dy, step.b, rows, step.y, step.x0, at, dy);
-        float* gradient = partial.data() + step.task * total;
+        float* gradient = d_weight;
         int64_t column = 0;
         for (const MirlRows& chunk : columns.chunks) {
           columns.gather(s, step, at, n, column, chunk.columns, panel);
@@ -30,7 +30,7 @@ void conv_backward(MirlConvBackward& a) {
       });
     });
   });
-  add_up(partial.data(), s.tasks(), total, total, a.threads, a.gradient);
+  add_up(partial.of(0), s.tasks(), total, total, a.threads, a.gradient);
 }
 
 }  // namespace MIRL_ISA

@@ -13,7 +13,7 @@ void gdfn_backward(MirlGdfnBackward& a) {
   const Strips s(size, hidden, TRAINING_TASKS);
   Beginning beginning{s, g.x, a.dy, a.dx, project_in, a.project_in_transposed->view(), dwconv, a.dwconv_flipped->view(), g.gain, g.offset, a.threads};
   const int64_t out_count = gradient_floats(project_out);
-  std::vector<float>& outer = zeroed(s.tasks(), out_count, 1);
+  const Partial outer(s.tasks(), out_count, 1);
 
   const Taps taps(dwconv, s);
   const auto fill = fill_normalised(s, g.x, project_in, true, 1e-5f, g.gain, g.offset);
@@ -22,6 +22,7 @@ void gdfn_backward(MirlGdfnBackward& a) {
       float *dy = step.extra + beginning.reserved, *gate_gradient = dy + channels * PANEL, *gated = gate_gradient + pairs * PANEL;
       const Rows back = beginning.back(step);
       beginning.prepare(step);
+      float* d_out = outer.of(step);
       const std::vector<Place> all = places(step.count, step.x1 - step.x0);
       grouped(all.size(), [&](int64_t first, int64_t count) {
         const Place* at = all.data() + first;
@@ -48,14 +49,14 @@ void gdfn_backward(MirlGdfnBackward& a) {
             gradient(j, d[0], left_taps);
             gradient(pairs + j, d[1], right_taps);
           }
-          correlate(project_out, dy, gated, n, outer.data() + step.task * out_count, gated + pairs * PANEL);
+          correlate(project_out, dy, gated, n, d_out, gated + pairs * PANEL);
         });
       });
       beginning.follow(step);
     });
   });
   float* rest = beginning.finish(a.gradient, a.d_gain, a.d_offset);
-  add_up(outer.data(), s.tasks(), out_count, out_count, a.threads, rest);
+  add_up(outer.of(0), s.tasks(), out_count, out_count, a.threads, rest);
 }
 
 }  // namespace MIRL_ISA

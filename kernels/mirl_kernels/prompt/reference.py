@@ -1,5 +1,6 @@
 """Definition of the prompt block (PromptIR, NeurIPS 2023, section 3.1)."""
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -7,7 +8,7 @@ from torch.nn import functional as F
 def mixture(x: Tensor, linear_weight: Tensor, linear_bias: Tensor, prompt_param: Tensor) -> Tensor:
     """What the convolution of `prompt` reads: (B, P, H, W)."""
     weights = F.linear(x.mean(dim=(2, 3)), linear_weight, linear_bias).softmax(dim=1)
-    mixed = (weights[:, :, None, None, None] * prompt_param).sum(dim=1)
+    mixed = torch.einsum("bn,npij->bpij", weights, prompt_param[0])
     return F.interpolate(mixed, x.shape[2:], mode="bilinear", align_corners=False)
 
 
