@@ -129,6 +129,11 @@ def kept(packed: Tensor) -> int:
     return int(packed[2])
 
 
+def whole(packed: Tensor) -> bool:
+    """Whether a packed matrix, of one chunk, is kept whole."""
+    return bool(packed[11])
+
+
 @cache
 def library() -> ctypes.CDLL:
     """The shared library; BackendError when it was not built or MIRL_CPU_ISA asks for the impossible."""

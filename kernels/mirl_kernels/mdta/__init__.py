@@ -143,9 +143,11 @@ class PackedMDTA(_cpu.Packed):
         vectors, groups = _cpu.groups(batch * height, width)
         found = _cpu.product_quantities(self.qkv, vectors, groups)
         q, k, v = (torch.bincount(i * self.heads // self.channels, minlength=self.heads) for i in self.live)
-        by_head = self.channels // self.heads * int(v.sum())
-        if self.channels * int(v.sum()) <= by_head + 2 * _cpu.kept(self.project_out):  # composed, as the kernel decides
-            found["dense"] += self.channels * int(v.sum()) * vectors
+        kept, values = _cpu.kept(self.project_out), int(v.sum())
+        by_head = self.channels // self.heads * values
+        after = self.channels**2 if _cpu.whole(self.project_out) else 2 * kept
+        if self.channels * values + kept * values // self.heads // (height * width) <= by_head + after:  # as the kernel decides
+            found["dense"] += self.channels * values * vectors
         else:
             found["dense"] += by_head * vectors
             found += _cpu.product_quantities(self.project_out, vectors, groups)

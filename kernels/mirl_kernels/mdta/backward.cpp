@@ -61,7 +61,7 @@ void mdta_backward(MirlMdtaBackward& a) {
     float* by_v = grams + b * shares * gram;
     for (int64_t i = gram; i < shares * gram; ++i) by_v[i % gram] += by_v[i];
     const int64_t stride = round_up(m.v_count, L) + L;  // what lies behind a head's v is read, too
-    std::vector<float> by_dy(channels * stride), gradient(stride), composed(stride);
+    std::vector<float> by_dy(channels * stride), gradients(per_head * stride);
     Weights weights(layout, channels);
     for (int64_t v = 0; v < m.v_count; v += L)
       for (int64_t c = 0; c < channels; c += L)
@@ -71,26 +71,24 @@ void mdta_backward(MirlMdtaBackward& a) {
       const Span &q = layout.q[h], &k = layout.k[h], &v = layout.v[h];
       Dense& attention = item.attention.emplace_back(per_head, v.size());
       Dense &from_k = item.from_k.emplace_back(q.size(), k.size()), &from_q = item.from_q.emplace_back(k.size(), q.size());
-      for (int64_t c = h * per_head; c < (h + 1) * per_head; ++c) {
+      const int64_t begin = h * per_head;
+      times(out_transposed, begin, begin + per_head, 0, channels, by_dy.data() + v.first, stride, v.size(),
+            [&](int64_t c, int64_t j, Vec sum) { store(&gradients[(c - begin) * stride + j], sum); });
+      for (int64_t c = begin; c < begin + per_head; ++c) {
+        const float* gradient = &gradients[(c - begin) * stride];
         softmax_row(m, layout, sums, reciprocals.data(), c, weight);
         weights.set(m, layout, c, weight);
-        for (int64_t j = 0; j < v.size(); ++j) attention.at(c - h * per_head, j) = weights.row(c)[j];
+        for (int64_t j = 0; j < v.size(); ++j) attention.at(c - begin, j) = weights.row(c)[j];
         const int64_t i = layout.place[c];
         if (i < 0) continue;
-        for (int64_t j = 0; j < v.size(); j += L) {
-          Vec sum{};
-          for (int64_t e = out_transposed.start[c]; e < out_transposed.start[c + 1]; ++e)
-            sum += out_transposed.entry[e].value * load(&by_dy[out_transposed.entry[e].column() * stride + v.first + j]);
-          store(&gradient[j], sum);
-        }
         by_k.assign(per_head, 0.0);
         double mean = 0;
         for (int64_t j = 0; j < v.size(); ++j) {
-          const int64_t to = m.v_index[v.first + j] - h * per_head;
+          const int64_t to = m.v_index[v.first + j] - begin;
           by_k[to] = gradient[j], mean += gradient[j] * weight[to];
         }
         for (int64_t j = k.first; j < k.last; ++j) {
-          const int64_t column = m.k_index[j] - h * per_head;
+          const int64_t column = m.k_index[j] - begin;
           const double scale = reciprocals[i] * reciprocals[m.q_count + j];
           const double cosine = sums[layout.start[h] + (i - q.first) * layout.wide[h] + j - k.first] * scale;
           const double logit = weight[column] * (by_k[column] - mean), d = logit * m.temperature[h];
@@ -104,11 +102,10 @@ void mdta_backward(MirlMdtaBackward& a) {
     item.scale.resize(qk);
     for (int64_t i = 0; i < qk; ++i) item.scale[i] = norm[i] > 0 ? float(along[i] / norm[i]) : 0.0f;
     item.from_dy = Dense(m.v_count, channels);
-    for (int64_t c = 0; c < channels; ++c) {
-      weights.compose(layout, project_out, c, composed.data());
-      for (int64_t v = 0; v < m.v_count; v += 4)  // behind the last row are zeros, as there are in `composed`
-        std::memcpy(&item.from_dy.at(v, c), &composed[v], 4 * sizeof(float));
-    }
+    weights.compose(layout, project_out, 0, channels, [&](int64_t c, int64_t v, Vec sum) { store(&by_dy[c * stride + v], sum); });
+    for (int64_t c = 0; c < channels; ++c)
+      for (int64_t v = 0; v < m.v_count; v += 4)  // behind the last row are zeros
+        std::memcpy(&item.from_dy.at(v, c), &by_dy[c * stride + v], 4 * sizeof(float));
   };
   mirl::parallel(batch, a.threads, soften);
   for (int64_t h = 0; h < m.heads; ++h) {

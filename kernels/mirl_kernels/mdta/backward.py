@@ -27,7 +27,7 @@ class TrainableMDTA:
         live, rows = ordered_channels(qkv.flatten(1), dwconv.flatten(1), project_out.flatten(1), heads)
         self.live = [index.int().contiguous() for index in live]
         forward, back = normalised(qkv, dwconv, rows)
-        transposed = Pattern.part(project_out, transposed=True, forms=Forms.ENTRIES)
+        transposed = Pattern.part(project_out, transposed=True)
         self.weights = Weights([*forward, Pattern.part(project_out, forms=Forms.BOTH)], [*back, transposed])
         self.channels = len(project_out)
         q, k, _ = (torch.bincount(index * heads // self.channels, minlength=heads) for index in live)

@@ -142,6 +142,37 @@ inline void softmax_row(const MirlMdta& a, const Layout& layout, const double* s
   for (double& w : weight) w /= denominator;
 }
 
+// Rows first .. last of a matrix, of them columns begin .. end, times those rows of `in`, `stride` apart: emit(row, j, Vec)
+// for whole vectors up to `width`.
+template <class Emit>
+inline void times(const MirlRows& m, int64_t first, int64_t last, int64_t begin, int64_t end, const float* in, int64_t stride,
+                  int64_t width, Emit&& emit) {
+  if (m.dense) {
+    constexpr Vec none[4] = {};
+    auto tile = [&](int64_t r, int64_t j, auto n) {
+      dense_tile<n>(m.dense + r * m.columns + 4 * begin, end - begin, in + j, stride, none, [&](int64_t i, const Vec* sums) {
+        for (int v = 0; v < n && r + i >= first && r + i < last; ++v) emit(r + i, j + v * L, sums[v]);
+      });
+    };
+    for (int64_t r = first / 4 * 4; r < last; r += 4) {
+      int64_t j = 0;
+      for (; j + (TILE - 1) * L < width; j += TILE * L) tile(r, j, Vectors<TILE>{});
+      for (; j < width; j += L) tile(r, j, Vectors<1>{});
+    }
+    return;
+  }
+  for (int64_t r = first; r < last; ++r) {
+    auto before = [](const MirlEntry& e, int64_t column) { return e.column() < column; };
+    const MirlEntry *from = m.entry + m.start[r], *to = m.entry + m.start[r + 1];
+    from = std::lower_bound(from, to, begin, before), to = std::lower_bound(from, to, end, before);
+    for (int64_t j = 0; j < width; j += L) {
+      Vec sum{};
+      for (const MirlEntry* e = from; e < to; ++e) sum += e->value * load(in + (e->column() - begin) * stride + j);
+      emit(r, j, sum);
+    }
+  }
+}
+
 // An item's attention: a row for each channel, the weights of its head's live v, with zeros behind them.
 struct Weights {
   int64_t stride = 0;
@@ -159,18 +190,13 @@ struct Weights {
     for (int64_t v = layout.v[h].first; v < layout.v[h].last; ++v)
       row(channel)[v - layout.v[h].first] = float(weight[a.v_index[v] - h * layout.per_head]);
   }
-  // Row r of project_out composed with it, by all live v, and zeros behind them: room for a vector more.
-  void compose(const Layout& layout, const MirlRows& project_out, int64_t r, float* to) const {
-    const MirlEntry *begin = project_out.entry + project_out.start[r], *last = project_out.entry + project_out.start[r + 1];
+  // Rows first .. last of project_out composed with it, by all live v, with zeros behind them: emit(row, v, Vec), in order.
+  template <class Emit>
+  void compose(const Layout& layout, const MirlRows& project_out, int64_t first, int64_t last, Emit&& emit) const {
     for (size_t h = 0; h < layout.v.size(); ++h) {
-      const MirlEntry* end = begin;
-      while (end < last && end->column() < int64_t(h + 1) * layout.per_head) ++end;
-      for (int64_t j = 0; j < layout.v[h].size(); j += L) {  // what lies behind a head is written by the next one
-        Vec sum{};
-        for (const MirlEntry* e = begin; e < end; ++e) sum += e->value * load(row(e->column()) + j);
-        store(to + layout.v[h].first + j, sum);
-      }
-      begin = end;
+      const int64_t begin = h * layout.per_head, at = layout.v[h].first;  // what lies behind a head is the next one's
+      times(project_out, first, last, begin, begin + layout.per_head, row(begin), stride, layout.v[h].size(),
+            [&](int64_t r, int64_t j, Vec sum) { emit(r, at + j, sum); });
     }
   }
 };
@@ -185,8 +211,8 @@ struct Dense {
   MirlRows rows(const float* bias) const { return {count, columns, nullptr, nullptr, bias, values.data()}; }
 };
 
-// The matrices that pass two applies to v: one for each head, or, where that does not undo the heads' sparsity, one for
-// all, project_out composed with the attention. (A sparse product takes nearly twice as long as a dense one.)
+// The matrices that pass two applies to v: one for each head, or, where that is less work for all pixels, one for all,
+// project_out composed with the attention. (A sparse product takes nearly twice as long as a dense one.)
 class Attention {
   const MirlMdta& a;
   const Layout layout;
@@ -205,7 +231,9 @@ class Attention {
     if (a.sums) std::copy(total.begin(), total.end(), a.sums);
     int64_t by_head = 0;
     for (const Span& v : layout.v) by_head += per_head * v.size();
-    composed = channels * a.v_count <= by_head + project_out.start[channels] * 2;
+    const int64_t after = project_out.dense ? channels * channels : project_out.start[channels] * 2;
+    const int64_t composing = project_out.start[channels] * a.v_count / a.heads, pixels = a.size.height * a.size.width;
+    composed = channels * a.v_count + composing / pixels <= by_head + after;
     for (int64_t b = 0; b < a.size.batch; ++b) {
       if (composed) matrices.emplace_back(channels, a.v_count);
       for (int64_t h = 0; h < a.heads && !composed; ++h) matrices.emplace_back(per_head, layout.v[h].size());
@@ -227,12 +255,14 @@ class Attention {
     const int64_t parts = (channels + 3) / 4;
     auto compose = [&](int64_t t) {
       const int64_t b = t / parts, first = t % parts * 4;
-      std::vector<float> row(a.v_count + 2 * L);
-      for (int64_t r = first; r < std::min(first + 4, channels); ++r) {
-        attention[b].compose(layout, project_out, r, row.data());
-        float* to = &matrices[b].at(r, 0);
-        for (int64_t v = 0; v < a.v_count; ++v) to[4 * v] = row[v];
-      }
+      const int64_t stride = a.v_count + L;
+      std::vector<float> rows(4 * stride);
+      attention[b].compose(layout, project_out, first, std::min(first + 4, channels), [&](int64_t r, int64_t v, Vec sum) {
+        store(&rows[(r - first) * stride + v], sum);
+      });
+      float* to = &matrices[b].at(first, 0);
+      for (int64_t v = 0; v < a.v_count; ++v)
+        for (int64_t i = 0; i < 4; ++i) to[4 * v + i] = rows[i * stride + v];
     };
     if (composed) mirl::parallel(a.size.batch * parts, a.threads, compose);
   }
