@@ -71,9 +71,18 @@ void fill(MirlWeights& a) {
     }
     const int32_t *row = share.source, *column = row + m.rows;
     auto at = [&](int64_t r, int64_t c) -> float& { return const_cast<float*>(m.dense)[(r / 4 * m.columns + c) * 4 + r % 4]; };
-    for (int64_t first = share.first; first < share.last; first = first / 4 * 4 + 4)
+    for (int64_t r = share.first; r < share.last;) {
+      if (r % 4 || r + 4 > share.last) {
+        for (int64_t c = 0; c < m.columns; ++c) at(r, c) = from[row[r] + column[c]];
+        ++r;
+        continue;
+      }
+      const float* rows[4] = {from + row[r], from + row[r + 1], from + row[r + 2], from + row[r + 3]};
+      float* to = &at(r, 0);
       for (int64_t c = 0; c < m.columns; ++c)
-        for (int64_t r = first; r < std::min(first / 4 * 4 + 4, share.last); ++r) at(r, c) = from[row[r] + column[c]];
+        for (int i = 0; i < 4; ++i) to[4 * c + i] = rows[i][column[c]];
+      r += 4;
+    }
     share.each_pruned([&](int64_t r, int64_t c) { at(r, c) = 0; });
     if (!m.start) return;  // the entries are not kept beside it
     for (int64_t r = share.first; r < share.last; ++r)

@@ -146,7 +146,9 @@ class PackedMDTA(_cpu.Packed):
         kept, values = _cpu.kept(self.project_out), int(v.sum())
         by_head = self.channels // self.heads * values
         after = self.channels**2 if _cpu.whole(self.project_out) else 2 * kept
-        if self.channels * values + kept * values // self.heads // (height * width) <= by_head + after:  # as the kernel decides
+        if (
+            self.channels * values + kept * values // self.heads // (height * width) <= by_head + after
+        ):  # as the kernel decides
             found["dense"] += self.channels * values * vectors
         else:
             found["dense"] += by_head * vectors
