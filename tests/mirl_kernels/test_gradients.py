@@ -51,12 +51,14 @@ def check(
     op, reference, masks: dict[int, Tensor], arguments: list[Tensor], upstream: Tensor, normed: bool = True
 ) -> None:
     """op(*arguments) and its gradients; ``masks`` by the arguments that they are of. A gradient's error is relative to the
-    largest value of that gradient, or of one item's part in it: what items cancel, no float32 sum brings back."""
+    largest value of that gradient, or of one item's part in it: what items cancel, no float32 sum brings back. Where PyTorch
+    itself loses more in float32 (a q of norm 1e-3 magnifies its gradient's rounding a thousandfold), up to four times that."""
     single, upstream = [a.float() for a in arguments], upstream.float()
     exact = [a.double() for a in single]
     expected, wanted = gradients(reference, exact, upstream)
     got, found = gradients(op, single, upstream)
     torch.testing.assert_close(got.double(), expected, atol=1e-4 * max(1.0, expected.abs().max().item()), rtol=0)
+    _, pytorch = gradients(reference, single, upstream)
     by_item = [
         gradients(lambda *a, b=b: reference(*a)[b : b + 1], exact, upstream[b : b + 1])[1] for b in range(len(upstream))
     ]
@@ -64,12 +66,13 @@ def check(
     x = arguments[0]
     alike = (x.abs().amax(1) / (x.var(1, correction=0) + 1e-5).sqrt()).max().item()
     lost = 64 * torch.finfo(torch.float32).eps * alike if normed else 0.0
-    for i, (want, ours, *parts) in enumerate(zip(wanted, found, *by_item, strict=True)):
+    for i, (want, ours, theirs, *parts) in enumerate(zip(wanted, found, pytorch, *by_item, strict=True)):
         if i in masks:
             assert not ours[~masks[i]].any()
-            want, parts = want * masks[i], [part * masks[i] for part in parts]
+            want, theirs, parts = want * masks[i], theirs * masks[i], [part * masks[i] for part in parts]
         scale = max(1e-3, *(part.abs().max().item() for part in (want, *parts)))
-        torch.testing.assert_close(ours.double(), want, atol=max(TOLERANCE, min(lost, 1e-2)) * scale, rtol=0)
+        allowed = max(lost, 4 * (theirs - want).abs().max().item() / scale)
+        torch.testing.assert_close(ours.double(), want, atol=max(TOLERANCE, min(allowed, 1e-2)) * scale, rtol=0)
 
 
 def arguments(g: torch.Generator, batch: int, channels: int, shape: tuple[int, int]) -> list[Tensor]:

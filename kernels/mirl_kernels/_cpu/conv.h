@@ -90,9 +90,7 @@ inline void run_conv(const MirlConv& a) {
       if (x < a.width && y < a.height)
         *a.y.at(step.b, channel, y, x) = value + (a.residual.data ? *a.residual.at(step.b, channel, y, x) : 0.0f);
     };
-    const std::vector<Place> all = places(step.count, step.x1 - step.x0);
-    grouped(all.size(), [&](int64_t first, int64_t n) {
-      const Place* at = all.data() + first;
+    grouped(step.count, step.x1 - step.x0, [&](const Place* at, int64_t n) {
       Vec even[WIDE];  // an even row of the product waits for the odd one, whose pixels go between its own
       auto emit = [&](int64_t o, int64_t v, Vec sum) {
         const int64_t y = step.y + at[v].row, x = step.x0 + at[v].column, valid = at[v].valid;

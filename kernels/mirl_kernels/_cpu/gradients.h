@@ -345,9 +345,7 @@ class Beginning {
       held = 0;
     };
     for (int64_t y = top; y < bottom; y += s.step) {
-      const std::vector<Place> all = places(std::min(s.step, bottom - y), x1 - x0);
-      grouped(all.size(), [&](int64_t first, int64_t count) {
-        const Place* at = all.data() + first;
+      grouped(std::min(s.step, bottom - y), x1 - x0, [&](const Place* at, int64_t count) {
         if (count != held_vectors) flush();
         float *dh = panels + held * apart, *scaled = dh + hidden * PANEL;
         held_vectors = count;

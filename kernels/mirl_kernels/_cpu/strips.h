@@ -33,6 +33,13 @@ inline void grouped(int64_t count, F&& f) {
   }
 }
 
+// f(at, n) for such groups of the vectors of rows of pixels: at[0] .. at[n - 1].
+template <class F>
+inline void grouped(int64_t rows, int64_t columns, F&& f) {
+  const std::vector<Place> all = places(rows, columns);
+  grouped(all.size(), [&](int64_t first, int64_t n) { f(all.data() + first, n); });
+}
+
 constexpr int TAPPED = L == 16 ? 4 : 2;  // vectors whose taps fit the registers
 
 // f(v, Vectors<k>) for runs of at most FEW of n vectors, each within a row.

@@ -15,9 +15,7 @@ void conv_backward(MirlConvBackward& a) {
   auto fill = [&](const Filling& f) { columns.fill(s, x, f); };
   run_strips(s, 0, (columns.widest + rows) * PANEL + most, a.threads, fill, [&](const Step& step) {
     float *dy = step.extra, *panel = dy + rows * PANEL, *const d_weight = partial.of(step);
-    const std::vector<Place> all = places(step.count, step.x1 - step.x0);
-    grouped(all.size(), [&](int64_t first, int64_t count) {
-      const Place* at = all.data() + first;
+    grouped(step.count, step.x1 - step.x0, [&](const Place* at, int64_t count) {
       with_vectors(count, [&](auto n) {
         gather<n>(a.dy, step.b, rows, step.y, step.x0, at, dy);
         float* gradient = d_weight;

@@ -23,9 +23,7 @@ void gdfn_backward(MirlGdfnBackward& a) {
       const Rows back = beginning.back(step);
       beginning.prepare(step);
       float* d_out = outer.of(step);
-      const std::vector<Place> all = places(step.count, step.x1 - step.x0);
-      grouped(all.size(), [&](int64_t first, int64_t count) {
-        const Place* at = all.data() + first;
+      grouped(step.count, step.x1 - step.x0, [&](const Place* at, int64_t count) {
         const Tapped from(s, step, at, count);
         with_vectors(count, [&](auto n) {
           gather<n>(a.dy, step.b, channels, step.y, step.x0, at, dy);

@@ -10,9 +10,7 @@ template <class Emit>
 inline void gate(const Strips& s, const Taps& taps, const MirlRows& project_out, const MirlImage& y, const Step& step, Emit&& emit) {
   const int64_t pairs = taps.rows.rows / 2, channels = s.size.channels;
   float* gated = step.extra;
-  const std::vector<Place> all = places(step.count, step.x1 - step.x0);
-  grouped(all.size(), [&](int64_t first, int64_t n) {
-    const Place* at = all.data() + first;
+  grouped(step.count, step.x1 - step.x0, [&](const Place* at, int64_t n) {
     const Tapped from(s, step, at, n);
     Fetch to_write(y, step.b, channels, step.y, step.x0, at, n, pairs);
     for (int64_t j = 0; j < pairs; ++j) {

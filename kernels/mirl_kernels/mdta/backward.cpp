@@ -37,12 +37,11 @@ void mdta_backward(MirlMdtaBackward& a) {
   auto correlate_v = [&](int64_t t) {
     const int64_t b = t / shares, top = t % shares * share;
     float *dy = mirl::scratch((channels + m.v_count + wide) * PANEL), *v = dy + channels * PANEL, *turn = v + m.v_count * PANEL;
-    const std::vector<Place> all = places(std::max<int64_t>(0, std::min(share, height - top)), m.size.width);
     std::memset(grams + t * gram, 0, sizeof(float) * gram);
-    grouped(all.size(), [&](int64_t first, int64_t count) {
+    grouped(std::max<int64_t>(0, std::min(share, height - top)), m.size.width, [&](const Place* at, int64_t count) {
       with_vectors(count, [&](auto n) {
-        gather<n>(a.dy, b, channels, top, 0, all.data() + first, dy);
-        gather<n>(v_image, b, m.v_count, top, 0, all.data() + first, v);
+        gather<n>(a.dy, b, channels, top, 0, at, dy);
+        gather<n>(v_image, b, m.v_count, top, 0, at, v);
       });
       turn_panel(dy, channels, count, turn);
       add_gram(v, m.v_count, turn, wide, count * L, grams + t * gram);
@@ -125,9 +124,7 @@ void mdta_backward(MirlMdtaBackward& a) {
       const Item& item = items[step.b];
       const Rows back = beginning.back(step);
       beginning.prepare(step);
-      const std::vector<Place> all = places(step.count, step.x1 - step.x0);
-      grouped(all.size(), [&](int64_t first, int64_t count) {
-        const Place* at = all.data() + first;
+      grouped(step.count, step.x1 - step.x0, [&](const Place* at, int64_t count) {
         const Tapped from(s, step, at, count);
         with_vectors(count, [&](auto n) {
           gather<n>(a.dy, step.b, channels, step.y, step.x0, at, dy);

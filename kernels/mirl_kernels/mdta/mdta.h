@@ -65,9 +65,7 @@ inline std::vector<double> pass_one(const MirlMdta& a, const Layout& layout) {
     float *q = step.extra, *k = q + a.q_count * PANEL, *kt = q + qk * PANEL, *gram = kt + transposed, *norm = gram + layout.gram;
     float& summed = norm[norms];  // pixels
     if (step.first) std::memset(kt, 0, sizeof(float) * (transposed + layout.gram + norms + 1));
-    const std::vector<Place> all = places(step.count, step.x1 - step.x0);
-    grouped(all.size(), [&](int64_t first, int64_t n) {
-      const Place* at = all.data() + first;
+    grouped(step.count, step.x1 - step.x0, [&](const Place* at, int64_t n) {
       const Tapped from(s, step, at, n);
       float* v_to[WIDE];
       for (int64_t v = 0; v < n; ++v) v_to[v] = v_image.at(step.b, 0, step.y + at[v].row, step.x0 + at[v].column);

@@ -16,9 +16,7 @@ std::vector<double> pass_one(const MirlNaf& a, const MirlImage& gated, int64_t s
   const int64_t lanes = round_up(pairs, L) * L;  // a step's sums
   run_strips(s, a.size.channels * PANEL, lanes, a.threads, fill_normalised(s, a.x, conv1, true, float(a.eps1)), [&](const Step& step) {
     std::memset(step.extra, 0, sizeof(float) * lanes);
-    const std::vector<Place> all = places(step.count, step.x1 - step.x0);
-    grouped(all.size(), [&](int64_t first, int64_t n) {
-      const Place* at = all.data() + first;
+    grouped(step.count, step.x1 - step.x0, [&](const Place* at, int64_t n) {
       const Tapped from(s, step, at, n);
       Fetch to_write(gated, step.b, stored, step.y, step.x0, at, n, pairs);
       for (int64_t j = 0; j < pairs; ++j) {
