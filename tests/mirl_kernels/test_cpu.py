@@ -167,7 +167,13 @@ def test_block(seed, batch, heads, per_head, hidden, shape, density, tap_density
     packed = PackedBlock(PackedMDTA(*as_float(attention)), PackedGDFN(*as_float(feed_forward)))
     scratch = torch.full((packed.scratch_floats(len(x), *x.shape[2:]),), float("nan"))
     between = mdta(x.float().double(), *attention)
-    tolerance = 2 * max(attention_tolerance(x, biased, block, attention, feed_forward), norm_tolerance(between))
+    # What the first half rounds off is of the size of its largest values; where a pixel's channels are nearly alike, the
+    # second norm magnifies that.
+    rounding = torch.finfo(torch.float32).eps / 2 * between.abs().max()
+    magnified = (rounding / (between.var(1, correction=0) + 1e-5).sqrt().min()).item()
+    tolerance = 2 * max(
+        attention_tolerance(x, biased, block, attention, feed_forward), norm_tolerance(between), magnified
+    )
     expected = block(x.float().double(), attention, feed_forward)
     check(packed, expected, x.float(), scratch, tolerance=tolerance)
     out = _cpu.empty(*x.shape).copy_(x)

@@ -32,9 +32,11 @@ struct Share {
 
   template <class F>
   void each_pruned(F&& f) const {
-    const int32_t* pruned = source + rows.rows + rows.columns;
-    for (int64_t i = 1; i <= *pruned; ++i)
-      if (const int64_t r = pruned[i] / rows.columns; r >= first && r < last) f(r, pruned[i] % rows.columns);
+    const int32_t *count = source + rows.rows + rows.columns, *end = count + 1 + *count;  // what follows is in order
+    auto place = [&](int64_t row) { return std::lower_bound(count + 1, end, int32_t(row * rows.columns)); };
+    const int32_t *from = place(first), *to = place(last);
+    for (int64_t r = first; from < to; ++r)
+      for (; from < to && *from < (r + 1) * rows.columns; ++from) f(r, *from - r * rows.columns);
   }
 };
 

@@ -68,7 +68,7 @@ class Sums {
 
 // How many floats the gradient of a matrix takes, and what `correlate` needs.
 inline int64_t gradient_floats(const MirlRows& m) { return m.dense ? m.rows * turned(m.columns) : m.start[m.rows]; }
-inline int64_t correlate_floats(const MirlRows& m) { return m.dense ? turned(m.columns) * PANEL : 0; }
+inline int64_t correlate_floats(const MirlRows& m) { return m.dense ? turned_apart(m.columns) * PANEL : 0; }
 
 // The gradient of a matrix by n vectors of pixels: of its entries, in their order, += the sum of left[row] * right[column];
 // where it is kept whole, of all, rows turned(columns) apart. Lanes that are no pixels must be zero in `left`. Two panels at
@@ -215,7 +215,7 @@ class Partial {
 
  public:
   Partial(int64_t tasks, int64_t stride, int which = 0) : stride(stride) {
-    static thread_local std::vector<float> kept[2];
+    static thread_local std::vector<float> kept[3];
     if (int64_t(kept[which].size()) < tasks * stride) kept[which].resize(tasks * stride);
     memory = kept[which].data();
   }
@@ -239,6 +239,64 @@ inline void add_up(const float* partial, int64_t tasks, int64_t stride, int64_t 
   mirl::parallel((count + SHARE - 1) / SHARE, threads, task);
 }
 
+// The gradient of a matrix by the pixels of all tasks, which each add up their own. Where all panels together take less memory
+// than these gradients, they are kept instead and multiplied at the end: every row of the gradient by one thread.
+class MatrixGradient {
+  struct Panels {
+    std::vector<float> floats;  // of the left side, then of the right one, transposed
+    std::vector<int64_t> vectors;
+  };
+  static Panels* of_tasks(int64_t tasks, int which) {
+    static thread_local std::vector<Panels> kept[3];
+    if (int64_t(kept[which].size()) < tasks) kept[which].resize(tasks);
+    for (int64_t t = 0; t < tasks; ++t) kept[which][t].vectors.clear();
+    return kept[which].data();
+  }
+
+  const MirlRows m;
+  const int64_t tasks, left_floats = m.rows * PANEL, panel = left_floats + PANEL * turned_apart(m.columns);
+  const bool later;
+  Panels* const panels;
+  const Partial partial;
+
+ public:
+  // `which` tells two that are in use at once apart: 1 or 2.
+  MatrixGradient(const MirlRows& m, const Strips& s, int which)
+      : m(m), tasks(s.tasks()),
+        later(m.dense && s.size.batch * ((s.size.height * s.size.width + PANEL - 1) / PANEL) * panel < tasks * gradient_floats(m)),
+        panels(of_tasks(later ? tasks : 0, which)), partial(tasks, later ? 0 : gradient_floats(m), which) {}
+
+  void begin(const Step& step) const { partial.of(step); }
+  // As `correlate`.
+  void add(int64_t task, const float* left, const float* right, int64_t n, float* scratch, int64_t count = 1, int64_t apart = 0) const {
+    if (!later) return correlate(m, left, right, n, partial.of(task), scratch, count, apart);
+    Panels& own = panels[task];
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t at = own.vectors.size() * panel;
+      if (int64_t(own.floats.size()) < at + panel) own.floats.resize(at + panel);
+      std::memcpy(&own.floats[at], left + i * apart, sizeof(float) * left_floats);
+      turn_panel(right + i * apart, m.columns, n, &own.floats[at + left_floats]);
+      own.vectors.push_back(n);
+    }
+  }
+  void finish(int64_t threads, float* gradient) const {
+    if (!later) return add_up(partial.of(0), tasks, gradient_floats(m), gradient_floats(m), threads, gradient);
+    constexpr int64_t SOME = 48;
+    const int64_t wide = turned(m.columns);
+    auto rows = [&](int64_t i) {
+      const int64_t first = i * SOME, some = std::min(SOME, m.rows - first);
+      float* to = gradient + first * wide;
+      std::memset(to, 0, sizeof(float) * some * wide);
+      for (const Panels* own = panels; own < panels + tasks; ++own)
+        for (size_t p = 0; p < own->vectors.size(); ++p) {
+          const float* left = &own->floats[p * panel];
+          add_gram(left + first * PANEL, some, left + left_floats, wide, own->vectors[p] * L, to);
+        }
+    };
+    mirl::parallel((m.rows + SOME - 1) / SOME, threads, rows);
+  }
+};
+
 // The layer norm, 1x1 layer and taps with which MDTA and GDFN begin, backwards. What comes before leaves the gradients of what
 // the taps gave in `back`, step by step, and adds up those of the taps; then they go on to dx = dy + what comes through the
 // norm. Where a task has an item to itself, they do so a row behind, while its rows are in the second-level cache; elsewhere
@@ -250,8 +308,9 @@ class Beginning {
   const float *gain, *offset;
   const int64_t threads, channels = s.size.channels, hidden = s.hidden, flat = s.size.flat;
   const bool together = s.across == 1 && s.down == 1;
-  // A task's gradients: of 1x1 layer and taps, gain and offset, and the taps of channels that have all of them.
-  const int64_t tapped = gradient_floats(pointwise), gains = tapped + taps.start[hidden], offsets = gains + channels;
+  const MatrixGradient matrix{pointwise, s, 1};
+  // A task's other gradients: of taps, gain and offset, and the taps of channels that have all of them.
+  const int64_t gains = taps.start[hidden], offsets = gains + channels;
   const int64_t nines = round_up(offsets + channels, L), stride = nines + hidden * L;
   const Partial partial{s.tasks(), stride};
   // Panels: of the gradients of the 1x1 layer and of what it read, twice where the cache has room; and of the norm.
@@ -314,11 +373,11 @@ class Beginning {
   // Where a task adds up the gradients of taps.
   TapSums tap_sums(const Step& step) const {
     float* own = partial.of(step.task);
-    return {own + tapped, own + nines};
+    return {own, own + nines};
   }
   // To be called before and after a step.
   void prepare(const Step& step) const {
-    partial.of(step);
+    partial.of(step), matrix.begin(step);
     if (!together || !step.first) return;
     const Rows own = back(step);
     if (flat) surround(own.image.data);
@@ -341,7 +400,7 @@ class Beginning {
     float* gradient = partial.of(task);
     int64_t held = 0, held_vectors = 0;  // panels that wait for their part in the gradient
     auto flush = [&] {
-      if (held) correlate(pointwise, panels, panels + hidden * PANEL, held_vectors, gradient, turn, held, apart);
+      if (held) matrix.add(task, panels, panels + hidden * PANEL, held_vectors, turn, held, apart);
       held = 0;
     };
     for (int64_t y = top; y < bottom; y += s.step) {
@@ -373,6 +432,8 @@ class Beginning {
  public:
   // The tasks' gradients added up: of 1x1 layer and taps, one after the other, and of the norm; returns the end of the first.
   float* finish(float* weights, float* d_gain, float* d_offset) const {
+    matrix.finish(threads, weights);
+    weights += gradient_floats(pointwise);
     add_up(partial.of(0), s.tasks(), stride, gains, threads, weights);
     add_up(partial.of(0) + gains, s.tasks(), stride, channels, threads, d_gain);
     add_up(partial.of(0) + offsets, s.tasks(), stride, channels, threads, d_offset);
@@ -380,7 +441,7 @@ class Beginning {
       for (int64_t i = 0; i < 9 && Taps::complete(taps, c); ++i) {
         double sum = 0;
         for (int64_t t = 0; t < s.tasks(); ++t) sum += partial.of(t)[nines + c * L + i];
-        weights[tapped + taps.start[c] + i] += float(sum);
+        weights[taps.start[c] + i] += float(sum);
       }
     return weights + gains;
   }

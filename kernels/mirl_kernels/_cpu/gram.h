@@ -8,28 +8,31 @@ namespace MIRL_ISA {
 // How many columns so many channels have, transposed: whole vectors, on any instruction set.
 inline int64_t turned(int64_t channels) { return round_up(channels, 16); }
 
-// Transposes n vectors of a panel: to[p * turned(channels) + c] = panel[c * PANEL + p], zero behind the channels.
+// How far apart a transposed panel's pixels lie: an odd number of cache lines, so that a column of them meets in no set.
+inline int64_t turned_apart(int64_t channels) { return turned(channels) | 16; }
+
+// Transposes n vectors of a panel: to[p * turned_apart(channels) + c] = panel[c * PANEL + p], zero behind the channels.
 inline void turn_panel(const float* panel, int64_t channels, int64_t n, float* to) {
-  const int64_t wide = turned(channels);
+  const int64_t wide = turned(channels), apart = turned_apart(channels);
   for (int64_t c = 0; c < wide; c += L)
     for (int64_t v = 0; v < n; ++v) {
       Vec block[L] = {};
       for (int64_t i = c; i < std::min(c + L, channels); ++i) block[i - c] = load(panel + i * PANEL + v * L);
       transpose(block);
-      for (int64_t p = 0; p < L; ++p) store(to + (v * L + p) * wide + c, block[p]);
+      for (int64_t p = 0; p < L; ++p) store(to + (v * L + p) * apart + c, block[p]);
     }
 }
 
-// gram[i * stride + j] += sum_p q[i * PANEL + p] * k[p * stride + j]: M rows of q, N vectors of transposed k, n pixels.
+// gram[i * stride + j] += sum_p q[i * PANEL + p] * k[p * apart + j]: M rows of q, N vectors of transposed k, n pixels.
 template <int M, int N>
-void gram_tile(const float* q, const float* k, int64_t stride, int64_t n, float* gram) {
+void gram_tile(const float* q, const float* k, int64_t apart, int64_t n, float* gram, int64_t stride) {
   Vec sums[M * N];  // in registers: loops that the compiler did not unroll at once would leave them in memory
 #pragma GCC unroll 16
   for (int i = 0; i < M * N; ++i) sums[i] = load(gram + i / N * stride + i % N * L);
   for (int64_t p = 0; p < n; ++p) {
     Vec right[N];
 #pragma GCC unroll 16
-    for (int j = 0; j < N; ++j) right[j] = load(k + p * stride + j * L);
+    for (int j = 0; j < N; ++j) right[j] = load(k + p * apart + j * L);
 #pragma GCC unroll 16
     for (int i = 0; i < M * N; ++i) sums[i] += q[i / N * PANEL + p] * right[i % N];
   }
@@ -39,17 +42,26 @@ void gram_tile(const float* q, const float* k, int64_t stride, int64_t n, float*
 
 // The same for rows i to `rows` of q, M at a time and then ever fewer.
 template <int M, int N>
-void gram_rows(int64_t i, const float* q, int64_t rows, const float* k, int64_t stride, int64_t n, float* gram) {
-  for (; i + M <= rows; i += M) gram_tile<M, N>(q + i * PANEL, k, stride, n, gram + i * stride);
-  if constexpr (M > 1) gram_rows<M / 2, N>(i, q, rows, k, stride, n, gram);
+void gram_rows(int64_t i, const float* q, int64_t rows, const float* k, int64_t apart, int64_t n, float* gram, int64_t stride) {
+  for (; i + M <= rows; i += M) gram_tile<M, N>(q + i * PANEL, k, apart, n, gram + i * stride, stride);
+  if constexpr (M > 1) gram_rows<(M > 4 ? 4 : M / 2), N>(i, q, rows, k, apart, n, gram, stride);
 }
 
-// The same for all rows of q by all of k's columns, `turned` of them.
+// The same for all rows of q by all of k's columns, `turned` of them: some rows at a time, whose sums stay in the
+// second-level cache, as does the page table's part for them in its own.
 inline void add_gram(const float* q, int64_t rows, const float* k, int64_t columns, int64_t n, float* gram) {
-  int64_t j = 0;
-  for (; j + TILE * L <= columns; j += TILE * L) gram_rows<4, TILE>(0, q, rows, k + j, columns, n, gram + j);
-  for (; j + 2 * L <= columns; j += 2 * L) gram_rows<L < 16 ? 4 : 8, 2>(0, q, rows, k + j, columns, n, gram + j);
-  for (; j < columns; j += L) gram_rows<L < 16 ? 4 : 8, 1>(0, q, rows, k + j, columns, n, gram + j);
+  constexpr int64_t SOME = 48;
+  const int64_t apart = turned_apart(columns);
+  for (int64_t first = 0; first < rows; first += SOME) {
+    const int64_t some = std::min(SOME, rows - first);
+    const float* from = q + first * PANEL;
+    float* to = gram + first * columns;
+    int64_t j = 0;
+    if constexpr (TILE == 4)
+      for (; j + 4 * L <= columns; j += 4 * L) gram_rows<4, 4>(0, from, some, k + j, apart, n, to + j, columns);
+    for (; j + 2 * L <= columns; j += 2 * L) gram_rows<L < 16 ? 6 : 8, 2>(0, from, some, k + j, apart, n, to + j, columns);
+    for (; j < columns; j += L) gram_rows<8, 1>(0, from, some, k + j, apart, n, to + j, columns);
+  }
 }
 
 }  // namespace MIRL_ISA

@@ -54,12 +54,14 @@ inline void sparse_panel(const MirlRows& m, const float* in, Emit&& emit) {
   }
 }
 
-// Four rows by N vectors; `weight` holds the rows' values four by four.
+// Four rows by N vectors, added to `begin`, which has `own` of them for each row: N, or one for all. `weight` holds the rows'
+// values four by four.
 template <int N, class Emit>
-inline void dense_tile(const float* weight, int64_t columns, const float* in, int64_t stride, const Vec* bias, Emit&& emit) {
+__attribute__((always_inline)) inline void dense_tile(const float* weight, int64_t columns, const float* in, int64_t stride,
+                                                      const Vec* begin, int own, Emit&& emit) {
   Vec sums[4 * N];  // in registers: loops that the compiler did not unroll at once would leave them in memory
 #pragma GCC unroll 16
-  for (int i = 0; i < 4 * N; ++i) sums[i] = bias[i / N];
+  for (int i = 0; i < 4 * N; ++i) sums[i] = begin[i / N * own + i % N % own];
   for (int64_t c = 0; c < columns; ++c) {
     Vec x[N];
 #pragma GCC unroll 16
@@ -71,21 +73,55 @@ inline void dense_tile(const float* weight, int64_t columns, const float* in, in
   for (int i = 0; i < 4; ++i) emit(i, sums + i * N);
 }
 
+// f(first, Vectors<N>) for the tiles that V vectors make.
+template <int V, class F>
+__attribute__((always_inline)) inline void tiles(F&& f) {
+  constexpr int whole = V / TILE * TILE;
+  for (int first = 0; first < whole; first += TILE) f(first, Vectors<TILE>{});
+  if constexpr (V > whole) f(whole, Vectors<V - whole>{});
+}
+
+// Where there are more columns than a panel in the first-level cache has: they are taken by turns, for as many rows as
+// have room there for their sums.
+constexpr int64_t NEAR = 96;
+template <int V, class Emit>
+__attribute__((noinline)) void dense_turns(const MirlRows& m, const float* in, int64_t stride, Emit&& emit) {
+  constexpr int64_t SOME = 32;
+  const int64_t turns = (m.columns + NEAR - 1) / NEAR, near = (m.columns + turns - 1) / turns;
+  Vec so_far[SOME * V];
+  for (int64_t top = 0; top < m.rows; top += SOME)
+    for (int64_t first = 0; first < m.columns; first += near)
+      for (int64_t r = top; r < std::min(top + SOME, m.rows); r += 4) {
+        const int64_t n = std::min(near, m.columns - first), some = std::min<int64_t>(4, m.rows - r);
+        const float* weight = m.dense + r * m.columns + 4 * first;
+        for (int64_t i = 0; i < 4 * n; i += 16) __builtin_prefetch(weight + 4 * m.columns + i);  // does not follow in memory
+        tiles<V>([&](int at, auto wide) {
+          constexpr int N = wide;
+          Vec* own = so_far + (r - top) * V + 4 * at;
+          if (first == 0)
+            for (int i = 0; i < 4 * N; ++i) own[i] = all(m.bias && i / N < some ? m.bias[r + i / N] : 0.0f);
+          dense_tile<N>(weight, n, in + first * stride + at * L, stride, own, N, [&](int64_t i, const Vec* sums) {
+            for (int v = 0; v < N; ++v) own[i * N + v] = sums[v];
+          });
+          if (first + n < m.columns) return;
+          for (int64_t i = 0; i < some; ++i) emit(r + i, at, wide, own + i * N);
+        });
+      }
+}
+
 template <int V, class Emit>
 inline void dense_panel(const MirlRows& m, const float* in, int64_t stride, Emit&& emit) {
+  if (m.columns > NEAR) return dense_turns<V>(m, in, stride, emit);
   for (int64_t r = 0; r < m.rows; r += 4) {
     const int64_t some = std::min<int64_t>(4, m.rows - r);
     Vec bias[4] = {};
     if (m.bias)
       for (int64_t i = 0; i < some; ++i) bias[i] = all(m.bias[r + i]);
-    auto tile = [&](int first, auto n) {
-      dense_tile<n>(m.dense + r * m.columns, m.columns, in + first * L, stride, bias, [&](int64_t i, const Vec* sums) {
+    tiles<V>([&](int first, auto n) {
+      dense_tile<n>(m.dense + r * m.columns, m.columns, in + first * L, stride, bias, 1, [&](int64_t i, const Vec* sums) {
         if (i < some) emit(r + i, first, n, sums);
       });
-    };
-    constexpr int whole = V / TILE * TILE;
-    for (int first = 0; first < whole; first += TILE) tile(first, Vectors<TILE>{});
-    if constexpr (V > whole) tile(whole, Vectors<V - whole>{});
+    });
   }
 }
 

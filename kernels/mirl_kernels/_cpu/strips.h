@@ -40,7 +40,7 @@ inline void grouped(int64_t rows, int64_t columns, F&& f) {
   grouped(all.size(), [&](int64_t first, int64_t n) { f(all.data() + first, n); });
 }
 
-constexpr int TAPPED = L == 16 ? 4 : 2;  // vectors whose taps fit the registers
+constexpr int TAPPED = 4;  // vectors whose taps fit the registers
 
 // f(v, Vectors<k>) for runs of at most FEW of n vectors, each within a row.
 template <int FEW, class F>
@@ -323,11 +323,11 @@ void run_strips(const Strips& s, const Items& items, int64_t panel_floats, int64
     };
 
     const int64_t ahead = s.reach.above + s.reach.below;
-    fill_rows(top - s.reach.above, ahead, 0);
     int64_t slot = 0;
     for (int64_t y = top; y < bottom; y += s.step) {
       const int64_t count = std::min(s.step, bottom - y);
-      fill_rows(y + s.reach.below, count, slot + ahead);
+      if (y == top) fill_rows(y - s.reach.above, ahead + count, 0);
+      else fill_rows(y + s.reach.below, count, slot + ahead);
       consume(Step{t, b, y, count, x0, x1, y == top, y + count == bottom, slot, hidden + s.margin + x0 - first, own});
       slot = (slot + count) % s.slots;
     }

@@ -104,7 +104,23 @@ inline Vec one_behind(Vec a, Vec b) { return MIRL_SHUFFLE(a, b, 1, 2, 3, 4, 5, 6
 inline Vec one_before(Vec a, uint16_t which) { return (Vec)_mm512_maskz_alignr_epi32(which, (__m512i)a, (__m512i)a, 15); }
 inline Vec one_behind(Vec a, uint16_t which) { return (Vec)_mm512_maskz_alignr_epi32(which, (__m512i)a, (__m512i)a, 1); }
 #endif
-// In registers from the first step on: loops that the compiler did not unroll would go through memory.
+// In registers from the first step on: loops that the compiler did not unroll would go through memory. Eight lanes are two
+// halves to the processor: what stays within them takes one instruction, so that they are brought together once.
+#if MIRL_LANES == 8
+#define MIRL_FIRST_HALVES 0, 1, 2, 3, 8, 9, 10, 11
+#define MIRL_SECOND_HALVES 4, 5, 6, 7, 12, 13, 14, 15
+__attribute__((always_inline)) inline Vec sums(const Vec* v) {
+  Vec own[8];
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; ++i) own[i] = v[i];
+#pragma GCC unroll 2
+  for (int n = 4; n > 1; n /= 2)
+#pragma GCC unroll 4
+    for (int i = 0; i < n; ++i)
+      own[i] = MIRL_SHUFFLE(own[2 * i], own[2 * i + 1], 0, 2, 8, 10, 4, 6, 12, 14) + MIRL_SHUFFLE(own[2 * i], own[2 * i + 1], 1, 3, 9, 11, 5, 7, 13, 15);
+  return MIRL_SHUFFLE(own[0], own[1], MIRL_FIRST_HALVES) + MIRL_SHUFFLE(own[0], own[1], MIRL_SECOND_HALVES);
+}
+#else
 template <int N>
 __attribute__((always_inline)) inline void add_pairs(Vec* v) {
 #pragma GCC unroll 8
@@ -118,8 +134,31 @@ __attribute__((always_inline)) inline Vec sums(const Vec* v) {
   add_pairs<L / 2>(own);
   return own[0];
 }
+#endif
 
-// Lane i of v[j] and lane j of v[i] change places: interleaving the halves log2(L) times is a transposition.
+// Lane i of v[j] and lane j of v[i] change places.
+#if MIRL_LANES == 8
+__attribute__((always_inline)) inline void transpose(Vec* v) {
+  Vec w[8];
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    w[i] = MIRL_SHUFFLE(v[i], v[i + 4], MIRL_FIRST_HALVES);
+    w[i + 4] = MIRL_SHUFFLE(v[i], v[i + 4], MIRL_SECOND_HALVES);
+  }
+#pragma GCC unroll 2
+  for (int turn = 0; turn < 2; ++turn) {  // each four vectors as below, half by half
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      const Vec a = w[i / 2 * 4 + i % 2], b = w[i / 2 * 4 + i % 2 + 2];
+      v[i / 2 * 4 + i % 2 * 2] = MIRL_SHUFFLE(a, b, 0, 8, 1, 9, 4, 12, 5, 13);
+      v[i / 2 * 4 + i % 2 * 2 + 1] = MIRL_SHUFFLE(a, b, 2, 10, 3, 11, 6, 14, 7, 15);
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; ++i) w[i] = v[i];
+  }
+}
+#else
+// Interleaving the halves log2(L) times is a transposition.
 template <int N = 1>
 __attribute__((always_inline)) inline void transpose(Vec* v) {
   Vec w[L];
@@ -132,6 +171,7 @@ __attribute__((always_inline)) inline void transpose(Vec* v) {
   for (int i = 0; i < L; ++i) v[i] = w[i];
   if constexpr (N * 2 < L) transpose<N * 2>(v);
 }
+#endif
 
 inline int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 

@@ -12,8 +12,7 @@ void gdfn_backward(MirlGdfnBackward& a) {
   const int64_t channels = size.channels, hidden = project_in.rows, pairs = hidden / 2;
   const Strips s(size, hidden, TRAINING_TASKS);
   Beginning beginning{s, g.x, a.dy, a.dx, project_in, a.project_in_transposed->view(), dwconv, a.dwconv_flipped->view(), g.gain, g.offset, a.threads};
-  const int64_t out_count = gradient_floats(project_out);
-  const Partial outer(s.tasks(), out_count, 1);
+  const MatrixGradient outer(project_out, s, 2);
 
   const Taps taps(dwconv, s);
   const auto fill = fill_normalised(s, g.x, project_in, true, 1e-5f, g.gain, g.offset);
@@ -22,7 +21,7 @@ void gdfn_backward(MirlGdfnBackward& a) {
       float *dy = step.extra + beginning.reserved, *gate_gradient = dy + channels * PANEL, *gated = gate_gradient + pairs * PANEL;
       const Rows back = beginning.back(step);
       beginning.prepare(step);
-      float* d_out = outer.of(step);
+      outer.begin(step);
       grouped(step.count, step.x1 - step.x0, [&](const Place* at, int64_t count) {
         const Tapped from(s, step, at, count);
         with_vectors(count, [&](auto n) {
@@ -47,14 +46,13 @@ void gdfn_backward(MirlGdfnBackward& a) {
             gradient(j, d[0], left_taps);
             gradient(pairs + j, d[1], right_taps);
           }
-          correlate(project_out, dy, gated, n, d_out, gated + pairs * PANEL);
+          outer.add(step.task, dy, gated, n, gated + pairs * PANEL);
         });
       });
       beginning.follow(step);
     });
   });
-  float* rest = beginning.finish(a.gradient, a.d_gain, a.d_offset);
-  add_up(outer.of(0), s.tasks(), out_count, out_count, a.threads, rest);
+  outer.finish(a.threads, beginning.finish(a.gradient, a.d_gain, a.d_offset));
 }
 
 }  // namespace MIRL_ISA

@@ -36,7 +36,7 @@ void mdta_backward(MirlMdtaBackward& a) {
   float* const grams = kept.data();
   auto correlate_v = [&](int64_t t) {
     const int64_t b = t / shares, top = t % shares * share;
-    float *dy = mirl::scratch((channels + m.v_count + wide) * PANEL), *v = dy + channels * PANEL, *turn = v + m.v_count * PANEL;
+    float *dy = mirl::scratch((channels + m.v_count + turned_apart(channels)) * PANEL), *v = dy + channels * PANEL, *turn = v + m.v_count * PANEL;
     std::memset(grams + t * gram, 0, sizeof(float) * gram);
     grouped(std::max<int64_t>(0, std::min(share, height - top)), m.size.width, [&](const Place* at, int64_t count) {
       with_vectors(count, [&](auto n) {

@@ -59,7 +59,7 @@ inline std::vector<double> pass_one(const MirlMdta& a, const Layout& layout) {
   const Taps taps(a.dwconv->view(), s);
   std::vector<double> partial(s.tasks() * layout.sums(), 0.0);
   // A thread's own: q and k of a panel, k transposed, and the sums in float, which go to those in double in time.
-  const int64_t transposed = PANEL * layout.widest(), norms = round_up(qk, L) * L;
+  const int64_t transposed = PANEL * turned_apart(layout.widest()), norms = round_up(qk, L) * L;
   const int64_t extra = qk * PANEL + transposed + layout.gram + norms + 1;
   run_strips(s, a.size.channels * PANEL, extra, a.threads, fill_normalised(s, a.x, qkv, a.centred, 1e-5f, a.gain, a.offset), [&](const Step& step) {
     float *q = step.extra, *k = q + a.q_count * PANEL, *kt = q + qk * PANEL, *gram = kt + transposed, *norm = gram + layout.gram;
@@ -148,7 +148,7 @@ inline void times(const MirlRows& m, int64_t first, int64_t last, int64_t begin,
   if (m.dense) {
     constexpr Vec none[4] = {};
     auto tile = [&](int64_t r, int64_t j, auto n) {
-      dense_tile<n>(m.dense + r * m.columns + 4 * begin, end - begin, in + j, stride, none, [&](int64_t i, const Vec* sums) {
+      dense_tile<n>(m.dense + r * m.columns + 4 * begin, end - begin, in + j, stride, none, 1, [&](int64_t i, const Vec* sums) {
         for (int v = 0; v < n && r + i >= first && r + i < last; ++v) emit(r + i, j + v * L, sums[v]);
       });
     };
