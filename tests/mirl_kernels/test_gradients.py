@@ -79,10 +79,9 @@ def arguments(g: torch.Generator, batch: int, channels: int, shape: tuple[int, i
     return [noise(g, batch, channels, *shape), 1 + 0.1 * noise(g, channels), 0.1 * noise(g, channels)]
 
 
-@CASES
-@given(seeds, batches, st.integers(2, 24), st.integers(1, 30), densities, densities)
-def test_gdfn(seed, batches, channels, pairs, density, tap_density):
-    batch, shape = batches
+def check_gdfn(
+    seed: int, batch: int, shape: tuple[int, int], channels: int, pairs: int, density: float, tap_density: float
+) -> None:
     g = torch.Generator().manual_seed(seed)
     first = arguments(g, batch, channels, shape)
     masks, weights = zip(*(masked(g, d, *size) for d, size in (
@@ -91,10 +90,9 @@ def test_gdfn(seed, batches, channels, pairs, density, tap_density):
     check(TrainableGDFN(*masks), gdfn, dict(enumerate(masks, 3)), [*first, *weights], noise(g, *first[0].shape))
 
 
-@CASES
-@given(seeds, batches, st.integers(1, 3), st.integers(1, 9), densities, densities)
-def test_mdta(seed, batches, heads, per_head, density, tap_density):
-    batch, shape = batches
+def check_mdta(
+    seed: int, batch: int, shape: tuple[int, int], heads: int, per_head: int, density: float, tap_density: float
+) -> None:
     g = torch.Generator().manual_seed(seed)
     channels = max(2, heads * per_head) if heads == 1 else heads * per_head
     first = arguments(g, batch, channels, shape)
@@ -110,6 +108,36 @@ def test_mdta(seed, batches, heads, per_head, density, tap_density):
         [*first, qkv, taps, temperature, out],
         noise(g, *first[0].shape),
     )
+
+
+@CASES
+@given(seeds, batches, st.integers(2, 24), st.integers(1, 30), densities, densities)
+def test_gdfn(seed, batches, channels, pairs, density, tap_density):
+    check_gdfn(seed, *batches, channels, pairs, density, tap_density)
+
+
+@CASES
+@given(seeds, batches, st.integers(1, 3), st.integers(1, 9), densities, densities)
+def test_mdta(seed, batches, heads, per_head, density, tap_density):
+    check_mdta(seed, *batches, heads, per_head, density, tap_density)
+
+
+# Layers wider than the first-level cache's panel, over so few pixels that panels are kept instead of every task's gradients.
+WIDE = settings(max_examples=30, deadline=None)
+few = st.sampled_from([(2, 3), (5, 7), (8, 8), (3, 41), (16, 16)])
+dense = st.sampled_from([0.1, 0.7, 1.0])
+
+
+@WIDE
+@given(seeds, st.integers(1, 9), few, st.integers(97, 230), st.integers(80, 230), dense)
+def test_wide_gdfn(seed, batch, shape, channels, pairs, density):
+    check_gdfn(seed, batch, shape, channels, pairs, density, 1.0)
+
+
+@WIDE
+@given(seeds, st.integers(1, 9), few, st.integers(1, 4), st.integers(49, 60), dense)
+def test_wide_mdta(seed, batch, shape, heads, per_head, density):
+    check_mdta(seed, batch, shape, heads, per_head, density, 1.0)
 
 
 @CASES
