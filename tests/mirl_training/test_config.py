@@ -30,6 +30,9 @@ def changed(*path, value):
     (("training", "patch_size"), 20, "multiple of 8"),
     (("pruning", "rate"), 1.0, "less than 1"),
     (("pruning", "criterion"), "best", "global"),
+    (("pruning", "criterion"), "latency", "expected a speedup"),
+    (("pruning", "speedup"), 2.0, "with no other"),
+    (("pruning", "speedup"), 1.0, "greater than 1"),
     (("pruning", "rewind"), 9, "at most training.steps"),
     (("data", "tasks"), {"snow": 1}, "snow"),
     (("data", "haze"), None, "names no folder"),
@@ -60,3 +63,10 @@ def test_the_shipped_configs_are_valid_and_come_back_from_yaml():
     for file in files:
         config = load_config(file)
         assert RunConfig(**yaml.safe_load(yaml.safe_dump(config.to_dict()))) == config
+
+
+def test_runs_of_other_settings_have_other_digests():
+    config = RunConfig(**SETTINGS)
+    assert config.digest == RunConfig(**copy.deepcopy(SETTINGS)).digest
+    assert config.digest != RunConfig(**changed("training", "seed", value=1)).digest
+    assert len(config.digest) == 8

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mirl_training.degradations import add_fog, add_haze, add_noise, add_rain
+from mirl_training.degradations import add_fog, add_haze, add_jpeg, add_jpeg_drawn, add_noise, add_rain, share
 
 
 def psnr(a, b):
@@ -68,3 +68,30 @@ def test_levels_and_repeatability(photo, degrade):
     assert once.dtype == np.float32
     np.testing.assert_allclose(once * 255, np.rint(once * 255), atol=1e-4)
     assert 0 <= once.min() <= once.max() <= 1
+
+
+def test_jpeg_harms_more_at_lower_quality_and_by_blocks():
+    rng = np.random.default_rng(0)
+    photo = (np.kron(rng.random((20, 25, 3)), np.ones((8, 8, 1))) * 0.6 + rng.random((160, 200, 3)) * 0.2).astype(
+        np.float32
+    )
+    scores = [psnr(add_jpeg(photo, quality), photo) for quality in (10, 40, 90)]
+    assert 20 < scores[0] < scores[1] - 1 < scores[2] - 2
+    harmed = add_jpeg(photo, 10)
+    change = np.abs(np.diff(harmed, axis=1)).mean((0, 2))
+    within = [c for i, c in enumerate(change) if i % 8 != 7]
+    assert np.mean(change[7::8]) > 2 * np.mean(within)  # edges between blocks stay
+
+
+def test_shared_photos_keep_their_size_and_come_out_the_same_from_the_same_draw(photo):
+    seen = set()
+    for seed in range(12):
+        for harm in (share, add_jpeg_drawn):
+            harmed = harm(photo, np.random.default_rng(seed))
+            assert harmed.shape == photo.shape and harmed.dtype == np.float32
+            np.testing.assert_array_equal(harmed, harm(photo, np.random.default_rng(seed)))
+            np.testing.assert_allclose(harmed * 255, np.rint(harmed * 255), atol=1e-4)
+            assert 20 < psnr(harmed, photo) < 60
+            seen.add(round(psnr(harmed, photo), 3))
+    assert len(seen) > 15
+    assert share(photo[:1, :1], np.random.default_rng(0)).shape == (1, 1, 3)

@@ -1,9 +1,13 @@
 """PSNR and SSIM over test sets in MIR-L's layout."""
 
+import json
+
 import numpy as np
 import pytest
 
-from mirl_sparse.images import write_image
+from mirl_sparse.errors import UserError
+from mirl_sparse.images import read_image, write_image
+from mirl_training.cli import evaluate as command
 from mirl_training.evaluate import evaluate
 
 
@@ -21,8 +25,11 @@ def test_scores(tmp_path):
         seen.append(image.shape)
         return clean[: image.shape[0], : image.shape[1]] ^ 1
 
-    scores = {s.task: s for s in evaluate(restore, tmp_path)}
-    assert list(scores) == ["CBSD68 noise 15", "CBSD68 noise 25", "CBSD68 noise 50", "Rain100L", "SOTS outdoor"]
+    kept = []
+    scores = {s.task: s for s in evaluate(restore, tmp_path, lambda *given: kept.append(given[:2]))}
+    names = ["noise 15", "noise 25", "noise 50", "JPEG 10", "JPEG 40"]
+    assert list(scores) == [*(f"CBSD68 {name}" for name in names), "Rain100L", "SOTS outdoor"]
+    assert kept == list(zip(scores, ["a"] * 5 + ["1_rainy", "1_0.8_hazy"], strict=True))
     assert set(seen) == {(32, 48, 3)}  # cropped to a multiple of 16
     for sigma in (15, 25, 50):
         expected = 20 * np.log10(255 / sigma)
@@ -32,3 +39,17 @@ def test_scores(tmp_path):
     for score in scores.values():
         assert score.psnr == pytest.approx(20 * np.log10(255))
         assert 0.99 < score.ssim < 1
+
+
+def test_the_command_writes_scores_and_images(tmp_path, capsys):
+    clean = np.full((32, 48, 3), 120, np.uint8)
+    write_image(tmp_path / "denoise/CBSD68/a.b.png", clean)
+    command("small", tmp_path, tmp_path / "scores.json", tmp_path / "images")
+    assert "CBSD68 JPEG 10" in capsys.readouterr().out
+    written = json.loads((tmp_path / "scores.json").read_text())
+    assert [s["task"] for s in written["scores"]][-1] == "CBSD68 JPEG 40"
+    assert written["ticket"] == "small"
+    restored = read_image(tmp_path / "images/CBSD68_noise_15/a.b.png")
+    assert restored.shape == clean.shape
+    with pytest.raises(UserError, match="holds none"):
+        command("small", tmp_path / "nowhere", None, None)

@@ -16,6 +16,24 @@ def network() -> PromptIR:
     return PromptIR(config)
 
 
+def test_lamp_ranks_by_the_share_of_what_is_not_smaller(network):
+    """The scores of Lee et al., eq. 3, one by one."""
+    mask = prune(network, prune(network, Mask.full(network), 0.8, "global"), 0.3, "lamp")
+    assert mask.kept == round(mask.total * 0.3)
+    before = prune(network, Mask.full(network), 0.8, "global")
+    kept, dropped = [], []
+    for name, keep in mask.alive.items():
+        alive = before.alive[name]
+        squares = network.get_parameter(name).detach()[alive].double().square()
+        if len(squares) > 2000:
+            continue  # one by one takes long
+        scores = squares / (squares * (squares >= squares[:, None])).sum(1)
+        kept += scores[keep[alive]].tolist()
+        dropped += scores[~keep[alive]].tolist()
+    assert len(kept) > 100 and len(dropped) > 100
+    assert min(kept) >= max(dropped) * (1 - 1e-12)
+
+
 @pytest.mark.parametrize("density", [0.9, 0.5, 0.1, 0.01])
 def test_global_density_is_exact_and_keeps_the_largest(network, density):
     mask = prune(network, Mask.full(network), density, "global")
@@ -41,7 +59,7 @@ def test_layerwise_from_an_uneven_mask_still_reaches_its_density(network):
     assert all(bool((uneven.alive[n] | ~keep).all()) for n, keep in mask.alive.items())
 
 
-@pytest.mark.parametrize("criterion", ["global", "layerwise"])
+@pytest.mark.parametrize("criterion", ["global", "layerwise", "lamp"])
 def test_rounds_are_nested(network, criterion):
     mask = Mask.full(network)
     for i in range(1, 6):
@@ -54,14 +72,14 @@ def test_rounds_are_nested(network, criterion):
         mask = smaller
 
 
-@pytest.mark.parametrize("criterion", ["global", "layerwise"])
+@pytest.mark.parametrize("criterion", ["global", "layerwise", "lamp"])
 def test_ties_are_broken_the_same_way_and_exactly(network, criterion):
     with torch.no_grad():
         for p in network.parameters():
             p.fill_(0.5)
     first = prune(network, Mask.full(network), 0.25, criterion)
     again = prune(network, Mask.full(network), 0.25, criterion)
-    assert first.kept == pytest.approx(0.25 * first.total, abs=1 if criterion == "global" else len(first.alive))
+    assert first.kept == pytest.approx(0.25 * first.total, abs=len(first.alive) if criterion == "layerwise" else 1)
     assert all(torch.equal(keep, again.alive[n]) for n, keep in first.alive.items())
 
 

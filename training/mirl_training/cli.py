@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,11 +12,14 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
+from mirl_sparse.files import write_whole
+from mirl_sparse.images import write_image
 from mirl_sparse.restorer import SparseRestorer
 from mirl_sparse.ticket import DEFAULT, find
 from mirl_sparse.to_ticket import load
 from mirl_training.config import load_config
 from mirl_training.data import DataError
+from mirl_training.evaluate import Pixels
 from mirl_training.evaluate import evaluate as score
 from mirl_training.fused import ENGINES
 from mirl_training.run import Run
@@ -59,7 +64,8 @@ def train(
     config: Annotated[Path, typer.Argument(help="YAML file with the settings of the run.")],
     data: Annotated[Path, typer.Option("--data", help="Folder that the data paths of CONFIG start from.")] = Path("."),
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Folder of the run [default: runs/NAME].")
+        Path | None,
+        typer.Option("--output", "-o", help="Folder of the run [default: runs/NAME-DIGEST of its settings]."),
     ] = None,
     engine: Annotated[
         str,
@@ -68,7 +74,7 @@ def train(
 ) -> None:
     """Train a network and prune it in rounds; start it again to go on where it was stopped."""
     settings = load_config(config)
-    folder = output or Path("runs") / config.stem
+    folder = output or Path("runs") / f"{config.stem}-{settings.digest}"
     if sys.stderr.isatty():
         columns = (
             TextColumn("{task.description}"),
@@ -92,16 +98,28 @@ def evaluate(
     data: Annotated[
         Path, typer.Option("--data", help="Folder with denoise/CBSD68, derain/Rain100L, dehaze/SOTS.")
     ] = Path("test"),
+    report: Annotated[Path | None, typer.Option("--json", help="Write the scores to this file as well.")] = None,
+    images: Annotated[
+        Path | None,
+        typer.Option("--images", help="Write the restored images into this folder, one folder per test set."),
+    ] = None,
 ) -> None:
     """Print PSNR (dB) and SSIM of the degraded and the restored images of each test set found."""
     restorer = SparseRestorer(load(find(ticket)))
-    found = False
-    for s in score(restorer.restore, data):
-        found = True
+
+    def keep(task: str, name: str, restored: Pixels) -> None:
+        assert images is not None
+        write_image(images / task.replace(" ", "_") / f"{name}.png", restored)
+
+    scores = []
+    for s in score(restorer.restore, data, keep if images else None):
+        scores.append(asdict(s))
         print(
             f"{s.task:<16} {s.images:>4} images   input {s.input_psnr:.2f} / {s.input_ssim:.3f}"
             f"   restored {s.psnr:.2f} / {s.ssim:.3f}   {s.psnr - s.input_psnr:+.2f} dB",
             flush=True,
         )
-    if not found:
+    if not scores:
         raise DataError(f"{data}: holds none of denoise/CBSD68, derain/Rain100L, dehaze/SOTS; give --data their root")
+    if report:
+        write_whole(report, json.dumps({"ticket": ticket, "scores": scores}, indent=1).encode() + b"\n")

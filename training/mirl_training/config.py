@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -23,12 +25,14 @@ class DataSettings(_Settings):
 
     ``clean`` is a folder of photos; ``haze`` one with ``input/NAME_hazy.*`` and
     ``target/NAME_gt.*``. ``tasks`` are the odds of each task in a batch: "haze" draws from those pairs,
-    "fog" hazes the clean photos. The last ``validation_images`` of each folder are kept for validation.
+    "fog" hazes the clean photos, "jpeg" compresses them and "social" does what sharing a photo again and again does. The last ``validation_images`` of each folder are kept for validation.
     """
 
     clean: str
     haze: str | None = None
-    tasks: dict[Literal["noise15", "noise25", "noise50", "rain", "haze", "fog"], Positive] = Field(min_length=1)
+    tasks: dict[Literal["noise15", "noise25", "noise50", "rain", "haze", "fog", "jpeg", "social"], Positive] = Field(
+        min_length=1
+    )
     validation_images: Positive = 6
 
 
@@ -55,10 +59,14 @@ class PruningSettings(_Settings):
     ``rewind`` puts the survivors back to their initial values, to those after the given step of
     round 0, or leaves them as trained ("none": gradual pruning). Tensors whose name matches an
     ``exempt`` pattern (shell wildcards) keep every weight, but count in the density.
+
+    The criterion ``latency`` has no rate but a goal: after the last round the network is to restore ``speedup`` times as
+    fast as the first one, by the cost model of the machine that the run began on; each round takes its part of that.
     """
 
-    criterion: Literal["global", "layerwise"] = "global"
+    criterion: Literal["global", "layerwise", "lamp", "latency"] = "global"
     rate: Fraction = 0.2
+    speedup: Annotated[float, Field(gt=1)] | None = None
     rounds: Annotated[int, Field(ge=0)] = 10
     round_steps: Positive | None = None
     final_steps: Positive | None = None
@@ -91,6 +99,11 @@ class RunConfig(_Settings):
             raise ConfigError("expected either network (a new one) or start (a checkpoint or ticket to go on from)")
         if "haze" in self.data.tasks and self.data.haze is None:
             raise ConfigError("data.tasks asks for haze, but data.haze names no folder")
+        if (self.pruning.criterion == "latency") != (self.pruning.speedup is not None):
+            raise ConfigError(
+                f"pruning.criterion is {self.pruning.criterion} and pruning.speedup {self.pruning.speedup}; expected a speedup"
+                " with the criterion latency, and with no other"
+            )
         if isinstance(self.pruning.rewind, int) and self.pruning.rewind > self.training.steps:
             raise ConfigError(
                 f"pruning.rewind is step {self.pruning.rewind}; expected at most training.steps ({self.training.steps})"
@@ -111,6 +124,11 @@ class RunConfig(_Settings):
         """As read from YAML, defaults filled in; equal runs have equal dictionaries."""
         network = self.network.to_dict() if self.network else None
         return self.model_dump(mode="json", exclude={"network"}) | {"network": network}
+
+    @property
+    def digest(self) -> str:
+        """Eight digits that tell runs of other settings apart."""
+        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()[:8]
 
 
 def load_config(path: Path) -> RunConfig:

@@ -17,7 +17,7 @@ from torch import Tensor
 from mirl_sparse.errors import UserError
 from mirl_sparse.images import IMAGE_SUFFIXES, read_image
 from mirl_training.config import RunConfig
-from mirl_training.degradations import Image, add_fog, add_noise, add_rain
+from mirl_training.degradations import Image, add_fog, add_jpeg_drawn, add_noise, add_rain, share
 
 
 class DataError(UserError):
@@ -120,12 +120,13 @@ class TrainingData:
         return pairs
 
 
+_DRAWN = {"rain": add_rain, "fog": add_fog, "jpeg": add_jpeg_drawn, "social": share}
+
+
 def degrade(clean: Image, task: str, rng: np.random.Generator) -> Image:
-    """Apply the synthetic degradation named ``noise<sigma>``, ``rain`` or ``fog``."""
-    if task == "rain":
-        return add_rain(clean, rng)
-    if task == "fog":
-        return add_fog(clean, rng)
+    """Apply the degradation named ``noise<sigma>``, or one of those above."""
+    if task in _DRAWN:
+        return _DRAWN[task](clean, rng)
     return add_noise(clean, float(task.removeprefix("noise")), rng)
 
 

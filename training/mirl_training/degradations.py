@@ -1,4 +1,4 @@
-"""What harms a photo: noise and rain, each drawn from a given generator, and haze.
+"""What harms a photo: noise, rain, haze, and what social networks do to it.
 
 Images are float32 (H, W, 3), RGB in [0, 1]; every function returns a new one, clipped and rounded
 to the 256 levels of the file that a user would have.
@@ -6,8 +6,11 @@ to the 256 levels of the file that a user would have.
 
 from __future__ import annotations
 
+import io
+
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image as Pillow
 
 Image = NDArray[np.float32]
 
@@ -81,3 +84,42 @@ def add_fog(image: Image, rng: np.random.Generator) -> Image:
     depth = depth - depth.min() + rng.uniform(0.3, 1)
     thickness = rng.uniform(0.2, 1.4) / depth.mean()
     return add_haze(image, depth, float(thickness), float(rng.uniform(0.7, 1)))
+
+
+def add_jpeg(image: Image, quality: int) -> Image:
+    """What a JPEG file of that quality (1 to 95, 4:2:0 colour as most cameras and networks write it) keeps."""
+    return _from_pillow(_jpeg(_to_pillow(image), quality))
+
+
+def add_jpeg_drawn(image: Image, rng: np.random.Generator) -> Image:
+    """A JPEG of quality 10 to 60."""
+    return add_jpeg(image, int(rng.integers(10, 61)))
+
+
+def share(image: Image, rng: np.random.Generator) -> Image:
+    """What happens to a photo that is shared again and again: one to three times it is made smaller, by up to half, or kept,
+    and compressed with quality 30 to 90; at the end it is brought back to its size."""
+    size = image.shape[1], image.shape[0]
+    filters = Pillow.Resampling.BILINEAR, Pillow.Resampling.BICUBIC, Pillow.Resampling.LANCZOS
+    shared, scale = _to_pillow(image), 1.0
+    for _ in range(rng.integers(1, 4)):
+        if rng.random() < 0.5:
+            scale = max(0.5, scale * rng.uniform(0.6, 1))
+            smaller = (max(1, round(size[0] * scale)), max(1, round(size[1] * scale)))
+            shared = shared.resize(smaller, filters[rng.integers(3)])
+        shared = _jpeg(shared, int(rng.integers(30, 91)))
+    return _from_pillow(shared if shared.size == size else shared.resize(size, filters[rng.integers(3)]))
+
+
+def _to_pillow(image: Image) -> Pillow.Image:
+    return Pillow.fromarray(np.rint(np.clip(image, 0, 1) * 255).astype(np.uint8))
+
+
+def _from_pillow(image: Pillow.Image) -> Image:
+    return np.asarray(image, np.uint8).astype(np.float32) / np.float32(255)
+
+
+def _jpeg(image: Pillow.Image, quality: int) -> Pillow.Image:
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=quality, subsampling="4:2:0")
+    return Pillow.open(file).convert("RGB")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +18,10 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from mirl_sparse.images import read_image
 from mirl_training.data import DataError, list_images, list_pairs
-from mirl_training.degradations import add_noise
+from mirl_training.degradations import Image, add_jpeg, add_noise
 
 Pixels = NDArray[np.uint8]
+Triples = Iterator[tuple[str, Pixels, Pixels]]
 CROP = 16
 
 
@@ -40,42 +42,52 @@ def _cropped(image: Pixels) -> Pixels:
     return image[:height, :width]
 
 
-def test_sets(root: Path) -> dict[str, Callable[[], Iterator[tuple[Pixels, Pixels]]]]:
-    """(degraded, clean) pairs per task, of the test sets found below ``root``: ``denoise/CBSD68``,
-    ``derain/Rain100L`` and ``dehaze/SOTS`` in MIR-L's layout."""
+def test_sets(root: Path) -> dict[str, Callable[[], Triples]]:
+    """(name, degraded, clean) per task, of the test sets found below ``root``: ``denoise/CBSD68`` (with noise, and as JPEG of
+    quality 10 and 40), ``derain/Rain100L`` and ``dehaze/SOTS`` in MIR-L's layout."""
 
-    def noisy(sigma: int) -> Iterator[tuple[Pixels, Pixels]]:
+    def harmed(harm: Callable[[Image, int], Image]) -> Triples:
         for i, path in enumerate(list_images(root / "denoise/CBSD68")):
             clean = _cropped(read_image(path))
-            noise = add_noise(clean.astype(np.float32) / np.float32(255), sigma, np.random.default_rng([sigma, i]))
-            yield np.rint(noise * 255).astype(np.uint8), clean
+            yield path.stem, np.rint(harm(clean.astype(np.float32) / np.float32(255), i) * 255).astype(np.uint8), clean
 
-    def pairs(folder: str, suffix: str) -> Iterator[tuple[Pixels, Pixels]]:
+    def pairs(folder: str, suffix: str) -> Triples:
         for degraded, clean in list_pairs(root / folder, suffix):
-            yield _cropped(read_image(degraded)), _cropped(read_image(clean))
+            yield degraded.stem, _cropped(read_image(degraded)), _cropped(read_image(clean))
 
-    found: dict[str, Callable[[], Iterator[tuple[Pixels, Pixels]]]] = {}
+    def noise(sigma: int) -> Callable[[Image, int], Image]:
+        return lambda image, i: add_noise(image, sigma, np.random.default_rng([sigma, i]))
+
+    def jpeg(quality: int) -> Callable[[Image, int], Image]:
+        return lambda image, _: add_jpeg(image, quality)
+
+    found: dict[str, Callable[[], Triples]] = {}
     if (root / "denoise/CBSD68").is_dir():
-        for sigma in (15, 25, 50):
-            found[f"CBSD68 noise {sigma}"] = lambda sigma=sigma: noisy(sigma)  # type: ignore[misc]
+        found |= {f"CBSD68 noise {sigma}": partial(harmed, noise(sigma)) for sigma in (15, 25, 50)}
+        found |= {f"CBSD68 JPEG {quality}": partial(harmed, jpeg(quality)) for quality in (10, 40)}
     if (root / "derain/Rain100L").is_dir():
-        found["Rain100L"] = lambda: pairs("derain/Rain100L", "rainy")
+        found["Rain100L"] = partial(pairs, "derain/Rain100L", "rainy")
     if (root / "dehaze/SOTS").is_dir():
-        found["SOTS outdoor"] = lambda: pairs("dehaze/SOTS", "hazy")
+        found["SOTS outdoor"] = partial(pairs, "dehaze/SOTS", "hazy")
     return found
 
 
-def evaluate(restore: Callable[[Pixels], Pixels], root: Path) -> Iterator[Score]:
-    """Score ``restore`` on every test set below ``root``."""
+def evaluate(
+    restore: Callable[[Pixels], Pixels], root: Path, keep: Callable[[str, str, Pixels], None] | None = None
+) -> Iterator[Score]:
+    """Score ``restore`` on every test set below ``root``; ``keep`` is given each task, name and restored image."""
     for task, images in test_sets(root).items():
         rows = []
-        for degraded, clean in images():
-            row = []
+        for name, degraded, clean in images():
             if degraded.shape != clean.shape or 0 in clean.shape:
                 raise DataError(
                     f"{task}: {degraded.shape} beside {clean.shape}; expected equal sizes of {CROP} or more"
                 )
-            for candidate in (degraded, restore(degraded)):
+            restored = restore(degraded)
+            if keep:
+                keep(task, name, restored)
+            row = []
+            for candidate in (degraded, restored):
                 a, b = clean.astype(np.float64) / 255, candidate.astype(np.float64) / 255
                 row += [
                     peak_signal_noise_ratio(a, b, data_range=1),

@@ -83,24 +83,40 @@ class Mask:
                 p.grad.masked_fill_(~self.alive[name], 0)
 
 
-def _keep_largest(magnitude: Tensor, alive: Tensor, count: int) -> Tensor:
-    """The ``count`` largest of the alive entries of a flat tensor; ties go to the lower index."""
-    order = torch.where(alive, magnitude, -1.0).argsort(descending=True, stable=True)
+def keep_largest(scores: Tensor, alive: Tensor, count: int) -> Tensor:
+    """The ``count`` largest of the alive entries of a flat tensor of scores from 0; ties go to the lower index."""
+    order = torch.where(alive, scores, -1.0).argsort(descending=True, stable=True)
     kept = torch.zeros_like(alive)
     kept[order[:count]] = True
     return kept
+
+
+def exempted(mask: Mask, patterns: tuple[str, ...]) -> set[str]:
+    """The names of the mask that match one of the patterns (shell wildcards)."""
+    return {n for n in mask.alive if any(fnmatch(n, pattern) for pattern in patterns)}
+
+
+def _lamp(magnitude: Tensor, alive: Tensor) -> Tensor:
+    """Layer-adaptive magnitude (Lee et al., ICLR 2021, eq. 3): a weight's square over those of all alive weights of its
+    layer that are not smaller."""
+    squares = torch.where(alive, magnitude, 0.0).double().square()
+    order = squares.argsort(stable=True)
+    sums = squares[order].flip(0).cumsum(0).flip(0)
+    scores = torch.empty_like(squares)
+    scores[order] = squares[order] / sums.clamp(min=torch.finfo(torch.float64).tiny)
+    return scores
 
 
 def prune(network: PromptIR, mask: Mask, density: float, criterion: str, exempt: tuple[str, ...] = ()) -> Mask:
     """A mask nested in the given one that keeps the largest magnitudes: ``density`` of all prunable
     weights, exact to one weight per ranked group.
 
-    ``global`` ranks all layers together, ``layerwise`` each by itself at one density, or all that it has
-    where that is less. Layers that match an ``exempt`` pattern keep what they have; the others pay for it.
+    ``global`` ranks all layers together, ``lamp`` as well, by magnitudes relative to the layer's larger ones (`_lamp`), and
+    ``layerwise`` each by itself at one density, or all that it has where that is less. Layers that match an ``exempt`` pattern keep what they have; the others pay for it.
     """
     mask.check(network)
     parameters = dict(network.named_parameters())
-    spared = {n for n in mask.alive if any(fnmatch(n, pattern) for pattern in exempt)}
+    spared = exempted(mask, exempt)
     ranked = [n for n in mask.alive if n not in spared]
     wanted = round(mask.total * density) - sum(int(mask.alive[n].sum()) for n in spared)
     available = sum(int(mask.alive[n].sum()) for n in ranked)
@@ -111,8 +127,10 @@ def prune(network: PromptIR, mask: Mask, density: float, criterion: str, exempt:
         )
     magnitude = {n: parameters[n].detach().abs().flatten() for n in ranked}
     alive = dict(mask.alive)
-    if criterion == "global":
-        flat = _keep_largest(
+    if criterion in ("global", "lamp"):
+        if criterion == "lamp":
+            magnitude = {n: _lamp(magnitude[n], mask.alive[n].flatten()) for n in ranked}
+        flat = keep_largest(
             torch.cat([magnitude[n] for n in ranked]),
             torch.cat([mask.alive[n].flatten() for n in ranked]),
             wanted,
@@ -129,7 +147,7 @@ def prune(network: PromptIR, mask: Mask, density: float, criterion: str, exempt:
                 left -= counts[n]
             free = [n for n in free if n not in counts]
         for n in ranked:
-            alive[n] = _keep_largest(magnitude[n], mask.alive[n].flatten(), counts[n]).view_as(mask.alive[n])
+            alive[n] = keep_largest(magnitude[n], mask.alive[n].flatten(), counts[n]).view_as(mask.alive[n])
     else:
-        raise MaskError(f"criterion {criterion!r} is unknown; expected global or layerwise")
+        raise MaskError(f"criterion {criterion!r} is unknown; expected global, layerwise or lamp")
     return Mask(alive)

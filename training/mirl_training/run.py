@@ -3,6 +3,7 @@
     RUN/config.yaml            the settings, defaults filled in
     RUN/start.safetensors      the initial weights
     RUN/rewind.safetensors     the weights to rewind to, when that is a later step of round 0
+    RUN/prices.json         what the criterion latency counts with: the cost model of the machine that the run began on
     RUN/round_00/ …            weights.safetensors, mask.safetensors, metrics.json
     RUN/state.pt               the unfinished round, every ``save_every`` steps
     RUN/log.jsonl              one line per validation; a stopped run may repeat the last ones
@@ -31,6 +32,8 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 from torch.nn import functional as F
 
+from mirl_kernels._cpu import BackendError
+from mirl_sparse.cost import CostModel, cost_model
 from mirl_sparse.errors import UserError
 from mirl_sparse.files import write_whole
 from mirl_sparse.network import PromptIR
@@ -40,6 +43,7 @@ from mirl_sparse.to_ticket import load
 from mirl_training.config import RunConfig
 from mirl_training.data import TrainingData
 from mirl_training.fused import choose_engine, fuse
+from mirl_training.latency import prune_to_latency, seconds
 from mirl_training.masks import Mask, prune
 from mirl_training.report import write_report
 
@@ -83,8 +87,13 @@ class Run:
         copied = PromptIR(self.network.config)
         self._restorer = SparseRestorer(copied, "cpu" if self.engine == "fused" else "reference")
         self._first = Mask.full(self.network) if config.start is None else Mask.of(self.network)
+        if config.pruning.criterion == "latency":
+            self._model = self._prices()
+            self._seconds = seconds(self.network, self._first, self._model)
         self._prune(self._first, config.pruning.rounds)
         if not start.exists():
+            if config.pruning.criterion == "latency":
+                write_whole(folder / "prices.json", json.dumps(self._model.prices).encode())
             write_whole(written, yaml.safe_dump(config.to_dict(), sort_keys=False).encode())
             save_weights(start, self.network)
         for left in folder.glob(".*.part"):  # of a run that was killed while it wrote
@@ -109,8 +118,21 @@ class Run:
     def _prune(self, mask: Mask, index: int) -> Mask:
         """The mask of round ``index``, nested in the given one, by the network's present weights."""
         pruning = self.config.pruning
+        if pruning.speedup is not None and pruning.rounds:
+            budget = self._seconds * pruning.speedup ** (-index / pruning.rounds)
+            return prune_to_latency(self.network, mask, budget, self._model, pruning.exempt)
         density = self._first.density * (1 - pruning.rate) ** index
         return prune(self.network, mask, density, pruning.criterion, pruning.exempt)
+
+    def _prices(self) -> CostModel:
+        """The run's cost model: the one that it began with, or this machine's."""
+        kept = self.folder / "prices.json"
+        try:
+            return CostModel(json.loads(kept.read_text())) if kept.exists() else cost_model()
+        except BackendError as error:
+            raise UserError(
+                f"pruning.criterion is latency, which is measured on the C++ kernels, but {error}"
+            ) from None
 
     def _begin(self, index: int) -> Mask:
         """Load, prune and rewind: leaves the network at the start of round ``index``."""
@@ -143,7 +165,7 @@ class Run:
         if self.engine == "fused":
             fuse(self.network, mask)
         began, pace = time.monotonic(), 0.0
-        seconds: list[float] = []
+        durations: list[float] = []
         with ThreadPoolExecutor(1) as pool:  # the next batch is drawn while this one trains
             upcoming = pool.submit(self.data.batch, index, first)
             for step in range(first, steps):
@@ -153,7 +175,7 @@ class Run:
                 rate = learning_rate(step, steps, settings.learning_rate, settings.warmup_steps)
                 step_began = time.perf_counter()
                 losses.append(self._step(optimizer, mask, degraded, clean, rate))
-                seconds.append(time.perf_counter() - step_began)
+                durations.append(time.perf_counter() - step_began)
                 done = step + 1
                 if index == 0 and done == self.config.pruning.rewind:
                     save_weights(self.folder / "rewind.safetensors", self.network)
@@ -166,7 +188,7 @@ class Run:
                 }
                 if done % settings.validate_every == 0 or done == steps:
                     report["loss"], losses = sum(losses) / len(losses), []
-                    report["seconds_per_step"], seconds = median(seconds), []
+                    report["seconds_per_step"], durations = median(durations), []
                     report["psnr"] = self.validate()
                 pace = (time.monotonic() - began) / (done - first)
                 report["seconds_left"] = pace * (self._steps_before[-1] - self._steps_before[index] - done)
