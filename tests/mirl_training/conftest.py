@@ -2,8 +2,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from tiny import settings
 
 from mirl_sparse.images import write_image
+from mirl_sparse.network import PromptIR
+
+
+@pytest.fixture
+def network() -> PromptIR:
+    """The tiny run's network, with random weights."""
+    torch.manual_seed(0)
+    config = settings().network
+    assert config is not None
+    return PromptIR(config)
 
 
 @pytest.fixture(scope="session")

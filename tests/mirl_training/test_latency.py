@@ -4,12 +4,10 @@ from collections import defaultdict
 from pathlib import Path
 
 import pytest
-import torch
 from tiny import settings
 
 from mirl_kernels import _cpu
 from mirl_sparse.cost import CostModel
-from mirl_sparse.network import PromptIR
 from mirl_training import run as running
 from mirl_training.config import RunConfig
 from mirl_training.latency import prices, prune_to_latency, seconds
@@ -23,14 +21,6 @@ pytestmark = pytest.mark.skipif(not _cpu.available(), reason="the C++ kernels we
 def model() -> CostModel:
     """Prices that need no measurement: whatever is done takes a nanosecond."""
     return CostModel(defaultdict(lambda: 1e-9))
-
-
-@pytest.fixture
-def network() -> PromptIR:
-    torch.manual_seed(0)
-    config = settings().network
-    assert config is not None
-    return PromptIR(config)
 
 
 def test_the_budget_is_kept_and_used_up_and_rounds_are_nested(network, model):

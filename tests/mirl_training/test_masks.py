@@ -2,18 +2,8 @@
 
 import pytest
 import torch
-from tiny import settings
 
-from mirl_sparse.network import PromptIR
 from mirl_training.masks import Mask, MaskError, prune
-
-
-@pytest.fixture
-def network() -> PromptIR:
-    torch.manual_seed(0)
-    config = settings().network
-    assert config is not None
-    return PromptIR(config)
 
 
 def test_lamp_ranks_by_the_share_of_what_is_not_smaller(network):
