@@ -5,7 +5,7 @@ python benchmarks/training.py memory [DIM ...]   bytes that steps add to a proce
 python benchmarks/training.py curve DATA         300 steps from one start on the same photos: losses and the next mask, fused and reference
 python benchmarks/training.py imp DATA           ten rounds of pruning in both: seconds in all, and of a step by density
 
-DIM is 16 (the network of training/configs/small.yaml) or 48; DATA is the root that the paths of that file start from.
+DIM is 16 or 48, with one block per level; DATA is the root that the paths of that file start from.
 """
 
 from __future__ import annotations
@@ -41,8 +41,9 @@ TOLERANCE = 1e-3  # largest difference of a gradient from PyTorch's float32 one,
 
 def config(dim: int) -> PromptIRConfig:
     if dim == 16:
-        assert SMALL.network is not None
-        return SMALL.network
+        return PromptIRConfig(
+            dim, (1, 1, 1, 2), 1, prompt_dims=(8, 16, 16), prompt_sizes=(32, 16, 8), unused_layers=False
+        )
     return PromptIRConfig(dim, (1, 1, 1, 2), 1, unused_layers=False)
 
 

@@ -1,9 +1,10 @@
 """Masks: exact density, nesting, ties, exemptions, gradients."""
 
+import numpy as np
 import pytest
 import torch
 
-from mirl_training.masks import Mask, MaskError, prune
+from mirl_training.masks import Mask, MaskError, prune, prune_as_mirl
 
 
 def test_lamp_ranks_by_the_share_of_what_is_not_smaller(network):
@@ -115,3 +116,36 @@ def test_dead_queries_do_not_stop_learning(network):
     assert attention.qkv.weight.grad.abs().max() > 1e6  # else this test shows nothing
     mask.apply_to_gradients(network)
     assert torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0) < 1e3
+
+
+@pytest.mark.parametrize("criterion", ["global", "layerwise"])
+def test_mirl_prunes_by_percentiles_over_what_is_not_zero(network, criterion):
+    """Three rounds, against the published rule written with NumPy alone."""
+    mask = Mask.full(network, gains=True)
+    assert set(mask.alive) == {n for n, _ in network.named_parameters() if "weight" in n}
+    expected = {n: np.ones(keep.shape, bool) for n, keep in mask.alive.items()}
+    for seed in range(3):
+        torch.manual_seed(seed)
+        with torch.no_grad():
+            for n, keep in mask.alive.items():
+                network.get_parameter(n).copy_(torch.randn(keep.shape) * keep)
+        weights = {n: network.get_parameter(n).detach().numpy() for n in mask.alive}
+        everywhere = np.concatenate([w.ravel() for w in weights.values()])
+        for n, w in weights.items():
+            among = everywhere if criterion == "global" else w
+            percent = 10 if criterion == "layerwise" and n == "output.weight" else 20
+            expected[n] &= ~(np.abs(w) < np.percentile(np.abs(among[among != 0]), percent))
+        mask = prune_as_mirl(network, mask, 0.2, criterion)
+        assert all(np.array_equal(keep.numpy(), expected[n]) for n, keep in mask.alive.items())
+    if criterion == "global":
+        assert mask.density == pytest.approx(0.8**3, abs=1e-3)
+    else:
+        assert mask.alive["output.weight"].float().mean() == pytest.approx(0.9**3, abs=0.02)
+
+
+def test_the_distance_of_masks_is_the_share_that_one_keeps(network):
+    full = Mask.full(network)
+    half, less = prune(network, full, 0.5, "global"), prune(network, full, 0.25, "global")
+    assert full.distance(full) == 0
+    assert full.distance(half) == pytest.approx(0.5, abs=1e-3)
+    assert half.distance(less) == less.distance(half) == pytest.approx(0.25, abs=1e-3)

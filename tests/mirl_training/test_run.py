@@ -10,10 +10,11 @@ from tiny import settings
 
 from mirl_sparse import SparseRestorer
 from mirl_sparse.errors import UserError
+from mirl_sparse.images import read_image
 from mirl_sparse.ticket import write_ticket
 from mirl_training.config import RunConfig
 from mirl_training.masks import Mask
-from mirl_training.run import Run, learning_rate
+from mirl_training.run import Run, learning_rate, learning_rate_of_epoch
 
 
 class Stopped(Exception):
@@ -73,7 +74,8 @@ def test_a_round_starts_from_the_masked_weights_it_rewinds_to(photos, tmp_path, 
 
 @pytest.mark.parametrize("where", [(0, 1), (0, 3), (1, 2), (2, 3)])
 def test_a_stopped_run_goes_on_to_the_very_same_weights(photos, tmp_path, where):
-    config = settings(training={"save_every": 2})
+    progressive = [{"after": 0.4, "batch_size": 1, "patch_size": 24}]
+    config = settings(training={"save_every": 2, "optimizer": "muon", "ema": 0.9, "progressive": progressive})
     whole = Run(config, photos, tmp_path / "whole", quiet).go()
     with pytest.raises(Stopped):
         Run(config, photos, tmp_path / "stopped", stop_at(*where)).go()
@@ -81,6 +83,56 @@ def test_a_stopped_run_goes_on_to_the_very_same_weights(photos, tmp_path, where)
     for name in ("weights.safetensors", "mask.safetensors"):
         assert same(load_file(whole / name), load_file(resumed / name))
     assert json.loads((whole / "metrics.json").read_text()) == json.loads((resumed / "metrics.json").read_text())
+
+
+def test_mirl_rewinds_weights_and_biases_and_keeps_prompts_and_temperatures(photos, tmp_path):
+    pruning = {"protocol": "mirl", "rounds": 1, "rate": 0.3}
+    run = Run(settings(pruning=pruning), photos, tmp_path / "run", quiet)
+    run.go()
+    mask = run._begin(1)
+    start, trained = (load_file(tmp_path / f"run/{name}.safetensors") for name in ("start", "round_00/weights"))
+    kept = 0
+    for name, p in run.network.named_parameters():
+        if name.endswith(("prompt_param", "temperature")):
+            assert torch.equal(p, trained[name])
+            assert not torch.equal(p, start[name])
+            kept += 1
+        else:
+            assert torch.equal(p, start[name] * mask.alive.get(name, torch.tensor(True))), name
+    assert kept == 3 + sum(hasattr(m, "temperature") for m in run.network.modules())
+    assert mask.density == pytest.approx(0.7, abs=1e-3)
+    assert mask.has_gains
+    last = load_file(tmp_path / "run/round_01/weights.safetensors")
+    assert all(not last[n][~keep].any() for n, keep in mask.alive.items())
+
+
+def test_epochs_and_their_schedule(photos, tmp_path):
+    training = {"steps": None, "epochs": 3, "warmup_steps": 0, "warmup_epochs": 2, "learning_rate": 1e-3}
+    data = {"tasks": {"noise25": 2, "haze": 1}}
+    rates = []
+    Run(
+        settings(training=training, data=data, pruning={"rounds": 0}),
+        photos, tmp_path / "run", lambda report: rates.append(report["learning_rate"]),
+    ).go()  # fmt: skip
+    assert rates == [0.0] * 3 + [1e-3] * 3 + [1e-3] * 3  # 2 clean photos twice and 2 pairs: 3 batches of 2
+    assert [learning_rate_of_epoch(e, 120, 2e-4, 15) for e in (0, 7, 14, 15)] == pytest.approx([0, 1e-4, 2e-4, 2e-4])
+    assert learning_rate_of_epoch(67, 119, 2e-4, 15) == pytest.approx(1e-4)
+
+
+def test_a_round_ends_early_once_its_mask_has_settled_and_goes_on_the_same(photos, tmp_path):
+    training = {"steps": 40, "learning_rate": 1e-6, "validate_every": 2, "save_every": 3}
+    config = settings(training=training, pruning={"settled": 0.05, "rounds": 1})
+    whole = Run(config, photos, tmp_path / "whole", quiet).go()
+    steps = [json.loads((tmp_path / f"whole/round_0{i}/metrics.json").read_text())["steps"] for i in range(2)]
+    assert steps == [10, 40]  # five masks alike; the last round is trained to its end
+    with pytest.raises(Stopped):
+        Run(config, photos, tmp_path / "stopped", stop_at(0, 9)).go()
+    resumed = Run(config, photos, tmp_path / "stopped", quiet).go()
+    for name in ("weights.safetensors", "mask.safetensors"):
+        assert same(load_file(whole / name), load_file(resumed / name))
+    unsettled = settings(training=training | {"learning_rate": 1e-2}, pruning={"settled": 1e-4, "rounds": 1})
+    Run(unsettled, photos, tmp_path / "moving", quiet).go()
+    assert json.loads((tmp_path / "moving/round_00/metrics.json").read_text())["steps"] == 40
 
 
 def test_a_finished_run_trains_nothing(photos, tmp_path):
@@ -170,4 +222,9 @@ def test_the_report_shows_what_a_step_costs_at_each_density(photos, tmp_path):
     rows = [line for line in (tmp_path / "run/report.md").read_text().splitlines() if line.startswith("| ")][1:]
     assert [row.split(" | ")[1] for row in rows] == ["100.00%", "50.00%", "25.00%"]
     assert all(float(row.split(" | ")[4].split()[0]) >= 0 for row in rows)
-    assert (tmp_path / "run/cost.png").read_bytes()[:4] == b"\x89PNG"
+    assert all(float(row.split(" | ")[6].split()[0]) > 0 for row in rows)
+    for name in ("rounds", "examples"):
+        assert (tmp_path / f"run/{name}.png").read_bytes()[:4] == b"\x89PNG"
+        assert f"]({name}.png)" in (tmp_path / "run/report.md").read_text()
+    examples = read_image(tmp_path / "run/examples.png")
+    assert examples.shape == (4 * (24 + 4), 4 * (40 + 4), 3)  # a row for each task: degraded, two rounds, clean

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,6 +14,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
+from mirl_sparse.errors import UserError
 from mirl_sparse.files import write_whole
 from mirl_sparse.images import write_image
 from mirl_sparse.restorer import SparseRestorer
@@ -52,6 +55,31 @@ class _Bar:
             self.progress.console.print(_describe(report))
 
 
+class _TensorBoard:
+    """What is told of a validation, for TensorBoard as well; ``further`` is told everything."""
+
+    def __init__(self, folder: Path, further: Callable[[dict[str, Any]], None]) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            raise UserError(
+                "--tensorboard needs the package tensorboard; install it: pip install tensorboard"
+            ) from None
+        self._writer = SummaryWriter(str(folder / "tensorboard"))
+        self._further = further
+
+    def __call__(self, report: dict[str, Any]) -> None:
+        self._further(report)
+        if "psnr" in report:
+            group, step = f"round_{report['round']:02d}", report["step"]
+            for name in ("loss", "learning_rate", "seconds_per_step", "density", "seconds_per_image", "unsettled"):
+                if name in report:
+                    self._writer.add_scalar(f"{group}/{name}", report[name], step)
+            for task, value in report["psnr"].items():
+                self._writer.add_scalar(f"{group}/PSNR/{task}", value, step)
+            self._writer.flush()
+
+
 def _describe(report: dict[str, Any]) -> str:
     scores = "  ".join(f"{task} {value:.2f}" for task, value in report["psnr"].items())
     return (
@@ -71,10 +99,28 @@ def train(
         str,
         typer.Option("--engine", help=f"What computes a step: {', '.join(ENGINES)} (auto: fused where it was built)."),
     ] = "auto",
+    device: Annotated[str, typer.Option("--device", help="Where it trains: cpu or cuda.")] = "cpu",
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Write events for TensorBoard below the run's folder as well.")
+    ] = False,
 ) -> None:
-    """Train a network and prune it in rounds; start it again to go on where it was stopped."""
+    """Train a network and prune it in rounds; start it again to go on where it was stopped. Under torchrun, with --output on a
+    disk that all processes share, they share every batch."""
     settings = load_config(config)
     folder = output or Path("runs") / f"{config.stem}-{settings.digest}"
+
+    def go(report: Callable[[dict[str, Any]], None]) -> None:
+        leads = os.environ.get("RANK", "0") == "0"
+        run = Run(
+            settings, data, folder, _TensorBoard(folder, report) if tensorboard and leads else report, engine, device
+        )
+        if run.world.leads:
+            print(run.engine_note, flush=True)
+        last = run.go()
+        if run.world.leads:
+            print(f"finished: {last}, report: {folder / 'report.md'}")
+            print(f"next: mirl-sparse convert {last / 'weights.safetensors'}")
+
     if sys.stderr.isatty():
         columns = (
             TextColumn("{task.description}"),
@@ -82,15 +128,9 @@ def train(
             TextColumn("{task.completed}/{task.total}  {task.fields[note]}"),
         )
         with Progress(*columns, console=Console(stderr=True)) as progress:
-            last = _go(Run(settings, data, folder, _Bar(progress), engine))
+            go(_Bar(progress))
     else:
-        last = _go(Run(settings, data, folder, _Lines(), engine))
-    print(f"finished: {last}, report: {folder / 'report.md'}\nnext: mirl-sparse convert {last / 'weights.safetensors'}")
-
-
-def _go(run: Run) -> Path:
-    print(run.engine_note, flush=True)
-    return run.go()
+        go(_Lines())
 
 
 def evaluate(

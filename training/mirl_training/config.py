@@ -8,69 +8,131 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from mirl_sparse.network import ConfigError, PromptIRConfig
 
 Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
+Patch = Annotated[int, Field(ge=8, multiple_of=8)]
 
 
 class _Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+def _folders(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else () if value is None else value
+
+
+Folders = Annotated[tuple[str, ...], BeforeValidator(_folders)]
+Task = Literal["noise15", "noise25", "noise50", "rain", "haze", "fog", "jpeg", "social"]
+
+
 class DataSettings(_Settings):
     """Where the photos are, relative to the root given to the command, and how tasks are mixed.
 
-    ``clean`` is a folder of photos; ``haze`` one with ``input/NAME_hazy.*`` and
-    ``target/NAME_gt.*``. ``tasks`` are the odds of each task in a batch: "haze" draws from those pairs,
-    "fog" hazes the clean photos, "jpeg" compresses them and "social" does what sharing a photo again and again does. The last ``validation_images`` of each folder are kept for validation.
+    ``clean`` are one or more folders of photos; ``haze`` and ``rain`` such with ``input/NAME_hazy.*`` (``NAME_rainy.*``) and
+    ``target/NAME_gt.*``. ``tasks`` are the odds of each task in a batch, or, where training counts ``epochs``, how often each
+    photo of the task is seen in one: "haze" draws from those pairs and "rain" too, if there are any, or else puts streaks
+    over the clean photos; "fog" hazes these, "jpeg" compresses them and "social" does what sharing a photo again and again
+    does. The last ``validation_images`` of each kind are kept for validation. Decoded photos take ``memory`` GiB at most; the
+    others are decoded when they are drawn.
     """
 
-    clean: str
-    haze: str | None = None
-    tasks: dict[Literal["noise15", "noise25", "noise50", "rain", "haze", "fog", "jpeg", "social"], Positive] = Field(
-        min_length=1
-    )
+    clean: Folders = Field(min_length=1)
+    rain: Folders = ()
+    haze: Folders = ()
+    tasks: dict[Task, Positive] = Field(min_length=1)
     validation_images: Positive = 6
+    memory: Annotated[float, Field(ge=0)] = 4
+
+
+class Stage(_Settings):
+    """Batches of another shape, from a part of every round on."""
+
+    after: Fraction
+    batch_size: Positive
+    patch_size: Patch
 
 
 class TrainingSettings(_Settings):
-    """Optimisation of one round: AdamW on the L1 loss, linear warm-up, then half a cosine."""
+    """Optimisation of one round on the L1 loss: ``steps`` or ``epochs`` long, linear warm-up, then half a cosine, which the
+    learning rate follows from step to step or, with ``epochs``, from epoch to epoch.
 
-    steps: Positive
+    ``optimizer`` "muon" steps whole matrices by Muon while nothing is pruned yet, and everything else by AdamW, as "adamw"
+    does throughout. ``ema`` is the decay per step of the moving average of the weights, which then is what a round is validated
+    by and leaves behind. ``progressive`` are later stages of a round with other batches (Restormer, section 3.3): attention
+    sees statistics of whole images when it restores, which small patches do not prepare it for. A batch is computed in
+    ``accumulate`` parts, to save memory; in "bfloat16" where PyTorch's autocast thinks that safe, with weights in float32. Where a
+    ``teacher`` is named (as ``start`` is), that part of the loss is the distance from what it restores.
+    """
+
+    steps: Positive | None = None
+    epochs: Positive | None = None
+    optimizer: Literal["adamw", "muon"] = "adamw"
     batch_size: Positive = 8
-    patch_size: Annotated[int, Field(ge=8, multiple_of=8)] = 64
+    patch_size: Patch = 64
+    progressive: tuple[Stage, ...] = ()
+    accumulate: Positive = 1
+    precision: Literal["float32", "bfloat16"] = "float32"
+    ema: Fraction | None = None
+    teacher: str | None = None
+    teacher_weight: Fraction = 0.5
     learning_rate: Annotated[float, Field(gt=0)] = 2e-4
     warmup_steps: Annotated[int, Field(ge=0)] = 0
+    warmup_epochs: Annotated[int, Field(ge=0)] = 0
     weight_decay: Annotated[float, Field(ge=0)] = 1e-2
-    clip_norm: Annotated[float, Field(gt=0)] = 1.0
+    clip_norm: Annotated[float, Field(gt=0)] | None = 1.0
     validate_every: Positive = 1000
     save_every: Positive = 500
     seed: int = 0
+
+    @property
+    def shapes(self) -> list[tuple[float, int, int]]:
+        """From which part of a round on batches have which (batch size, patch size), in order."""
+        later = sorted((s.after, s.batch_size, s.patch_size) for s in self.progressive)
+        return [(0.0, self.batch_size, self.patch_size), *later]
+
+    def shape(self, step: int, steps: int) -> tuple[int, int]:
+        """(batch size, patch size) of one step of a round of so many."""
+        return [(size, patch) for after, size, patch in self.shapes if step >= after * steps][-1]
 
 
 class PruningSettings(_Settings):
     """Iterative magnitude pruning (Frankle & Carbin, ICLR 2019; MIR-L, section 3).
 
+    ``protocol`` "mirl" is that of MIR-L's code in what it prunes (every parameter named ``weight``, the gains of norms too), how
+    (by percentiles over the weights that are not zero, the output layer at half the rate where ``layerwise``) and what it
+    rewinds (weights and biases, not prompts and temperatures). The default prunes convolutions and linear layers, exact to
+    one weight, and rewinds everything.
+
     Each of ``rounds`` removes ``rate`` of the weights that the round before left, so that
-    (1 - rate)^rounds remain, then trains ``round_steps`` (the last one ``final_steps``).
-    ``rewind`` puts the survivors back to their initial values, to those after the given step of
+    (1 - rate)^rounds remain, then trains ``round_steps`` (the last one ``final_steps``; epochs where training counts these).
+    ``rewind`` puts the survivors back to their initial values, to those after the given step (or epoch) of
     round 0, or leaves them as trained ("none": gradual pruning). Tensors whose name matches an
     ``exempt`` pattern (shell wildcards) keep every weight, but count in the density.
+
+    ``learning_rate`` is the peak of these rounds where it differs from training's.
+
+    With ``settled`` a round but the last ends early once the mask that it would leave does not change any more: when of the
+    last five, drawn at each validation, no two differ in more than that share of the weights (early-bird tickets: You et
+    al., ICLR 2020, section 3.2).
 
     The criterion ``latency`` has no rate but a goal: after the last round the network is to restore ``speedup`` times as
     fast as the first one, by the cost model of the machine that the run began on; each round takes its part of that.
     """
 
+    protocol: Literal["default", "mirl"] = "default"
     criterion: Literal["global", "layerwise", "lamp", "latency"] = "global"
     rate: Fraction = 0.2
     speedup: Annotated[float, Field(gt=1)] | None = None
     rounds: Annotated[int, Field(ge=0)] = 10
     round_steps: Positive | None = None
     final_steps: Positive | None = None
+    learning_rate: Annotated[float, Field(gt=0)] | None = None
     rewind: Literal["initial", "none"] | Positive = "initial"
+    settled: Fraction | None = None
     exempt: tuple[str, ...] = ()
 
 
@@ -95,30 +157,52 @@ class RunConfig(_Settings):
 
     @model_validator(mode="after")
     def _consistent(self) -> RunConfig:
+        training, pruning = self.training, self.pruning
         if (self.network is None) == (self.start is None):
             raise ConfigError("expected either network (a new one) or start (a checkpoint or ticket to go on from)")
-        if "haze" in self.data.tasks and self.data.haze is None:
+        if "haze" in self.data.tasks and not self.data.haze:
             raise ConfigError("data.tasks asks for haze, but data.haze names no folder")
-        if (self.pruning.criterion == "latency") != (self.pruning.speedup is not None):
+        if (pruning.criterion == "latency") != (pruning.speedup is not None):
             raise ConfigError(
-                f"pruning.criterion is {self.pruning.criterion} and pruning.speedup {self.pruning.speedup}; expected a speedup"
+                f"pruning.criterion is {pruning.criterion} and pruning.speedup {pruning.speedup}; expected a speedup"
                 " with the criterion latency, and with no other"
             )
-        if isinstance(self.pruning.rewind, int) and self.pruning.rewind > self.training.steps:
+        if (training.steps is None) == (training.epochs is None):
+            raise ConfigError("training: expected either steps or epochs")
+        if training.epochs and (training.warmup_steps or training.progressive):
             raise ConfigError(
-                f"pruning.rewind is step {self.pruning.rewind}; expected at most training.steps ({self.training.steps})"
+                "training counts epochs; expected warmup_epochs, not warmup_steps, and nothing progressive"
+            )
+        if training.steps and training.warmup_epochs:
+            raise ConfigError("training counts steps; expected warmup_steps, not warmup_epochs")
+        if isinstance(pruning.rewind, int) and pruning.rewind > (training.steps or training.epochs or 0):
+            raise ConfigError(
+                f"pruning.rewind is {pruning.rewind}; expected at most training.steps or .epochs"
+                f" ({training.steps or training.epochs})"
+            )
+        smallest = min(size for _, size, _ in training.shapes)
+        if smallest < training.accumulate:
+            raise ConfigError(
+                f"a batch of {smallest} cannot be computed in training.accumulate ({training.accumulate}) parts"
+            )
+        if pruning.criterion == "latency" and not pruning.rounds:
+            raise ConfigError("pruning.criterion is latency with 0 rounds; expected at least one")
+        if pruning.protocol == "mirl" and (pruning.exempt or pruning.criterion not in ("global", "layerwise")):
+            raise ConfigError(
+                "pruning.protocol is mirl, which exempts nothing; expected the criterion global or layerwise"
             )
         return self
 
-    def steps_of_round(self, index: int) -> int:
-        """How many steps round ``index`` trains; round 0 is the dense one."""
+    def length_of_round(self, index: int) -> int:
+        """How many steps, or epochs where training counts these, round ``index`` trains; round 0 is the dense one."""
         p = self.pruning
-        steps = self.training.steps
+        length = self.training.steps or self.training.epochs
+        assert length is not None
         if index > 0:
-            steps = p.round_steps or steps
+            length = p.round_steps or length
             if index == p.rounds:
-                steps = p.final_steps or steps
-        return steps
+                length = p.final_steps or length
+        return length
 
     def to_dict(self) -> dict[str, Any]:
         """As read from YAML, defaults filled in; equal runs have equal dictionaries."""

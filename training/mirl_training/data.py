@@ -1,12 +1,13 @@
-"""Training batches and validation pairs, drawn from photos held in memory.
+"""Training batches and validation pairs, from folders of photos in MIR-L's layout.
 
-A batch depends on (seed, round, step) alone, never on what was drawn before it, so an interrupted
-run goes on with the very batches it would have seen.
+A sample depends on the seed, the round, the step and its place in the batch alone, never on what was drawn before it or by
+whom, so an interrupted run goes on with the very batches it would have seen, and so do several processes that share them.
 """
 
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,9 @@ from mirl_sparse.errors import UserError
 from mirl_sparse.images import IMAGE_SUFFIXES, read_image
 from mirl_training.config import RunConfig
 from mirl_training.degradations import Image, add_fog, add_jpeg_drawn, add_noise, add_rain, share
+
+Pixels = NDArray[np.uint8]
+Source = tuple[Path | None, Path]  # the degraded photo, None where it is made from the clean one; the clean one
 
 
 class DataError(UserError):
@@ -46,78 +50,153 @@ def list_pairs(folder: Path, suffix: str) -> list[tuple[Path, Path]]:
     return pairs
 
 
-def _unit(image: NDArray[np.uint8]) -> Image:
+def _unit(image: Pixels) -> Image:
     return image.astype(np.float32) / np.float32(255)
 
 
+class _Photos:
+    """Decoded photos of at least ``side`` pixels each way, kept in memory as far as ``budget`` bytes hold them."""
+
+    def __init__(self, side: int, budget: float) -> None:
+        self._side, self._left = side, budget
+        self._kept: dict[Path, Pixels] = {}
+
+    def read(self, source: Source) -> tuple[Pixels | None, Pixels]:
+        degraded, clean = source
+        first, second = None if degraded is None else self._read(degraded), self._read(clean)
+        if first is not None and first.shape != second.shape:
+            raise DataError(f"{degraded}: {first.shape} beside {second.shape} of {clean}; expected equal sizes")
+        return first, second
+
+    def fill(self, sources: list[Source]) -> None:
+        """Read ahead until the memory is used up."""
+        with ThreadPoolExecutor(2) as pool:
+            for begin in range(0, len(sources), 64):
+                if self._left > 0:
+                    list(pool.map(self.read, sources[begin : begin + 64]))
+
+    def _read(self, path: Path) -> Pixels:
+        image = self._kept.get(path)
+        if image is None:
+            image = read_image(path)
+            if min(image.shape[:2]) < self._side:
+                raise DataError(
+                    f"{path}: is {image.shape[1]}x{image.shape[0]}; expected at least the patch size, {self._side}"
+                )
+            if self._left > 0:
+                self._left -= image.nbytes
+                self._kept[path] = image
+        return image
+
+
 class TrainingData:
-    """All photos of a run as uint8 arrays; draws batches and holds the validation pairs."""
+    """The photos of a run; draws batches and holds the validation pairs. Photos beyond the memory that they may take are
+    decoded again whenever they are drawn, and checked only then."""
 
     def __init__(self, config: RunConfig, root: Path) -> None:
         self.config = config
-        held_back = config.data.validation_images
-        clean = list_images(root / config.data.clean)
-        haze = list_pairs(root / config.data.haze, "hazy") if config.data.haze else []
-        for what, items in (("clean", clean), ("haze", haze)):
-            if items and len(items) <= held_back:
+        data, training = config.data, config.training
+        every: dict[str, list[Source]] = {
+            "clean": [(None, path) for folder in data.clean for path in list_images(root / folder)],
+            "rain": [pair for folder in data.rain for pair in list_pairs(root / folder, "rainy")],
+            "haze": [pair for folder in data.haze for pair in list_pairs(root / folder, "hazy")],
+        }
+        held_back = data.validation_images
+        for name, sources in every.items():
+            if sources and len(sources) <= held_back:
                 raise DataError(
-                    f"data.{what} has {len(items)} images; expected more than validation_images ({held_back})"
+                    f"data.{name} has {len(sources)} images; expected more than validation_images ({held_back})"
                 )
-        with ThreadPoolExecutor(2) as pool:
-            self._clean = list(pool.map(read_image, clean))
-            self._haze = list(pool.map(lambda pair: tuple(map(read_image, pair)), haze))
-        patch = config.training.patch_size
-        for path, image in zip(clean, self._clean, strict=True):
-            if min(image.shape[:2]) < patch:
-                raise DataError(
-                    f"{path}: is {image.shape[1]}x{image.shape[0]}; expected at least the patch size, {patch}"
-                )
-        for (path, _), (degraded, target) in zip(haze, self._haze, strict=True):
-            if degraded.shape != target.shape or min(degraded.shape[:2]) < patch:
-                raise DataError(
-                    f"{path}: {degraded.shape} beside {target.shape}; expected equal sizes of at least {patch}"
-                )
-        self._clean_held, self._clean = self._clean[-held_back:], self._clean[:-held_back]
-        self._haze_held, self._haze = self._haze[-held_back:], self._haze[:-held_back]
+        patch = max(patch for _, _, patch in training.shapes)
+        self._photos = _Photos(patch, data.memory * 2**30)
+        used = {_folder(task, every) for task in data.tasks}
+        self._photos.fill([source for name in every if name in used for source in every[name]])
+        self._held = {name: sources[-held_back:] for name, sources in every.items()}
+        self._sources = {name: sources[:-held_back] for name, sources in every.items()}
+        self._samples = [
+            (task, i)
+            for task, times in data.tasks.items()
+            for i in range(len(self._sources[_folder(task, every)]))
+            for _ in range(times)
+        ]
+        self._order = lru_cache(2)(self._order_of_epoch)
 
-    def _sample(self, rng: np.random.Generator, task: str) -> tuple[Image, Image]:
-        size = self.config.training.patch_size
-        pair = self._haze[rng.integers(len(self._haze))] if task == "haze" else None
-        target = pair[1] if pair else self._clean[rng.integers(len(self._clean))]
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches of an epoch, which shows every photo as often as its tasks say; what does not fill a batch is left out."""
+        steps = len(self._samples) // self.config.training.batch_size
+        if not steps:
+            raise DataError(
+                f"an epoch has {len(self._samples)} samples; expected at least a batch ({self.config.training.batch_size})"
+            )
+        return steps
+
+    @property
+    def unit(self) -> int:
+        """The steps of what the settings count: 1, or an epoch's."""
+        return self.steps_per_epoch if self.config.training.epochs else 1
+
+    def steps_of_round(self, index: int) -> int:
+        """How many steps round ``index`` trains; round 0 is the dense one."""
+        return self.config.length_of_round(index) * self.unit
+
+    def _order_of_epoch(self, round_index: int, epoch: int) -> NDArray[np.intp]:
+        return _generator(self.config.training.seed, round_index, epoch, 2**32).permutation(len(self._samples))
+
+    def _sample(self, round_index: int, step: int, place: int) -> tuple[Image, Image]:
+        batch, size = self.config.training.shape(step, self.steps_of_round(round_index))
+        rng = _generator(self.config.training.seed, round_index, step, place)
+        if self.config.training.epochs:
+            epoch, step = divmod(step, self.steps_per_epoch)
+            task, index = self._samples[self._order(round_index, epoch)[step * batch + place]]
+            sources = self._sources[_folder(task, self._sources)]
+        else:
+            names = list(self.config.data.tasks)
+            odds = np.array(list(self.config.data.tasks.values()), float)
+            task = names[rng.choice(len(names), p=odds / odds.sum())]
+            sources = self._sources[_folder(task, self._sources)]
+            index = int(rng.integers(len(sources)))
+        degraded, target = self._photos.read(sources[index])
         y = rng.integers(target.shape[0] - size + 1)
         x = rng.integers(target.shape[1] - size + 1)
         flips, turns = int(rng.integers(2)), int(rng.integers(4))
 
-        def patch(image: NDArray[np.uint8]) -> Image:
+        def patch(image: Pixels) -> Image:
             crop = image[y : y + size, x : x + size]
             return _unit(np.rot90(crop[:, ::-1] if flips else crop, turns))
 
         clean = patch(target)
-        return (patch(pair[0]) if pair else degrade(clean, task, rng)), clean
+        return degrade(clean, task, rng) if degraded is None else patch(degraded), clean
 
-    def batch(self, round_index: int, step: int) -> tuple[Tensor, Tensor]:
-        """(degraded, clean), each (B, 3, patch, patch) in [0, 1], of one step of one round."""
-        settings = self.config.training
-        rng = np.random.Generator(np.random.PCG64([settings.seed, round_index, step]))
-        names = list(self.config.data.tasks)
-        odds = np.array([self.config.data.tasks[n] for n in names], float)
-        tasks = rng.choice(len(names), settings.batch_size, p=odds / odds.sum())
-        samples = [self._sample(rng, names[t]) for t in tasks]
+    def batch(self, round_index: int, step: int, rank: int = 0, ranks: int = 1) -> tuple[Tensor, Tensor]:
+        """(degraded, clean), each (B, 3, patch, patch) in [0, 1], of one step of one round; of several ranks' batch, the
+        equal share of one."""
+        size = self.config.training.shape(step, self.steps_of_round(round_index))[0]
+        samples = [self._sample(round_index, step, place) for place in range(rank, size, ranks)]
         return _to_batch([s[0] for s in samples]), _to_batch([s[1] for s in samples])
 
     def validation(self) -> dict[str, list[tuple[Tensor, Tensor]]]:
         """Per task, the held-back pairs as (1, 3, H, W), cropped in the middle to 192 or less."""
         pairs: dict[str, list[tuple[Tensor, Tensor]]] = {}
         for task in self.config.data.tasks:
-            rng = np.random.Generator(np.random.PCG64([self.config.training.seed, 2**31]))
+            rng = _generator(self.config.training.seed, 2**31)
             items = []
-            held = self._haze_held if task == "haze" else [(None, image) for image in self._clean_held]
-            for degraded, target in held:
+            for source in self._held[_folder(task, self._held)]:
+                degraded, target = self._photos.read(source)
                 clean = _unit(_middle(target))
                 harmed = degrade(clean, task, rng) if degraded is None else _unit(_middle(degraded))
                 items.append((_to_batch([harmed]), _to_batch([clean])))
             pairs[task] = items
         return pairs
+
+
+def _folder(task: str, sources: dict[str, list[Source]]) -> str:
+    """Which of the folders a task draws from: pairs of its own where there are some, or else the clean photos."""
+    return task if sources.get(task) else "clean"
+
+
+def _generator(*key: int) -> np.random.Generator:
+    return np.random.Generator(np.random.PCG64(key))
 
 
 _DRAWN = {"rain": add_rain, "fog": add_fog, "jpeg": add_jpeg_drawn, "social": share}
@@ -130,7 +209,7 @@ def degrade(clean: Image, task: str, rng: np.random.Generator) -> Image:
     return add_noise(clean, float(task.removeprefix("noise")), rng)
 
 
-def _middle(image: NDArray[np.uint8], most: int = 192) -> NDArray[np.uint8]:
+def _middle(image: Pixels, most: int = 192) -> Pixels:
     height, width = (min(most, side // 8 * 8) for side in image.shape[:2])
     y, x = (image.shape[0] - height) // 2, (image.shape[1] - width) // 2
     return image[y : y + height, x : x + width]

@@ -19,13 +19,17 @@ _OPS = "mdta", "gdfn", "conv", "prompt"
 _CONV = {PatchEmbed: ".proj", Resample: ".body.0", Pointwise: "", PromptIR: "output"}  # where their weight is
 
 
-def choose_engine(name: str) -> tuple[str, str]:
+def choose_engine(name: str, device: str = "cpu", precision: str = "float32") -> tuple[str, str]:
     """Which of "fused" and "reference" one of `ENGINES` means here, and a line that says why. "auto" is the fused kernels
-    where they were built. UserError for another name, or where "fused" cannot run."""
+    where they were built and can be used: in float32 on the CPU. UserError for another name, or where "fused" cannot run."""
     if name not in ENGINES:
         raise UserError(f"engine is {name!r}; expected one of {', '.join(ENGINES)}")
-    if name == "reference":
-        return name, "engine: reference (PyTorch's autograd, every weight computed)"
+    if (device, precision) != ("cpu", "float32") and name == "fused":
+        raise UserError(
+            f"engine 'fused' trains float32 on a CPU; training.precision is {precision}, the device {device}"
+        )
+    if name == "reference" or (device, precision) != ("cpu", "float32"):
+        return "reference", f"engine: reference (PyTorch's autograd, every weight computed), {precision} on {device}"
     try:
         _cpu.library()
     except _cpu.BackendError as error:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -17,10 +18,10 @@ class MaskError(UserError):
     """A mask that fits no network, or a density that cannot be reached."""
 
 
-def prunable_names(network: nn.Module) -> list[str]:
-    """The weights that pruning may remove: those of convolutions and linear layers, not the norms'
-    gains, the prompts or the temperatures."""
-    return [name for name, p in network.named_parameters() if name.endswith("weight") and p.ndim > 1]
+def prunable_names(network: nn.Module, gains: bool = False) -> list[str]:
+    """The weights that pruning may remove: those of convolutions and linear layers, with ``gains`` also those of norms; not
+    the prompts or the temperatures."""
+    return [name for name, p in network.named_parameters() if name.endswith("weight") and (gains or p.ndim > 1)]
 
 
 @dataclass(frozen=True)
@@ -35,23 +36,37 @@ class Mask:
                 raise MaskError(f"mask of {name} is {keep.dtype}; expected torch.bool")
 
     @classmethod
-    def full(cls, network: nn.Module) -> Mask:
-        """The mask that keeps every prunable weight."""
-        return cls({n: torch.ones_like(network.get_parameter(n), dtype=torch.bool) for n in prunable_names(network)})
+    def full(cls, network: nn.Module, gains: bool = False) -> Mask:
+        """The mask that keeps every prunable weight, of norms too with ``gains``."""
+        names = prunable_names(network, gains)
+        return cls({n: torch.ones_like(network.get_parameter(n), dtype=torch.bool) for n in names})
 
     @classmethod
-    def of(cls, network: nn.Module) -> Mask:
+    def of(cls, network: nn.Module, gains: bool = False) -> Mask:
         """The mask that a pruned network's zeros are."""
-        return cls({n: keep & (network.get_parameter(n) != 0) for n, keep in cls.full(network).alive.items()})
+        return cls({n: keep & (network.get_parameter(n) != 0) for n, keep in cls.full(network, gains).alive.items()})
 
     def check(self, network: nn.Module) -> None:
-        """Raise MaskError unless the mask names every prunable weight of the network in its shape."""
-        shapes = {n: p.shape for n, p in network.named_parameters() if n in set(prunable_names(network))}
+        """Raise MaskError unless the mask names every prunable weight of the network in its shape, and no other but gains."""
+        shapes = {n: network.get_parameter(n).shape for n in prunable_names(network, self.has_gains)}
         if odd := sorted(shapes.keys() ^ self.alive.keys()):
             raise MaskError(f"mask and network differ in {len(odd)} tensors, the first of them {odd[0]}")
         for name, shape in shapes.items():
             if self.alive[name].shape != shape:
                 raise MaskError(f"mask of {name} has shape {tuple(self.alive[name].shape)}; expected {tuple(shape)}")
+
+    @property
+    def has_gains(self) -> bool:
+        """Whether gains of norms may be pruned too, as MIR-L does."""
+        return any(keep.ndim == 1 for keep in self.alive.values())
+
+    def to(self, device: torch.device) -> Mask:
+        """The same mask on a device."""
+        return Mask({name: keep.to(device) for name, keep in self.alive.items()})
+
+    def distance(self, other: Mask) -> float:
+        """The share of prunable weights that only one of two masks keeps."""
+        return sum(int((keep != other.alive[n]).sum()) for n, keep in self.alive.items()) / self.total
 
     @property
     def kept(self) -> int:
@@ -73,7 +88,7 @@ class Mask:
         """Set the pruned weights of the network to zero."""
         for name, p in network.named_parameters():
             if name in self.alive:
-                p.masked_fill_(~self.alive[name], 0)
+                p.masked_fill_(~self.alive[name].to(p.device), 0)
 
     def apply_to_gradients(self, network: nn.Module) -> None:
         """Set the gradients of pruned weights to zero. Do so before their norm is clipped: a q or k
@@ -107,12 +122,31 @@ def _lamp(magnitude: Tensor, alive: Tensor) -> Tensor:
     return scores
 
 
+def prune_as_mirl(network: PromptIR, mask: Mask, rate: float, criterion: str) -> Mask:
+    """A mask nested in the given one as MIR-L's code makes it: without the weights whose magnitude is below the percentile
+    ``100 * rate`` of those that are not zero, of all layers (``global``) or of each (``layerwise``), where the output layer
+    is pruned at half the rate. How many go is exact only up to interpolation and ties."""
+    mask.check(network)
+    magnitude = {n: network.get_parameter(n).detach().abs() for n in mask.alive}
+
+    def threshold(values: Tensor, rate: float) -> float:
+        return float(np.percentile(values[values != 0].numpy(), 100 * rate))
+
+    if criterion == "global":
+        everywhere = threshold(torch.cat([m.flatten() for m in magnitude.values()]), rate)
+        least = dict.fromkeys(mask.alive, everywhere)
+    else:
+        least = {n: threshold(m, rate / 2 if "output" in n else rate) for n, m in magnitude.items() if m.any()}
+    return Mask({n: keep & (magnitude[n] >= least.get(n, 0.0)) for n, keep in mask.alive.items()})
+
+
 def prune(network: PromptIR, mask: Mask, density: float, criterion: str, exempt: tuple[str, ...] = ()) -> Mask:
     """A mask nested in the given one that keeps the largest magnitudes: ``density`` of all prunable
     weights, exact to one weight per ranked group.
 
     ``global`` ranks all layers together, ``lamp`` as well, by magnitudes relative to the layer's larger ones (`_lamp`), and
-    ``layerwise`` each by itself at one density, or all that it has where that is less. Layers that match an ``exempt`` pattern keep what they have; the others pay for it.
+    ``layerwise`` each by itself at one density, or all that it has where that is less. Layers that match an ``exempt``
+    pattern keep what they have; the others pay for it.
     """
     mask.check(network)
     parameters = dict(network.named_parameters())

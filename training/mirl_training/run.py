@@ -3,14 +3,15 @@
     RUN/config.yaml            the settings, defaults filled in
     RUN/start.safetensors      the initial weights
     RUN/rewind.safetensors     the weights to rewind to, when that is a later step of round 0
-    RUN/prices.json         what the criterion latency counts with: the cost model of the machine that the run began on
+    RUN/prices.json            what the criterion latency counts with: the cost model of the machine that the run began on
     RUN/round_00/ …            weights.safetensors, mask.safetensors, metrics.json
     RUN/state.pt               the unfinished round, every ``save_every`` steps
     RUN/log.jsonl              one line per validation; a stopped run may repeat the last ones
-    RUN/report.md, cost.png    the finished rounds: PSNR and the cost of a step against density
+    RUN/report.md, *.png       the finished rounds as a table and plots, and what the first and the last restore
 
 Every file but the log is written whole under another name and then renamed, so the same command started
-again goes on where the last one was stopped, and draws what it would have drawn.
+again goes on where the last one was stopped, and draws what it would have drawn. Of several processes the first writes, and
+all read: the folder must be one that they share.
 """
 
 from __future__ import annotations
@@ -42,12 +43,16 @@ from mirl_sparse.ticket import find
 from mirl_sparse.to_ticket import load
 from mirl_training.config import RunConfig
 from mirl_training.data import TrainingData
-from mirl_training.fused import choose_engine, fuse
+from mirl_training.fused import choose_engine
 from mirl_training.latency import prune_to_latency, seconds
-from mirl_training.masks import Mask, prune
+from mirl_training.masks import Mask, prune, prune_as_mirl
 from mirl_training.report import write_report
+from mirl_training.trainer import Diverged, Trainer
+from mirl_training.world import World
 
 Report = Callable[[dict[str, Any]], None]
+_SETTLED = 5  # masks in a row that must be alike (early-bird tickets)
+_SIDE, _TIMED = 256, 5  # pixels each way of the image that a round's network is timed with, and how often
 
 
 def learning_rate(step: int, steps: int, peak: float, warmup: int) -> float:
@@ -57,24 +62,46 @@ def learning_rate(step: int, steps: int, peak: float, warmup: int) -> float:
     return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
-def save_weights(path: Path, network: PromptIR) -> None:
-    """All parameters as safetensors, with the network's config in the metadata."""
-    state = {k: v.detach().contiguous() for k, v in network.state_dict().items()}
+def learning_rate_of_epoch(epoch: int, epochs: int, peak: float, warmup: int) -> float:
+    """The same from epoch to epoch, as MIR-L trains: linear from 0 in the first epoch to ``peak`` in epoch ``warmup - 1``, then
+    half a cosine."""
+    if epoch < warmup:
+        return peak * epoch / max(1, warmup - 1)
+    return peak * 0.5 * (1 + math.cos(math.pi * (epoch - warmup) / max(1, epochs - warmup)))
+
+
+def save_weights(path: Path, weights: dict[str, Tensor], network: PromptIR) -> None:
+    """A state dict of the network as safetensors, with the network's config in the metadata."""
+    state = {k: v.detach().cpu().contiguous() for k, v in weights.items()}
     metadata = {"config": json.dumps(network.config.to_dict())}
     write_whole(path, save(state, metadata))
 
 
 class Run:
     """One run in one folder; `go` carries it to the end from wherever it stands. ``engine`` is one of `fused.ENGINES`; the
-    same one gives the same bits again."""
+    same one gives the same bits again. ``device`` is "cpu" or "cuda", where the engine is PyTorch's. ``report`` is told
+    every step, of several processes by the first alone."""
 
-    def __init__(self, config: RunConfig, root: Path, folder: Path, report: Report, engine: str = "auto") -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        root: Path,
+        folder: Path,
+        report: Report,
+        engine: str = "auto",
+        device: str = "cpu",
+    ) -> None:
+        if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
+            raise UserError(f"device is {device!r}; expected cpu, or cuda where PyTorch finds a GPU")
         self.config, self.folder, self._report = config, folder, report
-        self.engine, self.engine_note = choose_engine(engine)
+        self.engine, self.engine_note = choose_engine(engine, device, config.training.precision)
+        self.world = World.join(device)
         written, start = folder / "config.yaml", folder / "start.safetensors"
         if written.exists() and yaml.safe_load(written.read_text(encoding="utf-8")) != config.to_dict():
             raise UserError(f"{folder}: holds a run of other settings ({written}); give another --output or remove it")
         # All that may be wrong with the settings is found before anything is written, or trained for hours.
+        for _, size, _ in config.training.shapes:
+            self.world.share(size)
         self.data = TrainingData(config, root)
         self.validation = self.data.validation()
         torch.manual_seed(config.training.seed)
@@ -82,25 +109,32 @@ class Run:
             self.network = load(start)
         else:
             self.network = PromptIR(config.network) if config.start is None else load(find(config.start))
-        self.network.requires_grad_(True)
+        self.network.requires_grad_(True).to(device)
+        backend = "cpu" if self.engine == "fused" else "reference"
         # What validation restores with: it takes the weights of the network that trains.
-        copied = PromptIR(self.network.config)
-        self._restorer = SparseRestorer(copied, "cpu" if self.engine == "fused" else "reference")
-        self._first = Mask.full(self.network) if config.start is None else Mask.of(self.network)
+        self._restorer = SparseRestorer(PromptIR(self.network.config), backend)
+        teacher = config.training.teacher
+        self._teacher = None if teacher is None else SparseRestorer(load(find(teacher)), backend)
+        gains = config.pruning.protocol == "mirl"
+        self._first = (Mask.full if config.start is None else Mask.of)(self.network, gains)
         if config.pruning.criterion == "latency":
             self._model = self._prices()
             self._seconds = seconds(self.network, self._first, self._model)
-        self._prune(self._first, config.pruning.rounds)
-        if not start.exists():
-            if config.pruning.criterion == "latency":
-                write_whole(folder / "prices.json", json.dumps(self._model.prices).encode())
-            write_whole(written, yaml.safe_dump(config.to_dict(), sort_keys=False).encode())
-            save_weights(start, self.network)
-        for left in folder.glob(".*.part"):  # of a run that was killed while it wrote
-            left.unlink()
+        if config.pruning.protocol == "default":
+            self._prune(self._first, config.pruning.rounds, self.network.state_dict())
+        self.world.wait()  # for all to have seen what is there
+        if self.world.leads:
+            if not start.exists():
+                if config.pruning.criterion == "latency":
+                    write_whole(folder / "prices.json", json.dumps(self._model.prices).encode())
+                write_whole(written, yaml.safe_dump(config.to_dict(), sort_keys=False).encode())
+                save_weights(start, self.network.state_dict(), self.network)
+            for left in folder.glob(".*.part"):  # of a run that was killed while it wrote
+                left.unlink()
+        self.world.wait()
         self._steps_before = [0]
         for index in range(config.pruning.rounds + 1):
-            self._steps_before.append(self._steps_before[-1] + config.steps_of_round(index))
+            self._steps_before.append(self._steps_before[-1] + self.data.steps_of_round(index))
 
     def round_folder(self, index: int) -> Path:
         return self.folder / f"round_{index:02d}"
@@ -111,18 +145,22 @@ class Run:
             left = not self.round_folder(index).exists()
             if left:
                 self._round(index)
-            if left or index == self.config.pruning.rounds:  # which a kill may have come before
-                write_report(self.folder)
+            if self.world.leads and (left or index == self.config.pruning.rounds):  # which a kill may have come before
+                write_report(self.folder, self.validation)
+            self.world.wait()
         return self.round_folder(self.config.pruning.rounds)
 
-    def _prune(self, mask: Mask, index: int) -> Mask:
-        """The mask of round ``index``, nested in the given one, by the network's present weights."""
-        pruning = self.config.pruning
+    def _prune(self, mask: Mask, index: int, weights: dict[str, Tensor]) -> Mask:
+        """The mask of round ``index``, nested in the given one, if the round before ended with these weights."""
+        network, pruning = self._restorer.network, self.config.pruning
+        network.load_state_dict(weights)
+        if pruning.protocol == "mirl":
+            return prune_as_mirl(network, mask, pruning.rate, pruning.criterion)
         if pruning.speedup is not None and pruning.rounds:
             budget = self._seconds * pruning.speedup ** (-index / pruning.rounds)
-            return prune_to_latency(self.network, mask, budget, self._model, pruning.exempt)
+            return prune_to_latency(network, mask, budget, self._model, pruning.exempt)
         density = self._first.density * (1 - pruning.rate) ** index
-        return prune(self.network, mask, density, pruning.criterion, pruning.exempt)
+        return prune(network, mask, density, pruning.criterion, pruning.exempt)
 
     def _prices(self) -> CostModel:
         """The run's cost model: the one that it began with, or this machine's."""
@@ -140,88 +178,100 @@ class Run:
             self.network.load_state_dict(load_file(self.folder / "start.safetensors"))
             return self._first
         before, pruning = self.round_folder(index - 1), self.config.pruning
-        self.network.load_state_dict(load_file(before / "weights.safetensors"))
-        mask = self._prune(Mask(load_file(before / "mask.safetensors")), index)
+        weights = load_file(before / "weights.safetensors")
+        self.network.load_state_dict(weights)
+        mask = self._prune(Mask(load_file(before / "mask.safetensors")), index, weights)
         if pruning.rewind != "none":
             source = "start" if pruning.rewind == "initial" else "rewind"
-            self.network.load_state_dict(load_file(self.folder / f"{source}.safetensors"))
+            weights = load_file(self.folder / f"{source}.safetensors")
+            if pruning.protocol == "mirl":  # which leaves prompts and temperatures as trained
+                weights = {n: w for n, w in weights.items() if "weight" in n or "bias" in n}
+            self.network.load_state_dict(weights, strict=False)
         mask.apply(self.network)
         return mask
 
     def _round(self, index: int) -> None:
-        settings, steps = self.config.training, self.config.steps_of_round(index)
+        settings, pruning = self.config.training, self.config.pruning
+        steps, unit = self.data.steps_of_round(index), self.data.unit
+        peak = (pruning.learning_rate if index else None) or settings.learning_rate
         mask = self._begin(index)
-        optimizer = torch.optim.AdamW(
-            self.network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
-        )
-        state_file, first = self.folder / "state.pt", 0
+        trainer = Trainer(self.network, mask, settings, peak, self.engine, self._teacher, self.world)
+        state_file, done = self.folder / "state.pt", 0
         losses: list[float] = []
+        drawn: list[Mask] = []
         if state_file.exists():
             state = torch.load(state_file, weights_only=True)
             if state["round"] == index:
-                self.network.load_state_dict(state["network"])
-                optimizer.load_state_dict(state["optimizer"])
-                first, losses = state["step"], state["losses"]
-        if self.engine == "fused":
-            fuse(self.network, mask)
-        began, pace = time.monotonic(), 0.0
+                trainer.load_state_dict(state["trainer"])
+                done, losses = state["step"], state["losses"]
+                drawn = [Mask(alive) for alive in state["drawn"]]
+        self.world.wait()
+        began, first = time.monotonic(), done
         durations: list[float] = []
+        batch = partial(self.data.batch, index, rank=self.world.rank, ranks=self.world.ranks)
         with ThreadPoolExecutor(1) as pool:  # the next batch is drawn while this one trains
-            upcoming = pool.submit(self.data.batch, index, first)
-            for step in range(first, steps):
+            upcoming = pool.submit(batch, done)
+            while done < steps:
                 degraded, clean = upcoming.result()
-                if step + 1 < steps:
-                    upcoming = pool.submit(self.data.batch, index, step + 1)
-                rate = learning_rate(step, steps, settings.learning_rate, settings.warmup_steps)
+                if done + 1 < steps:
+                    upcoming = pool.submit(batch, done + 1)
+                if settings.epochs:
+                    rate = learning_rate_of_epoch(done // unit, steps // unit, peak, settings.warmup_epochs)
+                else:
+                    rate = learning_rate(done, steps, peak, settings.warmup_steps)
                 step_began = time.perf_counter()
-                losses.append(self._step(optimizer, mask, degraded, clean, rate))
+                try:
+                    losses.append(trainer.step(degraded, clean, rate))
+                except Diverged as diverged:
+                    raise UserError(
+                        f"{self.folder}: training diverged ({diverged}); lower training.learning_rate"
+                        f" ({settings.learning_rate}) and start anew in another folder"
+                    ) from None
                 durations.append(time.perf_counter() - step_began)
-                done = step + 1
-                if index == 0 and done == self.config.pruning.rewind:
-                    save_weights(self.folder / "rewind.safetensors", self.network)
+                done += 1
+                if index == 0 and pruning.rewind == done / unit and self.world.leads:
+                    save_weights(self.folder / "rewind.safetensors", self.network.state_dict(), self.network)
                 report: dict[str, Any] = {
                     "round": index,
                     "step": done,
                     "steps": steps,
                     "loss": losses[-1],
+                    "learning_rate": rate,
                     "density": mask.density,
                 }
+                settled = False
                 if done % settings.validate_every == 0 or done == steps:
                     report["loss"], losses = sum(losses) / len(losses), []
                     report["seconds_per_step"], durations = median(durations), []
-                    report["psnr"] = self.validate()
+                    if pruning.settled is not None and index < pruning.rounds:
+                        drawn = [*drawn, self._prune(mask, index + 1, trainer.weights)][-_SETTLED:]
+                        report["unsettled"] = max(a.distance(b) for a in drawn for b in drawn)
+                        settled = len(drawn) == _SETTLED and report["unsettled"] <= pruning.settled
+                    if self.world.leads:
+                        report["psnr"] = self.validate(trainer.weights)
                 pace = (time.monotonic() - began) / (done - first)
                 report["seconds_left"] = pace * (self._steps_before[-1] - self._steps_before[index] - done)
+                if settled or done == steps:
+                    break
                 self._tell(report)
-                if done % settings.save_every == 0 and done < steps:
-                    state = {"round": index, "step": done, "losses": losses, "network": self.network.state_dict()}
-                    state["optimizer"] = optimizer.state_dict()
+                if done % settings.save_every == 0 and self.world.leads:
+                    state = {"round": index, "step": done, "losses": losses, "drawn": [m.alive for m in drawn]}
+                    state["trainer"] = trainer.state_dict()
                     write_whole(state_file, partial(torch.save, state))
-        self._finish(index, mask, {k: report[k] for k in ("round", "steps", "loss", "density", "psnr")})
-
-    def _step(
-        self, optimizer: torch.optim.Optimizer, mask: Mask, degraded: Tensor, clean: Tensor, rate: float
-    ) -> float:
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        optimizer.zero_grad(set_to_none=True)
-        loss = F.l1_loss(self.network(degraded), clean)
-        loss.backward()
-        if self.engine == "reference":  # those of the fused kernels are zero already
-            mask.apply_to_gradients(self.network)
-        norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.config.training.clip_norm)
-        if not math.isfinite(norm.item()):
-            raise UserError(
-                f"{self.folder}: training diverged (loss {loss.item()}); lower training.learning_rate"
-                f" ({self.config.training.learning_rate}) and start anew in another folder"
+        if self.world.leads:
+            if self.engine == "fused":
+                report["seconds_per_image"] = self._time()
+            self._tell(report)
+            report["steps"] = done
+            self._finish(
+                index, mask, trainer.weights, {k: report[k] for k in ("round", "steps", "loss", "density", "psnr")}
             )
-        optimizer.step()
-        return loss.item()
+        self.world.wait()
 
     @torch.no_grad()
-    def validate(self) -> dict[str, float]:
-        """Mean PSNR in dB per task over the held-back images, of the 8-bit result."""
-        self._restorer.network.load_state_dict(self.network.state_dict())
+    def validate(self, weights: dict[str, Tensor]) -> dict[str, float]:
+        """Mean PSNR in dB per task over the held-back images, of the 8-bit result with these weights."""
+        self._restorer.network.load_state_dict(weights)
         result = {}
         for task, pairs in self.validation.items():
             scores = []
@@ -231,7 +281,18 @@ class Run:
             result[task] = sum(scores) / len(scores)
         return result
 
+    def _time(self) -> float:
+        """Median seconds in which the network validated last restores an image of _SIDE x _SIDE pixels."""
+        image, taken = torch.rand(1, 3, _SIDE, _SIDE), []
+        for _ in range(_TIMED + 1):
+            began = time.perf_counter()
+            self._restorer(image)
+            taken.append(time.perf_counter() - began)
+        return median(taken[1:])
+
     def _tell(self, report: dict[str, Any]) -> None:
+        if not self.world.leads:
+            return
         if "psnr" in report:
             with (self.folder / "log.jsonl").open("ab+") as stream:
                 stream.seek(max(0, stream.tell() - 1))
@@ -239,12 +300,12 @@ class Run:
                 stream.write(b"\n" * broken + json.dumps(report).encode() + b"\n")
         self._report(report)
 
-    def _finish(self, index: int, mask: Mask, metrics: dict[str, Any]) -> None:
+    def _finish(self, index: int, mask: Mask, weights: dict[str, Tensor], metrics: dict[str, Any]) -> None:
         final = self.round_folder(index)
         part = final.with_name(f"{final.name}.part")
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir()
-        save_weights(part / "weights.safetensors", self.network)
+        save_weights(part / "weights.safetensors", weights, self.network)
         write_whole(part / "mask.safetensors", save({k: v.contiguous() for k, v in mask.alive.items()}))
         (part / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
         part.rename(final)

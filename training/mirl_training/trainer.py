@@ -1,0 +1,124 @@
+"""What one step of training does: losses, gradients, optimizers and averages of one network under one mask."""
+
+from __future__ import annotations
+
+import math
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
+
+from mirl_sparse.network import PromptIR
+from mirl_sparse.restorer import SparseRestorer
+from mirl_training.config import TrainingSettings
+from mirl_training.fused import fuse, unfuse
+from mirl_training.masks import Mask
+from mirl_training.optimizer import optimizers
+from mirl_training.world import World
+
+
+class Diverged(Exception):
+    """A gradient that is no number any more."""
+
+
+class Trainer:
+    """Trains ``network`` where the mask lets it, on one engine ("fused" or "reference"); one of them per round.
+
+    ``teacher`` restores the degraded images as the network is to learn to; ``world`` are the processes that share a batch.
+    """
+
+    def __init__(
+        self,
+        network: PromptIR,
+        mask: Mask,
+        settings: TrainingSettings,
+        peak: float,
+        engine: str = "reference",
+        teacher: SparseRestorer | None = None,
+        world: World | None = None,
+    ) -> None:
+        self.network, self.settings = network, settings
+        self._world, self._teacher = world or World(), teacher
+        self._device = next(network.parameters()).device
+        self._mask = mask.to(self._device)
+        # The fused kernels' gradients are zero where the mask is, but for those of the norms' gains.
+        self._masks_gradients = engine == "reference" or mask.has_gains
+        # Of a pruned matrix no step is both orthogonal and zero where the mask is.
+        name = settings.optimizer if mask.kept == mask.total else "adamw"
+        self._optimizers = optimizers(network, name, peak, settings.weight_decay)
+        self._average = None if settings.ema is None else [p.detach().clone() for p in network.parameters()]
+        self._steps = 0
+        (fuse if engine == "fused" else lambda n, _: unfuse(n))(network, mask)
+        self._parallel: DistributedDataParallel | None = None
+        if self._world.ranks > 1:
+            self._parallel = DistributedDataParallel(network, find_unused_parameters=network.config.unused_layers)
+
+    def step(self, degraded: Tensor, clean: Tensor, rate: float) -> float:
+        """One step of the optimizers at a learning rate, on (B, 3, H, W) in [0, 1] and what they should become; returns the
+        loss. Raises Diverged when a gradient is not finite."""
+        for optimizer in self._optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            optimizer.zero_grad(set_to_none=True)
+        loss = 0.0
+        parts = list(zip(*(t.chunk(self.settings.accumulate) for t in (degraded, clean)), strict=True))
+        for i, pair in enumerate(parts):
+            shares = i == len(parts) - 1  # gradients with other processes, once
+            with nullcontext() if shares or not self._parallel else self._parallel.no_sync():
+                part = self._loss(*(t.to(self._device) for t in pair)) * (len(pair[0]) / len(degraded))
+                part.backward()
+            loss += part.item()
+        loss = self._world.mean(loss)
+        if self._masks_gradients:
+            self._mask.apply_to_gradients(self.network)
+        norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.clip_norm or math.inf)
+        if not math.isfinite(norm.item()):
+            raise Diverged(f"loss {loss}")
+        for optimizer in self._optimizers:
+            optimizer.step()
+        self._steps += 1
+        if self._average is not None and self.settings.ema is not None:
+            decay = min(self.settings.ema, self._steps / (self._steps + 9))  # soon forgets where it began
+            with torch.no_grad():
+                torch._foreach_lerp_(self._average, list(self.network.parameters()), 1 - decay)
+        return loss
+
+    def _loss(self, degraded: Tensor, clean: Tensor) -> Tensor:
+        precision = torch.bfloat16 if self.settings.precision == "bfloat16" else torch.float32
+        with torch.autocast(self._device.type, precision, enabled=precision != torch.float32):
+            restored = (self._parallel or self.network)(degraded)
+        loss = F.l1_loss(restored.float(), clean)
+        if self._teacher is not None:
+            with torch.no_grad():
+                taught = self._teacher(degraded.cpu()).to(self._device)
+            weight = self.settings.teacher_weight
+            loss = (1 - weight) * loss + weight * F.l1_loss(restored.float(), taught)
+        return loss
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """What the network has learnt, averaged where the settings say so; its state dict's names."""
+        state = {k: v.detach() for k, v in self.network.state_dict().items()}
+        if self._average is not None:
+            names = (n for n, _ in self.network.named_parameters())
+            state |= dict(zip(names, self._average, strict=True))
+        return state
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the next step depends on, but the learning rate and the batch."""
+        return {
+            "network": self.network.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self._optimizers],
+            "average": self._average,
+            "steps": self._steps,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what `state_dict` gave."""
+        self.network.load_state_dict(state["network"])
+        for optimizer, values in zip(self._optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(values)
+        self._average, self._steps = state["average"], state["steps"]

@@ -1,0 +1,54 @@
+"""The processes that train one network together: one, or those that torchrun started."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import torch
+from torch import distributed
+
+from mirl_sparse.errors import UserError
+
+
+@dataclass(frozen=True)
+class World:
+    """This process's place among those that share every batch; ``rank`` 0 alone writes files."""
+
+    rank: int = 0
+    ranks: int = 1
+
+    @classmethod
+    def join(cls, device: str) -> World:
+        """The world that torchrun's environment variables describe, or this process alone."""
+        ranks = int(os.environ.get("WORLD_SIZE", "1"))
+        if ranks == 1:
+            return cls()
+        if not distributed.is_initialized():
+            distributed.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo")
+        if device == "cuda":
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        return cls(distributed.get_rank(), ranks)
+
+    @property
+    def leads(self) -> bool:
+        return self.rank == 0
+
+    def wait(self) -> None:
+        """Until every process has come here."""
+        if self.ranks > 1:
+            distributed.barrier()
+
+    def mean(self, value: float) -> float:
+        """The mean over all processes of what each of them gives."""
+        if self.ranks == 1:
+            return value
+        total = torch.tensor(value, dtype=torch.float64)
+        distributed.all_reduce(total)
+        return total.item() / self.ranks
+
+    def share(self, batch_size: int) -> int:
+        """How many samples of a batch are this process's; UserError where they cannot be equal."""
+        if batch_size % self.ranks:
+            raise UserError(f"batch size {batch_size} cannot be shared by {self.ranks} processes; expected a multiple")
+        return batch_size // self.ranks
