@@ -24,9 +24,9 @@ Pairs = Mapping[str, list[tuple[Tensor, Tensor]]]  # per task (degraded, clean),
 _GAP = 4  # white pixels between the images of a row
 
 
-def write_report(folder: Path, examples: Pairs) -> None:
-    """Write ``report.md`` and its pictures into a run's folder, from its log and its finished rounds; of each task's pairs the
-    first is restored as an example."""
+def write_report(folder: Path, examples: Pairs | None) -> None:
+    """Write ``report.md`` into a run's folder, from its log and its finished rounds; with ``examples`` its pictures too, for which
+    the first of each task's pairs is restored."""
     rounds = _rounds(folder)
     tasks = list(rounds[0]["psnr"])
     dense = rounds[0]
@@ -48,13 +48,18 @@ def write_report(folder: Path, examples: Pairs) -> None:
             f"| {r['round']} | {r['density']:.2%} | {r['step']} | {r['loss']:.4f} | {r['seconds']:.3f} s"
             f" | {dense['seconds'] / r['seconds']:.2f}x | {image} | {scores} |"
         )
-    write_whole(folder / "rounds.png", _plots(folder, rounds, timed))
-    lines += ["", "![PSNR, seconds of a step and of an image, and the density of each layer, by round](rounds.png)"]
-    write_image(folder / "examples.png", _examples(folder, rounds, examples))
-    shown = ", ".join(examples)
-    lines += ["", f"{shown}, from the top: degraded, after the first round, after the last, clean."]
-    lines += ["", "![restored examples](examples.png)", ""]
-    write_whole(folder / "report.md", "\n".join(lines).encode())
+    if examples is not None:
+        write_whole(folder / "rounds.png", _plots(folder, rounds, timed))
+        write_image(folder / "examples.png", _examples(folder, rounds, examples))
+        lines += [
+            "",
+            "![PSNR, seconds of a step and of an image, and the density of each layer, by round](rounds.png)",
+            "",
+            f"From the top {', '.join(examples)}: degraded, after the first round, after the last, clean.",
+            "",
+            "![restored examples](examples.png)",
+        ]
+    write_whole(folder / "report.md", "\n".join([*lines, ""]).encode())
 
 
 def _rounds(folder: Path) -> Rounds:

@@ -52,6 +52,7 @@ from mirl_training.world import World
 
 Report = Callable[[dict[str, Any]], None]
 _SETTLED = 5  # masks in a row that must be alike (early-bird tickets)
+_SHORT = 60  # seconds
 _SIDE, _TIMED = 256, 5  # pixels each way of the image that a round's network is timed with, and how often
 
 
@@ -124,10 +125,11 @@ class Run:
             self._prune(self._first, config.pruning.rounds, self.network.state_dict())
         self.world.wait()  # for all to have seen what is there
         if self.world.leads:
-            if not start.exists():
-                if config.pruning.criterion == "latency":
-                    write_whole(folder / "prices.json", json.dumps(self._model.prices).encode())
+            if config.pruning.criterion == "latency" and not (folder / "prices.json").exists():
+                write_whole(folder / "prices.json", json.dumps(self._model.prices).encode())
+            if not written.exists():
                 write_whole(written, yaml.safe_dump(config.to_dict(), sort_keys=False).encode())
+            if not start.exists():
                 save_weights(start, self.network.state_dict(), self.network)
             for left in folder.glob(".*.part"):  # of a run that was killed while it wrote
                 left.unlink()
@@ -142,11 +144,13 @@ class Run:
     def go(self) -> Path:
         """Train every round that is not finished; returns the last round's folder."""
         for index in range(self.config.pruning.rounds + 1):
-            left = not self.round_folder(index).exists()
+            left, began = not self.round_folder(index).exists(), time.monotonic()
             if left:
                 self._round(index)
-            if self.world.leads and (left or index == self.config.pruning.rounds):  # which a kill may have come before
-                write_report(self.folder, self.validation)
+            last = index == self.config.pruning.rounds
+            if self.world.leads and (left or last):  # a kill may have come before the last one
+                # Pictures take two seconds, which short rounds would feel.
+                write_report(self.folder, self.validation if last or time.monotonic() - began > _SHORT else None)
             self.world.wait()
         return self.round_folder(self.config.pruning.rounds)
 

@@ -1,0 +1,326 @@
+"""Does a ticket of the tiny network hold what lottery tickets promise, and what is each criterion worth on a clock?
+
+    python benchmarks/study.py train DATA [ROW ...] [--seeds N]   trains and scores what is missing, into runs/study (hours)
+    python benchmarks/study.py classical DATA                     scores and times what scikit-image and BM3D offer
+    python benchmarks/study.py report                             times the tickets, interleaved; writes study.md and study.png
+
+DATA holds train/ and test/ as training/configs/small.yaml and `mirl-sparse eval` expect them. Every row is one of `ROWS`, trained
+alone by naming it; stop it whenever you like. Scores are kept as JSON lines in benchmarks/study.jsonl.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import mean, median, stdev
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from skimage import restoration
+from skimage.metrics import peak_signal_noise_ratio
+
+from mirl_sparse.cost import cost_model
+from mirl_sparse.network import PromptIR
+from mirl_sparse.restorer import SparseRestorer
+from mirl_sparse.to_ticket import load
+from mirl_training.config import RunConfig, load_config
+from mirl_training.evaluate import Pixels, test_sets
+from mirl_training.latency import seconds
+from mirl_training.masks import Mask, prune
+from mirl_training.run import Run, save_weights
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "study.jsonl"
+WORK = Path("runs/study")
+TINY = load_config(HERE.parent / "training/configs/tiny.yaml")
+STEPS, REWIND = 800, 80  # of every round; the early step that tickets are rewound to
+EXEMPT = ("patch_embed.*", "output.*", "*linear_layer*")
+RATE, ROUNDS = 0.2, 15  # MIR-L's
+TENTH = 10  # the round that leaves 10.7%
+GRADUAL = {"rounds": 4, "round_steps": 200, "final_steps": STEPS, "rewind": "none"}
+SIDE, RUNS = 256, 21
+
+
+def config(seed: int, **pruning: Any) -> RunConfig:
+    """The tiny network, trained for STEPS on all tasks, pruned as given."""
+    values = TINY.to_dict()
+    values["data"]["tasks"] = {"noise15": 1, "noise25": 1, "noise50": 1, "rain": 2, "haze": 1, "jpeg": 1}
+    values["training"] |= {
+        "steps": STEPS, "learning_rate": 2e-3, "seed": seed, "validate_every": STEPS, "save_every": 200,
+    }  # fmt: skip
+    values["pruning"] = {"rounds": 0, "exempt": EXEMPT} | pruning
+    return RunConfig(**values)
+
+
+def trained(name: str, settings: RunConfig, data: Path, dense: Path | None = None) -> Path:
+    """The folder of a run that is trained to its end; its first round is that of another run of the same seed, if given."""
+    folder = WORK / f"{name}-{settings.digest}"
+    if dense is not None and not folder.exists():
+        part = folder.with_suffix(".part")
+        shutil.rmtree(part, ignore_errors=True)
+        shutil.copytree(dense, part, ignore=lambda at, names: {n for n in names if n not in KEPT and at == str(dense)})
+        part.rename(folder)
+    Run(settings, data, folder, lambda report: None).go()
+    return folder
+
+
+KEPT = {"start.safetensors", "rewind.safetensors", "log.jsonl", "round_00"}
+
+
+def imp(seed: int, data: Path, rewind: str | int = REWIND) -> Path:
+    settings = config(seed, criterion="global", rate=RATE, rounds=ROUNDS if rewind == REWIND else TENTH, rewind=rewind)
+    first = None if rewind == REWIND else imp(seed, data)
+    return trained("imp", settings, data, first)
+
+
+def from_mask(name: str, seed: int, data: Path, mask: Mask, weights: dict[str, torch.Tensor]) -> Path:
+    """A training of the weights that a mask keeps, alone."""
+    network = PromptIR(TINY.network)
+    network.load_state_dict(weights)
+    mask.apply(network)
+    start = WORK / f"{name}-{seed}.safetensors"
+    save_weights(start, network.state_dict(), network)
+    values = config(seed).to_dict() | {"network": None, "start": str(start)}
+    return trained(name, RunConfig(**values), data) / "round_00"
+
+
+def control(seed: int, data: Path, shuffled: bool) -> Path:
+    """The ticket at 10.7% with its mask shuffled within every layer, or with the initial weights of another seed."""
+    base = imp(seed, data)
+    mask = Mask(load_file(base / f"round_{TENTH:02d}/mask.safetensors"))
+    if shuffled:
+        generator = torch.Generator().manual_seed(seed)
+        mask = Mask({
+            n: keep.flatten()[torch.randperm(keep.numel(), generator=generator)].view_as(keep)
+            for n, keep in mask.alive.items()
+        })  # fmt: skip
+        return from_mask("random", seed, data, mask, load_file(base / "rewind.safetensors"))
+    torch.manual_seed(1000 + seed)
+    return from_mask("reinit", seed, data, mask, PromptIR(TINY.network).state_dict())
+
+
+def gradual(seed: int, data: Path, criterion: str, density: float = 0.1, **more: Any) -> Path:
+    settings = config(seed, criterion=criterion, **GRADUAL, **({"rate": 1 - density ** (1 / 4)} | more))
+    return trained(f"gradual-{criterion}", settings, data, imp(seed, data)) / "round_04"
+
+
+def as_fast_as_global(seed: int, data: Path, criterion: str) -> Path:
+    """The gradual ticket of a criterion that takes as long as the global one at 10%, by the cost model."""
+    model, first = cost_model(), load(gradual(seed, data, "global") / "weights.safetensors")
+    full, budget = Mask.full(first), seconds(first, Mask.of(first), model)
+    if criterion == "latency":
+        dense = load(imp(seed, data) / "start.safetensors")
+        return gradual(seed, data, "latency", speedup=round(seconds(dense, full, model) / budget, 2), rate=RATE)
+    trained_dense = load(imp(seed, data) / "round_00/weights.safetensors")
+    low, high = 0.01, 0.9
+    for _ in range(12):
+        middle = (low + high) / 2
+        mask = prune(trained_dense, full, middle, criterion, EXEMPT)
+        low, high = (middle, high) if seconds(trained_dense, mask, model) < budget else (low, middle)
+    return gradual(seed, data, criterion, round(low, 3))
+
+
+Row = Callable[[int, Path], Path]
+ROWS: dict[str, Row] = {
+    "dense": lambda seed, data: imp(seed, data) / "round_00",
+    "imp 51%": lambda seed, data: imp(seed, data) / "round_03",
+    "imp 21%": lambda seed, data: imp(seed, data) / "round_07",
+    "imp 10.7%": lambda seed, data: imp(seed, data) / f"round_{TENTH}",
+    "imp 3.5%": lambda seed, data: imp(seed, data) / f"round_{ROUNDS}",
+    "imp 10.7%, rewound to step 0": lambda seed, data: imp(seed, data, "initial") / f"round_{TENTH}",
+    "random mask 10.7%": lambda seed, data: control(seed, data, shuffled=True),
+    "fresh weights 10.7%": lambda seed, data: control(seed, data, shuffled=False),
+    "one-shot 10.7%": lambda seed, data: trained(
+        "oneshot", config(seed, criterion="global", rate=1 - 0.8**TENTH, rounds=1, rewind=REWIND), data, imp(seed, data)
+    ) / "round_01",
+    "gradual global 10%": lambda seed, data: gradual(seed, data, "global"),
+    "gradual layerwise 10%": lambda seed, data: gradual(seed, data, "layerwise"),
+    "gradual lamp 10%": lambda seed, data: gradual(seed, data, "lamp"),
+    "gradual layerwise, as fast as global": lambda seed, data: as_fast_as_global(seed, data, "layerwise"),
+    "gradual lamp, as fast as global": lambda seed, data: as_fast_as_global(seed, data, "lamp"),
+    "gradual latency, as fast as global": lambda seed, data: as_fast_as_global(seed, data, "latency"),
+}  # fmt: skip
+
+
+def psnr(restore: Callable[[Pixels], Pixels], data: Path) -> dict[str, float]:
+    """Mean PSNR in dB per test set."""
+    scores = {}
+    for task, images in test_sets(data / "test").items():
+        found = [peak_signal_noise_ratio(clean, restore(degraded)) for _, degraded, clean in images()]
+        scores[task] = mean(float(s) for s in found)
+    return scores
+
+
+def cost(folder: Path) -> dict[str, float]:
+    """Steps and hours of training that led to a round, its own and those before it."""
+    steps, hours, last = 0, 0.0, int(folder.name.removeprefix("round_"))
+    for line in (folder.parent / "log.jsonl").read_text().splitlines():
+        entry = json.loads(line)
+        if entry["round"] <= last and entry["step"] == entry["steps"]:
+            steps += entry["steps"]
+            hours += entry["steps"] * entry["seconds_per_step"] / 3600
+    return {"steps": steps, "hours": hours}
+
+
+def results() -> list[dict[str, Any]]:
+    return [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
+
+
+def add(entry: dict[str, Any]) -> None:
+    with RESULTS.open("a") as stream:
+        stream.write(json.dumps(entry) + "\n")
+    print(json.dumps(entry), flush=True)
+
+
+def train(data: Path, rows: list[str], seeds: int) -> None:
+    for seed in range(seeds):
+        for name in rows or ROWS:
+            if any((r["row"], r.get("seed")) == (name, seed) for r in results()):
+                continue
+            folder = ROWS[name](seed, data)
+            network = load(folder / "weights.safetensors")
+            density = Mask(load_file(folder / "mask.safetensors")).density
+            scores = psnr(SparseRestorer(network).restore, data)
+            add({"row": name, "seed": seed, "folder": str(folder), "density": density, **cost(folder), "psnr": scores})
+
+
+def _sigma(image: np.ndarray) -> float:
+    return float(np.mean(restoration.estimate_sigma(image, channel_axis=-1)))
+
+
+def _classical() -> dict[str, Callable[[np.ndarray], np.ndarray]]:
+    """What restores float (H, W, 3) in [0, 1] without training; each estimates the noise itself, as it must in use."""
+    found: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+        "non-local means": lambda x: restoration.denoise_nl_means(
+            x, patch_size=5, patch_distance=6, h=0.8 * _sigma(x), sigma=_sigma(x), fast_mode=True, channel_axis=-1
+        ),
+        "wavelet (BayesShrink)": lambda x: restoration.denoise_wavelet(
+            x, method="BayesShrink", mode="soft", rescale_sigma=True, convert2ycbcr=True, channel_axis=-1
+        ),
+        "total variation": lambda x: restoration.denoise_tv_chambolle(x, weight=max(1e-3, 1.2 * _sigma(x)), channel_axis=-1),
+    }  # fmt: skip
+    try:
+        import bm3d
+
+        found["BM3D"] = lambda x: bm3d.bm3d_rgb(x, max(1e-3, _sigma(x)))
+    except ImportError:
+        print("BM3D: not installed (pip install bm3d); left out")
+    return found
+
+
+def classical(data: Path) -> None:
+    for name, denoise in _classical().items():
+        if any(r["row"] == name for r in results()):
+            continue
+        spent, pixels = 0.0, 0
+
+        def restore(degraded: Pixels, denoise: Callable[[np.ndarray], np.ndarray] = denoise) -> Pixels:
+            nonlocal spent, pixels
+            began = time.perf_counter()
+            restored = denoise(degraded.astype(np.float32) / np.float32(255))
+            spent += time.perf_counter() - began
+            pixels += degraded.shape[0] * degraded.shape[1]
+            return np.rint(np.clip(restored, 0, 1) * 255).astype(np.uint8)
+
+        scores = psnr(restore, data)
+        add({"row": name, "psnr": scores, "seconds_per_megapixel": spent / pixels * 1e6})
+
+
+def timed(entries: list[dict[str, Any]]) -> list[float]:
+    """Median seconds for SIDE x SIDE pixels of each ticket, interleaved."""
+    restorers = [SparseRestorer(load(Path(e["folder"]) / "weights.safetensors")) for e in entries]
+    image = torch.rand(1, 3, SIDE, SIDE)
+    taken: list[list[float]] = [[] for _ in restorers]
+    for run in range(RUNS + 1):
+        for restorer, times in zip(restorers, taken, strict=True):
+            restorer(image)  # a first run after another network's warms the caches
+            began = time.perf_counter()
+            restorer(image)
+            if run:
+                times.append(time.perf_counter() - began)
+    return [median(t) for t in taken]
+
+
+def _about(values: list[float]) -> str:
+    return f"{mean(values):.2f}" + (f" ±{stdev(values):.2f}" if len(values) > 1 else "")
+
+
+def report() -> None:
+    every = results()
+    tickets = [r for r in every if "seed" in r]
+    tasks = list(tickets[0]["psnr"])
+    times = dict(zip(((r["row"], r["seed"]) for r in tickets), timed(tickets), strict=True))
+    lines = [
+        "| row | density | ms | steps | hours | seeds | mean | " + " | ".join(tasks) + " |",
+        "|---|---|---|---|---|---|---|" + "---|" * len(tasks),
+    ]
+    points = []
+    for name in ROWS:
+        rows = [r for r in tickets if r["row"] == name]
+        if not rows:
+            continue
+        ms = mean(1e3 * times[name, r["seed"]] for r in rows)
+        means = [mean(r["psnr"].values()) for r in rows]
+        points.append((name, 100 * rows[0]["density"], ms, mean(means)))
+        scores = " | ".join(_about([r["psnr"][t] for r in rows]) for t in tasks)
+        lines.append(
+            f"| {name} | {mean(r['density'] for r in rows):.1%} | {ms:.1f} | {rows[0]['steps']}"
+            f" | {mean(r['hours'] for r in rows):.2f} | {len(rows)} | {_about(means)} | {scores} |"
+        )
+    lines += [
+        "",
+        "| without training | s per megapixel | " + " | ".join(tasks) + " |",
+        "|---|---|" + "---|" * len(tasks),
+    ]
+    for r in every:
+        if "seconds_per_megapixel" in r:
+            scores = " | ".join(f"{r['psnr'][t]:.2f}" for t in tasks)
+            lines.append(f"| {r['row']} | {r['seconds_per_megapixel']:.2f} | {scores} |")
+    table = HERE / "study.md"
+    before = table.read_text().split("<!-- tables -->")[0] if table.exists() else ""
+    table.write_text(before + "<!-- tables -->\n\n" + "\n".join(lines) + "\n")
+    _plot(points)
+
+
+def _plot(points: list[tuple[str, float, float, float]]) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 5), layout="constrained")
+    for axes, column, what in zip(
+        figure.subplots(1, 2, sharey=True), (1, 2), ("density, %", "ms for 256x256"), strict=True
+    ):
+        for point in points:
+            axes.plot(point[column], point[3], "o")
+            axes.annotate(point[0], (point[column], point[3]), fontsize=6, xytext=(3, 3), textcoords="offset points")
+        axes.set(xlabel=what, ylabel="PSNR, mean over the test sets, dB")
+        axes.set_xscale("log")
+        axes.grid(alpha=0.3)
+    figure.savefig(HERE / "study.png", dpi=120)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    training = commands.add_parser("train")
+    training.add_argument("data", type=Path)
+    training.add_argument("rows", nargs="*", choices=[*ROWS, []], metavar="ROW")
+    training.add_argument("--seeds", type=int, default=3)
+    commands.add_parser("classical").add_argument("data", type=Path)
+    commands.add_parser("report")
+    given = parser.parse_args()
+    if given.command == "train":
+        train(given.data, given.rows, given.seeds)
+    elif given.command == "classical":
+        classical(given.data)
+    else:
+        report()
+
+
+if __name__ == "__main__":
+    main()
