@@ -61,10 +61,14 @@ def config(seed: int, **pruning: Any) -> RunConfig:
 def trained(name: str, settings: RunConfig, data: Path, dense: Path | None = None) -> Path:
     """The folder of a run that is trained to its end; its first round is that of another run of the same seed, if given."""
     folder = WORK / f"{name}-{settings.digest}"
+    if (folder / f"round_{settings.pruning.rounds:02d}").exists():
+        return folder
     if dense is not None and not folder.exists():
         part = folder.with_suffix(".part")
         shutil.rmtree(part, ignore_errors=True)
         shutil.copytree(dense, part, ignore=lambda at, names: {n for n in names if n not in KEPT and at == str(dense)})
+        lines = (dense / "log.jsonl").read_text().splitlines(keepends=True)
+        (part / "log.jsonl").write_text("".join(line for line in lines if json.loads(line)["round"] == 0))
         part.rename(folder)
     Run(settings, data, folder, lambda report: None).go()
     return folder
@@ -159,13 +163,16 @@ def psnr(restore: Callable[[Pixels], Pixels], data: Path) -> dict[str, float]:
 
 def cost(folder: Path) -> dict[str, float]:
     """Steps and hours of training that led to a round, its own and those before it."""
-    steps, hours, last = 0, 0.0, int(folder.name.removeprefix("round_"))
+    last = int(folder.name.removeprefix("round_"))
+    ends = {}  # a round that was stopped at its end has two lines
     for line in (folder.parent / "log.jsonl").read_text().splitlines():
         entry = json.loads(line)
         if entry["round"] <= last and entry["step"] == entry["steps"]:
-            steps += entry["steps"]
-            hours += entry["steps"] * entry["seconds_per_step"] / 3600
-    return {"steps": steps, "hours": hours}
+            ends[entry["round"]] = entry
+    return {
+        "steps": sum(e["steps"] for e in ends.values()),
+        "hours": sum(e["steps"] * e["seconds_per_step"] / 3600 for e in ends.values()),
+    }
 
 
 def results() -> list[dict[str, Any]]:

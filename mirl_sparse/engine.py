@@ -7,7 +7,6 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -20,39 +19,13 @@ from mirl_kernels.gdfn import PackedGDFN
 from mirl_kernels.mdta import PackedMDTA
 from mirl_kernels.pointwise import PackedPointwise
 from mirl_kernels.prompt import PackedPrompt
-from mirl_sparse.network import MULTIPLE, PromptBlock, PromptIR, TransformerBlock
+from mirl_sparse.network import MULTIPLE, PromptIR
+from mirl_sparse.program import Buffer, Kernels, Program, Slice, Step
 
+_KERNELS = Kernels(
+    PackedConv, PackedPointwise, PackedPrompt, lambda mdta, gdfn: PackedBlock(PackedMDTA(*mdta), PackedGDFN(*gdfn))
+)
 _PLANS_KEPT, _BYTES_KEPT = 2, 1 << 30  # how many sizes' buffers are kept, while they are no larger than this
-
-
-@dataclass(eq=False)
-class _Buffer:
-    """An image of ``channels`` channels at 1/2^level of the input's side."""
-
-    channels: int
-    level: int
-
-    def slice(self, first: int = 0, last: int | None = None) -> _Slice:
-        return _Slice(self, first, self.channels if last is None else last)
-
-
-@dataclass(frozen=True)
-class _Slice:
-    """Channels of a buffer."""
-
-    buffer: _Buffer
-    first: int
-    last: int
-
-
-@dataclass(frozen=True)
-class _Step:
-    """``y`` = op(x). The first step's x is the input image; the last step's y the result, to which the image is added."""
-
-    name: str
-    op: _cpu.Packed
-    x: _Slice | None
-    y: _Slice | None
 
 
 class Measured(NamedTuple):
@@ -64,63 +37,6 @@ class Measured(NamedTuple):
     macs: int
     bytes: int
     seconds: float
-
-
-class _Program:
-    """The network as a list of steps. What will be concatenated is written side by side in the first place."""
-
-    def __init__(self, network: PromptIR) -> None:
-        self.steps: list[_Step] = []
-        self._network = n = network
-        d, prompts = n.config.dim, n.config.prompt_dims
-        x = self._add("patch_embed", PackedConv(n.patch_embed.proj.weight), None, _Buffer(d, 0).slice())
-        joined = []  # [upsampled, encoder's result] of each level
-        for level, (down, up) in enumerate((("down1_2", "up2_1"), ("down2_3", "up3_2"), ("down3_4", "up4_3"))):
-            width, above = d << level, len(self._weight(up)) // 4
-            joined.append(_Buffer(above + width, level))
-            x = self._stage(f"encoder_level{level + 1}", x, joined[level].slice(above))
-            x = self._add(down, PackedConv(self._weight(down), shuffle=-2), x, _Buffer(2 * width, level + 1).slice())
-        for level, stage, up, reduce in ((3, "latent", "up4_3", "reduce_chan_level3"),
-                                         (2, "decoder_level3", "up3_2", "reduce_chan_level2"),
-                                         (1, "decoder_level2", "up2_1", None)):  # fmt: skip
-            width = x.last - x.first
-            both = _Buffer(width + prompts[level - 1], level)  # [features, prompt]
-            x = self._stage(stage, x, both.slice(0, width))
-            block = n.get_submodule(f"prompt{level}")
-            assert isinstance(block, PromptBlock)
-            linear = block.linear_layer
-            prompt = PackedPrompt(linear.weight, linear.bias, block.prompt_param, block.conv3x3.weight)
-            self._add(f"prompt{level}", prompt, x, both.slice(width))
-            x = self._pointwise(f"reduce_noise_level{level}", self._stage(f"noise_level{level}", both.slice()), level)
-            target = joined[level - 1]
-            self._add(up, PackedConv(self._weight(up), shuffle=2), x, target.slice(0, len(self._weight(up)) // 4))
-            x = self._pointwise(reduce, target.slice(), level - 1) if reduce else target.slice()
-        x = self._stage("refinement", self._stage("decoder_level1", x))
-        self.steps.append(_Step("output", PackedConv(n.output.weight), x, None))
-
-    def _weight(self, name: str) -> Tensor:
-        weight = self._network.get_submodule(name).weight
-        assert isinstance(weight, Tensor)
-        return weight
-
-    def _add(self, name: str, op: _cpu.Packed, x: _Slice | None, y: _Slice) -> _Slice:
-        self.steps.append(_Step(name, op, x, y))
-        return y
-
-    def _pointwise(self, name: str, x: _Slice, level: int) -> _Slice:
-        weight = self._weight(name)
-        return self._add(name, PackedPointwise(weight), x, _Buffer(len(weight), level).slice())
-
-    def _stage(self, where: str, x: _Slice, target: _Slice | None = None) -> _Slice:
-        """A stage's blocks in place, the last one's result in ``target``."""
-        stage = self._network.get_submodule(where)
-        found = [(n, b) for n, b in stage.named_modules(prefix=where) if isinstance(b, TransformerBlock)]
-        for i, (name, block) in enumerate(found):
-            a, n, f, m = block.attn, block.norm1.body, block.ffn, block.norm2.body
-            mdta = PackedMDTA(n.weight, n.bias, a.qkv.weight, a.qkv_dwconv.weight, a.temperature, a.project_out.weight)
-            gdfn = PackedGDFN(m.weight, m.bias, f.project_in.weight, f.dwconv.weight, f.project_out.weight)
-            x = self._add(name, PackedBlock(mdta, gdfn), x, target if target and i == len(found) - 1 else x)
-        return x
 
 
 def _place(wanted: list[tuple[int, int, int]]) -> tuple[list[int], int]:
@@ -143,11 +59,11 @@ class _Plan:
     """A program bound to the buffers of one input size, which share one arena: a buffer's memory is used again
     once its last reader is through. Without ``memory`` it only says how many ``bytes`` that takes."""
 
-    def __init__(self, steps: list[_Step], batch: int, height: int, width: int, memory: bool = True) -> None:
+    def __init__(self, steps: list[Step], batch: int, height: int, width: int, memory: bool = True) -> None:
         def side(level: int) -> tuple[int, int]:
             return height >> level, width >> level
 
-        used: dict[_Buffer, list[int]] = {}  # by which steps
+        used: dict[Buffer, list[int]] = {}  # by which steps
         scratch: dict[int, int] = {}  # floats
         for i, step in enumerate(steps):
             for part in (step.x, step.y):
@@ -157,7 +73,7 @@ class _Plan:
             if n := step.op.scratch_floats(batch, *side(level)):
                 scratch[i] = n
 
-        def floats(buffer: _Buffer) -> int:
+        def floats(buffer: Buffer) -> int:
             h, w = side(buffer.level)
             return batch * h * buffer.channels * _cpu.padded(w)
 
@@ -182,12 +98,12 @@ class _Plan:
             mapped.madvise(mmap.MADV_HUGEPAGE)
         arena = torch.frombuffer(mapped, dtype=torch.float32)
 
-        def view(part: _Slice) -> Tensor:
+        def view(part: Slice) -> Tensor:
             h, w = side(part.buffer.level)
             image = arena[start[part.buffer] :][: floats(part.buffer)].view(batch, h, -1, _cpu.padded(w))
             return image.permute(0, 2, 1, 3)[:, part.first : part.last, :, :w]
 
-        def bind(i: int, step: _Step) -> Callable[[Tensor, Tensor], None]:
+        def bind(i: int, step: Step) -> Callable[[Tensor, Tensor], None]:
             op = step.op
             if step.y is None:
                 assert isinstance(op, PackedConv)
@@ -213,7 +129,7 @@ class Engine:
         self._plans: OrderedDict[tuple[int, int, int], _Plan] = OrderedDict()
         self._lock = threading.Lock()  # of the plans
         with torch.no_grad():
-            self._steps = _Program(network).steps
+            self._steps = Program(network, _KERNELS).steps
 
     def __call__(self, image: Tensor) -> Tensor:
         """(B, 3, H, W) float32 on the CPU, H and W multiples of 8, to a new tensor of that shape."""

@@ -22,8 +22,9 @@ from mirl_sparse.images import read_image, to_rgb
 from mirl_sparse.network import MULTIPLE, PromptIR, PromptIRConfig
 from mirl_sparse.ticket import DEFAULT, find, read_ticket
 from mirl_sparse.tiles import restore_by_tiles, tile_size
+from mirl_sparse.triton_engine import PRECISIONS, TritonEngine
 
-BACKENDS = ("auto", "cpu", "reference")
+BACKENDS = ("auto", "cpu", "reference", "triton")
 _REFERENCE_BYTES = 6500  # per pixel and `dim` of 48, what PyTorch holds at its peak
 _IMAGE_BYTES = 60  # per pixel: the image, padded, and its results
 
@@ -52,16 +53,23 @@ def _state(weights: Iterable[Tensor]) -> list[tuple[int, int]]:
 class SparseRestorer(nn.Module):
     """Restores RGB images with a pruned PromptIR, of any size and on any backend.
 
-    ``backend`` is "cpu" (C++ kernels), "reference" (PyTorch, any device) or "auto": the kernels where
-    they were built, else the reference with a warning. On "cpu" the weights are packed at the first call
-    and whenever they have changed. The network is put in eval mode, and its weights want no gradients.
+    ``backend`` is "cpu" (C++ kernels), "triton" (GPUs), "reference" (PyTorch, any device) or "auto": the C++ kernels where
+    they were built, else the reference with a warning. On "cpu" and "triton" the weights are packed at the first call
+    and whenever they have changed. ``precision`` is that of the features in between: float16 (the default), bfloat16 or float32
+    on "triton", float32 on the others; images are float32. The network is put in eval mode, and its weights want no gradients.
 
     An image is restored as a whole, in buffers of about 0.8 KB per pixel at full size. Where these would take
     more than ``max_memory`` bytes (by default nine tenths of what the system has left), it is restored in overlapping tiles
     instead, with a warning: attention and prompts then see a tile each, so the result is not quite the same.
     """
 
-    def __init__(self, network: PromptIR, backend: str = "auto", max_memory: int | None = None) -> None:
+    def __init__(
+        self,
+        network: PromptIR,
+        backend: str = "auto",
+        max_memory: int | None = None,
+        precision: str | None = None,
+    ) -> None:
         super().__init__()
         if backend not in BACKENDS:
             raise UserError(f"backend is {backend!r}; expected one of {', '.join(BACKENDS)}")
@@ -74,28 +82,39 @@ class SparseRestorer(nn.Module):
                     warnings.warn(f"running the slower reference backend: {error}", stacklevel=2)
         if backend == "cpu":
             _cpu.library()
+        self.precision = precision or ("float16" if backend == "triton" else "float32")
+        if self.precision not in (PRECISIONS if backend == "triton" else ("float32",)):
+            known = ", ".join(PRECISIONS) if backend == "triton" else "float32"
+            raise UserError(f"precision is {precision!r} on backend {backend!r}; expected {known}")
         self.network = network.eval().requires_grad_(False)
         self.backend = backend
         self.max_memory = max_memory
         self._config = json.dumps(network.config.to_dict())  # as the op takes it
-        self._engine: tuple[object, Engine] | None = None  # and the state of the weights it was packed from
+        self._engine: tuple[object, Engine | TritonEngine] | None = (
+            None  # and the state of the weights it was packed from
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_engine": None}  # packed anew where it is copied to
 
     @classmethod
     def from_pretrained(
-        cls, source: str | Path = DEFAULT, backend: str = "auto", max_memory: int | None = None
+        cls,
+        source: str | Path = DEFAULT,
+        backend: str = "auto",
+        max_memory: int | None = None,
+        precision: str | None = None,
     ) -> SparseRestorer:
         """From a ticket file, or from a shipped ticket's name ("small")."""
-        return cls(read_ticket(find(source))[0], backend, max_memory)
+        return cls(read_ticket(find(source))[0], backend, max_memory, precision)
 
     def forward(self, image: Tensor) -> Tensor:
         """(B, 3, H, W) in [0, 1] of any H, W from 1 up to the same shape, not clipped."""
         if image.ndim != 4 or image.shape[1] != 3 or 0 in image.shape:
             raise ValueError(f"input of shape {tuple(image.shape)}; expected (B, 3, H, W) of 1x1 pixel or more")
         if torch.compiler.is_compiling():  # one opaque op: nothing in it is worth another compiler's time
-            return restore_op(image, list(self.network.parameters()), self._config, self.backend, self.max_memory or 0)
+            weights, memory = list(self.network.parameters()), self.max_memory or 0
+            return restore_op(image, weights, self._config, self.backend, memory, self.precision)
         height, width = image.shape[2:]
         rows, columns = (_reflected(n, -(-n // MULTIPLE) * MULTIPLE).to(image.device) for n in (height, width))
         padded = image[:, :, rows][:, :, :, columns].contiguous()
@@ -108,7 +127,7 @@ class SparseRestorer(nn.Module):
         if limit is None and image.device.type == "cpu" and (free := available_memory()):
             limit = free * 9 // 10
         batch, _, height, width = image.shape
-        if limit is None or (self.backend == "cpu" and self._packed().has_plan(*image.shape)):
+        if limit is None or self._has_plan(image):
             return self._run(image)
 
         def needs(h: int, w: int) -> int:
@@ -125,19 +144,25 @@ class SparseRestorer(nn.Module):
         )
         return restore_by_tiles(image, tile, self._run)
 
+    def _has_plan(self, image: Tensor) -> bool:
+        """Whether buffers of the image's size are there already."""
+        engine = None if self.backend == "reference" else self._packed()
+        return isinstance(engine, Engine) and engine.has_plan(*image.shape)
+
     def _needs(self, batch: int, height: int, width: int) -> int:
-        if self.backend == "cpu":
+        if self.backend != "reference":
             return self._packed().bytes(batch, height, width)
         return _REFERENCE_BYTES * self.network.config.dim // 48 * batch * height * width
 
     def _run(self, image: Tensor) -> Tensor:
         return self.network(image) if self.backend == "reference" else self._packed()(image)
 
-    def _packed(self) -> Engine:
+    def _packed(self) -> Engine | TritonEngine:
         state = _state(self.network.parameters())
         kept = self._engine
         if kept is None or kept[0] != state:
-            kept = self._engine = state, Engine(self.network)
+            engine = TritonEngine(self.network, self.precision) if self.backend == "triton" else Engine(self.network)
+            kept = self._engine = state, engine
         return kept[1]
 
     def restore(self, image: str | Path | Image.Image | NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -159,8 +184,10 @@ class SparseRestorer(nn.Module):
 _restorers: OrderedDict[tuple[object, ...], SparseRestorer] = OrderedDict()
 
 
-def _restorer_of(weights: Sequence[Tensor], config: str, backend: str, max_memory: int) -> SparseRestorer:
-    key = config, backend, max_memory, *_state(weights)
+def _restorer_of(
+    weights: Sequence[Tensor], config: str, backend: str, max_memory: int, precision: str
+) -> SparseRestorer:
+    key = config, backend, max_memory, precision, *_state(weights)
     if key in _restorers:
         _restorers.move_to_end(key)
         return _restorers[key]
@@ -168,19 +195,21 @@ def _restorer_of(weights: Sequence[Tensor], config: str, backend: str, max_memor
         network = PromptIR(PromptIRConfig.from_dict(json.loads(config)))
     names = [name for name, _ in network.named_parameters()]
     network.load_state_dict(dict(zip(names, (w.detach() for w in weights), strict=True)), assign=True)
-    _restorers[key] = SparseRestorer(network, backend, max_memory or None)
+    _restorers[key] = SparseRestorer(network, backend, max_memory or None, precision)
     while len(_restorers) > 2:
         _restorers.popitem(last=False)
     return _restorers[key]
 
 
 @torch.library.custom_op("mirl::restore", mutates_args=())
-def restore_op(image: Tensor, weights: Sequence[Tensor], config: str, backend: str, max_memory: int) -> Tensor:
+def restore_op(
+    image: Tensor, weights: Sequence[Tensor], config: str, backend: str, max_memory: int, precision: str
+) -> Tensor:
     """`SparseRestorer.forward` as one op: image (B, 3, H, W), the network's parameters in their order and its config
     as JSON; ``max_memory`` in bytes, 0 for the default."""
-    return _restorer_of(weights, config, backend, max_memory)(image).contiguous()
+    return _restorer_of(weights, config, backend, max_memory, precision)(image).contiguous()
 
 
 @restore_op.register_fake
-def _(image: Tensor, weights: Sequence[Tensor], config: str, backend: str, max_memory: int) -> Tensor:
+def _(image: Tensor, weights: Sequence[Tensor], config: str, backend: str, max_memory: int, precision: str) -> Tensor:
     return image.new_empty(image.shape)

@@ -65,12 +65,14 @@ class _TensorBoard:
             raise UserError(
                 "--tensorboard needs the package tensorboard; install it: pip install tensorboard"
             ) from None
-        self._writer = SummaryWriter(str(folder / "tensorboard"))
+        self._open: Callable[[], Any] = lambda: SummaryWriter(str(folder / "tensorboard"))
+        self._writer: Any = None  # until there is something to write
         self._further = further
 
     def __call__(self, report: dict[str, Any]) -> None:
         self._further(report)
         if "psnr" in report:
+            self._writer = self._writer or self._open()
             group, step = f"round_{report['round']:02d}", report["step"]
             for name in ("loss", "learning_rate", "seconds_per_step", "density", "seconds_per_image", "unsettled"):
                 if name in report:

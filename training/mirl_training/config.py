@@ -86,7 +86,7 @@ class TrainingSettings(_Settings):
     clip_norm: Annotated[float, Field(gt=0)] | None = 1.0
     validate_every: Positive = 1000
     save_every: Positive = 500
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0)] = 0
 
     @property
     def shapes(self) -> list[tuple[float, int, int]]:
@@ -212,7 +212,7 @@ class RunConfig(_Settings):
     @property
     def digest(self) -> str:
         """Eight digits that tell runs of other settings apart."""
-        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()[:8]
+        return hashlib.sha256(json.dumps(self.to_dict()).encode()).hexdigest()[:8]
 
 
 def load_config(path: Path) -> RunConfig:

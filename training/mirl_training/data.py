@@ -7,7 +7,6 @@ whom, so an interrupted run goes on with the very batches it would have seen, an
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -119,7 +118,7 @@ class TrainingData:
             for i in range(len(self._sources[_folder(task, every)]))
             for _ in range(times)
         ]
-        self._order = lru_cache(2)(self._order_of_epoch)
+        self._order: tuple[tuple[int, int], NDArray[np.intp]] | None = None  # of the epoch drawn from last
 
     @property
     def steps_per_epoch(self) -> int:
@@ -141,14 +140,18 @@ class TrainingData:
         return self.config.length_of_round(index) * self.unit
 
     def _order_of_epoch(self, round_index: int, epoch: int) -> NDArray[np.intp]:
-        return _generator(self.config.training.seed, round_index, epoch, 2**32).permutation(len(self._samples))
+        key = round_index, epoch
+        if self._order is None or self._order[0] != key:
+            rng = _generator(self.config.training.seed, *key, 2**32)
+            self._order = key, rng.permutation(len(self._samples))
+        return self._order[1]
 
     def _sample(self, round_index: int, step: int, place: int) -> tuple[Image, Image]:
         batch, size = self.config.training.shape(step, self.steps_of_round(round_index))
         rng = _generator(self.config.training.seed, round_index, step, place)
         if self.config.training.epochs:
             epoch, step = divmod(step, self.steps_per_epoch)
-            task, index = self._samples[self._order(round_index, epoch)[step * batch + place]]
+            task, index = self._samples[self._order_of_epoch(round_index, epoch)[step * batch + place]]
             sources = self._sources[_folder(task, self._sources)]
         else:
             names = list(self.config.data.tasks)

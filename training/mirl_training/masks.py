@@ -107,7 +107,10 @@ def keep_largest(scores: Tensor, alive: Tensor, count: int) -> Tensor:
 
 
 def exempted(mask: Mask, patterns: tuple[str, ...]) -> set[str]:
-    """The names of the mask that match one of the patterns (shell wildcards)."""
+    """The names of the mask that match one of the patterns (shell wildcards). MaskError for a pattern that matches none."""
+    for pattern in patterns:
+        if not any(fnmatch(n, pattern) for n in mask.alive):
+            raise MaskError(f"pruning.exempt {pattern!r} matches no prunable weight, such as {next(iter(mask.alive))}")
     return {n for n in mask.alive if any(fnmatch(n, pattern) for pattern in patterns)}
 
 

@@ -53,6 +53,7 @@ from mirl_training.world import World
 Report = Callable[[dict[str, Any]], None]
 _SETTLED = 5  # masks in a row that must be alike (early-bird tickets)
 _SHORT = 60  # seconds
+_WHOLE = 1 << 60  # bytes: images are restored as wholes, whatever memory is free, for the same answers every time
 _SIDE, _TIMED = 256, 5  # pixels each way of the image that a round's network is timed with, and how often
 
 
@@ -69,6 +70,10 @@ def learning_rate_of_epoch(epoch: int, epochs: int, peak: float, warmup: int) ->
     if epoch < warmup:
         return peak * epoch / max(1, warmup - 1)
     return peak * 0.5 * (1 + math.cos(math.pi * (epoch - warmup) / max(1, epochs - warmup)))
+
+
+def _text(config: RunConfig) -> str:
+    return yaml.safe_dump(config.to_dict(), sort_keys=False)
 
 
 def save_weights(path: Path, weights: dict[str, Tensor], network: PromptIR) -> None:
@@ -98,7 +103,8 @@ class Run:
         self.engine, self.engine_note = choose_engine(engine, device, config.training.precision)
         self.world = World.join(device)
         written, start = folder / "config.yaml", folder / "start.safetensors"
-        if written.exists() and yaml.safe_load(written.read_text(encoding="utf-8")) != config.to_dict():
+        # As text, since the order of the tasks decides what is drawn.
+        if written.exists() and written.read_text(encoding="utf-8") != _text(config):
             raise UserError(f"{folder}: holds a run of other settings ({written}); give another --output or remove it")
         # All that may be wrong with the settings is found before anything is written, or trained for hours.
         for _, size, _ in config.training.shapes:
@@ -110,17 +116,15 @@ class Run:
             self.network = load(start)
         else:
             self.network = PromptIR(config.network) if config.start is None else load(find(config.start))
-        self.network.requires_grad_(True).to(device)
         backend = "cpu" if self.engine == "fused" else "reference"
         # What validation restores with: it takes the weights of the network that trains.
-        self._restorer = SparseRestorer(PromptIR(self.network.config), backend)
+        self._restorer = SparseRestorer(PromptIR(self.network.config), backend, _WHOLE)
         teacher = config.training.teacher
-        self._teacher = None if teacher is None else SparseRestorer(load(find(teacher)), backend)
+        self._teacher = None if teacher is None else SparseRestorer(load(find(teacher)), backend, _WHOLE)
         gains = config.pruning.protocol == "mirl"
         self._first = (Mask.full if config.start is None else Mask.of)(self.network, gains)
-        if config.pruning.criterion == "latency":
-            self._model = self._prices()
-            self._seconds = seconds(self.network, self._first, self._model)
+        self.network.requires_grad_(True).to(device)
+        self._count_time()
         if config.pruning.protocol == "default":
             self._prune(self._first, config.pruning.rounds, self.network.state_dict())
         self.world.wait()  # for all to have seen what is there
@@ -128,12 +132,13 @@ class Run:
             if config.pruning.criterion == "latency" and not (folder / "prices.json").exists():
                 write_whole(folder / "prices.json", json.dumps(self._model.prices).encode())
             if not written.exists():
-                write_whole(written, yaml.safe_dump(config.to_dict(), sort_keys=False).encode())
+                write_whole(written, _text(config).encode())
             if not start.exists():
                 save_weights(start, self.network.state_dict(), self.network)
             for left in folder.glob(".*.part"):  # of a run that was killed while it wrote
                 left.unlink()
         self.world.wait()
+        self._count_time()  # with the prices that all processes share
         self._steps_before = [0]
         for index in range(config.pruning.rounds + 1):
             self._steps_before.append(self._steps_before[-1] + self.data.steps_of_round(index))
@@ -160,17 +165,20 @@ class Run:
         network.load_state_dict(weights)
         if pruning.protocol == "mirl":
             return prune_as_mirl(network, mask, pruning.rate, pruning.criterion)
-        if pruning.speedup is not None and pruning.rounds:
+        if pruning.speedup is not None:
             budget = self._seconds * pruning.speedup ** (-index / pruning.rounds)
             return prune_to_latency(network, mask, budget, self._model, pruning.exempt)
         density = self._first.density * (1 - pruning.rate) ** index
         return prune(network, mask, density, pruning.criterion, pruning.exempt)
 
-    def _prices(self) -> CostModel:
-        """The run's cost model: the one that it began with, or this machine's."""
+    def _count_time(self) -> None:
+        """What the criterion latency counts with: the prices that the run began with, or else this machine's."""
+        if self.config.pruning.criterion != "latency":
+            return
         kept = self.folder / "prices.json"
         try:
-            return CostModel(json.loads(kept.read_text())) if kept.exists() else cost_model()
+            self._model = CostModel(json.loads(kept.read_text())) if kept.exists() else cost_model()
+            self._seconds = seconds(self.network, self._first, self._model)
         except BackendError as error:
             raise UserError(
                 f"pruning.criterion is latency, which is measured on the C++ kernels, but {error}"
@@ -190,7 +198,7 @@ class Run:
             weights = load_file(self.folder / f"{source}.safetensors")
             if pruning.protocol == "mirl":  # which leaves prompts and temperatures as trained
                 weights = {n: w for n, w in weights.items() if "weight" in n or "bias" in n}
-            self.network.load_state_dict(weights, strict=False)
+            self.network.load_state_dict(weights, strict=pruning.protocol == "default")
         mask.apply(self.network)
         return mask
 
@@ -203,12 +211,18 @@ class Run:
         state_file, done = self.folder / "state.pt", 0
         losses: list[float] = []
         drawn: list[Mask] = []
+        density = mask.density
         if state_file.exists():
-            state = torch.load(state_file, weights_only=True)
+            state = torch.load(state_file, weights_only=True, map_location=next(self.network.parameters()).device)
             if state["round"] == index:
+                if state.get("engine", self.engine) != self.engine:
+                    raise UserError(
+                        f"{self.folder}: round {index} was begun by the engine {state['engine']}, this is {self.engine}; go on"
+                        f" with --engine {state['engine']}, or remove {state_file} to begin the round anew"
+                    )
                 trainer.load_state_dict(state["trainer"])
                 done, losses = state["step"], state["losses"]
-                drawn = [Mask(alive) for alive in state["drawn"]]
+                drawn = [Mask(alive).to(torch.device("cpu")) for alive in state["drawn"]]
         self.world.wait()
         began, first = time.monotonic(), done
         durations: list[float] = []
@@ -228,8 +242,9 @@ class Run:
                     losses.append(trainer.step(degraded, clean, rate))
                 except Diverged as diverged:
                     raise UserError(
-                        f"{self.folder}: training diverged ({diverged}); lower training.learning_rate"
-                        f" ({settings.learning_rate}) and start anew in another folder"
+                        f"{self.folder}: training diverged ({diverged}); lower"
+                        f" {'pruning' if index and pruning.learning_rate else 'training'}.learning_rate ({peak}) and start anew"
+                        " in another folder"
                     ) from None
                 durations.append(time.perf_counter() - step_began)
                 done += 1
@@ -241,7 +256,7 @@ class Run:
                     "steps": steps,
                     "loss": losses[-1],
                     "learning_rate": rate,
-                    "density": mask.density,
+                    "density": density,
                 }
                 settled = False
                 if done % settings.validate_every == 0 or done == steps:
@@ -250,7 +265,9 @@ class Run:
                     if pruning.settled is not None and index < pruning.rounds:
                         drawn = [*drawn, self._prune(mask, index + 1, trainer.weights)][-_SETTLED:]
                         report["unsettled"] = max(a.distance(b) for a in drawn for b in drawn)
-                        settled = len(drawn) == _SETTLED and report["unsettled"] <= pruning.settled
+                        # Not before there is what later rounds are rewound to.
+                        early = index == 0 and isinstance(pruning.rewind, int) and done < pruning.rewind * unit
+                        settled = len(drawn) == _SETTLED and report["unsettled"] <= pruning.settled and not early
                     if self.world.leads:
                         report["psnr"] = self.validate(trainer.weights)
                 pace = (time.monotonic() - began) / (done - first)
@@ -260,7 +277,7 @@ class Run:
                 self._tell(report)
                 if done % settings.save_every == 0 and self.world.leads:
                     state = {"round": index, "step": done, "losses": losses, "drawn": [m.alive for m in drawn]}
-                    state["trainer"] = trainer.state_dict()
+                    state |= {"engine": self.engine, "trainer": trainer.state_dict()}
                     write_whole(state_file, partial(torch.save, state))
         if self.world.leads:
             if self.engine == "fused":
@@ -311,6 +328,6 @@ class Run:
         part.mkdir()
         save_weights(part / "weights.safetensors", weights, self.network)
         write_whole(part / "mask.safetensors", save({k: v.contiguous() for k, v in mask.alive.items()}))
-        (part / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
+        write_whole(part / "metrics.json", json.dumps(metrics, indent=1).encode() + b"\n")
         part.rename(final)
         (self.folder / "state.pt").unlink(missing_ok=True)

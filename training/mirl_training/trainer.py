@@ -54,7 +54,8 @@ class Trainer:
         (fuse if engine == "fused" else lambda n, _: unfuse(n))(network, mask)
         self._parallel: DistributedDataParallel | None = None
         if self._world.ranks > 1:
-            self._parallel = DistributedDataParallel(network, find_unused_parameters=network.config.unused_layers)
+            # Also keeps the buckets as they are: rebuilt ones would add up gradients in another order after a restart.
+            self._parallel = DistributedDataParallel(network, find_unused_parameters=True)
 
     def step(self, degraded: Tensor, clean: Tensor, rate: float) -> float:
         """One step of the optimizers at a learning rate, on (B, 3, H, W) in [0, 1] and what they should become; returns the

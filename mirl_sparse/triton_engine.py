@@ -1,0 +1,134 @@
+"""PromptIR on the Triton kernels: a GPU's, or Triton's interpreter where TRITON_INTERPRET is set, which tests alone want."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import OrderedDict
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from mirl_kernels._cpu import BackendError
+from mirl_sparse.network import MULTIPLE, PromptIR
+from mirl_sparse.program import Buffer, Kernels, Program, Slice
+
+PRECISIONS = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+_GRAPHS_KEPT = 4  # image sizes whose launches are kept as a CUDA graph
+_HIDDEN = 6  # the widest step's hidden channels, in widths of the full-resolution features: 2 * 2.66 of twice the width
+
+
+def check_triton(device: torch.device) -> None:
+    """Raise BackendError unless the Triton kernels can run on the device."""
+    try:
+        import triton  # noqa: F401
+    except ImportError:
+        raise BackendError('backend "triton" needs the package triton: pip install triton') from None
+    if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+        raise BackendError(
+            f'backend "triton" runs on GPUs, the weights are on {device}: move the module to one (.to("cuda")), or use'
+            ' backend="cpu"'
+        )
+
+
+class _Block(nn.Module):
+    def __init__(self, mdta: nn.Module, gdfn: nn.Module) -> None:
+        super().__init__()
+        self.mdta, self.gdfn = mdta, gdfn
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.gdfn(self.mdta(x), y)
+
+
+def _kernels(dtype: torch.dtype) -> Kernels:
+    from mirl_kernels.conv.triton import TritonConv  # these import triton
+    from mirl_kernels.gdfn.triton import TritonGDFN
+    from mirl_kernels.mdta.triton import TritonMDTA
+    from mirl_kernels.pointwise.triton import TritonPointwise
+    from mirl_kernels.prompt.triton import TritonPrompt
+
+    return Kernels(
+        partial(TritonConv, dtype=dtype),
+        partial(TritonPointwise, dtype=dtype),
+        partial(TritonPrompt, dtype=dtype),
+        lambda mdta, gdfn: _Block(partial(TritonMDTA, dtype=dtype)(*mdta), partial(TritonGDFN, dtype=dtype)(*gdfn)),
+    )
+
+
+class TritonEngine:
+    """A PromptIR packed for the Triton kernels, with activations of ``precision`` between float32 images. On a GPU the launches
+    of an image size are recorded as a CUDA graph when it is seen for the second time."""
+
+    def __init__(self, network: PromptIR, precision: str = "float16") -> None:
+        self.device = network.output.weight.device
+        check_triton(self.device)
+        self._dtype, self._width = PRECISIONS[precision], network.config.dim
+        with torch.no_grad():
+            self._steps = Program(network, _kernels(self._dtype)).steps
+        for step in self._steps:
+            step.op.to(self.device)
+        self._last = {buffer: i for i, s in enumerate(self._steps) for buffer in _buffers(s.x, s.y)}
+        self._graphs: OrderedDict[tuple[int, ...], tuple[torch.cuda.CUDAGraph, Tensor, Tensor] | None] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def bytes(self, batch: int, height: int, width: int) -> int:
+        """About how much memory an image of (batch, 3, height, width) takes: features, and the widest hidden channels."""
+        return batch * height * width * self._width * (4 + 2 * _HIDDEN) * self._dtype.itemsize
+
+    @torch.no_grad()
+    def __call__(self, image: Tensor) -> Tensor:
+        """(B, 3, H, W) float32, H and W multiples of 8, to a new tensor of that shape."""
+        if image.device != self.device or image.dtype != torch.float32:
+            raise ValueError(f"image is {image.dtype} on {image.device}; expected float32 on {self.device}")
+        if image.shape[2] % MULTIPLE or image.shape[3] % MULTIPLE:
+            raise ValueError(f"input is {image.shape[2]}x{image.shape[3]}; expected multiples of {MULTIPLE}")
+        if self.device.type != "cuda":
+            return self._run(image.contiguous())
+        with self._lock:
+            return self._replayed(image.contiguous())
+
+    def _run(self, image: Tensor) -> Tensor:
+        batch, _, height, width = image.shape
+        kept: dict[Buffer, Tensor] = {}
+
+        def view(part: Slice) -> Tensor:
+            buffer = part.buffer
+            if buffer not in kept:
+                shape = batch, buffer.channels, height >> buffer.level, width >> buffer.level
+                kept[buffer] = torch.empty(shape, dtype=self._dtype, device=image.device)
+            return kept[buffer][:, part.first : part.last]
+
+        result = torch.empty_like(image)
+        for i, step in enumerate(self._steps):
+            if step.y is None:
+                assert step.x
+                step.op(view(step.x), result, residual=image)
+            else:
+                step.op(image if step.x is None else view(step.x), view(step.y))
+            for buffer in [b for b in kept if self._last[b] == i]:
+                del kept[buffer]
+        return result
+
+    def _replayed(self, image: Tensor) -> Tensor:
+        key = tuple(image.shape)
+        if key not in self._graphs:  # compiles what is not compiled yet; one image alone is not worth a graph
+            self._graphs[key] = None
+            return self._run(image)
+        recorded = self._graphs.pop(key)
+        if recorded is None:
+            x, graph = image.clone(), torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                y = self._run(x)
+            recorded = graph, x, y
+        self._graphs[key] = recorded
+        while len(self._graphs) > _GRAPHS_KEPT:
+            self._graphs.popitem(last=False)
+        graph, x, y = recorded
+        x.copy_(image)
+        graph.replay()
+        return y.clone()
+
+
+def _buffers(*parts: Slice | None) -> list[Buffer]:
+    return [part.buffer for part in parts if part]

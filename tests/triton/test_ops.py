@@ -1,0 +1,199 @@
+"""Every op in the interpreter against its reference in float64: densities, sizes, dead channels, biases, poisoned outputs.
+
+Tolerances are relative to the largest value of the reference: what float32 gives, and half of float16's rounding steps over the
+sums that a pixel takes. bfloat16 is compiled, not run: the interpreter's tl.dot is wrong for it.
+"""
+
+import random
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from mirl_kernels._triton import ROWS, cluster, pack_panels
+from mirl_kernels.conv.reference import conv
+from mirl_kernels.conv.triton import TritonConv
+from mirl_kernels.gdfn.reference import gdfn
+from mirl_kernels.gdfn.triton import TritonGDFN
+from mirl_kernels.mdta.reference import mdta
+from mirl_kernels.mdta.triton import TritonMDTA
+from mirl_kernels.pointwise.reference import pointwise
+from mirl_kernels.pointwise.triton import TritonPointwise
+from mirl_kernels.prompt.reference import prompt
+from mirl_kernels.prompt.triton import TritonPrompt
+
+WORST = {torch.float32: 1e-5, torch.float16: 2e-2}
+RMS = {torch.float32: 2e-6, torch.float16: 4e-3}
+DENSITIES = [0.0, "one", 0.02, 0.1, 0.5, 1.0]
+SIZES = [
+    (1, 1),
+    (7, 11),
+    (8, 8),
+    (5, 13),
+    (9, 7),
+    (13, 10),
+]  # primes, and 63 to 65 pixels of a tile of 64: 7x9, 8x8, 5x13
+
+
+class Case:
+    """Random inputs of one seed."""
+
+    def __init__(self, seed: int, dtype: torch.dtype) -> None:
+        self.generator = torch.Generator().manual_seed(seed)
+        self.random = random.Random(seed)
+        self.density = DENSITIES[seed % len(DENSITIES)]
+        self.batch = self.random.choice([1, 1, 2])
+        self.size = self.random.choice(SIZES)
+        self.dtype = dtype
+
+    def normal(self, *shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=self.generator)
+
+    def sparse(self, *shape: int) -> torch.Tensor:
+        weight = self.normal(*shape) / (shape[1] * shape[2] * shape[3]) ** 0.5
+        if self.density == "one":
+            kept = torch.zeros(weight.numel(), dtype=torch.bool)
+            kept[self.random.randrange(weight.numel())] = True
+            return weight * kept.view(shape)
+        return weight * (torch.rand(shape, generator=self.generator) < self.density)
+
+    def biases(self, *lengths: int) -> list[torch.Tensor | None]:
+        return [0.1 * self.normal(n) if self.random.random() < 0.3 else None for n in lengths]
+
+    def image(self, channels: int) -> torch.Tensor:
+        return self.normal(self.batch, channels, *self.size).to(self.dtype)
+
+    def check(self, op, x, want, **more) -> None:
+        """The op into memory full of NaN, which is part of a larger tensor, against the reference in float64."""
+        around = torch.full((want.shape[0], want.shape[1] + 2, *want.shape[2:]), float("nan"), dtype=self.dtype)
+        y = around[:, 1:-1]
+        op(x, y, **more)
+        assert around[:, 0].isnan().all()
+        assert around[:, -1].isnan().all()
+        error = y.double() - want
+        scale = float(want.abs().max().clamp(min=1e-6))
+        assert float(error.abs().max()) <= WORST[self.dtype] * scale
+        assert float(error.square().mean().sqrt()) <= RMS[self.dtype] * scale
+
+
+def double(values):
+    return [None if v is None else v.double() for v in values]
+
+
+def cases(few: int, many: int = 150):
+    """Seeds and types: some always, all of them where slow tests run."""
+    return [
+        pytest.param(seed, dtype, marks=[] if seed < few else pytest.mark.slow, id=f"{seed}-{str(dtype)[6:]}")
+        for seed in range(many)
+        for dtype in WORST
+    ]
+
+
+@pytest.mark.parametrize(("seed", "dtype"), cases(12))
+def test_gdfn(seed, dtype):
+    case = Case(seed, dtype)
+    c, h = case.random.choice([2, 8, 16, 17, 40]), case.random.choice([1, 5, 16, 33])
+    norm = 1 + 0.1 * case.normal(c), None if seed % 5 == 4 else 0.1 * case.normal(c)
+    weights = case.sparse(2 * h, c, 1, 1), case.sparse(2 * h, 1, 3, 3), case.sparse(c, h, 1, 1)
+    biases = case.biases(2 * h, 2 * h, c)
+    x = case.image(c)
+    want = gdfn(*double((x, *norm, *weights)), double(biases))
+    case.check(TritonGDFN(*norm, *weights, biases, dtype=dtype), x, want)
+
+
+@pytest.mark.parametrize(("seed", "dtype"), cases(12))
+def test_mdta(seed, dtype):
+    case = Case(seed, dtype)
+    heads = case.random.choice([1, 2, 4])
+    c = heads * case.random.choice([1, 4, 8, 17])
+    norm = 1 + 0.1 * case.normal(c), None if seed % 5 == 4 else 0.1 * case.normal(c)
+    weights = case.sparse(3 * c, c, 1, 1), case.sparse(3 * c, 1, 3, 3)
+    temperature, out = 1 + case.normal(heads, 1, 1), case.sparse(c, c, 1, 1)
+    if seed % 3 == 0:  # a dead q channel, and a dead k channel, still count in the softmax
+        weights[0][0], weights[1][c + case.random.randrange(c)] = 0, 0
+    biases = case.biases(3 * c, 3 * c, c)
+    x = case.image(c)
+    want = mdta(*double((x, *norm, *weights, temperature, out)), double(biases))
+    case.check(TritonMDTA(*norm, *weights, temperature, out, biases, dtype=dtype), x, want)
+
+
+def test_gram_matrices_of_wide_heads_are_summed_in_blocks_and_shares():
+    case = Case(2, torch.float32)
+    c = 150
+    norm, weights = (torch.ones(c), torch.zeros(c)), (case.sparse(3 * c, c, 1, 1), case.sparse(3 * c, 1, 3, 3))
+    temperature, out, x = torch.ones(2, 1, 1), case.sparse(c, c, 1, 1), case.normal(2, c, 9, 15)
+    want = mdta(*double((x, *norm, *weights, temperature, out)))
+    case.check(TritonMDTA(*norm, *weights, temperature, out, dtype=torch.float32), x, want, shares=3)
+
+
+@pytest.mark.parametrize(("seed", "dtype"), cases(12))
+def test_conv(seed, dtype):
+    case = Case(seed, dtype)
+    groups = case.random.choice([1, 1, 2])
+    inputs, outputs = groups * case.random.choice([1, 3, 8]), 4 * groups * case.random.choice([1, 5])
+    shuffle = case.random.choice([1, 2, -2])
+    geometry = {"groups": groups, "shuffle": shuffle}
+    if shuffle == 1:
+        geometry |= {"stride": case.random.choice([(1, 1), (2, 1)]), "dilation": case.random.choice([(1, 1), (1, 2)])}
+        geometry["padding"] = (
+            case.random.choice([None, (2, 2, 3, 3)]) if geometry["dilation"] == (1, 1) else (2, 2, 3, 3)
+        )
+    else:
+        case.size = case.random.choice([(2, 2), (8, 8), (6, 10)])
+    weight, (bias,) = case.sparse(outputs, inputs // groups, 3, 3), case.biases(outputs)
+    x = case.image(inputs)
+    want = conv(x.double(), weight.double(), *double((bias,)), **geometry)
+    op = TritonConv(weight, bias, **geometry, dtype=dtype)
+    case.check(op, x, want)
+    residual = case.normal(*want.shape).to(dtype)
+    case.check(op, x, want + residual.double(), residual=residual)
+
+
+@pytest.mark.parametrize(("seed", "dtype"), cases(6))
+def test_pointwise(seed, dtype):
+    case = Case(seed, dtype)
+    c, o = case.random.choice([1, 16, 37]), case.random.choice([1, 15, 48])
+    weight, (bias,) = case.sparse(o, c, 1, 1), case.biases(o)
+    x = case.image(c)
+    want = pointwise(*double((x, weight, bias)))
+    case.check(TritonPointwise(weight, bias, dtype=dtype), x, want)
+
+
+@pytest.mark.parametrize(("seed", "dtype"), cases(6))
+def test_prompt(seed, dtype):
+    case = Case(seed, dtype)
+    c, p, n, side = (case.random.choice(k) for k in ([1, 12, 70], [1, 6], [1, 5], [1, 4, 9]))
+    linear, bias, prompts = case.normal(n, c), case.normal(n), case.normal(1, n, p, side, side)
+    weight, x = case.sparse(p, p, 3, 3), case.image(c)
+    want = prompt(*double((x, linear, bias, prompts, weight)))
+    case.check(TritonPrompt(linear, bias, prompts, weight, dtype=dtype), x, want)
+
+
+@pytest.mark.parametrize("density", [0.0, 0.05, 0.5, 1.0])
+@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (16, 16), (50, 33)])
+def test_panels_are_the_matrix(rows, columns, density):
+    matrix = torch.randn(rows, columns) * (torch.rand(rows, columns) < density)
+    panels = pack_panels(matrix, torch.float32)
+    assert torch.equal(panels.dense(), matrix)
+    assert panels.start[-1] == len(panels.column)
+    assert sorted(r for r in panels.row.tolist() if r >= 0) == list(range(rows))
+
+
+def test_clustering_puts_rows_side_by_side_that_share_columns():
+    kinds = torch.rand(4, 64) < 0.2
+    shuffled = kinds.repeat_interleave(ROWS, 0)[torch.randperm(4 * ROWS)]
+    order = cluster(shuffled)
+    assert sorted(order.tolist()) == list(range(4 * ROWS))
+    together = shuffled[order].view(4, ROWS, 64)
+    assert (together == together[:, :1]).all()
+
+
+def test_what_does_not_fit_is_refused():
+    op = TritonPointwise(torch.ones(2, 3, 1, 1), dtype=torch.float16)
+    with pytest.raises(ValueError, match="expected torch.float16 planes"):
+        op(torch.zeros(1, 3, 4, 4))
+    with pytest.raises(ValueError, match="planes"):
+        op(torch.zeros(1, 3, 4, 4, dtype=torch.float16).transpose(2, 3)[:, :, :2])
+    with pytest.raises(ValueError, match=r"y is \(1, 1, 4, 4\); expected \(1, 2, 4, 4\)"):
+        op(torch.zeros(1, 3, 4, 4, dtype=torch.float16), torch.zeros(1, 1, 4, 4, dtype=torch.float16))
