@@ -191,7 +191,7 @@ def test_clustering_puts_rows_side_by_side_that_share_columns():
 
 def test_what_does_not_fit_is_refused():
     op = TritonPointwise(torch.ones(2, 3, 1, 1), dtype=torch.float16)
-    with pytest.raises(ValueError, match="expected torch.float16 planes"):
+    with pytest.raises(ValueError, match=r"expected torch\.float16 planes"):
         op(torch.zeros(1, 3, 4, 4))
     with pytest.raises(ValueError, match="planes"):
         op(torch.zeros(1, 3, 4, 4, dtype=torch.float16).transpose(2, 3)[:, :, :2])
