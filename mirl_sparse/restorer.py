@@ -203,7 +203,7 @@ def _restorer_of(
 
 @torch.library.custom_op("mirl::restore", mutates_args=())
 def restore_op(
-    image: Tensor, weights: Sequence[Tensor], config: str, backend: str, max_memory: int, precision: str
+    image: Tensor, weights: Sequence[Tensor], config: str, backend: str, max_memory: int, precision: str = "float32"
 ) -> Tensor:
     """`SparseRestorer.forward` as one op: image (B, 3, H, W), the network's parameters in their order and its config
     as JSON; ``max_memory`` in bytes, 0 for the default."""
@@ -211,5 +211,7 @@ def restore_op(
 
 
 @restore_op.register_fake
-def _(image: Tensor, weights: Sequence[Tensor], config: str, backend: str, max_memory: int, precision: str) -> Tensor:
+def _(
+    image: Tensor, weights: Sequence[Tensor], config: str, backend: str, max_memory: int, precision: str = "float32"
+) -> Tensor:
     return image.new_empty(image.shape)
