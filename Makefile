@@ -16,10 +16,12 @@ demo: $(VENV)/.installed
 	$(BIN)/mirl-sparse demo -o demo
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest -q -m 'not slow and not gpu'
+	$(BIN)/python -m pytest -q -m 'not slow and not gpu' --ignore=tests/triton
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest -q -m 'not slow and not gpu' tests/triton
 
 test-all: $(VENV)/.installed
-	$(BIN)/python -m pytest -q -m 'not gpu'
+	$(BIN)/python -m pytest -q -m 'not gpu' --ignore=tests/triton
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest -q -m 'not gpu' tests/triton
 
 check: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -112,11 +112,8 @@ class TritonEngine:
 
     def _replayed(self, image: Tensor) -> Tensor:
         key = tuple(image.shape)
-        if key not in self._graphs:  # compiles what is not compiled yet; one image alone is not worth a graph
-            self._graphs[key] = None
-            return self._run(image)
-        recorded = self._graphs.pop(key)
-        if recorded is None:
+        seen, recorded = key in self._graphs, self._graphs.pop(key, None)
+        if seen and recorded is None:
             x, graph = image.clone(), torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph):
                 y = self._run(x)
@@ -124,6 +121,8 @@ class TritonEngine:
         self._graphs[key] = recorded
         while len(self._graphs) > _GRAPHS_KEPT:
             self._graphs.popitem(last=False)
+        if recorded is None:  # compiles what is not compiled yet; one image alone is not worth a graph
+            return self._run(image)
         graph, x, y = recorded
         x.copy_(image)
         graph.replay()

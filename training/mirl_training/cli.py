@@ -65,14 +65,13 @@ class _TensorBoard:
             raise UserError(
                 "--tensorboard needs the package tensorboard; install it: pip install tensorboard"
             ) from None
-        self._open: Callable[[], Any] = lambda: SummaryWriter(str(folder / "tensorboard"))
+        self._kind, self._folder, self._further = SummaryWriter, folder / "tensorboard", further
         self._writer: Any = None  # until there is something to write
-        self._further = further
 
     def __call__(self, report: dict[str, Any]) -> None:
         self._further(report)
         if "psnr" in report:
-            self._writer = self._writer or self._open()
+            self._writer = self._writer or self._kind(str(self._folder))
             group, step = f"round_{report['round']:02d}", report["step"]
             for name in ("loss", "learning_rate", "seconds_per_step", "density", "seconds_per_image", "unsettled"):
                 if name in report:

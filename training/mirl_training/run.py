@@ -108,7 +108,7 @@ class Run:
             raise UserError(f"{folder}: holds a run of other settings ({written}); give another --output or remove it")
         # All that may be wrong with the settings is found before anything is written, or trained for hours.
         for _, size, _ in config.training.shapes:
-            self.world.share(size)
+            self.world.check(size)
         self.data = TrainingData(config, root)
         self.validation = self.data.validation()
         torch.manual_seed(config.training.seed)

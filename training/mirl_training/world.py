@@ -47,8 +47,7 @@ class World:
         distributed.all_reduce(total)
         return total.item() / self.ranks
 
-    def share(self, batch_size: int) -> int:
-        """How many samples of a batch are this process's; UserError where they cannot be equal."""
+    def check(self, batch_size: int) -> None:
+        """UserError where the processes' shares of a batch cannot be equal."""
         if batch_size % self.ranks:
             raise UserError(f"batch size {batch_size} cannot be shared by {self.ranks} processes; expected a multiple")
-        return batch_size // self.ranks

@@ -36,11 +36,6 @@ class Panels(nn.Module):
     def groups(self) -> int:
         return len(self.start) - 1
 
-    @property
-    def entries(self) -> int:
-        """How many weights are multiplied, zeros of the panels included."""
-        return self.value.numel()
-
     def dense(self) -> Tensor:
         """The matrix."""
         whole = self.value.new_zeros(self.rows + 1, self.columns)
@@ -74,11 +69,11 @@ def cluster(live: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def pack_panels(matrix: Tensor, dtype: torch.dtype, keep_order: bool = False) -> Panels:
-    """The panels of a (rows, columns) matrix, its rows clustered unless ``keep_order``."""
+def pack_panels(matrix: Tensor, dtype: torch.dtype) -> Panels:
+    """The panels of a (rows, columns) matrix, its rows clustered."""
     matrix = matrix.float().cpu()
     rows, columns = matrix.shape
-    order = torch.arange(rows) if keep_order else cluster(matrix != 0)
+    order = cluster(matrix != 0)
     starts, chosen, values = [0], [], []
     padded = torch.full((-(-rows // ROWS) * ROWS,), -1, dtype=torch.int32)
     padded[:rows] = order.int()

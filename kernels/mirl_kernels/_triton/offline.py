@@ -21,7 +21,6 @@ SHARED = {
     "gfx90a": 64 << 10, "gfx942": 64 << 10,
 }  # fmt: skip
 _TENSOR_CORES = re.compile(r"\b(mma\.sync|wgmma\.mma_async|tcgen05\.mma|v_mfma_\w+)")
-_TYPES = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32", "int32": "i32"}
 
 
 @dataclass(frozen=True)

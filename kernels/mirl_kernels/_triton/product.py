@@ -9,6 +9,8 @@ from torch import Tensor
 from mirl_kernels._triton import COLUMNS, ROWS, Panels
 from mirl_kernels.layer_norm import EPS
 
+_PIXELS = 64  # of a program
+
 
 @triton.jit
 def moments(x, plane, pixel, inside, channels, eps, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr):
@@ -29,14 +31,22 @@ def moments(x, plane, pixel, inside, channels, eps, BLOCK_C: tl.constexpr, BLOCK
 
 
 @triton.jit
+def own_panels(groups):
+    """The first panel of this program's share, and the one behind its last; the grid's third axis are the shares."""
+    share = tl.cdiv(groups, tl.num_programs(2))
+    first = tl.program_id(2) * share
+    return first, tl.minimum(first + share, groups)
+
+
+@triton.jit
 def pointwise_kernel(
-    x, y, start, column, value, row, bias, residual,
-    x_batch, y_batch, residual_batch, plane, channels, groups, eps,
-    NORM: tl.constexpr, CENTRED: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr,
+    x, y, start, column, value, row, bias,
+    x_batch, y_batch, plane, channels, groups, eps,
+    NORM: tl.constexpr, CENTRED: tl.constexpr, BIAS: tl.constexpr,
     ROWS: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """y[row] = matrix @ norm(x) (+ bias) (+ residual), for BLOCK_P pixels of an image and every panel that is this program's:
+    """y[row] = matrix @ norm(x) (+ bias), for BLOCK_P pixels of an image and every panel that is this program's:
     grid (tiles of pixels, batch, shares of panels)."""
     pixel = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
     inside = pixel < plane
@@ -47,9 +57,8 @@ def pointwise_kernel(
         mean, scale = moments(x, plane, pixel, inside, channels, eps, BLOCK_C, BLOCK_P)
         if not CENTRED:
             mean = tl.zeros([BLOCK_P], tl.float32)
-    share = tl.cdiv(groups, tl.num_programs(2))
-    first_group = tl.program_id(2) * share
-    for g in range(first_group, tl.minimum(first_group + share, groups)):
+    first_panel, last_panel = own_panels(groups)
+    for g in range(first_panel, last_panel):
         total = tl.zeros([ROWS, BLOCK_P], tl.float32)
         for k in range(tl.load(start + g), tl.load(start + g + 1), BLOCK_K):
             ks = k + tl.arange(0, BLOCK_K)
@@ -64,8 +73,6 @@ def pointwise_kernel(
         if BIAS:
             total += tl.load(bias + rows, rows >= 0, 0.0)[:, None]
         at = rows.to(tl.int64)[:, None] * plane + pixel[None, :]
-        if RESIDUAL:
-            total += tl.load(residual + batch * residual_batch + at, here, 0.0).to(tl.float32)
         tl.store(y + at, total.to(y.dtype.element_ty), here)
 
 
@@ -74,22 +81,18 @@ def project(
     y: Tensor,
     matrix: Panels,
     bias: Tensor | None = None,
-    residual: Tensor | None = None,
     norm: bool = False,
     centred: bool = True,
-    pixels: int = 64,
-    shares: int = 1,
-    warps: int = 4,
 ) -> None:
     """y (B, rows, H, W) = matrix @ x (B, columns, H, W) at each pixel, x normalised over its channels where ``norm`` says so;
-    + bias (rows,) float32, + residual of y's shape."""
+    + bias (rows,) float32."""
     batch, channels, height, width = x.shape
     plane = height * width
-    grid = (triton.cdiv(plane, pixels), batch, min(shares, matrix.groups))
+    grid = (triton.cdiv(plane, _PIXELS), batch, 1)
     pointwise_kernel[grid](
-        x, y, matrix.start, matrix.column, matrix.value, matrix.row, bias, residual,
-        x.stride(0), y.stride(0), 0 if residual is None else residual.stride(0), plane, channels, matrix.groups, EPS,
-        NORM=norm, CENTRED=centred, BIAS=bias is not None, RESIDUAL=residual is not None,
-        ROWS=ROWS, BLOCK_K=COLUMNS, BLOCK_C=min(32, triton.next_power_of_2(channels)), BLOCK_P=pixels,
-        PRECISION="ieee", num_warps=warps,
+        x, y, matrix.start, matrix.column, matrix.value, matrix.row, bias,
+        x.stride(0), y.stride(0), plane, channels, matrix.groups, EPS,
+        NORM=norm, CENTRED=centred, BIAS=bias is not None,
+        ROWS=ROWS, BLOCK_K=COLUMNS, BLOCK_C=min(32, triton.next_power_of_2(channels)), BLOCK_P=_PIXELS,
+        PRECISION="ieee", num_warps=4,
     )  # fmt: skip

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 import triton
 import triton.language as tl
@@ -11,7 +9,8 @@ from torch import Tensor, nn
 
 from mirl_kernels._triton import ROWS
 
-STEP = 16  # hidden channels that a step multiplies on tensor cores
+_STEP = 16  # hidden channels that a step multiplies on tensor cores
+_PIXELS, _CHANNELS = 32, 64  # of a program: with 64 and 128 some GPUs spill registers
 
 
 @triton.jit
@@ -69,15 +68,6 @@ def mix_kernel(
     tl.store(y + batch * y_batch + at, total.to(y.dtype.element_ty), here)
 
 
-@dataclass(frozen=True)
-class Tiles:
-    """How the kernel is launched: pixels and channels of a program, and its warps."""
-
-    pixels: int = 64
-    channels: int = 128
-    warps: int = 8
-
-
 class Taps(nn.Module):
     """The depthwise taps of n channels: slot (n,) int32 (where each is among the hidden channels, -1: nowhere), weight (n, 9) and
     bias (n,) float32, or None."""
@@ -93,19 +83,18 @@ class Taps(nn.Module):
         self.register_buffer("bias", bias)
 
 
-def mix(hidden: Tensor, taps: Taps, weight: Tensor, bias: Tensor | None, x: Tensor, y: Tensor, gate: bool,
-        tiles: Tiles = Tiles()) -> None:  # fmt: skip
+def mix(hidden: Tensor, taps: Taps, weight: Tensor, bias: Tensor | None, x: Tensor, y: Tensor, gate: bool) -> None:  # fmt: skip
     """y = x + weight^T @ v, see `mix_kernel`: hidden (B, slots, H, W), weight (count, C) or one for each image (B, count, C), x
     and y (B, C, H, W)."""
     batch, channels, height, width = x.shape
-    block = min(tiles.channels, max(ROWS, triton.next_power_of_2(channels)))
-    grid = (triton.cdiv(height * width, tiles.pixels), batch, triton.cdiv(channels, block))
+    block = min(_CHANNELS, max(ROWS, triton.next_power_of_2(channels)))
+    grid = (triton.cdiv(height * width, _PIXELS), batch, triton.cdiv(channels, block))
     mix_kernel[grid](
         hidden, taps.slot, taps.weight, taps.bias, weight, bias, x, y,
         hidden.stride(0), weight.stride(0) if weight.ndim == 3 else 0, x.stride(0), y.stride(0),
         height, width, channels, weight.shape[-2],
         GATE=gate, TAP_BIAS=taps.bias is not None, BIAS=bias is not None,
-        BLOCK_H=STEP, BLOCK_C=block, BLOCK_P=tiles.pixels, PRECISION="ieee", num_warps=tiles.warps,
+        BLOCK_H=_STEP, BLOCK_C=block, BLOCK_P=_PIXELS, PRECISION="ieee", num_warps=8,
     )  # fmt: skip
 
 

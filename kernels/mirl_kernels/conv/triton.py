@@ -8,6 +8,9 @@ import triton.language as tl
 from torch import Tensor
 
 from mirl_kernels._triton import COLUMNS, ROWS, Packed, Panels, pack_panels
+from mirl_kernels._triton.product import own_panels
+
+_PIXELS, _SHARES = 64, 4  # of a program; of the panels, at most
 
 
 @triton.jit
@@ -26,9 +29,8 @@ def conv_kernel(
     batch = tl.program_id(1).to(tl.int64)
     x += batch * x_batch
     y += batch * y_batch
-    share = tl.cdiv(groups, tl.num_programs(2))
-    first_group = tl.program_id(2) * share
-    for g in range(first_group, tl.minimum(first_group + share, groups)):
+    first_panel, last_panel = own_panels(groups)
+    for g in range(first_panel, last_panel):
         total = tl.zeros([ROWS, BLOCK_P], tl.float32)
         for k in range(tl.load(start + g), tl.load(start + g + 1), BLOCK_K):
             ks = k + tl.arange(0, BLOCK_K)
@@ -90,7 +92,7 @@ class TritonConv(Packed):
         reach = tuple(d * (k - 1) for d, k in zip(self.dilation, self.kernel, strict=True))
         return (padded[0] - reach[0] - 1) // self.stride[0] + 1, (padded[1] - reach[1] - 1) // self.stride[1] + 1
 
-    def forward(self, x: Tensor, y: Tensor | None = None, residual: Tensor | None = None, pixels: int = 64) -> Tensor:
+    def forward(self, x: Tensor, y: Tensor | None = None, residual: Tensor | None = None) -> Tensor:
         """x (B, C, H, W) to the shuffled result; x, y and residual may be float32 whatever the weights are."""
         height, width = self._size(x)
         o, r = self.matrix.rows, abs(self.shuffle)
@@ -98,12 +100,12 @@ class TritonConv(Packed):
         if self.shuffle < -1:
             shape = o * 4, height // 2, width // 2
         y = self.check(x, y, (len(x), *shape), (torch.float32,))
-        grid = (triton.cdiv(height * width, pixels), len(x), min(4, self.matrix.groups))
+        grid = (triton.cdiv(height * width, _PIXELS), len(x), min(_SHARES, self.matrix.groups))
         conv_kernel[grid](
             x, y, self.matrix.start, self.channel, self.down, self.right, self.matrix.value, self.matrix.row, self.bias,
             residual, x.stride(0), y.stride(0), 0 if residual is None else residual.stride(0),
             *x.shape[2:], height, width, *self.stride, self.matrix.groups,
             SHUFFLE=self.shuffle, BIAS=self.bias is not None, RESIDUAL=residual is not None,
-            ROWS=ROWS, BLOCK_K=COLUMNS, BLOCK_P=pixels, PRECISION="ieee", num_warps=4,
+            ROWS=ROWS, BLOCK_K=COLUMNS, BLOCK_P=_PIXELS, PRECISION="ieee", num_warps=4,
         )  # fmt: skip
         return y

@@ -16,7 +16,7 @@ from mirl_kernels._triton.product import project
 from mirl_kernels._triton.taps import Taps, mix, slots, tapped
 from mirl_kernels.gdfn import live_after_taps
 
-_GRAM = 64  # channels each way of the block of a Gram matrix that a program sums up
+_GRAM, _PIXELS = 64, 32  # channels each way of the block of a Gram matrix that a program sums up, and pixels at a time
 
 
 @triton.jit
@@ -154,7 +154,7 @@ class TritonMDTA(Packed):
         self.register_buffer("project_out", out)
         self.register_buffer("bias", None if biases[2] is None else biases[2].detach().float())
 
-    def forward(self, x: Tensor, y: Tensor | None = None, pixels: int = 64, shares: int = 32) -> Tensor:
+    def forward(self, x: Tensor, y: Tensor | None = None, shares: int = 32) -> Tensor:
         """x (B, C, H, W) of ``dtype`` to the same shape, written into ``y`` if given; the Gram matrix is summed up in ``shares``
         parts."""
         y = self.check(x, y, x.shape)
@@ -163,15 +163,15 @@ class TritonMDTA(Packed):
         hidden = x.new_empty(batch, len(self.offset), height, width)
         if len(self.offset):
             project(x, hidden, self.qkv, bias=self.offset, norm=True, centred=self.centred)
-        tiles = triton.cdiv(plane, pixels * shares)
-        shares = triton.cdiv(plane, pixels * tiles)
+        tiles = triton.cdiv(plane, _PIXELS * shares)
+        shares = triton.cdiv(plane, _PIXELS * tiles)
         gram = torch.empty(shares, batch, self.heads, inner, inner, device=x.device)
         norms = torch.empty(shares, batch, 2, channels, device=x.device)
         block = min(_GRAM, max(ROWS, triton.next_power_of_2(inner)))
         gram_kernel[(shares, batch * self.heads, triton.cdiv(inner, block) ** 2)](
             hidden, self.taps.slot, self.taps.weight, self.taps.bias, gram, norms,
             hidden.stride(0), height, width, channels, self.heads, tiles,
-            TAP_BIAS=self.taps.bias is not None, BLOCK_C=block, BLOCK_P=pixels, PRECISION="ieee", num_warps=8,
+            TAP_BIAS=self.taps.bias is not None, BLOCK_C=block, BLOCK_P=_PIXELS, PRECISION="ieee", num_warps=8,
         )  # fmt: skip
         count = len(self.v_taps.slot)
         weight = x.new_empty(batch, count, channels)
