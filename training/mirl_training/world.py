@@ -25,7 +25,13 @@ class World:
         if ranks == 1:
             return cls()
         if not distributed.is_initialized():
-            distributed.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo")
+            store, rank, ranks = next(distributed.rendezvous("env://"))
+            if os.environ.get("LOCAL_WORLD_SIZE") == str(ranks):
+                # On one machine torchrun keeps its store when it starts killed processes again: they would find the addresses
+                # of those that are gone.
+                store = distributed.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
+            backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
+            distributed.init_process_group(backend, store=store, rank=rank, world_size=ranks)
         if device == "cuda":
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         return cls(distributed.get_rank(), ranks)
