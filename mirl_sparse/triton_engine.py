@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import threading
 from collections import OrderedDict
+from collections.abc import Iterator
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from mirl_kernels._cpu import BackendError
+from mirl_kernels._triton import Launch, recording
 from mirl_sparse.network import MULTIPLE, PromptIR
 from mirl_sparse.program import Buffer, Kernels, Program, Slice
 
@@ -56,6 +58,60 @@ def _kernels(dtype: torch.dtype) -> Kernels:
     )
 
 
+class _Packed:
+    """A PromptIR packed for the Triton kernels, and its run."""
+
+    @torch.no_grad()
+    def __init__(self, network: PromptIR, dtype: torch.dtype) -> None:
+        self.steps, self._dtype = Program(network, _kernels(dtype)).steps, dtype
+        self._last = {buffer: i for i, s in enumerate(self.steps) for part in (s.x, s.y) if part for buffer in [part.buffer]}
+
+    def to(self, device: torch.device) -> None:
+        for step in self.steps:
+            step.op.to(device)
+
+    def __call__(self, image: Tensor) -> Tensor:
+        result = torch.empty_like(image)
+        for _ in self.stepwise(image, result):
+            pass
+        return result
+
+    def stepwise(self, image: Tensor, result: Tensor) -> Iterator[str]:
+        """Restore the image into the result, step by step; yields the name of each that was made."""
+        batch, _, height, width = image.shape
+        kept: dict[Buffer, Tensor] = {}
+
+        def view(part: Slice) -> Tensor:
+            buffer = part.buffer
+            if buffer not in kept:
+                shape = batch, buffer.channels, height >> buffer.level, width >> buffer.level
+                kept[buffer] = torch.empty(shape, dtype=self._dtype, device=image.device)
+            return kept[buffer][:, part.first : part.last]
+
+        for i, step in enumerate(self.steps):
+            if step.y is None:
+                assert step.x
+                step.op(view(step.x), result, residual=image)
+            else:
+                step.op(image if step.x is None else view(step.x), view(step.y))
+            for buffer in [b for b in kept if self._last[b] == i]:
+                del kept[buffer]
+            yield step.name
+
+
+@torch.no_grad()
+def launches(network: PromptIR, shape: tuple[int, int, int], precision: str = "float16") -> dict[str, list[Launch]]:
+    """What each step of the network launches for an image of ``shape`` (batch, height, width), sides multiples of 8; nothing is
+    run, and no GPU is needed."""
+    program, (batch, height, width) = _Packed(network, PRECISIONS[precision]), shape
+    image = torch.empty(batch, 3, height, width, device="meta")
+    found, before = {}, 0
+    with recording() as made:
+        for name in program.stepwise(image, torch.empty_like(image)):
+            found[name], before = made[before:], len(made)
+    return found
+
+
 class TritonEngine:
     """A PromptIR packed for the Triton kernels, with activations of ``precision`` between float32 images. On a GPU the launches
     of an image size are recorded as a CUDA graph when it is seen for the second time."""
@@ -64,11 +120,8 @@ class TritonEngine:
         self.device = network.output.weight.device
         check_triton(self.device)
         self._dtype, self._width = PRECISIONS[precision], network.config.dim
-        with torch.no_grad():
-            self._steps = Program(network, _kernels(self._dtype)).steps
-        for step in self._steps:
-            step.op.to(self.device)
-        self._last = {buffer: i for i, s in enumerate(self._steps) for buffer in _buffers(s.x, s.y)}
+        self._program = _Packed(network, self._dtype)
+        self._program.to(self.device)
         self._graphs: OrderedDict[tuple[int, ...], tuple[torch.cuda.CUDAGraph, Tensor, Tensor] | None] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -84,31 +137,9 @@ class TritonEngine:
         if image.shape[2] % MULTIPLE or image.shape[3] % MULTIPLE:
             raise ValueError(f"input is {image.shape[2]}x{image.shape[3]}; expected multiples of {MULTIPLE}")
         if self.device.type != "cuda":
-            return self._run(image.contiguous())
+            return self._program(image.contiguous())
         with self._lock:
             return self._replayed(image.contiguous())
-
-    def _run(self, image: Tensor) -> Tensor:
-        batch, _, height, width = image.shape
-        kept: dict[Buffer, Tensor] = {}
-
-        def view(part: Slice) -> Tensor:
-            buffer = part.buffer
-            if buffer not in kept:
-                shape = batch, buffer.channels, height >> buffer.level, width >> buffer.level
-                kept[buffer] = torch.empty(shape, dtype=self._dtype, device=image.device)
-            return kept[buffer][:, part.first : part.last]
-
-        result = torch.empty_like(image)
-        for i, step in enumerate(self._steps):
-            if step.y is None:
-                assert step.x
-                step.op(view(step.x), result, residual=image)
-            else:
-                step.op(image if step.x is None else view(step.x), view(step.y))
-            for buffer in [b for b in kept if self._last[b] == i]:
-                del kept[buffer]
-        return result
 
     def _replayed(self, image: Tensor) -> Tensor:
         key = tuple(image.shape)
@@ -116,18 +147,15 @@ class TritonEngine:
         if seen and recorded is None:
             x, graph = image.clone(), torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph):
-                y = self._run(x)
+                y = self._program(x)
             recorded = graph, x, y
         self._graphs[key] = recorded
         while len(self._graphs) > _GRAPHS_KEPT:
             self._graphs.popitem(last=False)
         if recorded is None:  # compiles what is not compiled yet; one image alone is not worth a graph
-            return self._run(image)
+            return self._program(image)
         graph, x, y = recorded
         x.copy_(image)
         graph.replay()
         return y.clone()
 
-
-def _buffers(*parts: Slice | None) -> list[Buffer]:
-    return [part.buffer for part in parts if part]

@@ -11,7 +11,7 @@ import torch
 
 pytest.importorskip("triton")
 
-from mirl_kernels._triton import ROWS, cluster, pack_panels
+from mirl_kernels._triton import HEIGHTS, cluster, pack_panels
 from mirl_kernels.conv.reference import conv
 from mirl_kernels.conv.triton import TritonConv
 from mirl_kernels.gdfn.reference import gdfn
@@ -170,22 +170,24 @@ def test_prompt(seed, dtype):
     case.check(TritonPrompt(linear, bias, prompts, weight, dtype=dtype), x, want)
 
 
+@pytest.mark.parametrize("height", HEIGHTS)
 @pytest.mark.parametrize("density", [0.0, 0.05, 0.5, 1.0])
-@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (16, 16), (50, 33)])
-def test_panels_are_the_matrix(rows, columns, density):
+@pytest.mark.parametrize(("rows", "columns"), [(0, 5), (1, 1), (16, 16), (150, 33)])
+def test_panels_are_the_matrix(rows, columns, density, height):
     matrix = torch.randn(rows, columns) * (torch.rand(rows, columns) < density)
-    panels = pack_panels(matrix, torch.float32)
+    panels = pack_panels(matrix, torch.float32, [height])
     assert torch.equal(panels.dense(), matrix)
     assert panels.start[-1] == len(panels.column)
     assert sorted(r for r in panels.row.tolist() if r >= 0) == list(range(rows))
 
 
-def test_clustering_puts_rows_side_by_side_that_share_columns():
+@pytest.mark.parametrize("height", [16, 32])
+def test_clustering_puts_rows_side_by_side_that_share_columns(height):
     kinds = torch.rand(4, 64) < 0.2
-    shuffled = kinds.repeat_interleave(ROWS, 0)[torch.randperm(4 * ROWS)]
-    order = cluster(shuffled)
-    assert sorted(order.tolist()) == list(range(4 * ROWS))
-    together = shuffled[order].view(4, ROWS, 64)
+    shuffled = kinds.repeat_interleave(height, 0)[torch.randperm(4 * height)]
+    order = cluster(shuffled.numpy(), height)
+    assert sorted(order.tolist()) == list(range(4 * height))
+    together = shuffled[order].view(4, height, 64)
     assert (together == together[:, :1]).all()
 
 

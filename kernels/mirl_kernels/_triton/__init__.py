@@ -1,96 +1,257 @@
-"""What the Triton kernels share: sparse matrices as panels, and how a tensor is handed to a kernel.
+"""What the Triton kernels share: sparse matrices as panels, how a tensor is handed to a kernel, and how it is launched.
 
 Nothing here imports triton: it is there on Linux alone, and takes seconds to load.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-ROWS = 16  # of a panel: the least that tensor cores multiply
-COLUMNS = 16  # panels are padded to multiples of this
+# Rows that a panel may have, and what a column of it and the panel itself cost then: instructions of a thread, as they are counted
+# in the product of 128 pixels compiled for sm_80. Taller panels load a column for more rows, few of which may use it.
+HEIGHTS = {16: (5.6, 202), 32: (3.1, 329), 64: (4.4, 576), 128: (6.2, 874)}
+TENSOR_CORES = 8  # rows of a column that an A100's multiply in the time of one such instruction
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A kernel's launch: its grid, its arguments by name, constants and number of warps among them."""
+
+    kernel: Any
+    grid: tuple[int, int, int]
+    arguments: dict[str, Any]
+    warps: int
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a launch does. ``read`` and ``written`` are bytes of distinct addresses, ``fetched`` those summed over the programs,
+    each of which finds what it has touched before in its own cache; ``macs`` are multiply-adds on tensor cores, padding
+    included; ``trips`` how often the body of each loop of the kernel runs, in the order of the source, over all programs."""
+
+    read: int
+    written: int
+    fetched: int
+    macs: int
+    trips: tuple[int, ...]
+
+
+_counted: dict[Any, Callable[[Launch], Work]] = {}
+
+
+def counts(kernel: Any) -> Callable[[Callable[[Launch], Work]], Callable[[Launch], Work]]:
+    """Declares what says how much a launch of the kernel does."""
+
+    def declare(function: Callable[[Launch], Work]) -> Callable[[Launch], Work]:
+        _counted[kernel] = function
+        return function
+
+    return declare
+
+
+def work(launch: Launch) -> Work:
+    """How much a launch does."""
+    return _counted[launch.kernel](launch)
+
+
+def size(*tensors: Tensor | None) -> int:
+    """Bytes of the tensors."""
+    return sum(t.numel() * t.itemsize for t in tensors if t is not None)
+
+
+@lru_cache(maxsize=4096)
+def _touched(pattern: tuple[tuple[int, int], ...], size: tuple[int, int], output: tuple[int, int], stride: tuple[int, int]) -> int:
+    touched = torch.zeros(size, dtype=torch.bool)
+    for down, right in pattern:
+        rows, columns = (torch.arange(n) * s + d for n, s, d in zip(output, stride, (down, right), strict=True))
+        rows, columns = rows[(rows >= 0) & (rows < size[0])], columns[(columns >= 0) & (columns < size[1])]
+        touched[rows[:, None], columns] = True
+    return int(touched.sum())
+
+
+def touched(patterns: Iterable[Iterable[tuple[int, int]]], size: tuple[int, int], output: tuple[int, int],
+            stride: tuple[int, int] = (1, 1)) -> int:  # fmt: skip
+    """How many elements of channels of ``size`` are read for output pixels by patterns of (down, right) from each, one pattern
+    per channel."""
+    return sum(_touched(tuple(sorted(set(pattern))), size, output, stride) for pattern in patterns)
+
+
+_recorded: ContextVar[list[Launch] | None] = ContextVar("recorded", default=None)
+
+
+@contextmanager
+def recording() -> Iterator[list[Launch]]:
+    """Launches are listed, not made, so that tensors may be on the device "meta"."""
+    token = _recorded.set(launches := [])
+    try:
+        yield launches
+    finally:
+        _recorded.reset(token)
+
+
+def launch(kernel: Any, grid: tuple[int, int, int], *arguments: Any, warps: int, **constants: Any) -> None:
+    """Launch a Triton kernel on the arguments, in its order, and constants."""
+    if (launches := _recorded.get()) is None:
+        kernel[grid](*arguments, **constants, num_warps=warps)
+    else:
+        named = dict(zip([n for n in kernel.arg_names if n not in constants], arguments, strict=True))
+        launches.append(Launch(kernel, grid, named | constants, warps))
+
+
+_kept: ContextVar[dict[Any, Tensor] | None] = ContextVar("kept", default=None)
+
+
+@contextmanager
+def workspace(kept: dict[Any, Tensor]) -> Iterator[None]:
+    """Hidden channels are kept in ``kept`` from one call to the next, as long as they are wide enough."""
+    token = _kept.set(kept)
+    try:
+        yield
+    finally:
+        _kept.reset(token)
+
+
+PAD = 8  # zeros between two rows of hidden channels, so that rows start where vectors may
+
+
+def hidden(x: Tensor, channels: int, dtype: torch.dtype) -> Tensor:
+    """(B, at least channels, plane) for the hidden channels of x (B, C, H, W): pixel (i, j) is at (i + 1) * (W + PAD) + PAD + j, so
+    that a tap beyond the image finds a zero. What is not a pixel must stay zero."""
+    batch, _, height, width = x.shape
+    plane = -(-((height + 2) * (width + PAD) + 1) // 16) * 16  # which Triton knows to be whole vectors
+    kept, key = _kept.get(), (batch, height, width, dtype)
+    if kept is not None and key in kept and kept[key].shape[1] >= channels:
+        return kept[key]
+    found = torch.zeros(batch, channels, plane, dtype=dtype, device=x.device)
+    if kept is not None:
+        kept[key] = found
+    return found
 
 
 class Panels(nn.Module):
-    """A sparse (rows, columns) matrix as panels of ROWS rows, each with the union of their live columns.
+    """A sparse (rows, columns) matrix as panels of ``height`` rows, each with the union of their live columns.
 
-    start (G + 1,) int32: where each panel's columns begin; column (K,) int32; value (K, ROWS); row (G * ROWS,) int32: which
-    row each one is, -1 for padding. K counts the padded columns of all panels, whose values are 0.
+    start (G + 1,) int32: where each panel's columns begin; column (K,) int32; value (K, height); row (G * height,) int32: which
+    row each one is, -1 for padding; total (G * height,) float32: the sum of each row's values. K counts the padded columns of
+    all panels, whose values are 0.
     """
 
     start: Tensor
     column: Tensor
     value: Tensor
     row: Tensor
+    total: Tensor
 
     def __init__(self, rows: int, columns: int, start: Tensor, column: Tensor, value: Tensor, row: Tensor) -> None:
         super().__init__()
-        self.rows, self.columns = rows, columns
-        for name, tensor in (("start", start), ("column", column), ("value", value), ("row", row)):
+        self.rows, self.columns, self.height = rows, columns, value.shape[1]
+        sums = [part.float().sum(0) for part in value.split(start.diff().tolist())]
+        total = torch.cat(sums) if sums else torch.zeros(0)
+        for name, tensor in (("start", start), ("column", column), ("value", value), ("row", row), ("total", total)):
             self.register_buffer(name, tensor)
 
     @property
     def groups(self) -> int:
         return len(self.start) - 1
 
+    @property
+    def step(self) -> int:
+        """Columns that are multiplied at a time; panels are padded to its multiples."""
+        return _step(self.height)
+
+    def __str__(self) -> str:
+        """What it is, for reports."""
+        kept = int(self.value.count_nonzero())
+        share = len(self.column) * self.height / max(1, self.rows * self.columns)
+        return f"{self.groups} panels of {self.height} rows, {kept} weights in {share:.0%} of the dense product"
+
     def dense(self) -> Tensor:
         """The matrix."""
         whole = self.value.new_zeros(self.rows + 1, self.columns)
         for g in range(self.groups):
             first, last = int(self.start[g]), int(self.start[g + 1])
-            rows, columns = self.row[g * ROWS : (g + 1) * ROWS], self.column[first:last]
+            rows, columns = self.row[g * self.height : (g + 1) * self.height], self.column[first:last]
             whole.index_put_((rows.long()[None], columns.long()[:, None]), self.value[first:last], accumulate=True)
         return whole[: self.rows]  # padding went into the last row
 
 
-def cluster(live: Tensor) -> Tensor:
-    """An order of the rows of a boolean matrix in which those beside each other share columns.
+def _step(height: int) -> int:
+    return 16 if height == 16 else 32
 
-    Greedy: every panel starts with the fullest row that is left and takes, ROWS - 1 times, the row that adds the fewest
+
+def cluster(live: np.ndarray, height: int) -> np.ndarray:
+    """An order of the rows of a boolean matrix in which those of a panel of ``height`` rows share columns.
+
+    Greedy: every panel starts with the fullest row that is left and takes, height - 1 times, the row that adds the fewest
     columns to its union, among equals the fullest."""
-    left = torch.ones(len(live), dtype=torch.bool)
-    count = live.sum(1)
+    inside, count = live, live.sum(1)
+    never = np.iinfo(np.int64).max
+    taken = np.zeros(len(inside), bool)
     order: list[int] = []
-    inside = live.to(torch.float32)
-    while left.any():
-        union = torch.zeros(live.shape[1], dtype=torch.float32)
-        for _ in range(min(ROWS, int(left.sum()))):
-            added = (inside @ (1 - union)).round().long()
-            cost = added * (live.shape[1] + 1) - count if order and len(order) % ROWS else -count
-            cost[~left] = torch.iinfo(torch.long).max
+    while len(order) < len(inside):
+        best = int(np.where(taken, -1, count).argmax())
+        union, added = inside[best].copy(), count - inside[:, inside[best]].sum(1)  # columns, and how many a row would add
+        taken[best] = True
+        order.append(best)
+        for _ in range(min(height, len(inside) - len(order) + 1) - 1):
+            cost = added * (inside.shape[1] + 1) - count
+            cost[taken] = never
             best = int(cost.argmin())
+            new = inside[best] & ~union
+            added -= inside[:, new].sum(1)
+            union |= new
+            taken[best] = True
             order.append(best)
-            left[best] = False
-            union = torch.maximum(union, inside[best])
-    return torch.tensor(order, dtype=torch.long)
+    return np.array(order)
 
 
 @torch.no_grad()
-def pack_panels(matrix: Tensor, dtype: torch.dtype) -> Panels:
-    """The panels of a (rows, columns) matrix, its rows clustered."""
-    matrix = matrix.float().cpu()
+def pack_panels(matrix: Tensor, dtype: torch.dtype, heights: Sequence[int] = tuple(HEIGHTS)) -> Panels:
+    """The panels of a (rows, columns) matrix, its rows clustered, of the height that takes the least work."""
+    array = matrix.float().cpu().numpy()
+    heights = [h for h in heights if h == min(heights) or h < 2 * len(array)]  # taller ones are padding
+    return min((_panels(array, dtype, h) for h in heights), key=_clocks)
+
+
+def _clocks(panels: Panels) -> float:
+    """What the product takes, in instructions: those issued, or what tensor cores take if that is more."""
+    column, panel = HEIGHTS[panels.height]
+    columns = len(panels.column)
+    return max(columns * column + panels.groups * panel, columns * panels.height / TENSOR_CORES)
+
+
+def _panels(matrix: np.ndarray, dtype: torch.dtype, height: int) -> Panels:
     rows, columns = matrix.shape
-    order = cluster(matrix != 0)
-    starts, chosen, values = [0], [], []
-    padded = torch.full((-(-rows // ROWS) * ROWS,), -1, dtype=torch.int32)
-    padded[:rows] = order.int()
-    for group in order.split(ROWS):
-        part = matrix[group]
-        used = (part != 0).any(0).nonzero()[:, 0]
-        missing = -len(used) % COLUMNS
-        chosen.append(torch.nn.functional.pad(used, (0, missing)).int())
-        values.append(torch.nn.functional.pad(part[:, used].T, (0, ROWS - len(group), 0, missing)))
-        starts.append(starts[-1] + len(chosen[-1]))
+    live = matrix != 0
+    order = cluster(live, height) if rows > height else np.arange(rows)
+    starts, chosen, values = [0], [np.zeros(0, np.int32)], [np.zeros((0, height), np.float32)]
+    for first in range(0, rows, height):
+        group = order[first : first + height]
+        used = live[group].any(0).nonzero()[0]
+        padded = np.pad(used, (0, -len(used) % _step(height)), "edge" if len(used) else "constant")  # reads nothing more
+        value = np.zeros((len(padded), height), np.float32)
+        value[: len(used), : len(group)] = matrix[group[:, None], used].T
+        chosen.append(padded.astype(np.int32))
+        values.append(value)
+        starts.append(starts[-1] + len(padded))
+    row = np.full(-(-rows // height) * height, -1, np.int32)
+    row[:rows] = order
     return Panels(
         rows,
         columns,
         torch.tensor(starts, dtype=torch.int32),
-        torch.cat(chosen),
-        torch.cat(values).to(dtype).contiguous(),
-        padded,
+        torch.from_numpy(np.concatenate(chosen)),
+        torch.from_numpy(np.concatenate(values)).to(dtype),
+        torch.from_numpy(row),
     )
 
 

@@ -1,5 +1,5 @@
-"""Compiling Triton kernels for GPUs that are not here, and reading what became of them: registers, spills, shared memory,
-and the instructions of the tensor cores.
+"""Compiling Triton kernels for GPUs that are not here, and reading what became of them: registers, spills, shared memory, the
+instructions in their loops and those of the tensor cores.
 """
 
 from __future__ import annotations
@@ -7,13 +7,19 @@ from __future__ import annotations
 import re
 import subprocess
 import tempfile
+from collections import Counter
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import torch
 import triton
+from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+
+from mirl_kernels._triton import Launch
 
 # Shared memory that one program may have, in bytes (CUDA programming guide, table of compute capabilities; CDNA ISA guides).
 SHARED = {
@@ -26,14 +32,15 @@ _TENSOR_CORES = re.compile(r"\b(mma\.sync|wgmma\.mma_async|tcgen05\.mma|v_mfma_\
 @dataclass(frozen=True)
 class Compiled:
     """One kernel for one architecture; ``tensor`` are its tensor-core instructions by name, ``spilled`` in bytes (NVIDIA) or
-    registers (AMD)."""
+    registers (AMD). ``loops`` are the instructions in the body of each loop, without those of loops inside it, in the order of
+    the source, and ``outside`` those in none."""
 
-    architecture: str
     registers: int
     spilled: int
     shared: int
     tensor: frozenset[str]
-    code: str
+    loops: tuple[int, ...]
+    outside: int
 
 
 def target(architecture: str) -> GPUTarget:
@@ -43,18 +50,34 @@ def target(architecture: str) -> GPUTarget:
     return GPUTarget("hip", architecture, 64)
 
 
-def compile_for(
-    architecture: str, kernel: Any, types: dict[str, str], constants: dict[str, Any], warps: int, stages: int = 2
-) -> Compiled:
-    """Compile a kernel whose arguments have these types ("*fp16", "i32", ...) and constants. As for a launch, pointers and
-    the strides named ``*_batch`` are taken to be multiples of 16."""
+_KINDS = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32", torch.int32: "i32"}
+
+
+def specialised(launch: Launch) -> tuple[Any, ...]:
+    """What a launch is compiled for, as Triton does it: the kernel, its constants (ones and what is not there among them), types
+    and warps, and which arguments are multiples of 16."""
+    types, constants, aligned = {}, {}, set()
+    names = [p.name for p in launch.kernel.params if p.is_constexpr]
+    general = [p.name for p in launch.kernel.params if p.do_not_specialize]
+    for name, value in launch.arguments.items():
+        if name in names or value is None or (isinstance(value, int) and value == 1 and name not in general):
+            constants[name] = value
+        elif isinstance(value, Tensor):
+            types[name] = f"*{_KINDS[value.dtype]}"
+            aligned.add(name)
+        else:
+            types[name] = "fp32" if isinstance(value, float) else "i32" if value < 1 << 31 else "i64"
+            if isinstance(value, int) and value % 16 == 0 and name not in general:
+                aligned.add(name)
+    return launch.kernel, frozenset(types.items()), frozenset(constants.items()), frozenset(aligned), launch.warps
+
+
+@cache
+def _compile(architecture: str, key: tuple[Any, ...], stages: int) -> Compiled:
+    kernel, types, constants, aligned, warps = key[0], dict(key[1]), dict(key[2]), key[3], key[4]
     signature = {n: "constexpr" if n in constants else types[n] for n in kernel.arg_names}
-    aligned = {
-        (i,): [["tt.divisibility", 16]]
-        for i, n in enumerate(kernel.arg_names)
-        if n not in constants and (types[n].startswith("*") or n.endswith("_batch"))
-    }
-    source = ASTSource(kernel, signature, {(kernel.arg_names.index(n),): v for n, v in constants.items()}, aligned)
+    attributes = {(i,): [["tt.divisibility", 16]] for i, n in enumerate(kernel.arg_names) if n in aligned}
+    source = ASTSource(kernel, signature, {(kernel.arg_names.index(n),): v for n, v in constants.items()}, attributes)
     done = triton.compile(source, target=target(architecture), options={"num_warps": warps, "num_stages": stages})
     if architecture.startswith("sm_"):
         code = done.asm["ptx"]
@@ -64,7 +87,37 @@ def compile_for(
         registers = int(_field(code, r"\.vgpr_count:\s*(\d+)"))
         spilled = int(_field(code, r"\.vgpr_spill_count:\s*(\d+)")) + int(_field(code, r"\.sgpr_spill_count:\s*(\d+)"))
     tensor = frozenset(_TENSOR_CORES.findall(code))
-    return Compiled(architecture, registers, spilled, done.metadata.shared, tensor, code)
+    return Compiled(registers, spilled, done.metadata.shared, tensor, *_loops(code))
+
+
+def compile_for(architecture: str, launch: Launch, stages: int = 3) -> Compiled:
+    """Compile the kernel of a launch as it would be on one of SHARED's architectures."""
+    return _compile(architecture, specialised(launch), stages)
+
+
+_BLOCK = re.compile(r"^(?:\$L__|\.L)?(BB\w+):|^\s*[;/]+\s*%bb\.\d+:")
+_HEADER = re.compile(r"=>\s*This (?:Inner )?Loop Header")
+_WITHIN = re.compile(r"in Loop: Header=(BB\w+)")
+
+
+def _loops(code: str) -> tuple[tuple[int, ...], int]:
+    """Instructions in the bodies of the loops of a kernel in PTX or GCN assembly, and outside of them, by the compiler's comments
+    on every block. Those of PTX are within about a tenth of what ptxas makes of them, whose own loops are harder to tell."""
+    count: Counter[str] = Counter()
+    order: list[str] = []
+    block = loop = ""
+    for line in code.splitlines():
+        if found := _BLOCK.match(line):
+            block, loop = found.group(1) or "", ""
+        if _HEADER.search(line):
+            loop = block
+            order.append(loop)
+        elif found := _WITHIN.search(line):
+            loop = found.group(1)
+        text = line.strip()
+        if line[:1].isspace() and text and text[0] not in "./;{}()":
+            count[loop] += 1
+    return tuple(count[name] for name in order), count[""]
 
 
 def _field(text: str, pattern: str) -> str:
@@ -80,7 +133,7 @@ def _read_ptxas(ptx: str, architecture: str) -> tuple[int, int]:
 
     capability = int(architecture.removeprefix("sm_"))
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "kernel.ptx"
+        path = Path(folder, "kernel.ptx")
         path.write_text(ptx)
         words = [get_ptxas(capability).path, "-v", f"-arch={sm_arch_from_capability(capability)}", str(path)]
         printed = subprocess.run(

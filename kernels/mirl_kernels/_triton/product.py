@@ -6,10 +6,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mirl_kernels._triton import COLUMNS, ROWS, Panels
+from mirl_kernels._triton import PAD, Launch, Panels, Work, counts, launch, size
 from mirl_kernels.layer_norm import EPS
 
-_PIXELS = 64  # of a program
+PIXELS = 128  # of a program
+_PROGRAMS = 256  # that a launch has at least, if there are as many panels: enough for the largest GPUs to be busy
+
+
+def shares(programs: int, groups: int) -> int:
+    """In how many shares the panels are worked on, each by programs of its own."""
+    return max(1, min(groups, triton.cdiv(_PROGRAMS, programs)))
 
 
 @triton.jit
@@ -31,6 +37,12 @@ def moments(x, plane, pixel, inside, channels, eps, BLOCK_C: tl.constexpr, BLOCK
 
 
 @triton.jit
+def in_plane(pixel, width, PAD: tl.constexpr):
+    """Where a pixel is in a plane of hidden channels, see `hidden`."""
+    return pixel + pixel // width * PAD + (width + 2 * PAD)
+
+
+@triton.jit
 def own_panels(groups):
     """The first panel of this program's share, and the one behind its last; the grid's third axis are the shares."""
     share = tl.cdiv(groups, tl.num_programs(2))
@@ -38,16 +50,17 @@ def own_panels(groups):
     return first, tl.minimum(first + share, groups)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["groups"])  # a loop"s end
 def pointwise_kernel(
-    x, y, start, column, value, row, bias,
-    x_batch, y_batch, plane, channels, groups, eps,
-    NORM: tl.constexpr, CENTRED: tl.constexpr, BIAS: tl.constexpr,
+    x, y, start, column, value, row, total, bias,
+    x_batch, y_batch, y_plane, plane, width, channels, groups, eps,
+    HIDDEN: tl.constexpr, ALIGNED: tl.constexpr, NORM: tl.constexpr, CENTRED: tl.constexpr, BIAS: tl.constexpr,
     ROWS: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
-    PRECISION: tl.constexpr,
+    PAD: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """y[row] = matrix @ norm(x) (+ bias), for BLOCK_P pixels of an image and every panel that is this program's:
-    grid (tiles of pixels, batch, shares of panels)."""
+    grid (tiles of pixels, batch, shares of panels). HIDDEN: y is as `hidden` says. The norm is applied to the sums, of which there are fewer than of factors:
+    matrix @ ((x - mean) * scale) = (matrix @ x - mean * total) * scale."""
     pixel = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
     inside = pixel < plane
     batch = tl.program_id(1).to(tl.int64)
@@ -55,25 +68,48 @@ def pointwise_kernel(
     y += batch * y_batch
     if NORM:
         mean, scale = moments(x, plane, pixel, inside, channels, eps, BLOCK_C, BLOCK_P)
-        if not CENTRED:
-            mean = tl.zeros([BLOCK_P], tl.float32)
+    to = pixel
+    if HIDDEN:
+        to = in_plane(pixel, width, PAD)
+        if ALIGNED:  # PAD pixels from a multiple of PAD on are in one row
+            to = tl.max_contiguous(tl.multiple_of(to, PAD), PAD)
     first_panel, last_panel = own_panels(groups)
     for g in range(first_panel, last_panel):
-        total = tl.zeros([ROWS, BLOCK_P], tl.float32)
+        acc = tl.zeros([ROWS, BLOCK_P], tl.float32)
         for k in range(tl.load(start + g), tl.load(start + g + 1), BLOCK_K):
             ks = k + tl.arange(0, BLOCK_K)
             channel = tl.load(column + ks).to(tl.int64)
             part = tl.load(x + channel[:, None] * plane + pixel[None, :], inside[None, :], 0.0)
-            if NORM:
-                part = ((part.to(tl.float32) - mean[None, :]) * scale[None, :]).to(part.dtype)
             weight = tl.load(value + ks[None, :] * ROWS + tl.arange(0, ROWS)[:, None])
-            total = tl.dot(weight, part, total, input_precision=PRECISION)
-        rows = tl.load(row + g * ROWS + tl.arange(0, ROWS))
-        here = (rows >= 0)[:, None] & inside[None, :]
+            acc = tl.dot(weight, part, acc, input_precision=PRECISION)
+        at = g * ROWS + tl.arange(0, ROWS)
+        rows = tl.load(row + at)
+        if NORM:
+            if CENTRED:
+                acc -= tl.load(total + at)[:, None] * mean[None, :]
+            acc *= scale[None, :]
         if BIAS:
-            total += tl.load(bias + rows, rows >= 0, 0.0)[:, None]
-        at = rows.to(tl.int64)[:, None] * plane + pixel[None, :]
-        tl.store(y + at, total.to(y.dtype.element_ty), here)
+            acc += tl.load(bias + rows, rows >= 0, 0.0)[:, None]
+        here = (rows >= 0)[:, None] & inside[None, :]
+        tl.store(y + rows.to(tl.int64)[:, None] * y_plane + to[None, :], acc.to(y.dtype.element_ty), here)
+
+
+@counts(pointwise_kernel)
+def _work(launch: Launch) -> Work:
+    a, (tiles, batch, parts) = launch.arguments, launch.grid
+    item, everywhere = a["x"].itemsize, tiles * batch
+    used = a["channels"] if a["NORM"] else len(a["column"].unique())
+    indices = size(a["start"], a["column"], a["row"], a["bias"]) + (size(a["total"]) if a["NORM"] and a["CENTRED"] else 0)
+    norm = [everywhere * parts * triton.cdiv(a["channels"], a["BLOCK_C"])] * 2 if a["NORM"] else []
+    steps = len(a["column"]) // a["BLOCK_K"]
+    rows = int((a["row"] >= 0).sum())
+    return Work(
+        read=batch * used * a["plane"] * item + size(a["value"]) + indices,
+        written=batch * rows * a["plane"] * a["y"].itemsize,
+        fetched=everywhere * (parts * used * a["BLOCK_P"] * item + size(a["value"]) + indices),
+        macs=everywhere * a["BLOCK_P"] * a["value"].numel(),
+        trips=(*norm, everywhere * a["groups"], everywhere * steps),
+    )
 
 
 def project(
@@ -84,15 +120,16 @@ def project(
     norm: bool = False,
     centred: bool = True,
 ) -> None:
-    """y (B, rows, H, W) = matrix @ x (B, columns, H, W) at each pixel, x normalised over its channels where ``norm`` says so;
-    + bias (rows,) float32."""
+    """y (B, rows, H, W), or where it has three dimensions of `hidden`, = matrix @ x (B, columns, H, W) at each pixel, x normalised
+    over its channels where ``norm`` says so; + bias (rows,) float32."""
     batch, channels, height, width = x.shape
     plane = height * width
-    grid = (triton.cdiv(plane, _PIXELS), batch, 1)
-    pointwise_kernel[grid](
-        x, y, matrix.start, matrix.column, matrix.value, matrix.row, bias,
-        x.stride(0), y.stride(0), plane, channels, matrix.groups, EPS,
-        NORM=norm, CENTRED=centred, BIAS=bias is not None,
-        ROWS=ROWS, BLOCK_K=COLUMNS, BLOCK_C=min(32, triton.next_power_of_2(channels)), BLOCK_P=_PIXELS,
-        PRECISION="ieee", num_warps=4,
+    tiles = triton.cdiv(plane, PIXELS)
+    launch(
+        pointwise_kernel, (tiles, batch, shares(tiles * batch, matrix.groups)),
+        x, y, matrix.start, matrix.column, matrix.value, matrix.row, matrix.total, bias,
+        x.stride(0), y.stride(0), y.stride(1), plane, width, channels, matrix.groups, EPS,
+        HIDDEN=y.ndim == 3, ALIGNED=width % PAD == 0, NORM=norm, CENTRED=centred, BIAS=bias is not None,
+        ROWS=matrix.height, BLOCK_K=matrix.step, BLOCK_C=min(32, triton.next_power_of_2(channels)), BLOCK_P=PIXELS,
+        PAD=PAD, PRECISION="ieee", warps=4,
     )  # fmt: skip

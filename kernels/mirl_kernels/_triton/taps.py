@@ -2,50 +2,60 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor, nn
 
-from mirl_kernels._triton import ROWS
+from mirl_kernels._triton import PAD, Launch, Work, counts, launch, size, touched
+from mirl_kernels._triton.product import in_plane
 
-_STEP = 16  # hidden channels that a step multiplies on tensor cores
-_PIXELS, _CHANNELS = 32, 64  # of a program: with 64 and 128 some GPUs spill registers
+STEP = 16  # hidden channels that a step multiplies on tensor cores
+_PIXELS, _CHANNELS = 64, 128  # of a program
 
 
 @triton.jit
-def tapped(hidden, slot, taps, bias, channel, known, pixel, inside, plane, height, width, BIAS: tl.constexpr):
-    """Depthwise 3x3 convolution (float32) of some channels at some pixels. ``slot`` says where each channel is in ``hidden``,
-    -1 for one that is zero. A loop over the taps, since unrolled they spill."""
-    total = tl.zeros([channel.shape[0], pixel.shape[0]], tl.float32)
+def tapped(hidden, plane, slot, taken, place, taps, bias, channel, at, BIAS: tl.constexpr):
+    """Depthwise 3x3 convolution (float32) of some channels at some pixels, which are ``at`` these places of a plane that has
+    zeros around the image; the tables as in `Taps`. A loop over the taps, since unrolled they spill."""
+    total = tl.zeros([channel.shape[0], at.shape[0]], tl.float32)
     if BIAS:
-        total += tl.load(bias + channel, known, 0.0)[:, None]
-    at = tl.load(slot + channel, known, -1)
-    there = at >= 0
-    base = hidden + tl.maximum(at, 0).to(tl.int64)[:, None] * plane
-    row, column = pixel // width, pixel % width
-    for tap in range(9):
-        dy, dx = tap // 3 - 1, tap % 3 - 1
-        near = inside & (row + dy >= 0) & (row + dy < height) & (column + dx >= 0) & (column + dx < width)
-        weight = tl.load(taps + channel * 9 + tap, there, 0.0)
-        here = there[:, None] & near[None, :]
-        total += weight[:, None] * tl.load(base + (pixel + dy * width + dx)[None, :], here, 0.0).to(tl.float32)
+        total += tl.load(bias + channel)[:, None]
+    base = hidden + tl.load(slot + channel).to(tl.int64) * plane
+    for t in range(0, tl.max(tl.load(taken + channel), 0)):
+        weight = tl.load(taps + channel * 9 + t)
+        tap = base + tl.load(place + channel * 9 + t)
+        total += weight[:, None] * tl.load(tap[:, None] + at[None, :]).to(tl.float32)
     return total
 
 
 @triton.jit
+def gelu(x):
+    """x * Phi(x) with the error function of Abramowitz and Stegun, 7.1.26, which is within 1.5e-7 and takes a third of the
+    instructions of the device library's."""
+    z = tl.abs(x) * 0.7071067811865476
+    t = 1 / (1 + 0.3275911 * z)
+    tail = ((((1.061405429 * t - 1.453152027) * t + 1.421413741) * t - 0.284496736) * t + 0.254829592) * t * tl.exp(-z * z)
+    return 0.5 * (x + tl.abs(x) * (1 - tail))
+
+
+@triton.jit
 def mix_kernel(
-    hidden, slot, taps, tap_bias, weight, bias, x, y,
-    hidden_batch, weight_batch, x_batch, y_batch, height, width, channels, count,
+    hidden, slot, taken, place, taps, tap_bias, weight, bias, x, y,
+    hidden_batch, hidden_plane, weight_batch, x_batch, y_batch, height, width, channels, count, padded,
     GATE: tl.constexpr, TAP_BIAS: tl.constexpr, BIAS: tl.constexpr,
-    BLOCK_H: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_H: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
+    PAD: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """y = x + weight^T @ v (+ bias) with v = taps(hidden), ``count`` of them, or where GATE v = GELU(a) * b of the ``2 * count``
-    channels' halves a and b; weight (count, channels). Grid (tiles of pixels, batch, tiles of channels)."""
+    """y = x + weight^T @ v (+ bias) with v = taps(hidden), ``count`` of them, or where GATE v = GELU(a) * b of the ``2 * padded``
+    rows' halves a and b; weight (count, channels). Grid (tiles of pixels, batch, tiles of channels)."""
     plane = height * width
     pixel = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
     inside = pixel < plane
     batch = tl.program_id(1).to(tl.int64)
+    at = in_plane(tl.where(inside, pixel, 0), width, PAD)
     channel = tl.program_id(2) * BLOCK_C + tl.arange(0, BLOCK_C)
     known = channel < channels
     hidden += batch * hidden_batch
@@ -54,10 +64,10 @@ def mix_kernel(
     for first in range(0, count, BLOCK_H):
         h = first + tl.arange(0, BLOCK_H)
         real = h < count
-        v = tapped(hidden, slot, taps, tap_bias, h, real, pixel, inside, plane, height, width, TAP_BIAS)
+        v = tapped(hidden, hidden_plane, slot, taken, place, taps, tap_bias, h, at, TAP_BIAS)
         if GATE:
-            v = 0.5 * v * (1 + tl.erf(v * 0.7071067811865476))
-            v *= tapped(hidden, slot, taps, tap_bias, count + h, real, pixel, inside, plane, height, width, TAP_BIAS)
+            v = gelu(v)
+            v *= tapped(hidden, hidden_plane, slot, taken, place, taps, tap_bias, padded + h, at, TAP_BIAS)
         part = tl.load(weight + h[None, :] * channels + channel[:, None], known[:, None] & real[None, :], 0.0)
         total = tl.dot(part, v.to(part.dtype), total, input_precision=PRECISION)
     here = known[:, None] & inside[None, :]
@@ -68,33 +78,98 @@ def mix_kernel(
     tl.store(y + batch * y_batch + at, total.to(y.dtype.element_ty), here)
 
 
+def tap_work(a: dict[str, Any], channels: Tensor, block: int) -> tuple[int, int, int, list[int]]:
+    """What `tapped` of these channels reads of the hidden ones: bytes of distinct addresses of an image and of the taps, bytes
+    that a program of one pixel fetches for it, and the trips of its loop for each block of channels."""
+    item, trips, patterns = a["hidden"].itemsize, [], []
+    pitch = a["width"] + PAD
+    for part in channels.split(block):
+        trips.append(int(a["taken"][part].max()))
+        for row in a["place"][part[a["taken"][part] > 0], : trips[-1]].tolist():  # others read what one of these does
+            patterns.append([divmod(place + pitch + PAD, pitch) for place in row])
+    output = a["height"], a["width"]
+    image = item * touched([[(i, j - PAD + 1) for i, j in row] for row in patterns], (output[0] + 2, output[1] + 2), output)
+    read = sum(trip * len(part) for trip, part in zip(trips, channels.split(block), strict=True))
+    tables = 8 * read + (12 if a["TAP_BIAS"] else 8) * len(channels)
+    rows = sum(len({i for i, _ in pattern}) for pattern in patterns)
+    return image, tables, rows * item, trips
+
+
+@counts(mix_kernel)
+def _work(launch: Launch) -> Work:
+    a, (tiles, batch, blocks) = launch.arguments, launch.grid
+    count, block, pixels = a["weight"].shape[-2], a["BLOCK_H"], a["BLOCK_P"]
+    halves = [torch.arange(a["padded"]) + h * a["padded"] for h in range(1 + a["GATE"])]
+    images, tables, tile, loops = zip(*(tap_work(a, half, block) for half in halves), strict=True)
+    programs, features = tiles * batch * blocks, size(a["x"])
+    weights = size(a["weight"]) // (batch if a["weight_batch"] else 1)  # of one image
+    return Work(
+        read=batch * sum(images) + sum(tables) + features + size(a["weight"], a["bias"]),
+        written=features,
+        fetched=programs * (sum(tile) * pixels + sum(tables)) + tiles * batch * weights + features,
+        macs=programs * triton.cdiv(count, block) * block * a["BLOCK_C"] * pixels,
+        trips=(programs * triton.cdiv(count, block), *(programs * sum(loop) for loop in loops)),
+    )
+
+
 class Taps(nn.Module):
-    """The depthwise taps of n channels: slot (n,) int32 (where each is among the hidden channels, -1: nowhere), weight (n, 9) and
-    bias (n,) float32, or None."""
+    """The depthwise taps of n channels: slot (n,) int32, where each is among the hidden channels (given as -1: nowhere, it has no
+    taps); taken (n,) int32, how many taps it has; tap (n, 9) and weight (n, 9), which they are (0 to 8, row by row) and their
+    values, behind the last one the first again with a value of 0; bias (n,) float32, or None. ``halves`` parts of them are
+    padded to multiples of STEP each."""
 
     slot: Tensor
+    taken: Tensor
+    tap: Tensor
     weight: Tensor
     bias: Tensor | None
 
-    def __init__(self, slot: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    def __init__(self, slot: Tensor, weight: Tensor, bias: Tensor | None, halves: int = 1) -> None:
         super().__init__()
-        self.register_buffer("slot", slot.int().contiguous())
-        self.register_buffer("weight", weight.contiguous())
-        self.register_buffer("bias", bias)
+        slot, weight, bias = (
+            None if t is None else _padded(t, halves, -1 if t is slot else 0) for t in (slot, weight, bias)
+        )
+        weight = torch.where((slot >= 0)[:, None], weight, 0)
+        live = weight != 0
+        tap = live.int().argsort(dim=1, descending=True, stable=True)
+        weight, taken = weight.gather(1, tap), live.sum(1)
+        tap = torch.where(torch.arange(9) < taken[:, None], tap, torch.where(taken > 0, tap[:, 0], 4)[:, None])
+        for name, tensor in (
+            ("slot", slot.clamp(min=0).int()), ("taken", taken.int()), ("tap", tap.int()),
+            ("weight", weight.contiguous()), ("bias", bias),
+        ):  # fmt: skip
+            self.register_buffer(name, tensor)
+        self._places: dict[tuple[int, torch.device], Tensor] = {}
+
+    def tables(self, width: int) -> list[Tensor | None]:
+        """What the kernels take of it for images of this width, in their order."""
+        key = width, self.tap.device
+        if key not in self._places:
+            if len(self._places) >= 16:
+                self._places.clear()
+            self._places[key] = (self.tap // 3 - 1) * (width + PAD) + self.tap % 3 - 1
+        return [self.slot, self.taken, self._places[key], self.weight, self.bias]
 
 
-def mix(hidden: Tensor, taps: Taps, weight: Tensor, bias: Tensor | None, x: Tensor, y: Tensor, gate: bool) -> None:  # fmt: skip
-    """y = x + weight^T @ v, see `mix_kernel`: hidden (B, slots, H, W), weight (count, C) or one for each image (B, count, C), x
+def _padded(t: Tensor, halves: int, value: int) -> Tensor:
+    """(n, ...) in ``halves`` parts, each padded to a multiple of STEP rows, and to one step at least."""
+    parts = t.unflatten(0, (halves, len(t) // halves))
+    missing = max(STEP, -(-parts.shape[1] // STEP) * STEP) - parts.shape[1]
+    return torch.cat([parts, parts.new_full((halves, missing, *t.shape[1:]), value)], 1).flatten(0, 1)
+
+
+def mix(hidden: Tensor, taps: Taps, weight: Tensor, bias: Tensor | None, x: Tensor, y: Tensor, gate: bool) -> None:
+    """y = x + weight^T @ v, see `mix_kernel`: hidden (B, slots, plane), weight (count, C) or one for each image (B, count, C), x
     and y (B, C, H, W)."""
     batch, channels, height, width = x.shape
-    block = min(_CHANNELS, max(ROWS, triton.next_power_of_2(channels)))
-    grid = (triton.cdiv(height * width, _PIXELS), batch, triton.cdiv(channels, block))
-    mix_kernel[grid](
-        hidden, taps.slot, taps.weight, taps.bias, weight, bias, x, y,
-        hidden.stride(0), weight.stride(0) if weight.ndim == 3 else 0, x.stride(0), y.stride(0),
-        height, width, channels, weight.shape[-2],
+    block = min(_CHANNELS, max(16, triton.next_power_of_2(channels)))
+    launch(
+        mix_kernel, (triton.cdiv(height * width, _PIXELS), batch, triton.cdiv(channels, block)),
+        hidden, *taps.tables(width), weight, bias, x, y,
+        hidden.stride(0), hidden.stride(1), weight.stride(0) if weight.ndim == 3 else 0, x.stride(0), y.stride(0),
+        height, width, channels, weight.shape[-2], len(taps.slot) // (2 if gate else 1),
         GATE=gate, TAP_BIAS=taps.bias is not None, BIAS=bias is not None,
-        BLOCK_H=_STEP, BLOCK_C=block, BLOCK_P=_PIXELS, PRECISION="ieee", num_warps=8,
+        BLOCK_H=STEP, BLOCK_C=block, BLOCK_P=_PIXELS, PAD=PAD, PRECISION="ieee", warps=4,
     )  # fmt: skip
 
 

@@ -7,13 +7,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mirl_kernels._triton import COLUMNS, ROWS, Packed, Panels, pack_panels
-from mirl_kernels._triton.product import own_panels
+from mirl_kernels._triton import Launch, Packed, Panels, Work, counts, launch, pack_panels, size, touched
+from mirl_kernels._triton.product import PIXELS, own_panels, shares
 
-_PIXELS, _SHARES = 64, 4  # of a program; of the panels, at most
-
-
-@triton.jit
+@triton.jit(do_not_specialize=["groups"])  # a loop"s end
 def conv_kernel(
     x, y, start, channel, down, right, value, row, bias, residual,
     x_batch, y_batch, residual_batch, height, width, out_height, out_width, stride_y, stride_x, groups,
@@ -59,6 +56,25 @@ def conv_kernel(
         tl.store(y + at, total.to(y.dtype.element_ty), here)
 
 
+@counts(conv_kernel)
+def _work(launch: Launch) -> Work:
+    a, (tiles, batch, _) = launch.arguments, launch.grid
+    everywhere, item, columns = tiles * batch, a["x"].itemsize, len(a["channel"])
+    patterns: dict[int, list[tuple[int, int]]] = {}
+    for channel, *place in zip(*(a[name].tolist() for name in ("channel", "down", "right")), strict=True):
+        patterns.setdefault(channel, []).append(tuple(place))
+    output = a["out_height"], a["out_width"]
+    image = touched(patterns.values(), (a["height"], a["width"]), output, (a["stride_y"], a["stride_x"]))
+    tables = size(a["start"], a["channel"], a["down"], a["right"], a["value"], a["row"], a["bias"])
+    return Work(
+        read=batch * item * image + tables + size(a["residual"]),
+        written=size(a["y"]),
+        fetched=everywhere * (columns * a["BLOCK_P"] * item + tables) + size(a["residual"]),
+        macs=everywhere * a["BLOCK_P"] * a["value"].numel(),
+        trips=(everywhere * a["groups"], everywhere * columns // a["BLOCK_K"]),
+    )
+
+
 class TritonConv(Packed):
     """A sparse convolution; arguments as in `reference`, ``shuffle`` 1, 2 or -2."""
 
@@ -100,12 +116,13 @@ class TritonConv(Packed):
         if self.shuffle < -1:
             shape = o * 4, height // 2, width // 2
         y = self.check(x, y, (len(x), *shape), (torch.float32,))
-        grid = (triton.cdiv(height * width, _PIXELS), len(x), min(_SHARES, self.matrix.groups))
-        conv_kernel[grid](
+        tiles = triton.cdiv(height * width, PIXELS)
+        launch(
+            conv_kernel, (tiles, len(x), shares(tiles * len(x), self.matrix.groups)),
             x, y, self.matrix.start, self.channel, self.down, self.right, self.matrix.value, self.matrix.row, self.bias,
             residual, x.stride(0), y.stride(0), 0 if residual is None else residual.stride(0),
             *x.shape[2:], height, width, *self.stride, self.matrix.groups,
             SHUFFLE=self.shuffle, BIAS=self.bias is not None, RESIDUAL=residual is not None,
-            ROWS=ROWS, BLOCK_K=COLUMNS, BLOCK_P=_PIXELS, PRECISION="ieee", num_warps=4,
+            ROWS=self.matrix.height, BLOCK_K=self.matrix.step, BLOCK_P=PIXELS, PRECISION="ieee", warps=4,
         )  # fmt: skip
         return y

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mirl_kernels._triton import Packed, pack_panels
+from mirl_kernels._triton import Packed, hidden, pack_panels
 from mirl_kernels._triton.product import project
 from mirl_kernels._triton.taps import Taps, mix
-from mirl_kernels.gdfn import live_pairs
+from mirl_kernels.gdfn import ordered_pairs
 
 
 class TritonGDFN(Packed):
@@ -30,8 +30,7 @@ class TritonGDFN(Packed):
                  dtype: torch.dtype = torch.float16) -> None:  # fmt: skip
         super().__init__(dtype)
         fan_in, taps, out = (w.detach().float().flatten(1) for w in (project_in, dwconv, project_out))
-        live = live_pairs(fan_in, taps, out, biases)
-        rows = torch.cat([live, live + out.shape[1]])
+        live, rows = ordered_pairs(fan_in, taps, out, biases)
         self.centred = norm_bias is not None
         offset = torch.zeros(len(fan_in)) if biases[0] is None else biases[0].detach().float()
         if norm_bias is not None:  # exact before the zero padding of the taps
@@ -39,15 +38,15 @@ class TritonGDFN(Packed):
         self.project_in = pack_panels((fan_in * norm_weight.detach().float())[rows], dtype)
         self.register_buffer("offset", offset[rows])
         tap_bias = None if biases[1] is None else biases[1].detach().float()[rows]
-        self.taps = Taps(torch.arange(len(rows)), taps[rows], tap_bias)
+        self.taps = Taps(torch.arange(len(rows)), taps[rows], tap_bias, halves=2)
         self.register_buffer("weight", out[:, live].T.contiguous().to(dtype))
         self.register_buffer("bias", None if biases[2] is None else biases[2].detach().float())
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         """x (B, C, H, W) of ``dtype`` to the same shape, written into ``y`` if given."""
         y = self.check(x, y, x.shape)
-        hidden = x.new_empty(len(x), len(self.offset), *x.shape[2:])
+        pairs = hidden(x, len(self.offset), self.dtype)
         if len(self.offset):
-            project(x, hidden, self.project_in, bias=self.offset, norm=True, centred=self.centred)
-        mix(hidden, self.taps, self.weight, self.bias, x, y, gate=True)
+            project(x, pairs, self.project_in, bias=self.offset, norm=True, centred=self.centred)
+        mix(pairs, self.taps, self.weight, self.bias, x, y, gate=True)
         return y

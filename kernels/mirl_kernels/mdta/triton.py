@@ -11,27 +11,27 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mirl_kernels._triton import ROWS, Packed, pack_panels
-from mirl_kernels._triton.product import project
-from mirl_kernels._triton.taps import Taps, mix, slots, tapped
+from mirl_kernels._triton import PAD, Launch, Packed, Work, counts, hidden, launch, pack_panels, size
+from mirl_kernels._triton.product import in_plane, project
+from mirl_kernels._triton.taps import Taps, mix, slots, tap_work, tapped
 from mirl_kernels.gdfn import live_after_taps
 
-_GRAM, _PIXELS = 64, 32  # channels each way of the block of a Gram matrix that a program sums up, and pixels at a time
+_GRAM, _PIXELS = 64, 64  # channels each way of the block of a Gram matrix that a program sums up, and pixels at a time
+_PROGRAMS = 128  # that sum them up, at least
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tiles"])  # a loop"s end
 def gram_kernel(
-    hidden, slot, taps, tap_bias, gram, norms,
-    hidden_batch, height, width, channels, heads, tiles,
-    TAP_BIAS: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr, PRECISION: tl.constexpr,
+    hidden, slot, taken, place, taps, tap_bias, gram, norms,
+    hidden_batch, hidden_plane, height, width, heads, blocks, tiles,
+    TAP_BIAS: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr, PAD: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Sums over ``tiles`` tiles of pixels of q k^T, gram (S, B, heads, c, c), and of q^2 and k^2, norms (S, B, 2, C), for c =
-    channels of a head. Grid (S, B * heads, blocks of q times blocks of k)."""
+    """Sums over ``tiles`` tiles of pixels of q k^T, gram (S, B, heads, n, n), and of q^2 and k^2, norms (S, B, 2, heads, n), of the n
+    = blocks * BLOCK_C rows of each that the tables have. Grid (S, B * heads, blocks of q times blocks of k)."""
     plane = height * width
     share, image = tl.program_id(0), tl.program_id(1)
     batch, head = (image // heads).to(tl.int64), image % heads
-    inner = channels // heads
-    blocks = tl.cdiv(inner, BLOCK_C)
+    size = blocks * BLOCK_C
     first_i = tl.program_id(2) // blocks * BLOCK_C
     first_j = tl.program_id(2) % blocks * BLOCK_C
     i, j = first_i + tl.arange(0, BLOCK_C), first_j + tl.arange(0, BLOCK_C)
@@ -42,78 +42,103 @@ def gram_kernel(
     for tile in range(share * tiles, (share + 1) * tiles):
         pixel = tile * BLOCK_P + tl.arange(0, BLOCK_P)
         inside = pixel < plane
-        q = tapped(
-            hidden, slot, taps, tap_bias, head * inner + i, i < inner, pixel, inside, plane, height, width, TAP_BIAS
-        )
-        k = tapped(
-            hidden,
-            slot,
-            taps,
-            tap_bias,
-            channels + head * inner + j,
-            j < inner,
-            pixel,
-            inside,
-            plane,
-            height,
-            width,
-            TAP_BIAS,
-        )
-        if TAP_BIAS:  # of pixels beyond the image
-            q, k = tl.where(inside[None, :], q, 0.0), tl.where(inside[None, :], k, 0.0)
+        at = in_plane(tl.where(inside, pixel, 0), width, PAD)
+        q = tapped(hidden, hidden_plane, slot, taken, place, taps, tap_bias, head * size + i, at, TAP_BIAS)
+        k = tapped(hidden, hidden_plane, slot, taken, place, taps, tap_bias, (heads + head) * size + j, at, TAP_BIAS)
+        q, k = tl.where(inside[None, :], q, 0.0), tl.where(inside[None, :], k, 0.0)
         q_norm += tl.sum(q * q, 1)
         k_norm += tl.sum(k * k, 1)
         kind = hidden.dtype.element_ty
         total = tl.dot(q.to(kind), tl.trans(k.to(kind)), total, input_precision=PRECISION)
     where = share.to(tl.int64) * (tl.num_programs(1) // heads) + batch
-    here = (i < inner)[:, None] & (j < inner)[None, :]
-    tl.store(gram + (where * heads + head) * inner * inner + i[:, None] * inner + j[None, :], total, here)
-    norms += where * 2 * channels + head * inner
-    tl.store(norms + i, q_norm, (i < inner) & (tl.full([BLOCK_C], first_j, tl.int32) == 0))
-    tl.store(norms + channels + j, k_norm, (j < inner) & (tl.full([BLOCK_C], first_i, tl.int32) == 0))
+    tl.store(gram + ((where * heads + head) * size + i[:, None]) * size + j[None, :], total)
+    norms += (where * 2 * heads + head) * size
+    tl.store(norms + i, q_norm, tl.full([BLOCK_C], first_j, tl.int32) == 0)
+    tl.store(norms + heads * size + j, k_norm, tl.full([BLOCK_C], first_i, tl.int32) == 0)
 
 
-@triton.jit
+@counts(gram_kernel)
+def _gram_work(launch: Launch) -> Work:
+    a, (parts, images, pairs) = launch.arguments, launch.grid
+    heads, blocks, block, pixels = a["heads"], a["blocks"], a["BLOCK_C"], a["BLOCK_P"]
+    batch, steps = images // heads, parts * a["tiles"]
+    found = [tap_work(a, half, block) for half in torch.arange(2 * heads * blocks * block).view(2, -1)]
+    return Work(
+        read=sum(batch * image + tables for image, tables, _, _ in found),
+        written=size(a["gram"], a["norms"]),
+        fetched=batch * blocks * sum(steps * pixels * tile + parts * tables for _, tables, tile, _ in found),
+        macs=steps * images * pairs * block * block * pixels,
+        trips=(steps * images * pairs, *(batch * steps * blocks * sum(trips) for *_, trips in found)),
+    )
+
+
+@triton.jit(do_not_specialize=["shares"])  # a loop"s end
 def compose_kernel(
-    gram, norms, temperature, project_out, weight, order,
-    batches, channels, heads, shares, count,
+    gram, norms, spot, temperature, project_out, weight, order,
+    batches, channels, heads, shares, size, count,
     BLOCK_I: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_O: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """weight (B, count, C): row ``order[v channel]`` is project_out @ softmax(temperature * q k^T)'s column of that channel, of
-    normalised q and k; order is -1 for a v that is zero. project_out (C, C) float32. Grid (B * heads, tiles of outputs)."""
+    normalised q and k; order is -1 for a v that is zero. spot (2, C) says where each q and k is in its head's sums, -1 for one
+    that is zero, whose logits are 0. project_out (C, C) float32. Grid (B * heads, tiles of outputs)."""
     batch, head = tl.program_id(0) // heads, tl.program_id(0) % heads
     inner = channels // heads
     j = tl.arange(0, BLOCK_J)
+    at_j = tl.load(spot + channels + head * inner + j, j < inner, -1)
     out = tl.program_id(1) * BLOCK_O + tl.arange(0, BLOCK_O)
     warmth = tl.load(temperature + head)
     k_square = tl.zeros([BLOCK_J], tl.float32)
     for share in range(shares):
-        at = norms + (share * batches + batch) * 2 * channels + channels + head * inner
-        k_square += tl.load(at + j, j < inner, 0.0)
+        at = norms + ((share * batches + batch) * 2 * heads + heads + head) * size
+        k_square += tl.load(at + at_j, at_j >= 0, 0.0)
     k_norm = tl.maximum(tl.sqrt(k_square), 1e-12)
     total = tl.zeros([BLOCK_J, BLOCK_O], tl.float32)
     for first in range(0, inner, BLOCK_I):
         i = first + tl.arange(0, BLOCK_I)
-        here = (i < inner)[:, None] & (j < inner)[None, :]
+        at_i = tl.load(spot + head * inner + i, i < inner, -1)
+        here = (at_i >= 0)[:, None] & (at_j >= 0)[None, :]
         logits = tl.zeros([BLOCK_I, BLOCK_J], tl.float32)
         q_square = tl.zeros([BLOCK_I], tl.float32)
         for share in range(shares):
             where = share * batches + batch
-            logits += tl.load(
-                gram + (where * heads + head) * inner * inner + i[:, None] * inner + j[None, :], here, 0.0
-            )
-            q_square += tl.load(norms + where * 2 * channels + head * inner + i, i < inner, 0.0)
+            at = gram + ((where * heads + head) * size + at_i[:, None]) * size + at_j[None, :]
+            logits += tl.load(at, here, 0.0)
+            q_square += tl.load(norms + (where * 2 * heads + head) * size + at_i, at_i >= 0, 0.0)
         q_norm = tl.maximum(tl.sqrt(q_square), 1e-12)
         logits = logits / q_norm[:, None] / k_norm[None, :] * warmth
         logits = tl.where((j < inner)[None, :], logits, float("-inf"))
         attention = tl.exp(logits - tl.max(logits, 1)[:, None])
-        attention = tl.where(here, attention / tl.sum(attention, 1)[:, None], 0.0)
+        known = (i < inner)[:, None] & (j < inner)[None, :]
+        attention = tl.where(known, attention / tl.sum(attention, 1)[:, None], 0.0)
         known = (i < inner)[:, None] & (out < channels)[None, :]
         rows = tl.load(project_out + out[None, :] * channels + head * inner + i[:, None], known, 0.0)
         total = tl.dot(tl.trans(attention), rows, total, input_precision=PRECISION)
     at = tl.load(order + head * inner + j, j < inner, -1)
     place = weight + batch.to(tl.int64) * count * channels + at[:, None] * channels + out[None, :]
     tl.store(place, total.to(weight.dtype.element_ty), (at >= 0)[:, None] & (out < channels)[None, :])
+
+
+@counts(compose_kernel)
+def _compose_work(launch: Launch) -> Work:
+    a, (images, tiles, _) = launch.arguments, launch.grid
+    programs, steps = images * tiles, triton.cdiv(a["channels"] // a["heads"], a["BLOCK_I"])
+    q, k = (a["spot"] >= 0).view(2, a["heads"], -1).sum(2)
+    sums = 4 * a["shares"] * a["batches"] * int((q * k + q + k).sum())
+    tables = size(a["temperature"], a["order"], a["spot"], a["project_out"])
+    return Work(
+        read=sums + tables,
+        written=size(a["weight"]),
+        fetched=tiles * sums + a["batches"] * tables,
+        macs=0,  # in float32
+        trips=(programs * a["shares"], programs * steps, programs * steps * a["shares"]),
+    )
+
+
+def _rows_of(slot: Tensor, taps: Tensor, bias: Tensor | None, rows: Tensor) -> Taps:
+    """The taps of these channels, of nothing where -1."""
+    none = rows < 0
+    weight = taps[rows].masked_fill(none[:, None], 0)
+    return Taps(slot[rows].masked_fill(none, -1), weight, None if bias is None else bias[rows].masked_fill(none, 0))
 
 
 class TritonMDTA(Packed):
@@ -124,6 +149,7 @@ class TritonMDTA(Packed):
     """
 
     offset: Tensor
+    spot: Tensor
     order: Tensor
     temperature: Tensor
     project_out: Tensor
@@ -143,42 +169,53 @@ class TritonMDTA(Packed):
         self.register_buffer("offset", offset[live])
         slot = slots(live)
         tap_bias = None if biases[1] is None else biases[1].detach().float()
-        self.taps = Taps(slot, taps, tap_bias)
+        felt = live if tap_bias is None else live | (tap_bias != 0)  # not zero everywhere
+        q, k = (list(half.view(self.heads, -1)) for half in felt.chunk(3)[:2])
+        most = max(1, *(int(head.sum()) for head in q + k))
+        self.block = min(_GRAM, max(16, 1 << (most - 1).bit_length()))
+        self.blocks = -(-most // self.block)
+        inner = self.channels // self.heads
+        rows = torch.full((2 * self.heads, self.blocks * self.block), -1)
+        for i, head in enumerate(q + k):
+            rows[i, : int(head.sum())] = head.nonzero()[:, 0] + i * inner
+        self.taps = _rows_of(slot, taps, tap_bias, rows.flatten())
+        self.register_buffer("spot", torch.cat([slots(head) for head in q + k]).int())
         # v that is zero everywhere is left out of the last product.
-        v = torch.arange(2 * self.channels, 3 * self.channels)
-        kept = live[v] if tap_bias is None else live[v] | (tap_bias[v] != 0)
-        self.register_buffer("order", slots(kept))
-        v = v[kept]
-        self.v_taps = Taps(slot[v], taps[v], None if tap_bias is None else tap_bias[v])
+        v = felt[2 * self.channels :]
+        self.register_buffer("order", slots(v))
+        self.v_taps = _rows_of(slot, taps, tap_bias, v.nonzero()[:, 0] + 2 * self.channels)
         self.register_buffer("temperature", temperature.detach().float().flatten())
         self.register_buffer("project_out", out)
         self.register_buffer("bias", None if biases[2] is None else biases[2].detach().float())
 
-    def forward(self, x: Tensor, y: Tensor | None = None, shares: int = 32) -> Tensor:
+    def forward(self, x: Tensor, y: Tensor | None = None, shares: int = 0) -> Tensor:
         """x (B, C, H, W) of ``dtype`` to the same shape, written into ``y`` if given; the Gram matrix is summed up in ``shares``
-        parts."""
+        parts, or as many as keep a large GPU busy."""
         y = self.check(x, y, x.shape)
         batch, channels, height, width = x.shape
         inner, plane = channels // self.heads, height * width
-        hidden = x.new_empty(batch, len(self.offset), height, width)
+        qkv = hidden(x, len(self.offset), self.dtype)
         if len(self.offset):
-            project(x, hidden, self.qkv, bias=self.offset, norm=True, centred=self.centred)
+            project(x, qkv, self.qkv, bias=self.offset, norm=True, centred=self.centred)
+        taps, block, blocks = self.taps, self.block, self.blocks
+        shares = shares or triton.cdiv(_PROGRAMS, batch * self.heads * blocks**2)
         tiles = triton.cdiv(plane, _PIXELS * shares)
         shares = triton.cdiv(plane, _PIXELS * tiles)
-        gram = torch.empty(shares, batch, self.heads, inner, inner, device=x.device)
-        norms = torch.empty(shares, batch, 2, channels, device=x.device)
-        block = min(_GRAM, max(ROWS, triton.next_power_of_2(inner)))
-        gram_kernel[(shares, batch * self.heads, triton.cdiv(inner, block) ** 2)](
-            hidden, self.taps.slot, self.taps.weight, self.taps.bias, gram, norms,
-            hidden.stride(0), height, width, channels, self.heads, tiles,
-            TAP_BIAS=self.taps.bias is not None, BLOCK_C=block, BLOCK_P=_PIXELS, PRECISION="ieee", num_warps=8,
+        gram = torch.empty(shares, batch, self.heads, blocks * block, blocks * block, device=x.device)
+        norms = torch.empty(shares, batch, 2, self.heads, blocks * block, device=x.device)
+        launch(
+            gram_kernel, (shares, batch * self.heads, blocks**2),
+            qkv, *taps.tables(width), gram, norms,
+            qkv.stride(0), qkv.stride(1), height, width, self.heads, blocks, tiles,
+            TAP_BIAS=taps.bias is not None, BLOCK_C=block, BLOCK_P=_PIXELS, PAD=PAD, PRECISION="ieee", warps=8,
         )  # fmt: skip
-        count = len(self.v_taps.slot)
+        count = int((self.order >= 0).sum())
         weight = x.new_empty(batch, count, channels)
-        compose_kernel[(batch * self.heads, triton.cdiv(channels, 32))](
-            gram, norms, self.temperature, self.project_out, weight, self.order,
-            batch, channels, self.heads, shares, count,
-            BLOCK_I=16, BLOCK_J=max(ROWS, triton.next_power_of_2(inner)), BLOCK_O=32, PRECISION="ieee", num_warps=8,
+        launch(
+            compose_kernel, (batch * self.heads, triton.cdiv(channels, 32), 1),
+            gram, norms, self.spot, self.temperature, self.project_out, weight, self.order,
+            batch, channels, self.heads, shares, blocks * block, count,
+            BLOCK_I=16, BLOCK_J=max(16, triton.next_power_of_2(inner)), BLOCK_O=32, PRECISION="ieee", warps=8,
         )  # fmt: skip
-        mix(hidden, self.v_taps, weight, self.bias, x, y, gate=False)
+        mix(qkv, self.v_taps, weight, self.bias, x, y, gate=False)
         return y

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mirl_kernels._triton import Packed
+from mirl_kernels._triton import Launch, Packed, Work, counts, launch, size
 from mirl_kernels.conv.triton import TritonConv
 
 
@@ -21,6 +21,13 @@ def mean_kernel(x, mean, x_batch, plane, BLOCK_P: tl.constexpr):
         pixel = first + tl.arange(0, BLOCK_P)
         total += tl.load(x + pixel, pixel < plane, 0.0).to(tl.float32)
     tl.store(mean + batch * tl.num_programs(0) + tl.program_id(0), tl.sum(total) / plane)
+
+
+@counts(mean_kernel)
+def _mean_work(launch: Launch) -> Work:
+    a, (channels, batch, _) = launch.arguments, launch.grid
+    read = channels * batch * a["plane"] * a["x"].itemsize
+    return Work(read, size(a["mean"]), read, 0, (channels * batch * triton.cdiv(a["plane"], a["BLOCK_P"]),))
 
 
 @triton.jit
@@ -57,6 +64,21 @@ def mixture_kernel(
     tl.store(y + batch * y_batch + p * height * width + pixel, mixed.to(y.dtype.element_ty), inside)
 
 
+@counts(mixture_kernel)
+def _mixture_work(launch: Launch) -> Work:
+    a, (tiles, planes, batch) = launch.arguments, launch.grid
+    programs = tiles * planes * batch
+    tables = size(a["linear"], a["bias"]) + a["channels"] * 4
+    prompts = size(a["prompts"]) // planes
+    return Work(
+        read=size(a["linear"], a["bias"], a["mean"], a["prompts"]),
+        written=size(a["y"]),
+        fetched=programs * (tables + prompts),
+        macs=0,
+        trips=(programs * triton.cdiv(a["channels"], a["BLOCK_C"]),),
+    )
+
+
 class TritonPrompt(Packed):
     """One prompt block for the Triton kernels; arguments as in `reference`."""
 
@@ -78,11 +100,12 @@ class TritonPrompt(Packed):
         count, planes, size, _ = self.prompts.shape
         y = self.check(x, y, (batch, planes, height, width))
         mean = torch.empty(batch, channels, device=x.device)
-        mean_kernel[(channels, batch)](x, mean, x.stride(0), height * width, BLOCK_P=1024, num_warps=4)
+        launch(mean_kernel, (channels, batch, 1), x, mean, x.stride(0), height * width, BLOCK_P=1024, warps=4)
         mixed = x.new_empty(batch, planes, height, width)
-        mixture_kernel[(triton.cdiv(height * width, 256), planes, batch)](
+        launch(
+            mixture_kernel, (triton.cdiv(height * width, 256), planes, batch),
             mean, self.linear, self.linear_bias, self.prompts, mixed, mixed.stride(0),
             height, width, channels, count, size, planes,
-            BLOCK_N=triton.next_power_of_2(count), BLOCK_C=64, BLOCK_P=256, num_warps=4,
+            BLOCK_N=triton.next_power_of_2(count), BLOCK_C=64, BLOCK_P=256, warps=4,
         )  # fmt: skip
         return self.conv(mixed, y)

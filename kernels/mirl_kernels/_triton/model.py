@@ -1,0 +1,93 @@
+"""How long launches would take on GPUs that are not here. Every figure is a prediction: no GPU has confirmed the model.
+
+A launch takes as long as the busiest of four parts of the GPU, each at a given fraction of its peak, and its launch:
+
+- memory: the bytes of the distinct addresses that it reads and writes. Nothing is taken to be left in the second-level cache
+  by the launch before, though small features would be;
+- that cache: the bytes that each program fetches once;
+- tensor cores: the multiply-adds issued, padding included;
+- the schedulers: the instructions issued, counted loop by loop in the kernel as it is compiled for that architecture. What the
+  assembler unrolls or drops later is not seen, and every instruction is taken to issue in one cycle of its scheduler (on AMD's,
+  whose wave of 64 takes 4 cycles of 16 lanes, in four).
+
+Fewer programs than processors leave the others idle. Latencies that too few warps do not hide are not part of it, nor are bank
+conflicts, or clocks below the boost clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mirl_kernels._triton import Launch, work
+from mirl_kernels._triton.offline import compile_for
+
+LAUNCH = 1.5e-6  # seconds from one kernel to the next in a CUDA graph: 1 to 2 us are usually quoted
+EAGER_LAUNCH = 5e-6  # and where PyTorch launches each from Python
+
+
+@dataclass(frozen=True)
+class GPU:
+    """Peaks of a GPU, by its maker's data sheet: processors, their boost clock in Hz, lanes that issue per clock and processor;
+    bytes/s of memory and of the second-level cache; float16 multiply-adds/s of the tensor cores with float32 sums (dense)."""
+
+    architecture: str
+    processors: int
+    clock: float
+    lanes: int
+    memory: float
+    cache: float
+    tensor: float
+
+
+# The second-level cache's bandwidth is in no data sheet: 64 bytes per clock and processor on NVIDIA's, 128 bytes per clock and
+# channel, of which there are 16 in each of 8 chiplets, on AMD's.
+GPUS = {
+    "A100 40GB": GPU("sm_80", 108, 1.41e9, 128, 1.555e12, 108 * 64 * 1.41e9, 156e12),
+    "H100 SXM": GPU("sm_90", 132, 1.83e9, 128, 3.35e12, 132 * 64 * 1.83e9, 495e12),
+    "RTX 4090": GPU("sm_89", 128, 2.52e9, 128, 1.008e12, 128 * 64 * 2.52e9, 82.6e12),
+    "L4": GPU("sm_89", 58, 2.04e9, 128, 0.3e12, 58 * 64 * 2.04e9, 60.5e12),
+    "MI300X": GPU("gfx942", 304, 2.1e9, 64, 5.3e12, 128 * 128 * 2.1e9, 653e12),
+}
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """Seconds that each part of the GPU takes, and all together."""
+
+    memory: float
+    cache: float
+    tensor: float
+    issue: float
+    seconds: float
+
+    @property
+    def bound(self) -> str:
+        """The busiest part."""
+        parts = {"memory": self.memory, "cache": self.cache, "tensor": self.tensor, "issue": self.issue}
+        return max(parts, key=lambda name: parts[name])
+
+
+def predict(launch: Launch, gpu: GPU, fraction: float = 1.0) -> Predicted:
+    """How long a launch would take with every part of the GPU at ``fraction`` of its peak."""
+    done, compiled = work(launch), compile_for(gpu.architecture, launch)
+    programs = launch.grid[0] * launch.grid[1] * launch.grid[2]
+    if len(done.trips) != len(compiled.loops):
+        raise ValueError(
+            f"{launch.kernel.__name__} has {len(compiled.loops)} loops on {gpu.architecture}; its count knows {len(done.trips)}"
+        )
+    threads = launch.warps * (64 if gpu.architecture.startswith("gfx") else 32)
+    issued = programs * compiled.outside + sum(n * loop for n, loop in zip(done.trips, compiled.loops, strict=True))
+    busy = fraction * min(programs, gpu.processors)  # of the processors
+    parts = (
+        (done.read + done.written) / (fraction * gpu.memory),
+        done.fetched / (busy / gpu.processors * gpu.cache),
+        done.macs / (busy / gpu.processors * gpu.tensor),
+        issued * threads / (busy * gpu.lanes * gpu.clock),
+    )
+    return Predicted(*parts, max(parts) + LAUNCH)
+
+
+def total(launches: Sequence[Launch], gpu: GPU, fraction: float = 1.0) -> float:
+    """Seconds of launches one after the other."""
+    return sum(predict(launch, gpu, fraction).seconds for launch in launches)
