@@ -161,7 +161,8 @@ def _first_calls(contenders: list[Contender], expected: Tensor) -> dict[str, dic
     return found
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The processor's name, as far as the system says."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -215,7 +216,7 @@ def compare(dense: nn.Module, sparse: dict[str, nn.Module], image: Tensor, expec
     return {
         "shape": list(image.shape),
         "runs": runs,
-        "processor": _processor(),
+        "processor": processor(),
         "threads": torch.get_num_threads(),
         "isa": _cpu.isa(),
         "torch": torch.__version__,

@@ -20,7 +20,7 @@ from mirl_sparse import bench as benchmarking
 from mirl_sparse import restore as restoring
 from mirl_sparse.cost import cost_model
 from mirl_sparse.errors import UserError
-from mirl_sparse.network import MULTIPLE
+from mirl_sparse.network import MULTIPLE, PromptIR
 from mirl_sparse.restorer import SparseRestorer
 from mirl_sparse.ticket import DEFAULT, find
 from mirl_sparse.to_ticket import Report, describe, load, to_ticket
@@ -84,8 +84,12 @@ def inspect(
     cost: Annotated[
         bool, typer.Option("--cost", help="Predict how long it takes here; the first time, this machine is measured.")
     ] = False,
+    gpus: Annotated[
+        bool,
+        typer.Option("--gpus", help="Predict how long it takes on GPUs, dense and sparse; needs triton, not a GPU."),
+    ] = False,
     size: Annotated[
-        int, typer.Option(help="Side of the square image that --cost is about, a multiple of 8.", min=8)
+        int, typer.Option(help="Side of the square image that predictions are about, a multiple of 8.", min=8)
     ] = 256,
 ) -> None:
     """Print what a checkpoint or ticket holds, layer by layer."""
@@ -95,6 +99,37 @@ def inspect(
     if cost:
         seconds = cost_model().network(network, size, size)
         print(f"predicted for {size}x{size} on {torch.get_num_threads()} threads here: {seconds * 1e3:.0f} ms")
+    if gpus:
+        _print_gpus(network, size)
+
+
+def _print_gpus(network: PromptIR, size: int) -> None:
+    from mirl_sparse.predict import DERATED, predict
+
+    found = predict(network, (1, size, size), progress=lambda gpu: print(f"compiling for {gpu}", file=sys.stderr))
+    table = Table(
+        "GPU, predicted", "dense eager", "dense compiled", "sparse", f"at {DERATED:.0%} of every peak", "speed-up"
+    )
+    for row in found.rows:
+        ms = (f"{1e3 * s:.2f} ms" for s in (row.eager, row.compiled, row.sparse, row.sparse_derated))
+        table.add_row(row.gpu, *ms, f"{row.eager / row.sparse:.1f}x, {row.compiled / row.sparse:.1f}x over compiled")
+    _show(table)
+    print(
+        f"float16, {size}x{size}: {found.sparse_bytes / 1e9:.2f} GB to and from memory in {found.launches} launches, dense eager"
+        f" {found.eager_bytes / 1e9:.2f} GB. Predicted, not measured; dense is granted the peaks of the data sheets."
+    )
+
+
+@app.command()
+def doctor() -> None:
+    """Say what this machine has, which backends work on it, and why the others do not."""
+    from mirl_sparse.doctor import backends, machine
+
+    for name, value in machine().items():
+        print(f"{name + ':':13} {value}")
+    print()
+    for name, fault in backends().items():
+        print(f"{name + ':':13} " + (f"does not work: {fault}" if fault else "works"))
 
 
 @app.command()

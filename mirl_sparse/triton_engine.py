@@ -6,27 +6,34 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mirl_kernels._cpu import BackendError
-from mirl_kernels._triton import Launch, recording
+from mirl_kernels._triton import Launch, recording, workspace
 from mirl_sparse.network import MULTIPLE, PromptIR
 from mirl_sparse.program import Buffer, Kernels, Program, Slice
 
 PRECISIONS = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
-_GRAPHS_KEPT = 4  # image sizes whose launches are kept as a CUDA graph
+_SIZES_KEPT = 4  # whose launches are kept as a CUDA graph
 _HIDDEN = 6  # the widest step's hidden channels, in widths of the full-resolution features: 2 * 2.66 of twice the width
+
+
+def check_package() -> None:
+    """Raise BackendError unless Triton is installed."""
+    try:
+        import triton  # noqa: F401
+    except ImportError:
+        raise BackendError("the kernels for GPUs need the package triton: pip install triton") from None
 
 
 def check_triton(device: torch.device) -> None:
     """Raise BackendError unless the Triton kernels can run on the device."""
-    try:
-        import triton  # noqa: F401
-    except ImportError:
-        raise BackendError('backend "triton" needs the package triton: pip install triton') from None
+    check_package()
     if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
         raise BackendError(
             f'backend "triton" runs on GPUs, the weights are on {device}: move the module to one (.to("cuda")), or use'
@@ -64,7 +71,9 @@ class _Packed:
     @torch.no_grad()
     def __init__(self, network: PromptIR, dtype: torch.dtype) -> None:
         self.steps, self._dtype = Program(network, _kernels(dtype)).steps, dtype
-        self._last = {buffer: i for i, s in enumerate(self.steps) for part in (s.x, s.y) if part for buffer in [part.buffer]}
+        self._last = {
+            buffer: i for i, s in enumerate(self.steps) for part in (s.x, s.y) if part for buffer in [part.buffer]
+        }
 
     def to(self, device: torch.device) -> None:
         for step in self.steps:
@@ -122,7 +131,7 @@ class TritonEngine:
         self._dtype, self._width = PRECISIONS[precision], network.config.dim
         self._program = _Packed(network, self._dtype)
         self._program.to(self.device)
-        self._graphs: OrderedDict[tuple[int, ...], tuple[torch.cuda.CUDAGraph, Tensor, Tensor] | None] = OrderedDict()
+        self._seen: OrderedDict[tuple[int, ...], _Seen] = OrderedDict()
         self._lock = threading.Lock()
 
     def bytes(self, batch: int, height: int, width: int) -> int:
@@ -137,25 +146,36 @@ class TritonEngine:
         if image.shape[2] % MULTIPLE or image.shape[3] % MULTIPLE:
             raise ValueError(f"input is {image.shape[2]}x{image.shape[3]}; expected multiples of {MULTIPLE}")
         if self.device.type != "cuda":
-            return self._program(image.contiguous())
+            with workspace({}):
+                return self._program(image.contiguous())
         with self._lock:
             return self._replayed(image.contiguous())
 
     def _replayed(self, image: Tensor) -> Tensor:
         key = tuple(image.shape)
-        seen, recorded = key in self._graphs, self._graphs.pop(key, None)
-        if seen and recorded is None:
-            x, graph = image.clone(), torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
-                y = self._program(x)
-            recorded = graph, x, y
-        self._graphs[key] = recorded
-        while len(self._graphs) > _GRAPHS_KEPT:
-            self._graphs.popitem(last=False)
-        if recorded is None:  # compiles what is not compiled yet; one image alone is not worth a graph
-            return self._program(image)
-        graph, x, y = recorded
-        x.copy_(image)
-        graph.replay()
-        return y.clone()
+        seen = self._seen.pop(key, None)
+        self._seen[key] = now = seen or _Seen()
+        while len(self._seen) > _SIZES_KEPT:
+            self._seen.popitem(last=False)
+        with workspace(now.hidden):
+            if seen is None:  # compiles what is not compiled yet; one image alone is not worth a graph
+                return self._program(image)
+            if now.graph is None:
+                now.x, graph = image.clone(), torch.cuda.CUDAGraph()
+                with torch.cuda.graph(graph):
+                    now.y = self._program(now.x)
+                now.graph = graph
+        assert now.x is not None and now.y is not None
+        now.x.copy_(image)
+        now.graph.replay()
+        return now.y.clone()
 
+
+@dataclass
+class _Seen:
+    """What is kept for an image size: hidden channels, and the launches once it was seen twice, with their input and result."""
+
+    hidden: dict[Any, Tensor] = field(default_factory=dict)
+    graph: torch.cuda.CUDAGraph | None = None
+    x: Tensor | None = None
+    y: Tensor | None = None

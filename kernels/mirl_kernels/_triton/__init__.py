@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 # Rows that a panel may have, and what a column of it and the panel itself cost then: instructions of a thread, as they are counted
 # in the product of 128 pixels compiled for sm_80. Taller panels load a column for more rows, few of which may use it.
-HEIGHTS = {16: (5.6, 202), 32: (3.1, 329), 64: (4.4, 576), 128: (6.2, 874)}
+HEIGHTS = {16: (5.6, 202), 32: (3.1, 329), 64: (4.4, 576)}  # 128 rows spill registers
 TENSOR_CORES = 8  # rows of a column that an A100's multiply in the time of one such instruction
 
 
@@ -69,7 +69,9 @@ def size(*tensors: Tensor | None) -> int:
 
 
 @lru_cache(maxsize=4096)
-def _touched(pattern: tuple[tuple[int, int], ...], size: tuple[int, int], output: tuple[int, int], stride: tuple[int, int]) -> int:
+def _touched(
+    pattern: tuple[tuple[int, int], ...], size: tuple[int, int], output: tuple[int, int], stride: tuple[int, int]
+) -> int:
     touched = torch.zeros(size, dtype=torch.bool)
     for down, right in pattern:
         rows, columns = (torch.arange(n) * s + d for n, s, d in zip(output, stride, (down, right), strict=True))
@@ -91,7 +93,8 @@ _recorded: ContextVar[list[Launch] | None] = ContextVar("recorded", default=None
 @contextmanager
 def recording() -> Iterator[list[Launch]]:
     """Launches are listed, not made, so that tensors may be on the device "meta"."""
-    token = _recorded.set(launches := [])
+    launches: list[Launch] = []
+    token = _recorded.set(launches)
     try:
         yield launches
     finally:
@@ -199,7 +202,10 @@ def cluster(live: np.ndarray, height: int) -> np.ndarray:
     order: list[int] = []
     while len(order) < len(inside):
         best = int(np.where(taken, -1, count).argmax())
-        union, added = inside[best].copy(), count - inside[:, inside[best]].sum(1)  # columns, and how many a row would add
+        union, added = (
+            inside[best].copy(),
+            count - inside[:, inside[best]].sum(1),
+        )  # columns, and how many a row would add
         taken[best] = True
         order.append(best)
         for _ in range(min(height, len(inside) - len(order) + 1) - 1):
@@ -215,11 +221,12 @@ def cluster(live: np.ndarray, height: int) -> np.ndarray:
 
 
 @torch.no_grad()
-def pack_panels(matrix: Tensor, dtype: torch.dtype, heights: Sequence[int] = tuple(HEIGHTS)) -> Panels:
-    """The panels of a (rows, columns) matrix, its rows clustered, of the height that takes the least work."""
+def pack_panels(matrix: Tensor, dtype: torch.dtype, heights: Sequence[int] = tuple(HEIGHTS), part: int = 0) -> Panels:
+    """The panels of a (rows, columns) matrix, its rows clustered, of the height that takes the least work. The columns of a step
+    are of one ``part`` of that many."""
     array = matrix.float().cpu().numpy()
     heights = [h for h in heights if h == min(heights) or h < 2 * len(array)]  # taller ones are padding
-    return min((_panels(array, dtype, h) for h in heights), key=_clocks)
+    return min((_panels(array, dtype, h, part or array.shape[1]) for h in heights), key=_clocks)
 
 
 def _clocks(panels: Panels) -> float:
@@ -229,7 +236,7 @@ def _clocks(panels: Panels) -> float:
     return max(columns * column + panels.groups * panel, columns * panels.height / TENSOR_CORES)
 
 
-def _panels(matrix: np.ndarray, dtype: torch.dtype, height: int) -> Panels:
+def _panels(matrix: np.ndarray, dtype: torch.dtype, height: int, part: int) -> Panels:
     rows, columns = matrix.shape
     live = matrix != 0
     order = cluster(live, height) if rows > height else np.arange(rows)
@@ -237,12 +244,13 @@ def _panels(matrix: np.ndarray, dtype: torch.dtype, height: int) -> Panels:
     for first in range(0, rows, height):
         group = order[first : first + height]
         used = live[group].any(0).nonzero()[0]
-        padded = np.pad(used, (0, -len(used) % _step(height)), "edge" if len(used) else "constant")  # reads nothing more
-        value = np.zeros((len(padded), height), np.float32)
-        value[: len(used), : len(group)] = matrix[group[:, None], used].T
-        chosen.append(padded.astype(np.int32))
-        values.append(value)
-        starts.append(starts[-1] + len(padded))
+        for own in np.split(used, np.searchsorted(used, np.arange(part, columns, part))):
+            padded = np.pad(own, (0, -len(own) % _step(height)), "edge" if len(own) else "constant")
+            value = np.zeros((len(padded), height), np.float32)
+            value[: len(own), : len(group)] = matrix[group[:, None], own].T
+            chosen.append(padded.astype(np.int32))  # padding reads nothing more
+            values.append(value)
+        starts.append(sum(map(len, chosen)))
     row = np.full(-(-rows // height) * height, -1, np.int32)
     row[:rows] = order
     return Panels(

@@ -10,6 +10,7 @@ import tempfile
 from collections import Counter
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -103,21 +104,39 @@ _WITHIN = re.compile(r"in Loop: Header=(BB\w+)")
 def _loops(code: str) -> tuple[tuple[int, ...], int]:
     """Instructions in the bodies of the loops of a kernel in PTX or GCN assembly, and outside of them, by the compiler's comments
     on every block. Those of PTX are within about a tenth of what ptxas makes of them, whose own loops are harder to tell."""
-    count: Counter[str] = Counter()
-    order: list[str] = []
-    block = loop = ""
+    blocks = [_Block()]
     for line in code.splitlines():
         if found := _BLOCK.match(line):
-            block, loop = found.group(1) or "", ""
+            blocks.append(_Block(found.group(1) or ""))
+        block, text = blocks[-1], line.strip()
         if _HEADER.search(line):
-            loop = block
-            order.append(loop)
+            block.loop, block.header = block.name, True
         elif found := _WITHIN.search(line):
-            loop = found.group(1)
-        text = line.strip()
-        if line[:1].isspace() and text and text[0] not in "./;{}()":
-            count[loop] += 1
+            block.loop = found.group(1)
+        block.left |= ".epil.preheader" in line
+        block.count += line[:1].isspace() and bool(text) and text[0] not in "./;{}()"
+    count: Counter[str] = Counter()
+    order: list[str] = []
+    for before, block in pairwise([_Block(), *blocks]):
+        count[block.loop] += block.count
+        if block.header and before.left:  # what is left of an unrolled loop: its body once
+            order[-1] = block.loop
+        elif block.header:
+            order.append(block.loop)
+        elif before.left:  # the same without a loop: the body was there twice
+            count[order[-1]] //= 2
     return tuple(count[name] for name in order), count[""]
+
+
+@dataclass
+class _Block:
+    """A basic block: the loop that it is in, whether it is its first, and whether what is left of an unrolled one is behind it."""
+
+    name: str = ""
+    loop: str = ""
+    header: bool = False
+    left: bool = False
+    count: int = 0
 
 
 def _field(text: str, pattern: str) -> str:

@@ -50,7 +50,7 @@ def own_panels(groups):
     return first, tl.minimum(first + share, groups)
 
 
-@triton.jit(do_not_specialize=["groups"])  # a loop"s end
+@triton.jit(do_not_specialize=["groups"])  # a loop's end
 def pointwise_kernel(
     x, y, start, column, value, row, total, bias,
     x_batch, y_batch, y_plane, plane, width, channels, groups, eps,
@@ -99,7 +99,9 @@ def _work(launch: Launch) -> Work:
     a, (tiles, batch, parts) = launch.arguments, launch.grid
     item, everywhere = a["x"].itemsize, tiles * batch
     used = a["channels"] if a["NORM"] else len(a["column"].unique())
-    indices = size(a["start"], a["column"], a["row"], a["bias"]) + (size(a["total"]) if a["NORM"] and a["CENTRED"] else 0)
+    indices = size(a["start"], a["column"], a["row"], a["bias"]) + (
+        size(a["total"]) if a["NORM"] and a["CENTRED"] else 0
+    )
     norm = [everywhere * parts * triton.cdiv(a["channels"], a["BLOCK_C"])] * 2 if a["NORM"] else []
     steps = len(a["column"]) // a["BLOCK_K"]
     rows = int((a["row"] >= 0).sum())

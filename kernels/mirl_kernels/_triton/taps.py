@@ -13,7 +13,7 @@ from mirl_kernels._triton import PAD, Launch, Work, counts, launch, size, touche
 from mirl_kernels._triton.product import in_plane
 
 STEP = 16  # hidden channels that a step multiplies on tensor cores
-_PIXELS, _CHANNELS = 64, 128  # of a program
+_CHANNELS, _SUMS = 128, 4096  # of a program; with more sums some GPUs spill registers
 
 
 @triton.jit
@@ -37,7 +37,9 @@ def gelu(x):
     instructions of the device library's."""
     z = tl.abs(x) * 0.7071067811865476
     t = 1 / (1 + 0.3275911 * z)
-    tail = ((((1.061405429 * t - 1.453152027) * t + 1.421413741) * t - 0.284496736) * t + 0.254829592) * t * tl.exp(-z * z)
+    tail = (
+        ((((1.061405429 * t - 1.453152027) * t + 1.421413741) * t - 0.284496736) * t + 0.254829592) * t * tl.exp(-z * z)
+    )
     return 0.5 * (x + tl.abs(x) * (1 - tail))
 
 
@@ -88,7 +90,9 @@ def tap_work(a: dict[str, Any], channels: Tensor, block: int) -> tuple[int, int,
         for row in a["place"][part[a["taken"][part] > 0], : trips[-1]].tolist():  # others read what one of these does
             patterns.append([divmod(place + pitch + PAD, pitch) for place in row])
     output = a["height"], a["width"]
-    image = item * touched([[(i, j - PAD + 1) for i, j in row] for row in patterns], (output[0] + 2, output[1] + 2), output)
+    image = item * touched(
+        [[(i, j - PAD + 1) for i, j in row] for row in patterns], (output[0] + 2, output[1] + 2), output
+    )
     read = sum(trip * len(part) for trip, part in zip(trips, channels.split(block), strict=True))
     tables = 8 * read + (12 if a["TAP_BIAS"] else 8) * len(channels)
     rows = sum(len({i for i, _ in pattern}) for pattern in patterns)
@@ -113,10 +117,10 @@ def _work(launch: Launch) -> Work:
 
 
 class Taps(nn.Module):
-    """The depthwise taps of n channels: slot (n,) int32, where each is among the hidden channels (given as -1: nowhere, it has no
-    taps); taken (n,) int32, how many taps it has; tap (n, 9) and weight (n, 9), which they are (0 to 8, row by row) and their
-    values, behind the last one the first again with a value of 0; bias (n,) float32, or None. ``halves`` parts of them are
-    padded to multiples of STEP each."""
+    """The depthwise taps of n channels, as lists: slot (n,) int32, where each is among the hidden channels (-1 of one that is
+    nowhere, and has no taps); taken (n,) int32, how many taps it has; tap (n, 9) int32 and weight (n, 9) float32, which they
+    are (0 to 8, row by row) and their values, behind the last one the first again with a value of 0; bias (n,) float32, or
+    None. Given are slot, weight (n, 9) and bias; ``halves`` parts of them are padded to multiples of STEP each."""
 
     slot: Tensor
     taken: Tensor
@@ -126,17 +130,19 @@ class Taps(nn.Module):
 
     def __init__(self, slot: Tensor, weight: Tensor, bias: Tensor | None, halves: int = 1) -> None:
         super().__init__()
-        slot, weight, bias = (
-            None if t is None else _padded(t, halves, -1 if t is slot else 0) for t in (slot, weight, bias)
-        )
+        slot, weight = _padded(slot, halves, -1), _padded(weight, halves, 0)
+        bias = None if bias is None else _padded(bias, halves, 0)
         weight = torch.where((slot >= 0)[:, None], weight, 0)
         live = weight != 0
         tap = live.int().argsort(dim=1, descending=True, stable=True)
         weight, taken = weight.gather(1, tap), live.sum(1)
-        tap = torch.where(torch.arange(9) < taken[:, None], tap, torch.where(taken > 0, tap[:, 0], 4)[:, None])
+        some = int(taken.argmax())  # what has no tap reads what this one does, with weights of 0
+        slot = torch.where(taken > 0, slot, slot[some].clamp(min=0))
+        tap = torch.where(
+            torch.arange(9) < taken[:, None], tap, torch.where(taken > 0, tap[:, 0], tap[some, 0])[:, None]
+        )
         for name, tensor in (
-            ("slot", slot.clamp(min=0).int()), ("taken", taken.int()), ("tap", tap.int()),
-            ("weight", weight.contiguous()), ("bias", bias),
+            ("slot", slot.int()), ("taken", taken.int()), ("tap", tap.int()), ("weight", weight.contiguous()), ("bias", bias),
         ):  # fmt: skip
             self.register_buffer(name, tensor)
         self._places: dict[tuple[int, torch.device], Tensor] = {}
@@ -163,13 +169,14 @@ def mix(hidden: Tensor, taps: Taps, weight: Tensor, bias: Tensor | None, x: Tens
     and y (B, C, H, W)."""
     batch, channels, height, width = x.shape
     block = min(_CHANNELS, max(16, triton.next_power_of_2(channels)))
+    pixels = min(64, _SUMS // block)
     launch(
-        mix_kernel, (triton.cdiv(height * width, _PIXELS), batch, triton.cdiv(channels, block)),
+        mix_kernel, (triton.cdiv(height * width, pixels), batch, triton.cdiv(channels, block)),
         hidden, *taps.tables(width), weight, bias, x, y,
         hidden.stride(0), hidden.stride(1), weight.stride(0) if weight.ndim == 3 else 0, x.stride(0), y.stride(0),
         height, width, channels, weight.shape[-2], len(taps.slot) // (2 if gate else 1),
         GATE=gate, TAP_BIAS=taps.bias is not None, BIAS=bias is not None,
-        BLOCK_H=STEP, BLOCK_C=block, BLOCK_P=_PIXELS, PAD=PAD, PRECISION="ieee", warps=4,
+        BLOCK_H=STEP, BLOCK_C=block, BLOCK_P=pixels, PAD=PAD, PRECISION="ieee", warps=4,
     )  # fmt: skip
 
 

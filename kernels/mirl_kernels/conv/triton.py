@@ -1,4 +1,4 @@
-"""Convolutions of any geometry on GPUs: panels over (channel, tap), the pixel shuffle and the residual in the store."""
+"""Convolutions of any geometry on GPUs: panels over (tap, channel), the pixel shuffle and the residual in the store."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from torch import Tensor
 from mirl_kernels._triton import Launch, Packed, Panels, Work, counts, launch, pack_panels, size, touched
 from mirl_kernels._triton.product import PIXELS, own_panels, shares
 
-@triton.jit(do_not_specialize=["groups"])  # a loop"s end
+
+@triton.jit(do_not_specialize=["groups"])  # a loop's end
 def conv_kernel(
     x, y, start, channel, down, right, value, row, bias, residual,
     x_batch, y_batch, residual_batch, height, width, out_height, out_width, stride_y, stride_x, groups,
@@ -31,11 +32,11 @@ def conv_kernel(
         total = tl.zeros([ROWS, BLOCK_P], tl.float32)
         for k in range(tl.load(start + g), tl.load(start + g + 1), BLOCK_K):
             ks = k + tl.arange(0, BLOCK_K)
-            at_y = (r * stride_y)[None, :] + tl.load(down + ks)[:, None]
-            at_x = (c * stride_x)[None, :] + tl.load(right + ks)[:, None]
-            near = inside[None, :] & (at_y >= 0) & (at_y < height) & (at_x >= 0) & (at_x < width)
-            base = x + tl.load(channel + ks).to(tl.int64)[:, None] * plane
-            part = tl.load(base + at_y * width + at_x, near, 0.0)
+            at_y = r * stride_y + tl.load(down + k)  # the columns of a step are all of one tap
+            at_x = c * stride_x + tl.load(right + k)
+            near = inside & (at_y >= 0) & (at_y < height) & (at_x >= 0) & (at_x < width)
+            base = x + tl.load(channel + ks).to(tl.int64) * plane
+            part = tl.load(base[:, None] + (at_y * width + at_x)[None, :], near[None, :], 0.0)
             weight = tl.load(value + ks[None, :] * ROWS + tl.arange(0, ROWS)[:, None])
             total = tl.dot(weight, part.to(weight.dtype), total, input_precision=PRECISION)
         o = tl.load(row + g * ROWS + tl.arange(0, ROWS))
@@ -65,7 +66,7 @@ def _work(launch: Launch) -> Work:
         patterns.setdefault(channel, []).append(tuple(place))
     output = a["out_height"], a["out_width"]
     image = touched(patterns.values(), (a["height"], a["width"]), output, (a["stride_y"], a["stride_x"]))
-    tables = size(a["start"], a["channel"], a["down"], a["right"], a["value"], a["row"], a["bias"])
+    tables = size(a["start"], a["channel"], a["value"], a["row"], a["bias"]) + 8 * columns // a["BLOCK_K"]
     return Work(
         read=batch * item * image + tables + size(a["residual"]),
         written=size(a["y"]),
@@ -92,12 +93,14 @@ class TritonConv(Packed):
             raise ValueError(f"shuffle is {shuffle}; expected 1, 2 or -2")
         self.padding = padding if padding is not None else (rows // 2, rows // 2, columns // 2, columns // 2)
         self.kernel, self.stride, self.dilation, self.shuffle = (rows, columns), stride, dilation, shuffle
-        whole = weight.new_zeros(groups, outputs // groups, groups, inputs, rows * columns)
+        whole = weight.new_zeros(groups, outputs // groups, rows * columns, groups, inputs)
         for g in range(groups):
-            whole[g, :, g] = weight.detach()[g * (outputs // groups) :][: outputs // groups].flatten(2)
-        self.matrix: Panels = pack_panels(whole.view(outputs, -1), dtype)
-        tap = self.matrix.column % (rows * columns)
-        self.register_buffer("channel", (self.matrix.column // (rows * columns)).int())
+            whole[g, :, :, g] = (
+                weight.detach()[g * (outputs // groups) :][: outputs // groups].flatten(2).transpose(1, 2)
+            )
+        self.matrix: Panels = pack_panels(whole.view(outputs, -1), dtype, part=groups * inputs)
+        tap = self.matrix.column // (groups * inputs)
+        self.register_buffer("channel", (self.matrix.column % (groups * inputs)).int())
         self.register_buffer("down", (tap // columns * dilation[0] - self.padding[0]).int())
         self.register_buffer("right", (tap % columns * dilation[1] - self.padding[2]).int())
         self.register_buffer("bias", None if bias is None else bias.detach().float())

@@ -20,14 +20,14 @@ _GRAM, _PIXELS = 64, 64  # channels each way of the block of a Gram matrix that 
 _PROGRAMS = 128  # that sum them up, at least
 
 
-@triton.jit(do_not_specialize=["tiles"])  # a loop"s end
+@triton.jit(do_not_specialize=["tiles"])  # a loop's end
 def gram_kernel(
-    hidden, slot, taken, place, taps, tap_bias, gram, norms,
+    hidden, slot, taken, place, taps, tap_bias, sums, total_size,
     hidden_batch, hidden_plane, height, width, heads, blocks, tiles,
     TAP_BIAS: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr, PAD: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Sums over ``tiles`` tiles of pixels of q k^T, gram (S, B, heads, n, n), and of q^2 and k^2, norms (S, B, 2, heads, n), of the n
-    = blocks * BLOCK_C rows of each that the tables have. Grid (S, B * heads, blocks of q times blocks of k)."""
+    """Sums over ``tiles`` tiles of pixels of q k^T, (B, heads, n, n), and behind it of q^2 and k^2, (B, heads, 2, n), of the n =
+    blocks * BLOCK_C rows of each that the tables have; sums (S, total_size). Grid (S, B * heads, blocks of q times blocks of k)."""
     plane = height * width
     share, image = tl.program_id(0), tl.program_id(1)
     batch, head = (image // heads).to(tl.int64), image % heads
@@ -50,11 +50,35 @@ def gram_kernel(
         k_norm += tl.sum(k * k, 1)
         kind = hidden.dtype.element_ty
         total = tl.dot(q.to(kind), tl.trans(k.to(kind)), total, input_precision=PRECISION)
-    where = share.to(tl.int64) * (tl.num_programs(1) // heads) + batch
-    tl.store(gram + ((where * heads + head) * size + i[:, None]) * size + j[None, :], total)
-    norms += (where * 2 * heads + head) * size
-    tl.store(norms + i, q_norm, tl.full([BLOCK_C], first_j, tl.int32) == 0)
-    tl.store(norms + heads * size + j, k_norm, tl.full([BLOCK_C], first_i, tl.int32) == 0)
+    sums += share.to(tl.int64) * total_size
+    tl.store(sums + (image * size + i[:, None]) * size + j[None, :], total)
+    sums += (tl.num_programs(1) * size + 2 * image) * size
+    tl.store(sums + i, q_norm, tl.full([BLOCK_C], first_j, tl.int32) == 0)
+    tl.store(sums + size + j, k_norm, tl.full([BLOCK_C], first_i, tl.int32) == 0)
+
+
+@triton.jit(do_not_specialize=["shares"])  # a loop's end
+def sum_kernel(sums, result, shares, size, BLOCK_S: tl.constexpr, BLOCK: tl.constexpr):
+    """result (size,) = the sum of sums (shares, size). Grid (tiles,)."""
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    total = tl.zeros([BLOCK_S, BLOCK], tl.float32)
+    for first in range(0, shares, BLOCK_S):
+        share = first + tl.arange(0, BLOCK_S)
+        here = (share < shares)[:, None] & (at < size)[None, :]
+        total += tl.load(sums + share[:, None] * size + at[None, :], here, 0.0)
+    tl.store(result + at, tl.sum(total, 0), at < size)
+
+
+@counts(sum_kernel)
+def _sum_work(launch: Launch) -> Work:
+    a = launch.arguments
+    return Work(
+        size(a["sums"]),
+        size(a["result"]),
+        size(a["sums"]),
+        0,
+        (launch.grid[0] * triton.cdiv(a["shares"], a["BLOCK_S"]),),
+    )
 
 
 @counts(gram_kernel)
@@ -65,46 +89,38 @@ def _gram_work(launch: Launch) -> Work:
     found = [tap_work(a, half, block) for half in torch.arange(2 * heads * blocks * block).view(2, -1)]
     return Work(
         read=sum(batch * image + tables for image, tables, _, _ in found),
-        written=size(a["gram"], a["norms"]),
+        written=size(a["sums"]),
         fetched=batch * blocks * sum(steps * pixels * tile + parts * tables for _, tables, tile, _ in found),
         macs=steps * images * pairs * block * block * pixels,
         trips=(steps * images * pairs, *(batch * steps * blocks * sum(trips) for *_, trips in found)),
     )
 
 
-@triton.jit(do_not_specialize=["shares"])  # a loop"s end
+@triton.jit
 def compose_kernel(
-    gram, norms, spot, temperature, project_out, weight, order,
-    batches, channels, heads, shares, size, count,
+    sums, spot, temperature, project_out, weight, order,
+    channels, heads, size, count,
     BLOCK_I: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_O: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """weight (B, count, C): row ``order[v channel]`` is project_out @ softmax(temperature * q k^T)'s column of that channel, of
     normalised q and k; order is -1 for a v that is zero. spot (2, C) says where each q and k is in its head's sums, -1 for one
     that is zero, whose logits are 0. project_out (C, C) float32. Grid (B * heads, tiles of outputs)."""
-    batch, head = tl.program_id(0) // heads, tl.program_id(0) % heads
+    image = tl.program_id(0)
+    batch, head = image // heads, image % heads
     inner = channels // heads
     j = tl.arange(0, BLOCK_J)
     at_j = tl.load(spot + channels + head * inner + j, j < inner, -1)
     out = tl.program_id(1) * BLOCK_O + tl.arange(0, BLOCK_O)
     warmth = tl.load(temperature + head)
-    k_square = tl.zeros([BLOCK_J], tl.float32)
-    for share in range(shares):
-        at = norms + ((share * batches + batch) * 2 * heads + heads + head) * size
-        k_square += tl.load(at + at_j, at_j >= 0, 0.0)
-    k_norm = tl.maximum(tl.sqrt(k_square), 1e-12)
+    gram = sums + image * size * size
+    squares = sums + (tl.num_programs(0) * size + 2 * image) * size
+    k_norm = tl.maximum(tl.sqrt(tl.load(squares + size + at_j, at_j >= 0, 0.0)), 1e-12)
     total = tl.zeros([BLOCK_J, BLOCK_O], tl.float32)
     for first in range(0, inner, BLOCK_I):
         i = first + tl.arange(0, BLOCK_I)
         at_i = tl.load(spot + head * inner + i, i < inner, -1)
-        here = (at_i >= 0)[:, None] & (at_j >= 0)[None, :]
-        logits = tl.zeros([BLOCK_I, BLOCK_J], tl.float32)
-        q_square = tl.zeros([BLOCK_I], tl.float32)
-        for share in range(shares):
-            where = share * batches + batch
-            at = gram + ((where * heads + head) * size + at_i[:, None]) * size + at_j[None, :]
-            logits += tl.load(at, here, 0.0)
-            q_square += tl.load(norms + (where * 2 * heads + head) * size + at_i, at_i >= 0, 0.0)
-        q_norm = tl.maximum(tl.sqrt(q_square), 1e-12)
+        q_norm = tl.maximum(tl.sqrt(tl.load(squares + at_i, at_i >= 0, 0.0)), 1e-12)
+        logits = tl.load(gram + at_i[:, None] * size + at_j[None, :], (at_i >= 0)[:, None] & (at_j >= 0)[None, :], 0.0)
         logits = logits / q_norm[:, None] / k_norm[None, :] * warmth
         logits = tl.where((j < inner)[None, :], logits, float("-inf"))
         attention = tl.exp(logits - tl.max(logits, 1)[:, None])
@@ -121,16 +137,16 @@ def compose_kernel(
 @counts(compose_kernel)
 def _compose_work(launch: Launch) -> Work:
     a, (images, tiles, _) = launch.arguments, launch.grid
-    programs, steps = images * tiles, triton.cdiv(a["channels"] // a["heads"], a["BLOCK_I"])
+    steps = triton.cdiv(a["channels"] // a["heads"], a["BLOCK_I"])
     q, k = (a["spot"] >= 0).view(2, a["heads"], -1).sum(2)
-    sums = 4 * a["shares"] * a["batches"] * int((q * k + q + k).sum())
+    sums = 4 * images // a["heads"] * int((q * k + q + k).sum())
     tables = size(a["temperature"], a["order"], a["spot"], a["project_out"])
     return Work(
         read=sums + tables,
         written=size(a["weight"]),
-        fetched=tiles * sums + a["batches"] * tables,
+        fetched=tiles * sums + images // a["heads"] * tables,
         macs=0,  # in float32
-        trips=(programs * a["shares"], programs * steps, programs * steps * a["shares"]),
+        trips=(images * tiles * steps,),
     )
 
 
@@ -182,6 +198,7 @@ class TritonMDTA(Packed):
         self.register_buffer("spot", torch.cat([slots(head) for head in q + k]).int())
         # v that is zero everywhere is left out of the last product.
         v = felt[2 * self.channels :]
+        self.count = int(v.sum())
         self.register_buffer("order", slots(v))
         self.v_taps = _rows_of(slot, taps, tap_bias, v.nonzero()[:, 0] + 2 * self.channels)
         self.register_buffer("temperature", temperature.detach().float().flatten())
@@ -201,21 +218,23 @@ class TritonMDTA(Packed):
         shares = shares or triton.cdiv(_PROGRAMS, batch * self.heads * blocks**2)
         tiles = triton.cdiv(plane, _PIXELS * shares)
         shares = triton.cdiv(plane, _PIXELS * tiles)
-        gram = torch.empty(shares, batch, self.heads, blocks * block, blocks * block, device=x.device)
-        norms = torch.empty(shares, batch, 2, self.heads, blocks * block, device=x.device)
+        size = batch * self.heads * blocks * block * (blocks * block + 2)
+        sums = torch.empty(shares, size, device=x.device)
         launch(
             gram_kernel, (shares, batch * self.heads, blocks**2),
-            qkv, *taps.tables(width), gram, norms,
+            qkv, *taps.tables(width), sums, size,
             qkv.stride(0), qkv.stride(1), height, width, self.heads, blocks, tiles,
             TAP_BIAS=taps.bias is not None, BLOCK_C=block, BLOCK_P=_PIXELS, PAD=PAD, PRECISION="ieee", warps=8,
         )  # fmt: skip
-        count = int((self.order >= 0).sum())
-        weight = x.new_empty(batch, count, channels)
+        summed = torch.empty(size, device=x.device)
+        launch(sum_kernel, (triton.cdiv(size, 64), 1, 1), sums, summed, shares, size, BLOCK_S=16, BLOCK=64, warps=4)
+        weight = x.new_empty(batch, self.count, channels)
+        wide = max(16, triton.next_power_of_2(inner))
         launch(
-            compose_kernel, (batch * self.heads, triton.cdiv(channels, 32), 1),
-            gram, norms, self.spot, self.temperature, self.project_out, weight, self.order,
-            batch, channels, self.heads, shares, blocks * block, count,
-            BLOCK_I=16, BLOCK_J=max(16, triton.next_power_of_2(inner)), BLOCK_O=32, PRECISION="ieee", warps=8,
+            compose_kernel, (batch * self.heads, triton.cdiv(channels, 16), 1),
+            summed, self.spot, self.temperature, self.project_out, weight, self.order,
+            channels, self.heads, blocks * block, self.count,
+            BLOCK_I=16, BLOCK_J=wide, BLOCK_O=16, PRECISION="ieee", warps=8 if wide > 64 else 4,
         )  # fmt: skip
         mix(qkv, self.v_taps, weight, self.bias, x, y, gate=False)
         return y

@@ -1,0 +1,161 @@
+"""What a ticket would take on GPUs, beside the dense network: predictions, since no GPU has confirmed them.
+
+The sparse network's come from its launches (`mirl_kernels._triton.model`). The dense network's favour it: every operator reads
+and writes its tensors once at the full bandwidth of the memory, multiplies at the peak of the tensor cores, and, where it is
+compiled, whatever is not a convolution or matrix product is fused as far as dependencies allow. Depthwise convolutions, which
+are far from that on GPUs, are granted it too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
+
+from mirl_kernels._triton import work
+from mirl_sparse.network import PromptIR
+from mirl_sparse.triton_engine import PRECISIONS, check_package, launches
+
+DERATED = 0.6  # of every peak, for the row that asks what remains where nothing reaches its peak
+
+
+@dataclass
+class _Operator:
+    """What a dense operator, or several that are fused, reads and writes in bytes, and multiplies."""
+
+    moved: int
+    macs: int = 0
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Seconds on a GPU: of the dense network as PyTorch runs it and compiled, and of the sparse one, also at DERATED of every
+    peak."""
+
+    gpu: str
+    eager: float
+    compiled: float
+    sparse: float
+    sparse_derated: float
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Of one network and image size; bytes that it moves to and from memory, dense as PyTorch runs it and sparse."""
+
+    eager_bytes: int
+    sparse_bytes: int
+    launches: int
+    rows: tuple[Prediction, ...]
+
+
+class _Recorder(TorchDispatchMode):
+    """The operators of a forward pass on tensors of no memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[str, list[Tensor], list[Tensor], int]] = []
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        inputs = [t for t in tree_flatten((args, kwargs))[0] if isinstance(t, Tensor)]
+        outputs = [t for t in tree_flatten(result)[0] if isinstance(t, Tensor)]
+        if not function.is_view and any(_storage(o) not in map(_storage, inputs) for o in outputs):
+            name = function.overloadpacket.__name__
+            macs = 0
+            if name == "convolution":
+                macs = outputs[0].numel() * inputs[1][0].numel()
+            elif name in ("bmm", "mm", "addmm"):
+                macs = outputs[0].numel() * inputs[-2].shape[-1]
+            self.calls.append((name, inputs, outputs, macs))
+        return result
+
+
+def _storage(t: Tensor) -> int:
+    return t.untyped_storage()._cdata
+
+
+def _size(tensors: Iterable[Tensor]) -> int:
+    return sum(t.numel() * t.itemsize for t in {_storage(t): t for t in tensors}.values())
+
+
+def _eager(calls: list[tuple[str, list[Tensor], list[Tensor], int]]) -> list[_Operator]:
+    return [_Operator(_size(inputs) + _size(outputs), macs) for _, inputs, outputs, macs in calls]
+
+
+def _compiled(calls: list[tuple[str, list[Tensor], list[Tensor], int]]) -> list[_Operator]:
+    """Convolutions and matrix products by themselves; all else fused with what it is connected to and no product lies between."""
+    group: dict[int, int] = {}  # of a storage's producer, by storage; -1 - i for a product
+    depth: dict[int, int] = {}  # products in front of it
+    parent: list[int] = []
+
+    def root(i: int) -> int:
+        while parent[i] != i:
+            i = parent[i]
+        return i
+
+    readers: dict[int, set[int]] = {}
+    for i, (_, inputs, outputs, macs) in enumerate(calls):
+        level = max((depth.get(_storage(t), 0) + (group.get(_storage(t), 0) < 0) for t in inputs), default=0)
+        parent.append(i)
+        for t in inputs:
+            readers.setdefault(_storage(t), set()).add(i)
+            other = group.get(_storage(t), -1)
+            if not macs and other >= 0 and depth[_storage(t)] == level:
+                parent[root(other)] = root(i)
+        for t in outputs:
+            group[_storage(t)], depth[_storage(t)] = -1 - i if macs else i, level
+    found = []
+    members: dict[int, set[int]] = {}
+    for i, (_, inputs, outputs, macs) in enumerate(calls):
+        if macs:
+            found.append(_Operator(_size(inputs) + _size(outputs), macs))
+        else:
+            members.setdefault(root(i), set()).add(i)
+    for inside in members.values():
+        made = {_storage(t): t for i in inside for t in calls[i][2]}
+        read = [t for i in inside for t in calls[i][1] if _storage(t) not in made]
+        written = [t for s, t in made.items() if s not in readers or readers[s] - inside]
+        found.append(_Operator(_size(read) + _size(written)))
+    return found
+
+
+@torch.no_grad()
+def predict(network: PromptIR, shape: tuple[int, int, int], precision: str = "float16",
+            gpus: Iterable[str] | None = None, progress: Callable[[str], None] = lambda gpu: None) -> Predictions:  # fmt: skip
+    """What ``network`` would take for an image of ``shape`` (batch, height, width), sides multiples of 8, on each of
+    `mirl_kernels._triton.model.GPUS`, or on those named. Kernels are compiled for each, which takes a minute; ``progress`` is
+    told which. UserError without Triton."""
+    check_package()
+    from mirl_kernels._triton.model import EAGER_LAUNCH, GPUS, LAUNCH, total
+
+    dense = deepcopy(network).to("meta", PRECISIONS[precision])
+    with _Recorder() as recorder:
+        dense(torch.empty(shape[0], 3, *shape[1:], dtype=PRECISIONS[precision], device="meta"))
+    eager, compiled = _eager(recorder.calls), _compiled(recorder.calls)
+    sparse = [launch for step in launches(network, shape, precision).values() for launch in step]
+    rows = []
+    for name in gpus or GPUS:
+        gpu = GPUS[name]
+        progress(name)
+
+        def seconds(operators: list[_Operator], least: float, gpu: Any = gpu) -> float:
+            return sum(max(o.moved / gpu.memory, o.macs / gpu.tensor, least) for o in operators)
+
+        rows.append(
+            Prediction(
+                name,
+                seconds(eager, EAGER_LAUNCH),
+                seconds(compiled, LAUNCH),
+                total(sparse, gpu),
+                total(sparse, gpu, DERATED),
+            )
+        )
+    done = [work(launch) for launch in sparse]
+    return Predictions(sum(o.moved for o in eager), sum(w.read + w.written for w in done), len(sparse), tuple(rows))

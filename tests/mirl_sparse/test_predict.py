@@ -1,0 +1,122 @@
+"""Predictions for GPUs: what they count, and that every launch of a network compiles for all of them without faults."""
+
+import os
+from collections import Counter
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+if os.environ.get("TRITON_INTERPRET") == "1":
+    pytest.skip("triton interprets in this process", allow_module_level=True)
+
+from mirl_kernels._triton import Launch, work
+from mirl_kernels._triton.model import GPUS, LAUNCH
+from mirl_kernels._triton.model import predict as predict_launch
+from mirl_kernels._triton.offline import SHARED, compile_for, specialised
+from mirl_sparse.network import PromptIR, PromptIRConfig
+from mirl_sparse.predict import _compiled, _eager, _Recorder, predict
+from mirl_sparse.triton_engine import PRECISIONS, launches
+
+TINY = PromptIRConfig(8, (1, 1, 1, 1), 1, (1, 1, 1, 1), prompt_dims=(4, 4, 4), prompt_sizes=(4, 4, 4), prompt_count=1,
+                      unused_layers=False)  # fmt: skip
+
+
+def pruned(config: PromptIRConfig, density: float) -> PromptIR:
+    """Random weights, of which every layer keeps its largest."""
+    torch.manual_seed(0)
+    network = PromptIR(config)
+    with torch.no_grad():
+        for p in network.parameters():
+            if p.ndim == 4 and p.numel() > 100:
+                p *= p.abs() > p.abs().flatten().kthvalue(max(1, int(p.numel() * (1 - density)))).values
+    return network
+
+
+@pytest.fixture(scope="module")
+def full():
+    """MIR-L's network with 10.7% of every layer."""
+    return pruned(PromptIRConfig(), 0.107)
+
+
+# The most bytes (registers on AMD's) that a thread of a kernel still spills, by architecture and type: none may join these, and
+# what no longer spills must leave.
+SPILLS = {}
+
+
+def faults_of(architecture: str, precision: str, found: list[Launch]) -> tuple[list[str], dict[str, int]]:
+    """What is wrong with the launches as they are compiled, and what each kernel spills."""
+    faults, spills = [], Counter()
+    for launch in found:
+        done, name = compile_for(architecture, launch), launch.kernel.fn.__name__
+        spills[name] = max(spills[name], done.spilled)
+        if done.shared > SHARED[architecture]:
+            faults.append(f"{name}: {done.shared} bytes of shared memory of {SHARED[architecture]}")
+        products = name in ("pointwise_kernel", "conv_kernel", "mix_kernel", "gram_kernel")
+        if products and precision != "float32" and not done.tensor:
+            faults.append(f"{name}: no tensor-core instruction")
+        if len(done.loops) != len(work(launch).trips):
+            faults.append(f"{name}: {len(done.loops)} loops, {len(work(launch).trips)} are counted")
+    return faults, +spills
+
+
+def distinct(full: PromptIR, precision: str) -> list[Launch]:
+    """The launches that are compiled each by itself: of a large and a small image, and of a tiny dense network."""
+    found = {}
+    for network, shape in ((full, (1, 256, 256)), (full, (2, 72, 40)), (pruned(TINY, 1.0), (1, 24, 16))):
+        for step in launches(network, shape, precision).values():
+            found |= {specialised(launch): launch for launch in step}
+    return list(found.values())
+
+
+@pytest.mark.parametrize(("architecture", "precision"), [
+    pytest.param(a, p, marks=[] if a in ("sm_90", "gfx942") and p == "float16" else pytest.mark.slow)
+    for a in SHARED for p in PRECISIONS
+])  # fmt: skip
+def test_every_launch_compiles_and_spills_only_what_is_known(full, architecture, precision):
+    faults, spills = faults_of(architecture, precision, distinct(full, precision))
+    assert not faults, "\n".join(faults)
+    assert spills == SPILLS.get((architecture, precision), {})
+
+
+def test_traffic_is_a_quarter_of_the_dense_network(full):
+    total = sum(w.read + w.written for step in launches(full, (1, 256, 256)).values() for w in map(work, step))
+    with _Recorder() as recorder, torch.no_grad():
+        PromptIR(full.config).to("meta", torch.float16)(torch.empty(1, 3, 256, 256, dtype=torch.float16, device="meta"))
+    dense = sum(o.moved for o in _eager(recorder.calls))
+    assert total < 3.2e9
+    assert 13e9 < dense < 15e9
+
+
+def test_a_launch_takes_as_long_as_its_busiest_part(full):
+    step = launches(full, (1, 256, 256))["decoder_level1.0"]
+    for launch in step:
+        found = predict_launch(launch, GPUS["H100 SXM"])
+        assert found.seconds == max(found.memory, found.cache, found.tensor, found.issue) + LAUNCH
+        half = predict_launch(launch, GPUS["H100 SXM"], 0.5)
+        assert half.seconds - LAUNCH == pytest.approx(2 * (found.seconds - LAUNCH))
+
+
+def test_fusing_spares_what_only_the_fused_read():
+    class Network(torch.nn.Module):
+        def forward(self, x, w):
+            y = torch.nn.functional.gelu(x) * 2 + 1  # fused: reads x, writes y
+            z = torch.nn.functional.conv2d(y, w)  # reads y and w, writes z
+            return z.relu() + y  # fused: reads z and y, writes the result
+
+    x, w = torch.empty(1, 8, 16, 16, device="meta"), torch.empty(8, 8, 1, 1, device="meta")
+    with _Recorder() as recorder:
+        Network()(x, w)
+    n, k = 4 * 8 * 256, 4 * 64
+    assert sorted(o.moved for o in _compiled(recorder.calls)) == sorted([2 * n, 2 * n + k, 3 * n])
+    assert [o.moved for o in _eager(recorder.calls)] == [2 * n, 2 * n, 2 * n, 2 * n + k, 2 * n, 3 * n]
+    assert sum(o.macs for o in _compiled(recorder.calls)) == 8 * 8 * 256
+
+
+def test_a_network_is_predicted_for_every_gpu():
+    found = predict(pruned(TINY, 0.3), (1, 64, 64), gpus=["A100 40GB", "L4"])
+    assert [row.gpu for row in found.rows] == ["A100 40GB", "L4"]
+    for row in found.rows:
+        assert 0 < row.compiled <= row.eager
+        assert found.launches * LAUNCH < row.sparse < row.sparse_derated
+    assert 0 < found.sparse_bytes < found.eager_bytes

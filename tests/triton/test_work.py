@@ -1,0 +1,101 @@
+"""How much every launch is said to do, against what it does in the interpreter: the bytes of the addresses that it touches, the
+multiply-adds of its products, and the trips of its loops by their number of loads.
+"""
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from triton.runtime import interpreter
+
+from mirl_kernels._triton import recording, work
+from mirl_kernels.conv.triton import TritonConv
+from mirl_kernels.gdfn.triton import TritonGDFN
+from mirl_kernels.mdta.triton import TritonMDTA
+from mirl_kernels.pointwise.triton import TritonPointwise
+from mirl_kernels.prompt.triton import TritonPrompt
+
+
+class Trace:
+    """What a kernel touches while it runs."""
+
+    def __init__(self, monkeypatch):
+        builder = interpreter.interpreter_builder
+        self.read, self.written, self.macs = {}, {}, 0
+        load, store, dot = builder.create_masked_load, builder.create_masked_store, builder.create_dot
+
+        def touch(touched, pointers, mask):
+            item = pointers.get_element_ty().primitive_bitwidth // 8
+            touched.setdefault(item, []).append(np.unique(pointers.data[mask.data]))
+
+        def traced_load(pointers, mask, *rest):
+            touch(self.read, pointers, mask)
+            return load(pointers, mask, *rest)
+
+        def traced_store(pointers, value, mask, *rest):
+            touch(self.written, pointers, mask)
+            return store(pointers, value, mask, *rest)
+
+        def traced_dot(a, b, d, *rest):
+            self.macs += a.data.shape[0] * a.data.shape[1] * b.data.shape[1]
+            return dot(a, b, d, *rest)
+
+        monkeypatch.setattr(builder, "create_masked_load", traced_load)
+        monkeypatch.setattr(builder, "create_masked_store", traced_store)
+        monkeypatch.setattr(builder, "create_dot", traced_dot)
+
+    @staticmethod
+    def bytes(touched):
+        return sum(item * len(np.unique(np.concatenate(found))) for item, found in touched.items())
+
+
+def sparse(*shape, density=0.2):
+    return torch.randn(shape) * (torch.rand(shape) < density)
+
+
+def taps(channels):
+    weight = sparse(channels, 1, 3, 3, density=0.15)
+    weight[::5] = 0  # dead
+    return weight
+
+
+def conv(stride, shuffle):
+    return lambda c: TritonConv(sparse(4 * 5, c, 3, 3), torch.randn(20), stride=stride, shuffle=shuffle)
+
+
+OPS = {
+    "pointwise": lambda c: TritonPointwise(sparse(37, c, 1, 1)),
+    "conv": conv((1, 1), 1),
+    "conv, stride": conv((2, 1), 1),
+    "conv, shuffle": conv((1, 1), 2),
+    "conv, unshuffle": conv((1, 1), -2),
+    "gdfn": lambda c: TritonGDFN(torch.ones(c), torch.zeros(c), sparse(60, c, 1, 1), taps(60), sparse(c, 30, 1, 1)),
+    "mdta": lambda c: TritonMDTA(
+        torch.ones(c), None, sparse(3 * c, c, 1, 1), taps(3 * c), torch.ones(2, 1, 1), sparse(c, c, 1, 1),
+        [None, 0.1 * torch.randn(3 * c), None],
+    ),
+    "prompt": lambda c: TritonPrompt(torch.randn(3, c), torch.randn(3), torch.rand(1, 3, 6, 4, 4), sparse(6, 6, 3, 3)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("batch", "size"), [(1, (16, 24)), (2, (10, 14))])
+@pytest.mark.parametrize("op", OPS)
+def test_launches_do_what_they_are_said_to(op, batch, size, monkeypatch):
+    torch.manual_seed(len(op))
+    module = OPS[op](24)
+    with recording() as launches:
+        module(torch.randn(batch, 24, *size).half())
+    assert launches
+    for launch in launches:
+        said = work(launch)
+        with monkeypatch.context() as patch:
+            trace = Trace(patch)
+            launch.kernel[launch.grid](**launch.arguments, num_warps=launch.warps)
+        name = launch.kernel.fn.__name__
+        assert trace.bytes(trace.written) == said.written, name
+        # Zeros that two channels share are counted for both, and what rows of padding read of another's is not.
+        assert said.read == pytest.approx(trace.bytes(trace.read), rel=0.01), name
+        assert said.macs in (0, trace.macs), name
+        assert said.fetched >= said.read * 0.9, name
