@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml constraints.txt kernels/CMakeLists.txt $(shell find kernels -name '*.cpp' -o -name '*.h')
 
-.PHONY: demo test test-all check bench-ops
+.PHONY: demo test test-all test-gpu check bench-ops
 
 $(VENV)/.installed: $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -22,6 +22,9 @@ test: $(VENV)/.installed
 test-all: $(VENV)/.installed
 	$(BIN)/python -m pytest -q -m 'not gpu' --ignore=tests/triton
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest -q -m 'not gpu' tests/triton
+
+test-gpu: $(VENV)/.installed
+	$(BIN)/python -m pytest -q -m gpu tests/triton
 
 check: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from mirl_kernels import _cpu
 from mirl_sparse.ticket import write_ticket
 
 
@@ -130,3 +131,23 @@ def test_a_ticket_of_another_format_is_refused(network, tmp_path):
     assert done.returncode == 2
     assert "ticket 9" in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_doctor_says_what_works_and_what_does_not(tmp_path):
+    done = mirl("doctor", cwd=tmp_path)
+    assert done.returncode == 0
+    assert done.stderr == ""
+    assert re.search(r"^reference: +works$", done.stdout, re.MULTILINE)
+    assert re.search(rf"^cpu: +{'works' if _cpu.available() else 'does not work: .+'}$", done.stdout, re.MULTILINE)
+    if not torch.cuda.is_available():
+        assert re.search(r"^triton: +does not work: .*(GPU|pip install triton)", done.stdout, re.MULTILINE)
+
+
+@pytest.mark.slow
+def test_inspect_predicts_gpus(checkpoint, tmp_path):
+    pytest.importorskip("triton")
+    done = mirl("inspect", "mirl.ckpt", "--gpus", "--size", "32", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for gpu in ("A100", "H100", "4090", "L4", "MI300X"):
+        assert gpu in done.stdout
+    assert "Predicted, not measured" in " ".join(done.stdout.split())

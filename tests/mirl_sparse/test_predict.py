@@ -41,7 +41,21 @@ def full():
 
 # The most bytes (registers on AMD's) that a thread of a kernel still spills, by architecture and type: none may join these, and
 # what no longer spills must leave.
-SPILLS = {}
+SPILLS = {
+    ("sm_80", "float16"): {"mix_kernel": 40},
+    ("sm_86", "float16"): {"mix_kernel": 24},
+    ("sm_89", "float16"): {"mix_kernel": 24},
+    ("sm_100", "float16"): {"compose_kernel": 16, "conv_kernel": 32, "pointwise_kernel": 48},
+    ("sm_120", "float16"): {"conv_kernel": 24},
+    ("gfx90a", "float16"): {"compose_kernel": 46, "conv_kernel": 48, "gram_kernel": 23, "mix_kernel": 2, "pointwise_kernel": 10},
+    ("gfx942", "float16"): {"compose_kernel": 37, "conv_kernel": 39, "gram_kernel": 15, "pointwise_kernel": 6},
+    ("sm_80", "bfloat16"): {"mix_kernel": 40},
+    ("sm_86", "bfloat16"): {"mix_kernel": 16},
+    ("sm_89", "bfloat16"): {"mix_kernel": 16},
+    ("sm_100", "bfloat16"): {"compose_kernel": 16, "conv_kernel": 32, "pointwise_kernel": 48},
+    ("sm_120", "bfloat16"): {"conv_kernel": 24},
+    ("gfx90a", "bfloat16"): {"compose_kernel": 46, "conv_kernel": 59, "gram_kernel": 24, "mix_kernel": 9, "pointwise_kernel": 10},
+}  # fmt: skip
 
 
 def faults_of(architecture: str, precision: str, found: list[Launch]) -> tuple[list[str], dict[str, int]]:

@@ -5,6 +5,7 @@ Nothing here imports triton: it is there on Linux alone, and takes seconds to lo
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -15,6 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")  # multiply-adds in one; Triton 3.9 warns where it is not said
 
 # Rows that a panel may have, and what a column of it and the panel itself cost then: instructions of a thread, as they are counted
 # in the product of 128 pixels compiled for sm_80. Taller panels load a column for more rows, few of which may use it.
@@ -110,17 +113,27 @@ def launch(kernel: Any, grid: tuple[int, int, int], *arguments: Any, warps: int,
         launches.append(Launch(kernel, grid, named | constants, warps))
 
 
-_kept: ContextVar[dict[Any, Tensor] | None] = ContextVar("kept", default=None)
+_workspace: ContextVar[dict[Any, Tensor] | None] = ContextVar("workspace", default=None)
 
 
 @contextmanager
-def workspace(kept: dict[Any, Tensor]) -> Iterator[None]:
-    """Hidden channels are kept in ``kept`` from one call to the next, as long as they are wide enough."""
-    token = _kept.set(kept)
+def workspace(tensors: dict[Any, Tensor]) -> Iterator[None]:
+    """Keep in ``tensors``, which is of one image size, what the ops need again at its next image."""
+    token = _workspace.set(tensors)
     try:
         yield
     finally:
-        _kept.reset(token)
+        _workspace.reset(token)
+
+
+def kept(key: Any, make: Callable[[], Tensor], enough: Callable[[Tensor], bool] = lambda found: True) -> Tensor:
+    """The workspace's tensor of that key, made anew if there is none, or not enough of it; without a workspace, a new one."""
+    tensors = _workspace.get()
+    if tensors is None:
+        return make()
+    if key not in tensors or not enough(tensors[key]):
+        tensors[key] = make()
+    return tensors[key]
 
 
 PAD = 8  # zeros between two rows of hidden channels, so that rows start where vectors may
@@ -131,13 +144,11 @@ def hidden(x: Tensor, channels: int, dtype: torch.dtype) -> Tensor:
     that a tap beyond the image finds a zero. What is not a pixel must stay zero."""
     batch, _, height, width = x.shape
     plane = -(-((height + 2) * (width + PAD) + 1) // 16) * 16  # which Triton knows to be whole vectors
-    kept, key = _kept.get(), (batch, height, width, dtype)
-    if kept is not None and key in kept and kept[key].shape[1] >= channels:
-        return kept[key]
-    found = torch.zeros(batch, channels, plane, dtype=dtype, device=x.device)
-    if kept is not None:
-        kept[key] = found
-    return found
+    return kept(
+        (batch, height, width, dtype),
+        lambda: torch.zeros(batch, channels, plane, dtype=dtype, device=x.device),
+        lambda found: found.shape[1] >= channels,
+    )
 
 
 class Panels(nn.Module):
@@ -170,12 +181,6 @@ class Panels(nn.Module):
     def step(self) -> int:
         """Columns that are multiplied at a time; panels are padded to its multiples."""
         return _step(self.height)
-
-    def __str__(self) -> str:
-        """What it is, for reports."""
-        kept = int(self.value.count_nonzero())
-        share = len(self.column) * self.height / max(1, self.rows * self.columns)
-        return f"{self.groups} panels of {self.height} rows, {kept} weights in {share:.0%} of the dense product"
 
     def dense(self) -> Tensor:
         """The matrix."""

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor, nn
 
-from mirl_kernels._triton import PAD, Launch, Work, counts, launch, size, touched
+from mirl_kernels._triton import PAD, Launch, Work, counts, kept, launch, size, touched
 from mirl_kernels._triton.product import in_plane
 
 STEP = 16  # hidden channels that a step multiplies on tensor cores
@@ -43,7 +43,7 @@ def gelu(x):
     return 0.5 * (x + tl.abs(x) * (1 - tail))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count"])  # a loop's end
 def mix_kernel(
     hidden, slot, taken, place, taps, tap_bias, weight, bias, x, y,
     hidden_batch, hidden_plane, weight_batch, x_batch, y_batch, height, width, channels, count, padded,
@@ -145,16 +145,11 @@ class Taps(nn.Module):
             ("slot", slot.int()), ("taken", taken.int()), ("tap", tap.int()), ("weight", weight.contiguous()), ("bias", bias),
         ):  # fmt: skip
             self.register_buffer(name, tensor)
-        self._places: dict[tuple[int, torch.device], Tensor] = {}
 
     def tables(self, width: int) -> list[Tensor | None]:
         """What the kernels take of it for images of this width, in their order."""
-        key = width, self.tap.device
-        if key not in self._places:
-            if len(self._places) >= 16:
-                self._places.clear()
-            self._places[key] = (self.tap // 3 - 1) * (width + PAD) + self.tap % 3 - 1
-        return [self.slot, self.taken, self._places[key], self.weight, self.bias]
+        place = kept((self, width), lambda: (self.tap // 3 - 1) * (width + PAD) + self.tap % 3 - 1)
+        return [self.slot, self.taken, place, self.weight, self.bias]
 
 
 def _padded(t: Tensor, halves: int, value: int) -> Tensor:
