@@ -55,6 +55,14 @@ SPILLS = {
     ("sm_100", "bfloat16"): {"compose_kernel": 16, "conv_kernel": 32, "pointwise_kernel": 48},
     ("sm_120", "bfloat16"): {"conv_kernel": 24},
     ("gfx90a", "bfloat16"): {"compose_kernel": 46, "conv_kernel": 59, "gram_kernel": 24, "mix_kernel": 9, "pointwise_kernel": 10},
+    ("gfx942", "bfloat16"): {"compose_kernel": 39, "conv_kernel": 49, "gram_kernel": 15, "pointwise_kernel": 7},
+    ("sm_80", "float32"): {"conv_kernel": 16, "gram_kernel": 448, "mix_kernel": 8},
+    ("sm_86", "float32"): {"conv_kernel": 16, "gram_kernel": 16},
+    ("sm_89", "float32"): {"conv_kernel": 16, "gram_kernel": 16},
+    ("sm_100", "float32"): {"conv_kernel": 64, "mix_kernel": 16},
+    ("sm_120", "float32"): {"mix_kernel": 8},
+    ("gfx90a", "float32"): {"compose_kernel": 46, "conv_kernel": 46, "gram_kernel": 23, "mix_kernel": 2, "pointwise_kernel": 25},
+    ("gfx942", "float32"): {"compose_kernel": 37, "conv_kernel": 49, "gram_kernel": 15, "pointwise_kernel": 2},
 }  # fmt: skip
 
 

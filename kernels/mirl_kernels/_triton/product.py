@@ -59,8 +59,8 @@ def pointwise_kernel(
     PAD: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """y[row] = matrix @ norm(x) (+ bias), for BLOCK_P pixels of an image and every panel that is this program's:
-    grid (tiles of pixels, batch, shares of panels). HIDDEN: y is as `hidden` says. The norm is applied to the sums, of which there are fewer than of factors:
-    matrix @ ((x - mean) * scale) = (matrix @ x - mean * total) * scale."""
+    grid (tiles of pixels, batch, shares of panels). HIDDEN: y is as `hidden` says. The norm is applied to the sums, of which there
+    are fewer than of factors: matrix @ ((x - mean) * scale) = (matrix @ x - mean * total) * scale."""
     pixel = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
     inside = pixel < plane
     batch = tl.program_id(1).to(tl.int64)
@@ -99,9 +99,7 @@ def _work(launch: Launch) -> Work:
     a, (tiles, batch, parts) = launch.arguments, launch.grid
     item, everywhere = a["x"].itemsize, tiles * batch
     used = a["channels"] if a["NORM"] else len(a["column"].unique())
-    indices = size(a["start"], a["column"], a["row"], a["bias"]) + (
-        size(a["total"]) if a["NORM"] and a["CENTRED"] else 0
-    )
+    indices = size(a["start"], a["column"], a["row"], a["bias"], a["total"] if a["NORM"] and a["CENTRED"] else None)
     norm = [everywhere * parts * triton.cdiv(a["channels"], a["BLOCK_C"])] * 2 if a["NORM"] else []
     steps = len(a["column"]) // a["BLOCK_K"]
     rows = int((a["row"] >= 0).sum())
