@@ -65,7 +65,7 @@ def backends() -> dict[str, str | None]:
                     raise BackendError("it runs on GPUs, and PyTorch sees none")
             restored = SparseRestorer(network.to(device), name)(image.to(device)).cpu()
         except Exception as error:  # whatever it is, it is what the user wants to know
-            found[name] = f"{error}".splitlines()[0] or type(error).__name__
+            found[name] = next(iter(f"{error}".splitlines()), type(error).__name__)
             continue
         difference = float((restored - expected).abs().max()) / scale
         right = difference <= tolerance

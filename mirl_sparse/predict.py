@@ -131,9 +131,10 @@ def predict(network: PromptIR, shape: tuple[int, int, int], precision: str = "fl
             gpus: Iterable[str] | None = None, progress: Callable[[str], None] = lambda gpu: None) -> Predictions:  # fmt: skip
     """What ``network`` would take for an image of ``shape`` (batch, height, width), sides multiples of 8, on each of
     `mirl_kernels._triton.model.GPUS`, or on those named. Kernels are compiled for each, which takes a minute; ``progress`` is
-    told which. UserError without Triton."""
+    told which. BackendError without Triton."""
     check_package()
-    from mirl_kernels._triton.model import EAGER_LAUNCH, GPUS, LAUNCH, total
+    from mirl_kernels._triton.model import EAGER_LAUNCH, GPUS, LAUNCH
+    from mirl_kernels._triton.model import predict as predict_launch
 
     dense = deepcopy(network).to("meta", PRECISIONS[precision])
     with _Recorder() as recorder:
@@ -148,13 +149,14 @@ def predict(network: PromptIR, shape: tuple[int, int, int], precision: str = "fl
         def seconds(operators: list[_Operator], least: float, gpu: Any = gpu) -> float:
             return sum(max(o.moved / gpu.memory, o.macs / gpu.tensor, least) for o in operators)
 
+        each = [predict_launch(launch, gpu) for launch in sparse]
         rows.append(
             Prediction(
                 name,
                 seconds(eager, EAGER_LAUNCH),
                 seconds(compiled, LAUNCH),
-                total(sparse, gpu),
-                total(sparse, gpu, DERATED),
+                sum(p.seconds() for p in each),
+                sum(p.seconds(DERATED) for p in each),
             )
         )
     done = [work(launch) for launch in sparse]

@@ -25,6 +25,9 @@ _HIDDEN = 6  # the widest step's hidden channels, in widths of the full-resoluti
 
 def check_package() -> None:
     """Raise BackendError unless Triton is installed."""
+    os.environ.setdefault(
+        "TRITON_DEFAULT_FP_FUSION", "1"
+    )  # multiply-adds in one; Triton 3.9 warns where it is not said
     try:
         import triton  # noqa: F401
     except ImportError:

@@ -5,7 +5,6 @@ Nothing here imports triton: it is there on Linux alone, and takes seconds to lo
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -16,8 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-
-os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")  # multiply-adds in one; Triton 3.9 warns where it is not said
 
 # Rows that a panel may have, and what a column of it and the panel itself cost then: instructions of a thread, as they are counted
 # in the product of 128 pixels compiled for sm_80. Taller panels load a column for more rows, few of which may use it.
@@ -201,27 +198,25 @@ def cluster(live: np.ndarray, height: int) -> np.ndarray:
 
     Greedy: every panel starts with the fullest row that is left and takes, height - 1 times, the row that adds the fewest
     columns to its union, among equals the fullest."""
-    inside, count = live, live.sum(1)
-    never = np.iinfo(np.int64).max
-    taken = np.zeros(len(inside), bool)
+    count = live.sum(1)
+    taken = np.zeros(len(live), bool)
     order: list[int] = []
-    while len(order) < len(inside):
-        best = int(np.where(taken, -1, count).argmax())
-        union, added = (
-            inside[best].copy(),
-            count - inside[:, inside[best]].sum(1),
-        )  # columns, and how many a row would add
-        taken[best] = True
-        order.append(best)
-        for _ in range(min(height, len(inside) - len(order) + 1) - 1):
-            cost = added * (inside.shape[1] + 1) - count
-            cost[taken] = never
-            best = int(cost.argmin())
-            new = inside[best] & ~union
-            added -= inside[:, new].sum(1)
+
+    def take(row: int) -> None:
+        taken[row] = True
+        order.append(row)
+
+    while len(order) < len(live):
+        take(int(np.where(taken, -1, count).argmax()))
+        union = live[order[-1]].copy()  # the panel's columns
+        added = count - live[:, union].sum(1)  # how many more each row would bring
+        for _ in range(min(height - 1, len(live) - len(order))):
+            cost = added * (live.shape[1] + 1) - count
+            cost[taken] = np.iinfo(np.int64).max
+            take(int(cost.argmin()))
+            new = live[order[-1]] & ~union
+            added -= live[:, new].sum(1)
             union |= new
-            taken[best] = True
-            order.append(best)
     return np.array(order)
 
 

@@ -1,6 +1,6 @@
 """How long launches would take on GPUs that are not here. Every figure is a prediction: no GPU has confirmed the model.
 
-A launch takes as long as the busiest of four parts of the GPU, each at a given fraction of its peak, and its launch:
+A launch takes as long as the busiest of four parts of the GPU, each at the same fraction of its peak, and its launch:
 
 - memory: the bytes of the distinct addresses that it reads and writes. Nothing is taken to be left in the second-level cache
   by the launch before, though small features would be;
@@ -16,7 +16,6 @@ conflicts, or clocks below the boost clock.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mirl_kernels._triton import Launch, work
@@ -53,23 +52,20 @@ GPUS = {
 
 @dataclass(frozen=True)
 class Predicted:
-    """Seconds that each part of the GPU takes, and all together."""
+    """Seconds that each part of the GPU takes at its peak."""
 
     memory: float
     cache: float
     tensor: float
     issue: float
-    seconds: float
 
-    @property
-    def bound(self) -> str:
-        """The busiest part."""
-        parts = {"memory": self.memory, "cache": self.cache, "tensor": self.tensor, "issue": self.issue}
-        return max(parts, key=lambda name: parts[name])
+    def seconds(self, fraction: float = 1.0) -> float:
+        """All together, with every part at ``fraction`` of its peak."""
+        return max(self.memory, self.cache, self.tensor, self.issue) / fraction + LAUNCH
 
 
-def predict(launch: Launch, gpu: GPU, fraction: float = 1.0) -> Predicted:
-    """How long a launch would take with every part of the GPU at ``fraction`` of its peak."""
+def predict(launch: Launch, gpu: GPU) -> Predicted:
+    """How long a launch would take."""
     done, compiled = work(launch), compile_for(gpu.architecture, launch)
     programs = launch.grid[0] * launch.grid[1] * launch.grid[2]
     if len(done.trips) != len(compiled.loops):
@@ -78,16 +74,10 @@ def predict(launch: Launch, gpu: GPU, fraction: float = 1.0) -> Predicted:
         )
     threads = launch.warps * (64 if gpu.architecture.startswith("gfx") else 32)
     issued = programs * compiled.outside + sum(n * loop for n, loop in zip(done.trips, compiled.loops, strict=True))
-    busy = fraction * min(programs, gpu.processors)  # of the processors
-    parts = (
-        (done.read + done.written) / (fraction * gpu.memory),
-        done.fetched / (busy / gpu.processors * gpu.cache),
-        done.macs / (busy / gpu.processors * gpu.tensor),
-        issued * threads / (busy * gpu.lanes * gpu.clock),
+    busy = min(programs, gpu.processors)
+    return Predicted(
+        memory=(done.read + done.written) / gpu.memory,
+        cache=done.fetched / (busy / gpu.processors * gpu.cache),
+        tensor=done.macs / (busy / gpu.processors * gpu.tensor),
+        issue=issued * threads / (busy * gpu.lanes * gpu.clock),
     )
-    return Predicted(*parts, max(parts) + LAUNCH)
-
-
-def total(launches: Sequence[Launch], gpu: GPU, fraction: float = 1.0) -> float:
-    """Seconds of launches one after the other."""
-    return sum(predict(launch, gpu, fraction).seconds for launch in launches)

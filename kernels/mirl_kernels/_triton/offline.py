@@ -1,5 +1,5 @@
-"""Compiling Triton kernels for GPUs that are not here, and reading what became of them: registers, spills, shared memory, the
-instructions in their loops and those of the tensor cores.
+"""Compiling Triton kernels for GPUs that are not here, and reading what became of them: spills, shared memory, the instructions in
+their loops and those of the tensor cores.
 """
 
 from __future__ import annotations
@@ -36,7 +36,6 @@ class Compiled:
     registers (AMD). ``loops`` are the instructions in the body of each loop, without those of loops inside it, in the order of
     the source, and ``outside`` those in none."""
 
-    registers: int
     spilled: int
     shared: int
     tensor: frozenset[str]
@@ -74,26 +73,28 @@ def specialised(launch: Launch) -> tuple[Any, ...]:
 
 
 @cache
-def _compile(architecture: str, key: tuple[Any, ...], stages: int) -> Compiled:
+def _compile(architecture: str, key: tuple[Any, ...]) -> Compiled:
     kernel, types, constants, aligned, warps = key[0], dict(key[1]), dict(key[2]), key[3], key[4]
     signature = {n: "constexpr" if n in constants else types[n] for n in kernel.arg_names}
     attributes = {(i,): [["tt.divisibility", 16]] for i, n in enumerate(kernel.arg_names) if n in aligned}
     source = ASTSource(kernel, signature, {(kernel.arg_names.index(n),): v for n, v in constants.items()}, attributes)
-    done = triton.compile(source, target=target(architecture), options={"num_warps": warps, "num_stages": stages})
+    done = triton.compile(source, target=target(architecture), options={"num_warps": warps})
     if architecture.startswith("sm_"):
         code = done.asm["ptx"]
-        registers, spilled = _read_ptxas(code, architecture)
+        spilled = _ptxas_spills(code, architecture)
     else:
         code = done.asm["amdgcn"]
-        registers = int(_field(code, r"\.vgpr_count:\s*(\d+)"))
-        spilled = int(_field(code, r"\.vgpr_spill_count:\s*(\d+)")) + int(_field(code, r"\.sgpr_spill_count:\s*(\d+)"))
+        found = re.findall(r"\.[vs]gpr_spill_count:\s*(\d+)", code)
+        if len(found) != 2:
+            raise ValueError(f"the compiler for {architecture} does not say what it spilled: {code[-500:]}")
+        spilled = sum(map(int, found))
     tensor = frozenset(_TENSOR_CORES.findall(code))
-    return Compiled(registers, spilled, done.metadata.shared, tensor, *_loops(code))
+    return Compiled(spilled, done.metadata.shared, tensor, *_loops(code))
 
 
-def compile_for(architecture: str, launch: Launch, stages: int = 3) -> Compiled:
+def compile_for(architecture: str, launch: Launch) -> Compiled:
     """Compile the kernel of a launch as it would be on one of SHARED's architectures."""
-    return _compile(architecture, specialised(launch), stages)
+    return _compile(architecture, specialised(launch))
 
 
 _BLOCK = re.compile(r"^(?:\$L__|\.L)?(BB\w+):|^\s*[;/]+\s*%bb\.\d+:")
@@ -139,15 +140,8 @@ class _Block:
     count: int = 0
 
 
-def _field(text: str, pattern: str) -> str:
-    found = re.search(pattern, text)
-    if found is None:
-        raise ValueError(f"{pattern!r} is not in what the compiler printed: {text[-500:]}")
-    return found.group(1)
-
-
-def _read_ptxas(ptx: str, architecture: str) -> tuple[int, int]:
-    """Registers of a thread and bytes it spills, as ptxas counts them."""
+def _ptxas_spills(ptx: str, architecture: str) -> int:
+    """Bytes that a thread spills, as ptxas counts them."""
     from triton.backends.nvidia.compiler import get_ptxas, sm_arch_from_capability
 
     capability = int(architecture.removeprefix("sm_"))
@@ -158,5 +152,7 @@ def _read_ptxas(ptx: str, architecture: str) -> tuple[int, int]:
         printed = subprocess.run(
             [*words, "-o", f"{folder}/kernel.cubin"], capture_output=True, text=True, check=True
         ).stderr
-    spills = sum(map(int, re.findall(r"(\d+) bytes spill (?:stores|loads)", printed)))
-    return int(_field(printed, r"Used (\d+) registers")), spills
+    found = re.findall(r"(\d+) bytes spill (?:stores|loads)", printed)
+    if not found:
+        raise ValueError(f"ptxas for {architecture} does not say what it spilled: {printed[-500:]}")
+    return sum(map(int, found))
