@@ -5,7 +5,7 @@
 
 Architectures come from PyPI's spandrel packages, with random weights, of which the largest 10% of every convolution and
 linear layer are kept. Each network runs in a process of its own: converted by `mirl_sparse.convert`, compared with the dense one,
-then timed, interleaved with the dense one in PyTorch (eager, channels_last, compiled with frozen weights), ONNX Runtime and OpenVINO.
+then timed, interleaved with the dense one in every engine of `mirl_sparse.peers`.
 The speed-up is that of the fastest sparse run over the fastest dense one. `networks.md` holds the last results.
 """
 
@@ -24,8 +24,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from mirl_sparse import bench, convert
+from mirl_sparse import convert
+from mirl_sparse.bench import Candidate, Comparison
 from mirl_sparse.files import write_whole
+from mirl_sparse.peers import DENSE, STOCK
 
 DENSITY = 0.10
 
@@ -97,13 +99,21 @@ def measure(name: str, runs: int) -> dict[str, Any]:
     if torch.allclose(dense(image), dense(1 - image), atol=1e-2):
         raise ValueError(f"{name} gives the same for any image: comparing its results would prove nothing")
     converted = convert(dense, image)
-    sparse = {"sparse": converted, "sparse compiled": torch.compile(converted, dynamic=False)}
-    found = bench.compare(dense, sparse, image, dense(image), runs)
+    right = dense(image)
+    sparse = {
+        "sparse": Candidate(converted, right),
+        "sparse compiled": Candidate(torch.compile(converted, dynamic=False), right),
+    }
+    comparison = Comparison(dense, right, sparse, image)
+    if "sparse" not in comparison.sparse:
+        raise ValueError(f"{name}: sparse {comparison.left_out['sparse']}")
+    for _ in range(runs):
+        comparison.round()
     layers = Counter(layer.implementation for layer in converted.report.layers)
-    return {"name": name, "density": converted.report.density, "layers": layers, **found}
+    return {"name": name, "density": converted.report.density, "layers": layers, **comparison.result()}
 
 
-DENSE = ("eager", "channels_last", "compiled", "compiled channels_last", "ONNX Runtime", "OpenVINO")
+COLUMNS = [name for name in DENSE if name != STOCK]
 SPARSE = ("sparse", "sparse compiled")
 
 
@@ -111,15 +121,16 @@ def table(rows: list[dict[str, Any]]) -> str:
     """Markdown: medians in seconds, a dash for what could not run, and how far the sparse results are off, relative to the
     largest value."""
     lines = [
-        f"| network | input | {' | '.join(f'dense, {n}' for n in DENSE)} | {' | '.join(SPARSE)} | **speed-up** | off by |",
-        "|---" * (len(DENSE) + len(SPARSE) + 4) + "|",
+        f"| network | input | {' | '.join(COLUMNS)} | {' | '.join(SPARSE)} | **speed-up** | off by |",
+        "|---" * (len(COLUMNS) + len(SPARSE) + 4) + "|",
     ]
     for row in rows:
-        names = [*(f"dense {n}" for n in DENSE), *SPARSE]
+        names = [*COLUMNS, *SPARSE]
         times = [f"{row['rows'][n]['median']:.3f}" if n in row["rows"] else "-" for n in names]
-        worst = max(row["rows"][n]["difference"] for n in SPARSE if n in row["rows"])
+        sparse = [row["rows"][n] for n in SPARSE if n in row["rows"]]
+        worst, speedup = max(r["difference"] for r in sparse), max(r["speedup"]["ratio"] for r in sparse)
         shape = "x".join(map(str, row["shape"][1:]))
-        lines.append(f"| {row['name']} | {shape} | {' | '.join(times)} | **{row['speedup']:.2f}x** | {worst:.0e} |")
+        lines.append(f"| {row['name']} | {shape} | {' | '.join(times)} | **{speedup:.2f}x** | {worst:.0e} |")
     return "\n".join(lines)
 
 

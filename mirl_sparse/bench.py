@@ -1,7 +1,7 @@
 """Dense against sparse in one process: every dense configuration at its best, runs interleaved.
 
 The dense network is the ticket's own, zeros included, as it would be run without this package. Each
-contender's result is first compared with that network in float64: what is wrong is not timed.
+contender's result is first compared with what it should be: what is wrong is not timed.
 """
 
 from __future__ import annotations
@@ -9,17 +9,15 @@ from __future__ import annotations
 import ctypes
 import platform
 import sys
-import tempfile
 import time
-import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from copy import deepcopy
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mirl_kernels import _cpu
@@ -27,12 +25,19 @@ from mirl_kernels.roofline import measure
 from mirl_sparse.engine import Engine
 from mirl_sparse.errors import UserError
 from mirl_sparse.network import PromptIR
+from mirl_sparse.peers import COMPILED, DENSE, ENGINES, STOCK, Call, quiet
 from mirl_sparse.restorer import SparseRestorer
 
-# Largest difference from float64, values in [0, 1]. The dense network is given more: its float32 sums over
-# all pixels of a large image lose digits that the sparse kernels, which sum in float64, keep.
-TOLERANCE, DENSE_TOLERANCE = 1e-4, 1e-2
+# Largest difference from the expected result, relative to its largest value where that exceeds 1. Dense networks are given more:
+# their float32 sums over all pixels of a large image lose digits that the sparse kernels, which sum in float64, keep;
+# bfloat16 has three digits.
+TOLERANCE, DENSE_TOLERANCE, BFLOAT16_TOLERANCE = 1e-4, 1e-2, 1e-1
 SPARSE = "sparse cpu"
+_TURN = 0.01  # seconds that a turn takes at least: a fast contender is called several times
+_PAUSE = (
+    0.05  # seconds between turns: the threads of the one before wait for more work a while, and would be in the way
+)
+_RESAMPLED = 1000
 
 
 class Allocator:
@@ -63,102 +68,128 @@ class Allocator:
         self._libc.malloc_trim(0)
 
 
-@dataclass(frozen=True)
-class Contender:
-    """A way to run the network: ``call`` restores the image once."""
+class Candidate(NamedTuple):
+    """A sparse way to run a network, and the result of the network that it stands for."""
 
-    name: str
-    call: Callable[[], Tensor]
-    stock_allocator: bool = False
+    module: Callable[[Tensor], Tensor]
+    expected: Tensor
 
 
-def _contenders(network: nn.Module, sparse: dict[str, nn.Module], image: Tensor, compile: bool, peers: bool,
-                tuned: bool) -> list[Contender]:  # fmt: skip
-    last = image.contiguous(memory_format=torch.channels_last)
-    found = [Contender("dense eager, stock allocator", lambda: network(image), True)] if tuned else []
-    found.append(Contender("dense eager", lambda: network(image)))
-    found.append(Contender("dense channels_last", lambda: network(last)))
-    if compile:
-        import torch._inductor.config as inductor
+class Comparison:
+    """Ways to restore one image that restore it right, timed in turns.
 
-        inductor.freezing = True
-        for name, x in (("dense compiled", image), ("dense compiled channels_last", last)):
-            compiled: nn.Module = torch.compile(network, dynamic=False)  # type: ignore[assignment]
-            found.append(Contender(name, lambda compiled=compiled, x=x: compiled(x)))  # type: ignore[misc]
-    found += _peers(network, image) if peers else ()
-    for name, module in sparse.items():
-        found.append(Contender(name, lambda module=module: module(image)))  # type: ignore[misc]
-    return found
+    ``dense`` are names of `peers.DENSE`, each run with ``network``, whose result should be ``expected``; ``sparse`` is whatever is
+    compared with them. What could not run, and what restored something else than it should, is not timed, and
+    ``left_out`` says why. The allocator is tuned for as long as the process lives.
+    """
 
-
-def _peers(network: nn.Module, image: Tensor) -> list[Contender]:
-    """The same network in the inference engines that are installed, given all of PyTorch's threads."""
-    found: list[Contender] = []
-    numpy, threads = image.numpy(), torch.get_num_threads()
-    with warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
-        warnings.simplefilter("ignore")  # of tracing: it says that the size is fixed
-        try:
-            import onnxruntime
-
-            path = str(Path(folder, "network.onnx"))
+    def __init__(
+        self,
+        network: nn.Module,
+        expected: Tensor,
+        sparse: Mapping[str, Candidate],
+        image: Tensor,
+        dense: Collection[str] = tuple(DENSE),
+    ) -> None:
+        self.shape, self.left_out = tuple(image.shape), dict[str, str]()
+        self._allocator = Allocator()
+        self._tuned = self._allocator.tune()
+        self._calls: dict[str, Call] = {}
+        self._first: dict[str, dict[str, float]] = {}  # of each: seconds of the first call, difference
+        self._times: dict[str, list[float]] = {}
+        self._repeats: dict[str, int] = {}
+        for name in dense:
+            if name == STOCK and not self._tuned:
+                self.left_out[name] = "the allocator cannot be tuned here: the other dense runs have it as it comes"
+                continue
+            tolerance = BFLOAT16_TOLERANCE if "bfloat16" in name else DENSE_TOLERANCE
             try:
-                torch.onnx.export(network, (image,), path, dynamo=False, opset_version=17, input_names=["image"])
-            except Exception:  # the old exporter knows fewer operators
-                torch.onnx.export(network, (image,), path, dynamo=True, input_names=["image"], verbose=False)
-            options = onnxruntime.SessionOptions()
-            options.intra_op_num_threads = threads
-            session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-            found.append(
-                Contender("dense ONNX Runtime", lambda: torch.from_numpy(session.run(None, {"image": numpy})[0]))
-            )
-        except Exception as error:  # not installed, or an operator that it does not know
-            _left_out("dense ONNX Runtime", error)
-        try:
-            import openvino
+                with quiet():
+                    self._admit(name, DENSE[name](network, image), expected, tolerance)
+            except Exception as error:  # not installed, no compiler, an operator that it does not know
+                if name not in COMPILED + ENGINES:
+                    raise
+                self.left_out[name] = (
+                    "not installed: pip install 'mirl-sparse[peers]'"
+                    if isinstance(error, ImportError)
+                    else f"{type(error).__name__}: {error}".splitlines()[0]
+                )
+        for name, (module, wanted) in sparse.items():
+            self._admit(name, lambda module=module: module(image), wanted, TOLERANCE)  # type: ignore[misc]
+        self.dense = [name for name in self._calls if name in DENSE]
+        self.sparse = [name for name in self._calls if name not in DENSE]
 
-            model = openvino.convert_model(network, example_input=image, input=list(image.shape))
-            compiled = openvino.Core().compile_model(
-                model, "CPU", {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads}
-            )
-            request = compiled.create_infer_request()
-            found.append(Contender("dense OpenVINO", lambda: torch.from_numpy(request.infer([numpy])[0])))
-        except Exception as error:
-            _left_out("dense OpenVINO", error)
-    return found
-
-
-def _left_out(name: str, error: Exception) -> None:
-    reason = f"{type(error).__name__}: {error}".splitlines()[0]
-    if isinstance(error, ImportError):
-        reason = "not installed: pip install 'mirl-sparse[peers]'"
-    print(f"{name}: left out ({reason})", file=sys.stderr)
-
-
-def _first_calls(contenders: list[Contender], expected: Tensor) -> dict[str, dict[str, float]]:
-    """Each contender's first call, which compiles or packs: its seconds and its difference from
-    ``expected``, relative to that where it exceeds 1. A compiled one that cannot run here is left out with a line that
-    says why."""
-    scale = max(1.0, expected.abs().max().item())
-    found = {}
-    for contender in contenders:
+    def _admit(self, name: str, call: Call, expected: Tensor, tolerance: float) -> None:
         begin = time.perf_counter()
-        try:
-            result = contender.call()
-        except Exception as error:  # no compiler, or a PyTorch without one for this processor
-            if "compiled" not in contender.name:
-                raise
-            _left_out(contender.name, error)
-            continue
-        seconds = time.perf_counter() - begin
-        difference = (result - expected).abs().max().item() / scale
-        tolerance = DENSE_TOLERANCE if contender.name.startswith("dense") else TOLERANCE
+        result = call()
+        first = time.perf_counter() - begin
+        difference = (result - expected).abs().max().item() / max(1.0, expected.abs().max().item())
         if not difference <= tolerance:
-            raise UserError(
-                f"{contender.name} differs from the expected result by {difference:.1e}; expected at most"
-                f" {tolerance:.0e}, so nothing is timed"
+            self.left_out[name] = (
+                f"differs from the expected result by {difference:.1e}, at most {tolerance:.0e} is right"
             )
-        found[contender.name] = {"first_call": seconds, "difference": difference}
-    return found
+            return
+        begin = time.perf_counter()
+        call()
+        self._repeats[name] = max(1, round(_TURN / (time.perf_counter() - begin)))
+        self._calls[name], self._times[name] = call, []
+        self._first[name] = {"first_call": first, "difference": difference}
+
+    def turn(self, name: str) -> float:
+        """Seconds of a call of one contender, just now."""
+        time.sleep(_PAUSE)
+        call, repeats = self._calls[name], self._repeats[name]
+        if name == STOCK:
+            self._allocator.untune()
+        begin = time.perf_counter()
+        for _ in range(repeats):
+            call()
+        seconds = (time.perf_counter() - begin) / repeats
+        if name == STOCK:
+            self._allocator.tune()
+            call()  # touches the memory that the others find
+        self._times[name].append(seconds)
+        return seconds
+
+    def round(self) -> None:
+        """A turn of each."""
+        for name in self._calls:
+            self.turn(name)
+
+    def _ratio(self, slow: str, fast: str) -> dict[str, Any]:
+        """How often ``fast`` is done in the time of ``slow``: the ratio of their medians, and an interval that holds that of
+        endlessly many rounds with 95% certainty (bootstrap over rounds: Efron 1979)."""
+        pair = np.array([self._times[slow], self._times[fast]])
+        drawn = np.random.default_rng(0).integers(pair.shape[1], size=(_RESAMPLED, pair.shape[1]))
+        low, high = np.percentile(_ratio_of_medians(pair[:, drawn]), (2.5, 97.5)).tolist()
+        return {"over": slow, "ratio": float(_ratio_of_medians(pair)), "low": low, "high": high}
+
+    def result(self) -> dict[str, Any]:
+        """Per contender the median, 20% and 80% percentiles and the first call in seconds, how often it was timed, and its
+        difference from what is expected; for sparse ones how much faster they are than the strongest dense run
+        (``speedup``) and than what one has by default (``over_default``); and what it all was measured on."""
+        rows: dict[str, dict[str, Any]] = {}
+        for name, values in self._times.items():
+            p20, median, p80 = np.percentile(values, (20, 50, 80)).tolist()
+            rows[name] = {"median": median, "p20": p20, "p80": p80, "runs": len(values), **self._first[name]}
+        strongest = min(self.dense, key=lambda n: rows[n]["median"])
+        for name in self.sparse:
+            rows[name]["speedup"] = self._ratio(strongest, name)
+            rows[name]["over_default"] = self._ratio(self.dense[0], name)
+        return {
+            "shape": list(self.shape),
+            **environment(),
+            "allocator": "tuned" if self._tuned else "default",
+            "rows": rows,
+            "left_out": self.left_out,
+            "strongest_dense": strongest,
+        }
+
+
+def _ratio_of_medians(pair: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Of (2, ..., runs), over the runs."""
+    slow, fast = np.median(pair, axis=-1)
+    return np.asarray(slow / fast)
 
 
 def processor() -> str:
@@ -170,63 +201,34 @@ def processor() -> str:
     return next((x.partition(":")[2].strip() for x in lines if x.startswith("model name")), platform.machine())
 
 
-def bench(network: PromptIR, image: Tensor, runs: int = 7, compile: bool = True, peers: bool = True) -> dict[str, Any]:
-    """`compare` a ticket's network on ``image`` (B, 3, H, W), H and W multiples of 8, with `SparseRestorer`; differences are
-    from the network in float64. The sparse one's `profile` is part of the result."""
-    with torch.no_grad():
-        expected = deepcopy(network).double()(image.double())
-    sparse: dict[str, nn.Module] = {SPARSE: SparseRestorer(network, "cpu")}
-    found = compare(network, sparse, image, expected, runs, compile, peers)
-    return found | {"profile": profile(network, image, runs)}
-
-
-@torch.no_grad()
-def compare(dense: nn.Module, sparse: dict[str, nn.Module], image: Tensor, expected: Tensor, runs: int = 7,
-            compile: bool = True, peers: bool = True) -> dict[str, Any]:  # fmt: skip
-    """Time a dense network in every configuration, and sparse ones, on ``image``, ``runs`` times, interleaved.
-
-    Returns per contender the median, 20% and 80% percentiles and the first call in seconds, and the largest
-    difference from ``expected``; which dense and which sparse one are fastest, and the ratios of the medians to
-    the latter; and what it all was measured on. UserError when a sparse difference is above 1e-4.
-    """
-    allocator = Allocator()
-    tuned = allocator.tune()
-    contenders = _contenders(dense, sparse, image, compile, peers, tuned)
-    first = _first_calls(contenders, expected)
-    contenders = [c for c in contenders if c.name in first]
-    times: dict[str, list[float]] = {c.name: [] for c in contenders}
-    for _ in range(runs):
-        for contender in contenders:
-            time.sleep(0.05)  # the threads of the one before wait for more work a while, and would be in the way
-            if contender.stock_allocator:
-                allocator.untune()
-            begin = time.perf_counter()
-            contender.call()
-            times[contender.name].append(time.perf_counter() - begin)
-            if contender.stock_allocator:
-                allocator.tune()
-                contender.call()  # touches the memory that the others find
-    rows = {}
-    for name, values in times.items():
-        p20, median, p80 = np.percentile(values, (20, 50, 80)).tolist()
-        rows[name] = {"median": median, "p20": p20, "p80": p80, **first[name]}
-    strongest = min((n for n in rows if n not in sparse), key=lambda n: rows[n]["median"])
-    fastest = min((n for n in rows if n in sparse), key=lambda n: rows[n]["median"])
-    ratios = {n: row["median"] / rows[fastest]["median"] for n, row in rows.items()}
+def environment() -> dict[str, Any]:
+    """What a time depends on beside the program."""
     return {
-        "shape": list(image.shape),
-        "runs": runs,
         "processor": processor(),
         "threads": torch.get_num_threads(),
         "isa": _cpu.isa(),
         "torch": torch.__version__,
-        "allocator": "tuned" if tuned else "default",
-        "rows": rows,
-        "ratios": ratios,
-        "strongest_dense": strongest,
-        "fastest_sparse": fastest,
-        "speedup": ratios[strongest],
+        "python": platform.python_version(),
     }
+
+
+@torch.no_grad()
+def expected(network: nn.Module, image: Tensor) -> Tensor:
+    """What a network should restore: its result in float64."""
+    return deepcopy(network).double()(image.double())
+
+
+@torch.no_grad()
+def bench(network: PromptIR, image: Tensor, runs: int = 7, dense: Collection[str] = tuple(DENSE)) -> dict[str, Any]:
+    """Compare `SparseRestorer` of a ticket's network with the dense ones named, on ``image`` (B, 3, H, W), H and W multiples of
+    8: `Comparison.result` after so many rounds, and the sparse one's `profile`. UserError when it restores something else."""
+    right = expected(network, image)
+    comparison = Comparison(network, right, {SPARSE: Candidate(SparseRestorer(network, "cpu"), right)}, image, dense)
+    if SPARSE not in comparison.sparse:
+        raise UserError(f"{SPARSE} {comparison.left_out[SPARSE]}, so nothing is timed")
+    for _ in range(runs):
+        comparison.round()
+    return comparison.result() | {"profile": profile(network, image, runs)}
 
 
 @torch.no_grad()

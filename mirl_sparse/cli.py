@@ -21,6 +21,7 @@ from mirl_sparse import restore as restoring
 from mirl_sparse.cost import cost_model
 from mirl_sparse.errors import UserError
 from mirl_sparse.network import MULTIPLE, PromptIR
+from mirl_sparse.peers import COMPILED, DENSE, ENGINES
 from mirl_sparse.restorer import SparseRestorer
 from mirl_sparse.ticket import DEFAULT, find
 from mirl_sparse.to_ticket import Report, describe, load, to_ticket
@@ -166,7 +167,9 @@ def bench(
     size: Annotated[int, typer.Option(help="Side of the square image, a multiple of 8.", min=8)] = 256,
     runs: Annotated[int, typer.Option(help="Timed runs of each contender, interleaved.", min=1)] = 7,
     compile: Annotated[bool, typer.Option(help="Include torch.compile, which takes minutes to compile.")] = True,
-    peers: Annotated[bool, typer.Option(help="Include ONNX Runtime and OpenVINO where they are installed.")] = True,
+    peers: Annotated[
+        bool, typer.Option(help="Include ONNX Runtime, OpenVINO, MNN and XNNPACK where they are installed.")
+    ] = True,
     profile: Annotated[
         bool, typer.Option("--profile", help="Print where the sparse network's time goes, and time nothing else.")
     ] = False,
@@ -179,25 +182,30 @@ def bench(
     if profile:
         result = benchmarking.profile(network, image, runs)
     else:
-        result = benchmarking.bench(network, image, runs, compile, peers)
+        left = (() if compile else COMPILED) + (() if peers else ENGINES)
+        result = benchmarking.bench(network, image, runs, [name for name in DENSE if name not in left])
     if as_json:
         print(json.dumps(result, indent=1))
         return
     if profile:
         _show_profile(result)
         return
-    table = Table("configuration", "median", "20%", "80%", "first call", "difference", "against sparse",
-                  box=None)  # fmt: skip
-    for name, row in result["rows"].items():
+    for name, reason in result["left_out"].items():
+        print(f"{name}: left out ({reason})", file=sys.stderr)
+    rows = result["rows"]
+    table = Table("configuration", "median", "20%", "80%", "first call", "difference", "against sparse", box=None)
+    for name, row in rows.items():
         times = (f"{row[k]:.3f} s" for k in ("median", "p20", "p80", "first_call"))
-        table.add_row(name, *times, f"{row['difference']:.1e}", f"{result['ratios'][name]:.2f}x")
+        ratio = row["median"] / rows[benchmarking.SPARSE]["median"]
+        table.add_row(name, *times, f"{row['difference']:.1e}", f"{ratio:.2f}x")
     _show(table)
+    strongest, default = (rows[benchmarking.SPARSE][k] for k in ("speedup", "over_default"))
     print(
         f"{size}x{size}, {runs} interleaved runs on {result['threads']} threads of {result['processor']}"
         f" ({result['isa']}), torch {result['torch']}, {result['allocator']} allocator\n"
-        f"sparse is {result['speedup']:.2f}x as fast as the strongest dense run ({result['strongest_dense']})"
+        f"sparse is {strongest['ratio']:.2f}x as fast ({strongest['low']:.2f} to {strongest['high']:.2f}) as the strongest dense"
+        f" run ({strongest['over']}), {default['ratio']:.2f}x as fast as PyTorch by default ({default['over']})"
     )
-
     _print_roofline(result["profile"])
 
 

@@ -7,13 +7,14 @@ import pytest
 import torch
 
 from mirl_sparse import UserError, bench
+from mirl_sparse.peers import COMPILED, EAGER, ENGINES
 from mirl_sparse.restorer import SparseRestorer
 
 IMAGE = torch.rand(1, 3, 32, 40, generator=torch.Generator().manual_seed(0))
 
 
 def test_rows_and_ratios(network):
-    result = bench.bench(network, IMAGE, runs=3, compile=False, peers=False)
+    result = bench.bench(network, IMAGE, runs=3, dense=EAGER)
     rows = result["rows"]
     dense = [name for name in rows if name != bench.SPARSE]
     assert {"dense eager", "dense channels_last"} <= set(dense)
@@ -25,16 +26,20 @@ def test_rows_and_ratios(network):
     assert rows[bench.SPARSE]["difference"] <= 1e-5
     strongest = min(dense, key=lambda name: rows[name]["median"])
     assert result["strongest_dense"] == strongest
-    assert result["speedup"] == pytest.approx(rows[strongest]["median"] / rows[bench.SPARSE]["median"])
+    for key, over in (("speedup", strongest), ("over_default", dense[0])):
+        found = rows[bench.SPARSE][key]
+        assert found["over"] == over
+        assert found["ratio"] == pytest.approx(rows[over]["median"] / rows[bench.SPARSE]["median"])
+        assert found["low"] <= found["ratio"] <= found["high"]
     assert json.loads(json.dumps(result)) == result
 
 
 def test_a_slower_contender_is_reported_slower(network, monkeypatch):
     forward = SparseRestorer.forward
     monkeypatch.setattr(SparseRestorer, "forward", lambda self, x: time.sleep(0.2) or forward(self, x))
-    result = bench.bench(network, IMAGE, runs=2, compile=False, peers=False)
+    result = bench.bench(network, IMAGE, runs=2, dense=EAGER)
     assert result["rows"][bench.SPARSE]["median"] > 0.2
-    assert result["speedup"] < 1
+    assert result["rows"][bench.SPARSE]["speedup"]["ratio"] < 1
 
 
 @pytest.mark.parametrize("wrong", [1e-3, float("nan")])
@@ -42,12 +47,12 @@ def test_a_wrong_result_is_not_timed(network, monkeypatch, wrong):
     forward = SparseRestorer.forward
     monkeypatch.setattr(SparseRestorer, "forward", lambda self, x: forward(self, x) + wrong)
     with pytest.raises(UserError, match="nothing is timed"):
-        bench.bench(network, IMAGE, runs=1, compile=False, peers=False)
+        bench.bench(network, IMAGE, runs=1, dense=EAGER)
 
 
 @pytest.mark.slow
 def test_compiled_rows(network):
-    result = bench.bench(network, IMAGE, runs=2, peers=False)
+    result = bench.bench(network, IMAGE, runs=2, dense=[*EAGER, *COMPILED])
     assert {"dense compiled", "dense compiled channels_last"} <= set(result["rows"])
 
 
@@ -67,9 +72,23 @@ def test_the_profile_names_every_layer_and_adds_up(network):
     assert steps["output"]["bytes"] >= 4 * (16 + 3) * pixels
 
 
-def test_peers_give_the_same_result_or_are_left_out(network, capsys):
-    """Where ONNX Runtime or OpenVINO are missing, a line says so."""
-    result = bench.bench(network, IMAGE, runs=1, compile=False)
-    said = capsys.readouterr().err
-    for name in ("dense ONNX Runtime", "dense OpenVINO"):
-        assert (name in result["rows"]) != (f"{name}: left out" in said)
+def test_peers_give_the_same_result_or_are_left_out(network):
+    """Where an engine is not installed, or cannot run the network, the result says why."""
+    result = bench.bench(network, IMAGE, runs=1, dense=[*EAGER, *ENGINES])
+    for name in ENGINES:
+        assert (name in result["rows"]) != bool(result["left_out"].get(name))
+
+
+def test_one_wrong_candidate_leaves_the_others_alone(network):
+    right = bench.expected(network, IMAGE)
+    sparse = {
+        "right": bench.Candidate(SparseRestorer(network), right),
+        "wrong": bench.Candidate(lambda x: network(x) + 1e-3, right),
+    }
+    with torch.no_grad():
+        comparison = bench.Comparison(network, right, sparse, IMAGE, EAGER)
+        comparison.round()
+    result = comparison.result()
+    assert "speedup" in result["rows"]["right"]
+    assert "wrong" not in result["rows"]
+    assert "differs" in result["left_out"]["wrong"]

@@ -20,6 +20,7 @@ from skimage.metrics import peak_signal_noise_ratio
 from mirl_kernels import _cpu
 from mirl_sparse.bench import SPARSE, bench
 from mirl_sparse.images import write_image
+from mirl_sparse.peers import EAGER, STOCK
 from mirl_sparse.restorer import SparseRestorer
 from mirl_sparse.ticket import DEFAULT, find
 from mirl_sparse.to_ticket import describe, load
@@ -98,7 +99,7 @@ def demo(
         times, spent = ["-"] * 4, ""
         if _cpu.available():
             image = torch.from_numpy(scene.degraded.transpose(2, 0, 1).copy()).float().div(255)[None]
-            result = bench(network, image, runs, compile=False)
+            result = bench(network, image, runs, EAGER)
             times, spent = _times(result)
         table.add_row(scene.what, f"{width}x{height}", f"{before:.2f} dB", f"{after:.2f} dB", *times,
                       f"{difference} of 255")  # fmt: skip
@@ -110,7 +111,7 @@ def demo(
         f"ticket {ticket!r}: {statistics['density']:.1%} of the weights, {statistics['mac_density']:.1%} of the"
         f" multiply-adds; medians of {runs} interleaved runs, {torch.get_num_threads()} threads\n"
         "dense, as installed: PyTorch with the system's allocator; dense, best: tuned allocator, eager or channels_last"
-        " (mirl-sparse bench adds torch.compile)\n"
+        " (mirl-sparse bench adds torch.compile and other engines)\n"
         f"difference: the largest between the sparse and the dense result, in 8-bit levels\n{output / 'side_by_side.png'}"
     )
 
@@ -119,11 +120,11 @@ def _times(result: dict[str, Any]) -> tuple[list[str], str]:
     """The cells of the table, and what the picture says."""
     rows = result["rows"]
     best, sparse = (rows[name]["median"] for name in (result["strongest_dense"], SPARSE))
-    stock = rows.get("dense eager, stock allocator")
+    stock = rows.get(STOCK)
     cells = [
         f"{stock['median']:.3f} s" if stock else "-",
         f"{best:.3f} s",
         f"{sparse:.3f} s",
-        f"{result['speedup']:.2f}x",
+        f"{rows[SPARSE]['speedup']['ratio']:.2f}x",
     ]
     return cells, f"; dense {best:.2f} s, sparse {sparse:.2f} s"
