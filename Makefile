@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml constraints.txt kernels/CMakeLists.txt $(shell find kernels -name '*.cpp' -o -name '*.h')
 
-.PHONY: demo test test-all test-gpu check bench-ops
+.PHONY: demo test test-all test-gpu check bench bench-quick bench-check
 
 $(VENV)/.installed: $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -31,5 +31,16 @@ check: $(VENV)/.installed
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench-ops: $(VENV)/.installed
-	$(BIN)/python -m pytest -q benchmarks --benchmark-only --benchmark-columns=min,median,stddev --benchmark-sort=name
+BENCH := $(BIN)/python -m pytest -q benchmarks/test_suite.py --benchmark-columns=min,median,stddev,rounds --benchmark-sort=name
+RESULTS := benchmarks/results
+
+bench-quick: $(VENV)/.installed
+	$(BENCH) --quick --results $(RESULTS)/new/quick.jsonl
+
+bench-check: bench-quick
+	$(BIN)/python benchmarks/check.py $(RESULTS)/new/quick.jsonl
+
+bench: $(VENV)/.installed
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[peers]'
+	$(BENCH) --results $(RESULTS)/new/full.jsonl
+	$(BIN)/python benchmarks/report.py $(RESULTS)/new/full.jsonl

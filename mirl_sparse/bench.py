@@ -80,9 +80,10 @@ class Comparison:
 
     ``dense`` are names of `peers.DENSE`, each run with ``network``, whose result should be ``expected``; ``sparse`` is whatever is
     compared with them. What could not run, and what restored something else than it should, is not timed, and
-    ``left_out`` says why. The allocator is tuned for as long as the process lives.
+    ``left_out`` says why; ``times`` are the seconds of each of the others, by round. The allocator is tuned for as long as the process lives.
     """
 
+    @torch.no_grad()
     def __init__(
         self,
         network: nn.Module,
@@ -91,12 +92,12 @@ class Comparison:
         image: Tensor,
         dense: Collection[str] = tuple(DENSE),
     ) -> None:
-        self.shape, self.left_out = tuple(image.shape), dict[str, str]()
+        self.shape, self.left_out = list(image.shape), dict[str, str]()
         self._allocator = Allocator()
         self._tuned = self._allocator.tune()
         self._calls: dict[str, Call] = {}
         self._first: dict[str, dict[str, float]] = {}  # of each: seconds of the first call, difference
-        self._times: dict[str, list[float]] = {}
+        self.times: dict[str, list[float]] = {}
         self._repeats: dict[str, int] = {}
         for name in dense:
             if name == STOCK and not self._tuned:
@@ -132,34 +133,37 @@ class Comparison:
         begin = time.perf_counter()
         call()
         self._repeats[name] = max(1, round(_TURN / (time.perf_counter() - begin)))
-        self._calls[name], self._times[name] = call, []
+        self._calls[name], self.times[name] = call, []
         self._first[name] = {"first_call": first, "difference": difference}
 
-    def turn(self, name: str) -> float:
-        """Seconds of a call of one contender, just now."""
+    @torch.no_grad()
+    def run(self, name: str) -> int:
+        """Call a contender once, or several times if it is fast; returns how often."""
+        for _ in range(self._repeats[name]):
+            self._calls[name]()
+        return self._repeats[name]
+
+    def turn(self, name: str) -> None:
+        """Time one contender."""
         time.sleep(_PAUSE)
-        call, repeats = self._calls[name], self._repeats[name]
         if name == STOCK:
             self._allocator.untune()
         begin = time.perf_counter()
-        for _ in range(repeats):
-            call()
-        seconds = (time.perf_counter() - begin) / repeats
+        repeats = self.run(name)
+        self.times[name].append((time.perf_counter() - begin) / repeats)
         if name == STOCK:
             self._allocator.tune()
-            call()  # touches the memory that the others find
-        self._times[name].append(seconds)
-        return seconds
+            self.run(name)  # touches the memory that the others find
 
     def round(self) -> None:
         """A turn of each."""
-        for name in self._calls:
+        for name in self.times:
             self.turn(name)
 
     def _ratio(self, slow: str, fast: str) -> dict[str, Any]:
         """How often ``fast`` is done in the time of ``slow``: the ratio of their medians, and an interval that holds that of
         endlessly many rounds with 95% certainty (bootstrap over rounds: Efron 1979)."""
-        pair = np.array([self._times[slow], self._times[fast]])
+        pair = np.array([self.times[slow], self.times[fast]])
         drawn = np.random.default_rng(0).integers(pair.shape[1], size=(_RESAMPLED, pair.shape[1]))
         low, high = np.percentile(_ratio_of_medians(pair[:, drawn]), (2.5, 97.5)).tolist()
         return {"over": slow, "ratio": float(_ratio_of_medians(pair)), "low": low, "high": high}
@@ -169,7 +173,7 @@ class Comparison:
         difference from what is expected; for sparse ones how much faster they are than the strongest dense run
         (``speedup``) and than what one has by default (``over_default``); and what it all was measured on."""
         rows: dict[str, dict[str, Any]] = {}
-        for name, values in self._times.items():
+        for name, values in self.times.items():
             p20, median, p80 = np.percentile(values, (20, 50, 80)).tolist()
             rows[name] = {"median": median, "p20": p20, "p80": p80, "runs": len(values), **self._first[name]}
         strongest = min(self.dense, key=lambda n: rows[n]["median"])
@@ -177,7 +181,7 @@ class Comparison:
             rows[name]["speedup"] = self._ratio(strongest, name)
             rows[name]["over_default"] = self._ratio(self.dense[0], name)
         return {
-            "shape": list(self.shape),
+            "shape": self.shape,
             **environment(),
             "allocator": "tuned" if self._tuned else "default",
             "rows": rows,
@@ -218,7 +222,6 @@ def expected(network: nn.Module, image: Tensor) -> Tensor:
     return deepcopy(network).double()(image.double())
 
 
-@torch.no_grad()
 def bench(network: PromptIR, image: Tensor, runs: int = 7, dense: Collection[str] = tuple(DENSE)) -> dict[str, Any]:
     """Compare `SparseRestorer` of a ticket's network with the dense ones named, on ``image`` (B, 3, H, W), H and W multiples of
     8: `Comparison.result` after so many rounds, and the sparse one's `profile`. UserError when it restores something else."""

@@ -1,0 +1,255 @@
+"""What the suite compares: the ops, the whole network, and the network by density, size, batch and threads.
+
+Weights are random (`tickets.network`): time depends on which weights are zero, not on what the others are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cache, partial
+from typing import Any, NamedTuple
+
+import torch
+from tickets import network
+from torch import Tensor, nn
+
+from mirl_kernels.block import PackedBlock
+from mirl_kernels.block.reference import block
+from mirl_kernels.conv import PackedConv
+from mirl_kernels.conv import reference as conv
+from mirl_kernels.depthwise import PackedDepthwise
+from mirl_kernels.depthwise.reference import depthwise
+from mirl_kernels.gdfn import PackedGDFN
+from mirl_kernels.gdfn import reference as gdfn
+from mirl_kernels.mdta import PackedMDTA
+from mirl_kernels.mdta import reference as mdta
+from mirl_kernels.pointwise import PackedPointwise
+from mirl_kernels.pointwise import reference as pointwise
+from mirl_kernels.prompt import PackedPrompt
+from mirl_kernels.prompt.reference import prompt
+from mirl_sparse.bench import Candidate, Comparison, expected
+from mirl_sparse.engine import Engine
+from mirl_sparse.network import PromptIR
+from mirl_sparse.peers import DENSE, EAGER, ENGINES
+from mirl_sparse.restorer import SparseRestorer
+from mirl_sparse.ticket import DEFAULT, find
+from mirl_sparse.to_ticket import load
+
+ALL = tuple(DENSE)
+DENSITIES = (0.01, 0.02, 0.0352, 0.05, 0.107, 0.2, 0.35, 0.5, 0.75, 1.0)
+OP_DENSITIES = (0.01, 0.035, 0.1, 0.2, 0.5, 1.0)
+TENTH = 0.1
+
+
+class Sparse(NamedTuple):
+    """A sparse way to run something: what is called, what it stands for, and facts for its row of the results."""
+
+    module: Callable[[Tensor], Tensor]
+    stands_for: nn.Module
+    facts: dict[str, Any]
+
+
+class Subjects(NamedTuple):
+    """A dense network or op, an image, and what is compared on it; ``absent`` are names of what could not be built, and why."""
+
+    dense: nn.Module
+    image: Tensor
+    sparse: dict[str, Sparse]
+    absent: dict[str, str] = {}  # noqa: RUF012
+
+
+@dataclass(frozen=True)
+class Case:
+    """One comparison of the suite. ``quick`` cases are those of `make bench-quick`, which are timed ``runs`` times too."""
+
+    section: str
+    name: str
+    build: Callable[[], Subjects]
+    runs: int
+    dense: tuple[str, ...] = ALL
+    threads: int | None = None
+    quick: bool = False
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return f"{self.section}: {self.name}"
+
+    @torch.no_grad()
+    def comparison(self) -> tuple[Comparison, dict[str, dict[str, Any]]]:
+        """The contenders, each compared with what it should give; and what is known of each sparse one."""
+        dense, image, sparse, absent = self.build()
+        torch._dynamo.reset()
+        right: dict[int, Tensor] = {}
+        for module in (dense, *(s.stands_for for s in sparse.values())):
+            if id(module) not in right:
+                right[id(module)] = expected(module, image)
+        candidates = {name: Candidate(s.module, right[id(s.stands_for)]) for name, s in sparse.items()}
+        comparison = Comparison(dense, right[id(dense)], candidates, image, self.dense)
+        comparison.left_out |= absent
+        return comparison, {name: s.facts for name, s in sparse.items()}
+
+
+class Op(nn.Module):
+    """The definition of an op with its weights, as PyTorch runs it."""
+
+    def __init__(self, function: Callable[..., Tensor], *weights: Any, **options: Any) -> None:
+        super().__init__()
+        self._function, self._options, self._count = function, options, 0
+        self._shape = [self._keep(w) for w in weights]
+
+    def _keep(self, value: Any) -> Any:
+        if isinstance(value, tuple):
+            return [self._keep(v) for v in value]
+        self.register_buffer(f"weight{self._count}", value)
+        self._count += 1
+        return f"weight{self._count - 1}"
+
+    def _kept(self, shape: Any) -> Any:
+        return tuple(map(self._kept, shape)) if isinstance(shape, list) else getattr(self, shape)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._function(x, *map(self._kept, self._shape), **self._options)
+
+
+def _weights(density: float, *shape: int) -> Tensor:
+    return torch.randn(shape) * (torch.rand(shape) < density) / max(1.0, shape[1] * density) ** 0.5
+
+
+def _mdta(c: int, density: float) -> tuple[Tensor, ...]:
+    return (torch.ones(c), torch.zeros(c), _weights(density, 3 * c, c, 1, 1), _weights(density, 3 * c, 1, 3, 3),
+            torch.ones(c // 48, 1, 1), _weights(density, c, c, 1, 1))  # fmt: skip
+
+
+def _gdfn(c: int, density: float) -> tuple[Tensor, ...]:
+    hidden = int(2.66 * c)
+    return (torch.ones(c), torch.zeros(c), _weights(density, 2 * hidden, c, 1, 1), _weights(density, 2 * hidden, 1, 3, 3),
+            _weights(density, c, hidden, 1, 1))  # fmt: skip
+
+
+def _prompt(c: int, density: float) -> tuple[Tensor, ...]:
+    prompts = 2 * c // 3  # as PromptIR has them at half the resolution
+    return (torch.randn(5, c) / c**0.5, torch.zeros(5), torch.rand(1, 5, prompts, 64, 64),
+            _weights(density, prompts, prompts, 3, 3))  # fmt: skip
+
+
+def _build(name: str, c: int, density: float) -> tuple[nn.Module, nn.Module]:
+    """An op of c channels as PyTorch runs it, and packed."""
+    if name == "mdta":
+        weights = _mdta(c, density)
+        return Op(mdta, *weights), PackedMDTA(*weights)
+    if name == "gdfn":
+        weights = _gdfn(c, density)
+        return Op(gdfn, *weights), PackedGDFN(*weights)
+    if name == "block":
+        a, f = _mdta(c, density), _gdfn(c, density)
+        return Op(block, a, f), PackedBlock(PackedMDTA(*a), PackedGDFN(*f))
+    if name == "prompt":
+        weights = _prompt(c, density)
+        return Op(prompt, *weights), PackedPrompt(*weights)
+    if name == "pointwise":
+        weight = _weights(density, c, c, 1, 1)
+        return Op(pointwise, weight), PackedPointwise(weight)
+    if name == "depthwise":
+        weight = _weights(density, c, 1, 3, 3)
+        return Op(depthwise, weight), PackedDepthwise(weight)
+    weight = _weights(density, c // 2, c, 3, 3)
+    return Op(conv, weight, shuffle=-2), PackedConv(weight, shuffle=-2)
+
+
+def _torch_sparse(weight: Tensor) -> tuple[dict[str, Callable[[Tensor], Tensor]], dict[str, str]]:
+    """A 1x1 convolution by PyTorch's own sparse matrices, and which of them do not run here."""
+    matrix = weight.flatten(1)
+    found: dict[str, Callable[[Tensor], Tensor]] = {}
+    absent = {}
+    formats = {"torch CSR": lambda: matrix.to_sparse_csr(), "torch BSR 4x4": lambda: matrix.to_sparse_bsr((4, 4)),
+               "torch 2:4": lambda: torch.sparse.to_sparse_semi_structured(matrix)}  # fmt: skip
+    for name, make in formats.items():
+        try:
+            packed = make()
+            packed @ torch.rand(matrix.shape[1], 16)
+        except Exception as error:
+            absent[name] = f"{type(error).__name__}: {error}".splitlines()[0]
+            continue
+        found[name] = lambda x, packed=packed: (packed @ x[0].flatten(1)).view(1, -1, *x.shape[2:])  # type: ignore[misc]
+    return found, absent
+
+
+def _op(name: str, c: int, side: int, densities: tuple[float, ...]) -> Subjects:
+    torch.manual_seed(0)
+    image, sparse, absent = torch.randn(1, c, side, side), {}, {}
+    dense, _ = _build(name, c, 1.0)
+    for density in densities:
+        stands_for, packed = _build(name, c, density)
+        macs, moved = packed.work(1, side, side)
+        sparse[f"sparse cpu {density:.1%}"] = Sparse(
+            packed, stands_for, {"density": density, "macs": macs, "bytes": moved}
+        )
+        if name == "pointwise":
+            others, why = _torch_sparse(stands_for.weight0)
+            absent |= {f"{other} {density:.1%}": reason for other, reason in why.items()}
+            for other, call in others.items():
+                sparse[f"{other} {density:.1%}"] = Sparse(call, stands_for, {"density": density})
+    return Subjects(dense, image, sparse, absent)
+
+
+@cache
+def _pruned(criterion: str, density: float) -> PromptIR:
+    return load(find(DEFAULT)) if criterion == "small" else network(criterion, density)
+
+
+def _restorers(tickets: tuple[tuple[str, float], ...], batch: int, height: int, width: int) -> Subjects:
+    """Tickets of one architecture beside its dense network, which is the first one's."""
+    image = torch.rand(batch, 3, height, width, generator=torch.Generator().manual_seed(0))
+    sparse = {}
+    for criterion, density in tickets:
+        made = _pruned(criterion, density)
+        work = [op.work(*shape) for op, shape in Engine(made).calls(batch, height, width)]
+        facts = {"criterion": criterion, "density": density, "macs": sum(w.macs for w in work),
+                 "bytes": sum(w.bytes for w in work)}  # fmt: skip
+        sparse[f"sparse cpu {criterion} {density:.1%}"] = Sparse(SparseRestorer(made, "cpu"), made, facts)
+    return Subjects(_pruned(*tickets[0]), image, sparse)
+
+
+SMALL = (("small", TENTH),)
+FULL10 = (("layerwise", 0.107),)
+HEADLINE = (("layerwise", 0.107), ("layerwise", 0.0352), ("uneven", TENTH), ("uneven", 0.0352), ("layerwise", 1.0))
+SWEEP = tuple((c, d) for c in ("layerwise", "uneven") for d in DENSITIES if (c, d) != ("uneven", 1.0))
+FASTEST = "dense compiled", "dense MNN", "dense OpenVINO"  # of the whole network, on one machine or another
+SIZES = {"small": (64, 128, 256, 512, 1024), "full-size": (64, 128, 256, 512)}
+OPS = {"mdta": (96, 192), "gdfn": (96, 192), "block": (96, 384), "pointwise": (96, 192), "conv": (96, 192), "depthwise": (96,),
+       "prompt": (96,)}  # fmt: skip
+SIDE = {96: 128, 192: 64, 384: 32}  # of the levels of a 256x256 image
+
+
+def _tickets(name: str) -> tuple[tuple[str, float], ...]:
+    return SMALL if name == "small" else FULL10
+
+
+CASES = [
+    Case("quick", f"{op} 96 channels 128x128", partial(_op, op, 96, 128, (0.1,)), 21, (*EAGER, "dense compiled", *ENGINES[:3]),
+         quick=True)
+    for op in ("mdta", "gdfn", "pointwise", "conv")
+] + [
+    Case("quick", "small 128x128", partial(_restorers, SMALL, 1, 128, 128), 21, EAGER + ENGINES[:3], quick=True),
+] + [
+    Case("op", f"{op} {c} channels {SIDE[c]}x{SIDE[c]}", partial(_op, op, c, SIDE[c], OP_DENSITIES), 11,
+         facts={"op": op})
+    for op, widths in OPS.items() for c in widths
+] + [
+    Case("network", "full-size 256x256", partial(_restorers, HEADLINE, 1, 256, 256), 5),
+    Case("network", "small 256x256", partial(_restorers, SMALL, 1, 256, 256), 15),
+    Case("density", "full-size 128x128", partial(_restorers, SWEEP, 1, 128, 128), 7, EAGER + FASTEST),
+] + [
+    Case("size", f"{name} {side}x{side}", partial(_restorers, _tickets(name), 1, side, side), 5, EAGER + FASTEST,
+         facts={"network": name, "pixels": side * side})
+    for name, sides in SIZES.items() for side in sides
+] + [
+    Case("batch", f"{name} 64x64 x {batch}", partial(_restorers, _tickets(name), batch, 64, 64), 7, EAGER + FASTEST,
+         facts={"network": name, "batch": batch})
+    for name in SIZES for batch in (1, 2, 4, 8)
+] + [
+    Case("threads", f"{name} {threads}", partial(_restorers, _tickets(name), 1, 128, 128), 7, EAGER + FASTEST, threads,
+         facts={"network": name})
+    for name in SIZES for threads in (1, 2)
+]  # fmt: skip

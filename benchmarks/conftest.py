@@ -1,0 +1,21 @@
+from pathlib import Path
+
+import pytest
+import results
+
+HERE = Path(__file__).parent
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("mirl-sparse")
+    group.addoption("--quick", action="store_true", help="the few comparisons of make bench-quick")
+    group.addoption("--results", type=Path, help="write JSON lines here, anew")
+
+
+@pytest.fixture(scope="session")
+def keep(request: pytest.FixtureRequest):
+    """What keeps a row of the results; all are written at the end, those of a wrong result too, which have no time."""
+    path, rows = request.config.getoption("--results"), []
+    yield rows.append
+    if path:
+        results.write(path, rows)

@@ -1,0 +1,140 @@
+"""What only a process of its own can tell: how long one waits for the first image, how much memory it takes, and, where valgrind is
+installed, how many instructions a restoration is.
+
+    python benchmarks/processes.py CONTENDER NETWORK SIDE     # prints one process's figures as JSON
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+SPARSE, SMALL = "sparse cpu", "small"
+_RUNS = 3
+_INSTRUCTIONS = ("valgrind", "--tool=callgrind", "--instr-atstart=no", "--callgrind-out-file=/dev/null")
+
+
+@dataclass(frozen=True)
+class Process:
+    """One contender in its own process: ``kind`` "cold" (import, load, first and second image), "memory" (peak) or
+    "instructions"."""
+
+    kind: str
+    contender: str
+    network: str
+    height: int
+    width: int
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.contender}, {self.network} {self.height}x{self.width}"
+
+    def measure(self) -> dict[str, Any]:
+        """The row of the results: medians of several processes, but of memory and instructions, which hardly vary."""
+        runs = _RUNS if self.kind == "cold" else 1
+        row: dict[str, Any] = {"section": self.kind, "contender": self.contender, "network": self.network,
+                               "pixels": self.height * self.width,
+                               "date": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%MZ")}  # fmt: skip
+        if self.kind == "instructions" and not shutil.which("valgrind"):
+            return row | {"left_out": "valgrind is not installed"}
+        try:
+            found = [self._run() for _ in range(runs)]
+        except subprocess.CalledProcessError as error:
+            reason = [line for line in error.stderr.strip().splitlines() if line] or [f"exit status {error.returncode}"]
+            return row | {"left_out": reason[-1][:200]}
+        times = {k: median(f[k] for f in found) for k, v in found[0].items() if isinstance(v, float)}
+        return row | found[0] | times | {"runs": runs}
+
+    def _run(self) -> dict[str, Any]:
+        command = [sys.executable, __file__, self.contender, self.network, str(self.height), str(self.width)]
+        environment = dict(os.environ)
+        if self.kind == "instructions":
+            command = [*_INSTRUCTIONS, *command, "--count"]
+            environment["MIRL_CPU_ISA"] = "avx2"  # valgrind knows no AVX-512
+            environment["ONEDNN_MAX_CPU_ISA"] = environment["ATEN_CPU_CAPABILITY"] = "avx2"
+        done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+        found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        if self.kind == "instructions":
+            counted = next(line for line in done.stderr.splitlines() if "Collected :" in line)
+            found = {"instructions": int(counted.split()[-1]) // found["calls"]}
+        return found
+
+
+FULL = "full-size"
+PROCESSES = [
+    Process("cold", contender, name, 256, 256)
+    for name in (SMALL, FULL)
+    for contender in (SPARSE, "dense eager, stock allocator", "dense compiled")
+] + [
+    Process("memory", contender, name, height, width)
+    for name, contender, sizes in (
+        (SMALL, SPARSE, ((256, 256), (1024, 1024), (1500, 2000), (3000, 4000))),
+        (SMALL, "dense channels_last", ((256, 256), (1024, 1024), (1500, 2000))),
+        (FULL, SPARSE, ((256, 256), (512, 512), (1024, 1024), (1500, 2000))),
+        (FULL, "dense channels_last", ((256, 256), (512, 512), (1024, 1024))),
+    )
+    for height, width in sizes
+] + [Process("instructions", contender, SMALL, 64, 64) for contender in (SPARSE, "dense channels_last")]  # fmt: skip
+
+
+def main() -> None:
+    contender, name, height, width = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+    begin = time.perf_counter()
+    import torch
+
+    from mirl_sparse import bench, peers
+    from mirl_sparse.restorer import SparseRestorer
+
+    imported = time.perf_counter()
+    if name == SMALL:
+        from mirl_sparse.ticket import find
+        from mirl_sparse.to_ticket import load
+
+        network = load(find(SMALL))
+    else:
+        import tickets
+
+        network = tickets.network("layerwise", 0.107)
+    image = torch.rand(1, 3, height, width)
+    if contender != peers.STOCK and contender != SPARSE:
+        bench.Allocator().tune()
+    made = time.perf_counter()  # a network of random weights is drawn, which is nobody's loading
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    with torch.no_grad():
+        if contender == SPARSE:
+            restorer = SparseRestorer(network, "cpu")
+            call = lambda: restorer(image)  # noqa: E731
+        else:
+            with peers.quiet():
+                call = peers.DENSE[contender](network, image)
+        packed = time.perf_counter()
+        call()
+        first = time.perf_counter()
+        call()
+        second = time.perf_counter()
+        calls = 1
+        if "--count" in sys.argv:
+            control = shutil.which("callgrind_control")
+            assert control
+            subprocess.run([control, "--instr=on", str(os.getpid())], check=True, capture_output=True)
+            call()
+            subprocess.run([control, "--instr=off", str(os.getpid())], check=True, capture_output=True)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    print(json.dumps({
+        "import": imported - begin, "load": made - imported, "build": packed - made, "first": first - packed,
+        "second": second - first, "base_bytes": before, "peak_bytes": peak, "calls": calls, **bench.environment(),
+    }))  # fmt: skip
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parent))
+    main()

@@ -1,0 +1,32 @@
+"""Results of the suite as JSON lines: one row per contender, with everything that its time depends on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from mirl_sparse.files import write_whole
+
+Row = dict[str, Any]
+FOLDER = Path(__file__).parent / "results"
+
+
+def rows_of(result: Row, facts: dict[str, Row], **case: Any) -> Iterable[Row]:
+    """The rows of one comparison (`mirl_sparse.bench.Comparison.result`): ``facts`` of its sparse contenders, ``case`` of all."""
+    shared = {k: v for k, v in result.items() if k not in ("rows", "left_out", "strongest_dense")}
+    shared |= case | {"date": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%MZ")}
+    for name, row in result["rows"].items():
+        yield {"contender": name, **row, **facts.get(name, {}), **shared}
+    for name, reason in result["left_out"].items():
+        yield {"contender": name, "left_out": reason, **facts.get(name, {}), **shared}
+
+
+def write(path: Path, rows: Iterable[Row]) -> None:
+    write_whole(path, "".join(json.dumps(row) + "\n" for row in rows).encode())
+
+
+def read(path: Path) -> list[Row]:
+    return [json.loads(line) for line in path.read_text().splitlines()]

@@ -1,0 +1,53 @@
+"""The suite, run by pytest-benchmark, which times each case's first sparse contender; everything else of the case is timed in
+turns with it, between its rounds.
+
+    make bench-quick    # the few comparisons that make bench-check looks at
+    make bench          # everything, and the report
+"""
+
+from __future__ import annotations
+
+import time
+
+import processes
+import pytest
+import torch
+from cases import CASES, Case
+from results import rows_of
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    quick = metafunc.config.getoption("--quick")
+    if "case" in metafunc.fixturenames:
+        metafunc.parametrize("case", [c for c in CASES if c.quick == quick], ids=str)
+    if "process" in metafunc.fixturenames:
+        metafunc.parametrize("process", [] if quick else processes.PROCESSES, ids=str)
+
+
+def test_comparison(case: Case, benchmark, keep) -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(case.threads or threads)
+    try:
+        comparison, facts = case.comparison()
+        first, *others = [*comparison.sparse, *comparison.dense]
+
+        def rest() -> None:
+            for name in others:
+                comparison.turn(name)
+            time.sleep(0.05)
+
+        benchmark.group = case.section
+        repeats = comparison.run(first)
+        benchmark.pedantic(comparison.run, args=(first,), setup=rest, rounds=case.runs)
+        comparison.times[first] = [seconds / repeats for seconds in benchmark.stats.stats.data]
+        result = comparison.result()
+    finally:
+        torch.set_num_threads(threads)
+    for row in rows_of(result, facts, section=case.section, case=case.name, **case.facts):
+        keep(row)
+    wrong = {name: reason for name, reason in result["left_out"].items() if "differs" in reason}
+    assert not wrong, wrong
+
+
+def test_process(process: processes.Process, keep) -> None:
+    keep(process.measure())
