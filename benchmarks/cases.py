@@ -5,12 +5,16 @@ Weights are random (`tickets.network`): time depends on which weights are zero, 
 
 from __future__ import annotations
 
+import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache, partial
+from statistics import median
 from typing import Any, NamedTuple
 
 import torch
+from results import now
 from tickets import network
 from torch import Tensor, nn
 
@@ -28,7 +32,8 @@ from mirl_kernels.pointwise import PackedPointwise
 from mirl_kernels.pointwise import reference as pointwise
 from mirl_kernels.prompt import PackedPrompt
 from mirl_kernels.prompt.reference import prompt
-from mirl_sparse.bench import Candidate, Comparison, expected
+from mirl_kernels.roofline import measure
+from mirl_sparse.bench import Candidate, Comparison, environment, expected
 from mirl_sparse.engine import Engine
 from mirl_sparse.network import PromptIR
 from mirl_sparse.peers import DENSE, EAGER, ENGINES
@@ -253,3 +258,41 @@ CASES = [
          facts={"network": name})
     for name in SIZES for threads in (1, 2)
 ]  # fmt: skip
+
+
+@torch.no_grad()
+def profile(name: str, runs: int = 5) -> dict[str, Any]:
+    """The time of each stage of a network at 256x256, sparse beside PyTorch in channels_last, in turns; and what the measured
+    peaks of the machine would allow the sparse steps."""
+    made, image = _pruned(*_tickets(name)[0]), torch.rand(1, 3, 256, 256)
+    engine, machine = Engine(made), measure()
+    stages = [n for n, m in made.named_children() if list(m.parameters())]
+    last = image.contiguous(memory_format=torch.channels_last)
+    times: dict[str, list[float]] = {}
+    begun: dict[str, float] = {}
+    hooks = []
+    for stage in stages:
+        module = made.get_submodule(stage)
+        hooks.append(module.register_forward_pre_hook(lambda *_, s=stage: begun.__setitem__(s, time.perf_counter())))
+        hooks.append(module.register_forward_hook(
+            lambda *_, s=stage: times.setdefault(s, []).append(time.perf_counter() - begun[s])
+        ))  # fmt: skip
+    sparse: dict[str, list[float]] = {}
+    limit = 0.0
+    for run in range(runs + 1):
+        made(last)
+        steps, found, limit = engine.profile(image), Counter[str](), 0.0
+        for step in steps:
+            found[step.name.split(".")[0]] += step.seconds
+            limit += machine.limit(step.macs, step.bytes)
+        if run:  # the first is not warm
+            for stage, seconds in found.items():
+                sparse.setdefault(stage, []).append(seconds)
+    for hook in hooks:
+        hook.remove()
+    sparse_stages = {stage: median(s) for stage, s in sparse.items()}
+    return {
+        "section": "profile", "network": name, "dense_stages": {s: median(t[1:]) for s, t in times.items()},
+        "sparse_stages": sparse_stages, "sparse": sum(sparse_stages.values()), "limit": limit, "runs": runs,
+        "gflops_peak": machine.flops / 1e9, "gbytes_peak": machine.bandwidth / 1e9, **environment(), "date": now(),
+    }  # fmt: skip

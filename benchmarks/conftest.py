@@ -3,13 +3,11 @@ from pathlib import Path
 import pytest
 import results
 
-HERE = Path(__file__).parent
-
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("mirl-sparse")
     group.addoption("--quick", action="store_true", help="the few comparisons of make bench-quick")
-    group.addoption("--results", type=Path, help="write JSON lines here, anew")
+    group.addoption("--results", type=Path, help="write JSON lines in this folder, anew")
 
 
 @pytest.fixture(scope="session")
@@ -18,4 +16,5 @@ def keep(request: pytest.FixtureRequest):
     path, rows = request.config.getoption("--results"), []
     yield rows.append
     if path:
-        results.write(path, rows)
+        quick = request.config.getoption("--quick")
+        results.write(results.path("quick" if quick else "full", path), rows)

@@ -14,10 +14,10 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from pathlib import Path
 from statistics import median
 from typing import Any
+
 
 SPARSE, SMALL = "sparse cpu", "small"
 _RUNS = 3
@@ -40,10 +40,12 @@ class Process:
 
     def measure(self) -> dict[str, Any]:
         """The row of the results: medians of several processes, but of memory and instructions, which hardly vary."""
+        from results import now  # imports PyTorch, whose import is timed in the processes that this starts
+
         runs = _RUNS if self.kind == "cold" else 1
         row: dict[str, Any] = {"section": self.kind, "contender": self.contender, "network": self.network,
                                "pixels": self.height * self.width,
-                               "date": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%MZ")}  # fmt: skip
+                               "date": now()}  # fmt: skip
         if self.kind == "instructions" and not shutil.which("valgrind"):
             return row | {"left_out": "valgrind is not installed"}
         try:
@@ -59,6 +61,7 @@ class Process:
         environment = dict(os.environ)
         if self.kind == "instructions":
             command = [*_INSTRUCTIONS, *command, "--count"]
+            environment["OMP_NUM_THREADS"] = "1"  # threads that wait for work count too
             environment["MIRL_CPU_ISA"] = "avx2"  # valgrind knows no AVX-512
             environment["ONEDNN_MAX_CPU_ISA"] = environment["ATEN_CPU_CAPABILITY"] = "avx2"
         done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)

@@ -8,20 +8,31 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from mirl_kernels import _cpu
 from mirl_sparse.files import write_whole
 
 Row = dict[str, Any]
 FOLDER = Path(__file__).parent / "results"
 
 
+def now() -> str:
+    """The time, as rows have it."""
+    return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%MZ")
+
+
 def rows_of(result: Row, facts: dict[str, Row], **case: Any) -> Iterable[Row]:
     """The rows of one comparison (`mirl_sparse.bench.Comparison.result`): ``facts`` of its sparse contenders, ``case`` of all."""
     shared = {k: v for k, v in result.items() if k not in ("rows", "left_out", "strongest_dense")}
-    shared |= case | {"date": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%MZ")}
+    shared |= case | {"date": now()}
     for name, row in result["rows"].items():
         yield {"contender": name, **row, **facts.get(name, {}), **shared}
     for name, reason in result["left_out"].items():
         yield {"contender": name, "left_out": reason, **facts.get(name, {}), **shared}
+
+
+def path(name: str, folder: Path = FOLDER) -> Path:
+    """Where the results ``name`` ("full", "quick") of this machine's instruction set are."""
+    return folder / _cpu.isa() / f"{name}.jsonl"
 
 
 def write(path: Path, rows: Iterable[Row]) -> None:

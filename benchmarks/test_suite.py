@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import time
 
+import cases
 import processes
 import pytest
 import torch
-from cases import CASES, Case
+from cases import Case
 from results import rows_of
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     quick = metafunc.config.getoption("--quick")
     if "case" in metafunc.fixturenames:
-        metafunc.parametrize("case", [c for c in CASES if c.quick == quick], ids=str)
+        metafunc.parametrize("case", [c for c in cases.CASES if c.quick == quick], ids=str)
     if "process" in metafunc.fixturenames:
         metafunc.parametrize("process", [] if quick else processes.PROCESSES, ids=str)
 
@@ -51,3 +52,10 @@ def test_comparison(case: Case, benchmark, keep) -> None:
 
 def test_process(process: processes.Process, keep) -> None:
     keep(process.measure())
+
+
+@pytest.mark.parametrize("network", cases.SIZES)
+def test_profile(network: str, keep, pytestconfig) -> None:
+    if pytestconfig.getoption("--quick"):
+        pytest.skip("not one of the quick ones")
+    keep(cases.profile(network))

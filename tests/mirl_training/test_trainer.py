@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from mirl_sparse.restorer import SparseRestorer
 from mirl_training.fused import choose_engine
 from mirl_training.masks import Mask, prune
-from mirl_training.trainer import Diverged, Trainer
+from mirl_training.trainer import Diverged, Trainer, relative
 
 RATE = 1e-3
 
@@ -122,3 +122,18 @@ def test_engines_for_a_precision():
 def test_what_is_no_number_is_not_stepped_on(network, batch):
     with pytest.raises(Diverged):
         trainer(network).step(batch[0] * float("nan"), batch[1], RATE)
+
+
+def test_the_relative_loss_weighs_images_by_their_own_error(network, batch):
+    """An image whose error is ten times as large does not ask for larger steps."""
+    clean = batch[1]
+    restored = clean.clone().requires_grad_(True)
+    off = torch.tensor([0.01, 0.1, 0.3]).view(3, 1, 1, 1)
+    loss = relative(restored + off, clean)
+    loss.backward()
+    assert loss.item() == pytest.approx(float((off.flatten() + 1e-3).log().mean()), rel=1e-5)
+    share = restored.grad.sum((1, 2, 3)) * (off.flatten() + 1e-3)
+    torch.testing.assert_close(share, torch.full((3,), 1 / 3))
+    degraded, clean = batch
+    expected = relative(network(degraded), clean).item()
+    assert trainer(network, loss="relative").step(degraded, clean, RATE) == pytest.approx(expected, rel=1e-5)

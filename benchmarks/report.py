@@ -1,0 +1,345 @@
+"""The page about the results: Markdown, HTML and plots beside them, and the README's part on performance.
+
+python benchmarks/report.py          # of results/*/full.jsonl, all written again
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import results
+import scaling
+from results import Row
+
+from mirl_sparse.files import write_whole
+from mirl_sparse.peers import DENSE, STOCK
+
+README = Path(__file__).parents[1] / "README.md"
+NOT_SHOWN = (
+    "Not shown: any GPU (none was at hand), any machine but the one named, any network but PromptIR"
+    " ([networks.md](networks.md) has others)."
+)
+
+
+def _ms(seconds: float) -> str:
+    return f"{seconds:.2f} s" if seconds >= 1 else f"{seconds * 1e3:.{0 if seconds >= 0.1 else 1}f} ms"
+
+
+def _times(ratio: Row) -> str:
+    return f"**{ratio['ratio']:.2f}x** ({ratio['low']:.2f}-{ratio['high']:.2f})"
+
+
+def _table(head: list[str], rows: list[list[str]]) -> list[str]:
+    return [f"| {' | '.join(head)} |", "|---" * len(head) + "|", *(f"| {' | '.join(row)} |" for row in rows), ""]
+
+
+class Report:
+    """The rows of one machine, by section."""
+
+    def __init__(self, rows: list[Row]) -> None:
+        self.rows = rows
+        self.machine = next(row for row in rows if "isa" in row)
+
+    def section(self, name: str, **facts: Any) -> list[Row]:
+        """The rows of a section that have these facts."""
+        return [r for r in self.rows if r["section"] == name and all(r.get(k) == v for k, v in facts.items())]
+
+    def timed(self, name: str, **facts: Any) -> list[Row]:
+        """Its sparse rows that have a speed-up: those that proved right."""
+        return [r for r in self.section(name, **facts) if "speedup" in r]
+
+    def strongest(self, row: Row) -> Row:
+        """The dense row that a sparse one is compared with."""
+        return next(r for r in self.section(row["section"], case=row["case"], contender=row["speedup"]["over"]))
+
+    def cases(self, name: str) -> list[str]:
+        """The cases of a section, in order."""
+        return list(dict.fromkeys(r["case"] for r in self.section(name)))
+
+
+def crossover(rows: list[Row]) -> float | None:
+    """The density below which a sparse contender is faster than the strongest dense one: where the line through the measured
+    points, density and speed-up both by their logarithms, last crosses 1. None where it wins, or loses, at all of them."""
+    points = sorted((r["density"], r["speedup"]["ratio"]) for r in rows)
+    for (a, slow), (b, fast) in zip(reversed(points[:-1]), reversed(points[1:]), strict=True):
+        if slow >= 1 > fast:
+            part = np.log(slow) / (np.log(slow) - np.log(fast))
+            return float(np.exp(np.log(a) + part * (np.log(b) - np.log(a))))
+    return None
+
+
+def _crossover(rows: list[Row]) -> str:
+    found = crossover(rows)
+    if found:
+        return f"below {found:.0%}"
+    return "at every density" if all(r["speedup"]["ratio"] >= 1 for r in rows) else "at no density"
+
+
+def _network(report: Report) -> list[str]:
+    lines = ["## The network at 256x256", ""]
+    rows = [
+        [r["case"].split()[0], f"{r['criterion']} {r['density']:.1%}", f"{r['macs'] / 1e9:.2f} G", _ms(r["median"]),
+         f"{_ms(report.strongest(r)['median'])} ({r['speedup']['over'].removeprefix('dense ')})", _times(r["speedup"]),
+         f"{r['over_default']['ratio']:.1f}x", f"{r['difference']:.0e}"]
+        for r in report.timed("network")
+    ]  # fmt: skip
+    lines += _table(["network", "weights kept", "multiply-adds", "sparse", "strongest dense", "over strongest dense",
+                     "over PyTorch by default", "off by"], rows)  # fmt: skip
+    lines += [
+        "Every dense run, in seconds (medians, 20% and 80% percentiles), and the first call, which compiles or packs:",
+        "",
+    ]
+    dense = [
+        [r["case"].split()[0], r["contender"].removeprefix("dense "),
+         *([_ms(r["median"]), f"{_ms(r['p20'])} - {_ms(r['p80'])}", _ms(r["first_call"])] if "median" in r else ["-", "-", r["left_out"]])]
+        for r in report.section("network") if r["contender"] in DENSE
+    ]  # fmt: skip
+    return lines + _table(["network", "dense", "median", "20% - 80%", "first call"], dense)
+
+
+def _densities(report: Report) -> list[str]:
+    rows = report.timed("density")
+    lines = ["## By density", "", "![latency against density](density.png)", ""]
+    for criterion in ("layerwise", "uneven"):
+        own = [r for r in rows if r["criterion"] == criterion or r["density"] == 1]
+        lines.append(f"- {criterion}: sparse wins {_crossover(own)}")
+    table = [[r["criterion"], f"{r['density']:.1%}", f"{r['macs'] / 1e9:.2f} G", _ms(r["median"]), _times(r["speedup"])]
+             for r in rows]  # fmt: skip
+    return [
+        *lines,
+        "",
+        *_table(["criterion", "weights kept", "multiply-adds", "sparse", "over strongest dense"], table),
+    ]
+
+
+def _ops(report: Report) -> list[str]:
+    lines = ["## Op by op", "", "![roofline](roofline.png)", ""]
+    rows = []
+    for case in report.cases("op"):
+        own = [r for r in report.timed("op", case=case) if r["contender"].startswith("sparse cpu")]
+        if not own:
+            continue
+        strongest = report.strongest(own[0])
+        rows.append([case, f"{_ms(strongest['median'])} ({own[0]['speedup']['over'].removeprefix('dense ')})",
+                     *(f"{_ms(r['median'])}, {r['speedup']['ratio']:.1f}x" for r in own), _crossover(own)])  # fmt: skip
+    heads = [f"{d:.0%}" if d >= 0.01 else f"{d:.1%}" for d in sorted({r["density"] for r in report.timed("op")})]
+    lines += _table(["op", "strongest dense", *heads, "sparse wins"], rows)
+    others = [r for r in report.timed("op") if not r["contender"].startswith("sparse cpu")]
+    lines += ["PyTorch's own sparse matrices, on the 1x1 layers:", ""]
+    return lines + _table(["op", "how", "time", "over strongest dense"],
+                          [[r["case"], r["contender"], _ms(r["median"]), _times(r["speedup"])] for r in others])  # fmt: skip
+
+
+def _scale(report: Report) -> list[str]:
+    lines = ["## By size, batch and threads", ""]
+    for name, title in (("size", "image"), ("batch", "batch"), ("threads", "threads")):
+        rows = [[r["case"], _ms(r["median"]), f"{_ms(report.strongest(r)['median'])} ({r['speedup']['over'].removeprefix('dense ')})",
+                 _times(r["speedup"])] for r in report.timed(name)]  # fmt: skip
+        lines += _table([title, "sparse", "strongest dense", "over strongest dense"], rows)
+    lines += [
+        "![memory against size](memory.png)",
+        "",
+        "A process of its own each, PyTorch included; the second image:",
+        "",
+    ]
+    rows = [
+        [r["network"], r["contender"], f"{r['pixels'] / 1e6:.2f} Mpx",
+         *([_ms(r["second"]), f"{r['peak_bytes'] / 1e9:.2f} GB"] if "peak_bytes" in r else ["-", r["left_out"]])]
+        for r in report.section("memory")
+    ]  # fmt: skip
+    return lines + _table(["network", "", "image", "time", "peak memory"], rows)
+
+
+def _processes(report: Report) -> list[str]:
+    lines = ["## From a cold start", "", "Seconds until the first 256x256 image is restored, in a new process:", ""]
+    rows = [
+        [r["network"], r["contender"],
+         *([_ms(r[k]) for k in ("import", "load", "build", "first", "second")] if "import" in r else ["-"] * 4 + [r["left_out"]])]
+        for r in report.section("cold")
+    ]  # fmt: skip
+    lines += _table(["network", "", "import", "load", "build", "first image", "second image"], rows)
+    lines += ["Instructions for a 64x64 image, on one thread, counted by callgrind on AVX2:", ""]
+    rows = [[r["network"], r["contender"], f"{r['instructions'] / 1e9:.3f} G" if "instructions" in r else r["left_out"]]
+            for r in report.section("instructions")]  # fmt: skip
+    return lines + _table(["network", "", "instructions"], rows)
+
+
+def _profile(report: Report) -> list[str]:
+    lines = ["## Where the time goes", "", "![time by stage](stages.png)", ""]
+    for row in report.section("profile"):
+        reached = row["limit"] / row["sparse"]
+        lines.append(
+            f"- {row['network']}: {_ms(row['sparse'])} of sparse steps, {reached:.0%} of what the measured peaks"
+            f" ({row['gflops_peak']:.0f} GFLOP/s, {row['gbytes_peak']:.0f} GB/s) allow"
+        )
+    return [*lines, ""]
+
+
+def _plots(report: Report, folder: Path) -> None:
+    from matplotlib.figure import Figure
+
+    def save(name: str, draw: Any, columns: int = 1) -> None:
+        figure = Figure(figsize=(6 * columns, 4.5), layout="constrained")
+        draw(*np.atleast_1d(figure.subplots(1, columns)))
+        write_whole(folder / f"{name}.png", lambda path: figure.savefig(path, dpi=110, format="png"))
+
+    def density(axes: Any) -> None:
+        rows = report.timed("density")
+        for criterion in ("layerwise", "uneven"):
+            own = sorted(
+                (r for r in rows if r["criterion"] == criterion or r["density"] == 1), key=lambda r: r["density"]
+            )
+            axes.plot(
+                [100 * r["density"] for r in own], [1e3 * r["median"] for r in own], "o-", label=f"sparse, {criterion}"
+            )
+            if found := crossover(own):
+                axes.axvline(100 * found, color="grey", linestyle=":")
+        for r in report.section("density"):
+            if r["contender"] in DENSE and "median" in r and r["contender"] != STOCK:
+                axes.axhline(1e3 * r["median"], linewidth=0.8, linestyle="--", color=f"C{2 + list(DENSE).index(r['contender'])}",
+                             label=r["contender"])  # fmt: skip
+        axes.set(xlabel="weights kept, %", ylabel="ms, full-size network at 128x128", xscale="log", yscale="log")
+        axes.legend(fontsize=7)
+
+    def roofline(axes: Any) -> None:
+        peak = report.section("profile")[0]
+        x = np.logspace(-1, 3, 100)
+        axes.plot(x, np.minimum(peak["gflops_peak"], x * peak["gbytes_peak"]), "k-", label="measured peaks")
+        rows = [r for r in report.timed("op") if "macs" in r]
+        for i, op in enumerate(dict.fromkeys(r["op"] for r in rows)):
+            own = [r for r in rows if r["op"] == op]
+            axes.plot([2 * r["macs"] / r["bytes"] for r in own], [2e-9 * r["macs"] / r["median"] for r in own], "o", label=op,
+                      color=f"C{i}", markersize=4)  # fmt: skip
+        axes.set(
+            xlabel="operations per byte that must move",
+            ylabel="GFLOP/s by surviving weights",
+            xscale="log",
+            yscale="log",
+        )
+        axes.legend(fontsize=7)
+
+    def stages(*both: Any) -> None:
+        for axes, row in zip(both, report.section("profile"), strict=True):
+            for column, kind in enumerate(("dense_stages", "sparse_stages")):
+                bottom = 0.0
+                for i, (stage, seconds) in enumerate(row[kind].items()):
+                    axes.bar(column, 1e3 * seconds, bottom=bottom, color=f"C{i % 10}", hatch="/" if i >= 10 else None,
+                             label=stage if column == 0 else None)  # fmt: skip
+                    bottom += 1e3 * seconds
+            axes.set_xticks((0, 1), ("dense channels_last", "sparse"))
+            axes.set(ylabel="ms", title=f"{row['network']}, 256x256")
+        both[-1].legend(fontsize=6, loc="upper right")
+
+    def memory(axes: Any) -> None:
+        rows = [r for r in report.section("memory") if "peak_bytes" in r]
+        for key in dict.fromkeys((r["network"], r["contender"]) for r in rows):
+            own = [r for r in rows if (r["network"], r["contender"]) == key]
+            axes.plot(
+                [r["pixels"] / 1e6 for r in own], [r["peak_bytes"] / 1e9 for r in own], "o-", label=", ".join(key)
+            )
+        axes.set(xlabel="megapixels", ylabel="GB, peak of the process", xscale="log", yscale="log")
+        axes.legend(fontsize=7)
+
+    save("density", density)
+    save("roofline", roofline)
+    save("stages", stages, 2)
+    save("memory", memory)
+
+
+def markdown(report: Report) -> str:
+    """The page."""
+    m = report.machine
+    left_out = sorted({(r["contender"], r["left_out"]) for r in report.rows if "left_out" in r and "case" in r})
+    wrong = [r for r in report.rows if "differs" in r.get("left_out", "")]
+    lines = [
+        f"# Dense against sparse, {m['isa']}",
+        "",
+        NOT_SHOWN.replace("networks.md)", "../../networks.md)"),
+        "",
+        f"{m['processor']}, {m['isa']}, {m['threads']} threads, torch {m['torch']}, Python {m['python']}, allocator {m['allocator']};"
+        f" {min(r['date'] for r in report.rows)} to {max(r['date'] for r in report.rows)}. Made by `make bench`; the figures are in"
+        " full.jsonl.",
+        "",
+        "Times are medians of runs in turns within one process. A ratio is over the strongest dense run of the same process, with its"
+        " 95% interval (bootstrap); nothing is timed whose result is wrong"
+        f" ({'all were right' if not wrong else f'{len(wrong)} were'}). Random weights, but for `small`.",
+        "",
+        *_network(report),
+        *_densities(report),
+        *_ops(report),
+        *_scale(report),
+        *_processes(report),
+        *_profile(report),
+        *scaling.section(report.rows),
+        "## What could not be compared",
+        "",
+        *_table(["contender", "why"], [list(pair) for pair in left_out]),
+    ]
+    return "\n".join(lines)
+
+
+def html(page: str) -> str:
+    """The page as a file for a browser."""
+    from markdown_it import MarkdownIt  # of rich's
+
+    style = "body{font:15px sans-serif;max-width:70em;margin:2em auto;padding:0 1em}td,th{padding:.2em .7em;text-align:left}img{max-width:100%}"
+    body = MarkdownIt("commonmark").enable("table").render(page)
+    return f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Dense against sparse</title><style>{style}</style>{body}</html>'
+
+
+def readme(reports: list[Report]) -> str:
+    """The README's part: the network on every machine that there are results of."""
+    lines = [
+        "No GPU was measured; these are processors with two cores' worth of threads, and random weights but for `small`.",
+        "",
+    ]
+    for report in reports:
+        m = report.machine
+        rows = [[r["case"].split()[0], f"{r['density']:.1%} {r['criterion']}", f"{r['macs'] / 1e9:.1f} G",
+                 f"{_ms(report.strongest(r)['median'])} ({r['speedup']['over'].removeprefix('dense ')})", _ms(r["median"]),
+                 f"**{r['speedup']['ratio']:.1f}x**", f"{r['over_default']['ratio']:.1f}x"] for r in report.timed("network")]  # fmt: skip
+        lines += [
+            f"256x256 pixels, {m['threads']} threads of {m['processor']} ({m['isa']}), torch {m['torch']}, {m['date'][:10]}:",
+            "",
+            *_table(["network", "weights kept", "multiply-adds", "strongest dense", "sparse", "over it", "over PyTorch by default"], rows),
+            *(f"- {line}" for line in _findings(report)),
+            "",
+            f"More, with plots and every dense run: [benchmarks/results/{m['isa']}/report.md](benchmarks/results/{m['isa']}/report.md).",
+            "",
+        ]  # fmt: skip
+    return "\n".join(lines)
+
+
+def _findings(report: Report) -> list[str]:
+    found = []
+    for criterion in ("layerwise", "uneven"):
+        own = [r for r in report.timed("density") if r["criterion"] == criterion or r["density"] == 1]
+        found.append(f"full-size network, {criterion}: sparse wins {_crossover(own)}")
+    losing = [r for r in report.timed("op") if r["speedup"]["ratio"] < 1 and r["contender"].startswith("sparse cpu")]
+    found.append(
+        "ops that lose: "
+        + ("; ".join(f"{r['case']} at {r['density']:.0%} ({r['speedup']['ratio']:.2f}x)" for r in losing) or "none")
+    )
+    return found + scaling.findings(report.rows)
+
+
+def main() -> None:
+    reports = []
+    for path in sorted(results.FOLDER.glob("*/full.jsonl")):
+        report = Report(results.read(path))
+        reports.append(report)
+        _plots(report, path.parent)
+        page = markdown(report)
+        write_whole(path.with_name("report.md"), page.encode())
+        write_whole(path.with_name("report.html"), html(page).encode())
+        print(path.with_name("report.html"))
+    text = README.read_text()
+    part = f"<!-- bench: written by benchmarks/report.py -->\n\n{readme(reports)}\n<!-- /bench -->"
+    write_whole(README, re.sub(r"<!-- bench.*<!-- /bench -->", lambda _: part, text, flags=re.DOTALL).encode())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,94 @@
+"""Beyond this machine, on paper: larger servers, and what a million photos cost.
+
+A model of few parameters, fitted to what was measured here, for each way to run a network:
+
+- by pixels: seconds = a + b * pixels (least squares on relative errors over the sizes measured);
+- by threads: Amdahl's law, whose serial part is what a second thread did not halve;
+- by bandwidth: no photo takes less than its bytes at the server's memory bandwidth.
+
+A core of a server is taken to be as fast as one of this machine's. Bytes are counted for the sparse network; the dense one, which
+moves more, is granted that it never waits for memory. Photos in bulk are restored by one process per core.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+Row = dict[str, Any]
+SERVERS = ((8, 80e9), (32, 200e9), (96, 460e9))  # cores, bytes a second: desktop, one socket of 8 and of 12 channels
+PHOTO, PHOTOS = 2_000_000, 1_000_000
+
+
+def _ways(rows: list[Row], network: str) -> dict[str, list[tuple[Row, float]]]:
+    """Of a network, "sparse" and "dense" (the strongest run of each case): (sparse row of the case, seconds)."""
+    found: dict[str, list[tuple[Row, float]]] = {"dense": [], "sparse": []}
+    for row in rows:
+        if row.get("network") == network and "speedup" in row:
+            found["sparse"].append((row, row["median"]))
+            found["dense"].append((row, row["median"] * row["speedup"]["ratio"]))
+    return found
+
+
+def fit(rows: list[Row], network: str) -> dict[str, Row]:
+    """Per way to run a network: ``fixed`` seconds and ``per_pixel``, on one thread; the ``serial`` part; ``bytes`` per pixel; and how
+    far, at most, the line is off the measured points (``off``)."""
+    sizes = _ways([r for r in rows if r["section"] == "size"], network)
+    threads = _ways([r for r in rows if r["section"] == "threads"], network)
+    found = {}
+    for way, points in sizes.items():
+        x = np.array([row["pixels"] for row, _ in points], float)
+        y = np.array([seconds for _, seconds in points])
+        matrix = np.stack([np.ones_like(x), x], 1) / y[:, None]
+        fixed, per_pixel = np.linalg.lstsq(matrix, np.ones_like(y), rcond=None)[0].tolist()
+        fixed = max(0.0, fixed)
+        by_threads = {row["threads"]: seconds for row, seconds in threads[way]}
+        serial = min(1.0, max(0.0, 2 * by_threads[2] / by_threads[1] - 1))
+        alone = by_threads[1] / by_threads[2]
+        bytes_per_pixel = points[-1][0]["bytes"] / points[-1][0]["pixels"] if way == "sparse" else 0.0
+        off = float(np.abs((fixed + per_pixel * x) / y - 1).max())
+        found[way] = {"fixed": fixed * alone, "per_pixel": per_pixel * alone, "serial": serial, "bytes": bytes_per_pixel,
+                      "off": off}  # fmt: skip
+    return found
+
+
+def latency(model: Row, pixels: float, cores: int, bandwidth: float) -> float:
+    """Seconds for one photo on all cores."""
+    alone = model["fixed"] + model["per_pixel"] * pixels
+    return float(max(alone * (model["serial"] + (1 - model["serial"]) / cores), model["bytes"] * pixels / bandwidth))
+
+
+def core_hours(model: Row, pixels: float, photos: float, cores: int, bandwidth: float) -> float:
+    """Of many photos, each on one core."""
+    alone = model["fixed"] + model["per_pixel"] * pixels
+    seconds = photos * max(alone / cores, model["bytes"] * pixels / bandwidth)
+    return float(seconds * cores / 3600)
+
+
+def section(rows: list[Row]) -> list[str]:
+    """The report's part."""
+    lines = ["## Beyond this machine, on paper", "", *__doc__.split("\n\n", 1)[1].strip().splitlines(), ""]
+    head = "| network | way | fitted on one thread | serial part | off by at most | " + " | ".join(
+        f"{c} cores, {b / 1e9:.0f} GB/s: 2 Mpx" for c, b in SERVERS
+    )
+    lines += [head + f" | {PHOTOS:,} photos of 2 Mpx, core-hours |", "|---" * (6 + len(SERVERS)) + "|"]
+    for network in ("small", "full-size"):
+        for way, m in fit(rows, network).items():
+            times = " | ".join(f"{latency(m, PHOTO, c, b):.2f} s" for c, b in SERVERS)
+            hours = " / ".join(f"{core_hours(m, PHOTO, PHOTOS, c, b):,.0f}" for c, b in SERVERS)
+            lines.append(
+                f"| {network} | {way} | {m['fixed'] * 1e3:.1f} ms + {m['per_pixel'] * 1e6:.2f} s per Mpx | {m['serial']:.0%}"
+                f" | {m['off']:.0%} | {times} | {hours} |"
+            )
+    return [*lines, ""]
+
+
+def findings(rows: list[Row]) -> list[str]:
+    """The README's line."""
+    cores, bandwidth = SERVERS[1]
+    hours = {way: core_hours(m, PHOTO, PHOTOS, cores, bandwidth) for way, m in fit(rows, "full-size").items()}
+    return [
+        f"a million photos of 2 megapixels, on paper: {hours['dense']:,.0f} core-hours dense, {hours['sparse']:,.0f} sparse"
+        " (full-size, 10.7% layerwise)"
+    ]

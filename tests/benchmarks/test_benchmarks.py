@@ -1,0 +1,129 @@
+"""The suite: what it finds when something is planted, and that its page says what was measured."""
+
+import time
+from functools import partial
+
+import cases
+import check
+import pytest
+import report
+import results
+import scaling
+
+from mirl_kernels import _cpu
+from mirl_kernels.gdfn import PackedGDFN
+from mirl_sparse.peers import EAGER
+
+needs_kernels = pytest.mark.skipif(not _cpu.available(), reason="the C++ kernels were not built")
+
+
+def gdfn_case(channels: int, side: int, runs: int) -> cases.Case:
+    return cases.Case("quick", "gdfn", partial(cases._op, "gdfn", channels, side, (0.1,)), runs, EAGER)
+
+
+def rows(case: cases.Case) -> list[results.Row]:
+    comparison, facts = case.comparison()
+    for _ in range(case.runs):
+        comparison.round()
+    return list(results.rows_of(comparison.result(), facts, section=case.section, case=case.name))
+
+
+@needs_kernels
+def test_a_wrong_op_has_no_speed_up(monkeypatch):
+    before = rows(gdfn_case(48, 16, 3))
+    (right,) = (r for r in before if r["contender"].startswith("sparse"))
+    assert right["speedup"]["ratio"] > 0
+    forward = PackedGDFN.forward
+    monkeypatch.setattr(PackedGDFN, "forward", lambda self, x: forward(self, x) + 1e-3)
+    after = rows(gdfn_case(48, 16, 3))
+    (wrong,) = (r for r in after if r["contender"].startswith("sparse"))
+    assert "speedup" not in wrong
+    assert "median" not in wrong
+    assert "differs" in check.failures(before, after)["gdfn", wrong["contender"]]
+
+
+@needs_kernels
+@pytest.mark.slow
+def test_a_slow_down_of_a_fifth_is_found(monkeypatch):
+    case = gdfn_case(96, 128, 21)
+    before = rows(case)
+    assert check.failures(before, rows(case)) == {}
+    forward = PackedGDFN.forward
+
+    def slower(self, x):
+        begin = time.perf_counter()
+        result = forward(self, x)
+        until = begin + 1.2 * (time.perf_counter() - begin)
+        while time.perf_counter() < until:
+            pass
+        return result
+
+    monkeypatch.setattr(PackedGDFN, "forward", slower)
+    (how,) = check.failures(before, rows(case)).values()
+    assert "less" in how
+
+
+def row(contender: str, median: float, **more) -> results.Row:
+    return {"section": "quick", "case": "an op", "contender": contender, "median": median, **more}
+
+
+def speedup(ratio: float, noise: float = 0.02) -> results.Row:
+    return {"over": "dense eager", "ratio": ratio, "low": ratio * (1 - noise), "high": ratio * (1 + noise)}
+
+
+@pytest.mark.parametrize(
+    ("factor", "noise", "found"), [(1.2, 0.02, True), (1.08, 0.02, False), (1.2, 0.2, False), (0.5, 0.02, False)]
+)
+def test_check_compares_ratios(factor, noise, found):
+    """A slow-down beyond a tenth and the noise fails, whatever the machine's speed today."""
+    before = [row("dense eager", 1.0), row("sparse", 0.1, speedup=speedup(10, noise))]
+    today = 3.0
+    now = [row("dense eager", today), row("sparse", 0.1 * today * factor, speedup=speedup(10 / factor, noise))]
+    assert bool(check.failures(before, now)) == found
+
+
+def test_check_misses_what_is_missing():
+    before = [row("dense eager", 1.0), row("sparse", 0.1, speedup=speedup(10))]
+    assert "not measured" in check.failures(before, before[:1])["an op", "sparse"]
+    assert "not measured" in check.failures(before, before[1:])["an op", "sparse"]
+
+
+def test_crossover():
+    points = [{"density": d, "speedup": {"ratio": 0.4 / d}} for d in (0.1, 0.2, 0.5, 1.0)]
+    assert report.crossover(points) == pytest.approx(0.4)
+    assert report.crossover(points[:2]) is None
+
+
+def test_the_scaling_model_finds_what_it_was_given():
+    fixed, per_pixel, serial = 0.004, 3e-7, 0.1
+
+    def measured(section: str, pixels: int, threads: int) -> results.Row:
+        seconds = (fixed + per_pixel * pixels) * (serial + (1 - serial) / threads)
+        return {"section": section, "network": "small", "pixels": pixels, "threads": threads, "bytes": 100 * pixels,
+                "median": seconds, "speedup": {"ratio": 2.0}}  # fmt: skip
+
+    found = scaling.fit(
+        [measured("size", s * s, 2) for s in (64, 256, 1024)] + [measured("threads", 128**2, t) for t in (1, 2)],
+        "small",
+    )
+    assert found["sparse"]["fixed"] == pytest.approx(fixed)
+    assert found["sparse"]["per_pixel"] == pytest.approx(per_pixel)
+    assert found["sparse"]["serial"] == pytest.approx(serial)
+    assert found["dense"]["per_pixel"] == pytest.approx(2 * per_pixel)
+    assert scaling.latency(found["sparse"], 1e6, 1, 1e15) == pytest.approx(fixed + per_pixel * 1e6)
+    assert scaling.latency(found["sparse"], 1e6, 1000, 1e9) == pytest.approx(0.1)  # 100 bytes a pixel
+    assert scaling.core_hours(found["sparse"], 1e6, 3600, 8, 1e15) == pytest.approx(fixed + per_pixel * 1e6)
+
+
+def test_the_readme_says_what_was_measured():
+    reports = [report.Report(results.read(path)) for path in sorted(results.FOLDER.glob("*/full.jsonl"))]
+    assert reports
+    assert report.readme(reports) in report.README.read_text()
+
+
+def test_every_sparse_row_has_its_conditions():
+    for path in results.FOLDER.glob("*/*.jsonl"):
+        for found in results.read(path):
+            if "speedup" in found:
+                assert {"processor", "isa", "threads", "allocator", "torch", "date", "runs", "p20", "p80"} <= set(found)
+                assert found["difference"] <= 1e-4
