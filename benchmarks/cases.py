@@ -36,13 +36,13 @@ from mirl_kernels.roofline import measure
 from mirl_sparse.bench import Candidate, Comparison, environment, expected
 from mirl_sparse.engine import Engine
 from mirl_sparse.network import PromptIR
-from mirl_sparse.peers import DENSE, EAGER, ENGINES
+from mirl_sparse.peers import DENSE, EAGER, ENGINES, STOCK
 from mirl_sparse.restorer import SparseRestorer
 from mirl_sparse.ticket import DEFAULT, find
 from mirl_sparse.to_ticket import load
 
 ALL = tuple(DENSE)
-DENSITIES = (0.01, 0.02, 0.0352, 0.05, 0.107, 0.2, 0.35, 0.5, 0.75, 1.0)
+DENSITIES = (0.01, 0.0352, 0.107, 0.2, 0.35, 0.5, 0.75, 1.0)
 OP_DENSITIES = (0.01, 0.035, 0.1, 0.2, 0.5, 1.0)
 TENTH = 0.1
 
@@ -66,15 +66,15 @@ class Subjects(NamedTuple):
 
 @dataclass(frozen=True)
 class Case:
-    """One comparison of the suite. ``quick`` cases are those of `make bench-quick`, which are timed ``runs`` times too."""
+    """One comparison of the suite, of ``runs`` rounds."""
 
     section: str
     name: str
     build: Callable[[], Subjects]
     runs: int
-    dense: tuple[str, ...] = ALL
+    dense: tuple[str, ...] = ALL  # or none: the strongest that were measured of ``ranked``, and PyTorch by default
+    ranked: str | None = None
     threads: int | None = None
-    quick: bool = False
     facts: dict[str, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:
@@ -85,14 +85,24 @@ class Case:
         """The contenders, each compared with what it should give; and what is known of each sparse one."""
         dense, image, sparse, absent = self.build()
         torch._dynamo.reset()
+        names = self.dense or (STOCK, *_strongest.get(self.ranked or "", ALL)[:BEST])
         right: dict[int, Tensor] = {}
         for module in (dense, *(s.stands_for for s in sparse.values())):
             if id(module) not in right:
                 right[id(module)] = expected(module, image)
         candidates = {name: Candidate(s.module, right[id(s.stands_for)]) for name, s in sparse.items()}
-        comparison = Comparison(dense, right[id(dense)], candidates, image, self.dense)
+        comparison = Comparison(dense, right[id(dense)], candidates, image, names)
         comparison.left_out |= absent
         return comparison, {name: s.facts for name, s in sparse.items()}
+
+
+_strongest: dict[str, list[str]] = {}  # of cases measured by this process: dense runs, the fastest first
+
+
+def remember(case: Case, result: dict[str, Any]) -> None:
+    """Note which dense runs were the fastest: sweeps go on with these, and do not compile the others again for every size."""
+    dense = [name for name in result["rows"] if name in DENSE and name != STOCK]
+    _strongest[case.name] = sorted(dense, key=lambda name: float(result["rows"][name]["median"]))
 
 
 class Op(nn.Module):
@@ -218,53 +228,49 @@ def _restorers(tickets: tuple[tuple[str, float], ...], batch: int, height: int, 
 
 SMALL = (("small", TENTH),)
 FULL10 = (("layerwise", 0.107),)
-HEADLINE = (("layerwise", 0.107), ("layerwise", 0.0352), ("uneven", TENTH), ("uneven", 0.0352), ("layerwise", 1.0))
+HEADLINE = (*FULL10, ("layerwise", 0.0352), ("uneven", TENTH), ("uneven", 0.0352), ("layerwise", 1.0))
 SWEEP = tuple((c, d) for c in ("layerwise", "uneven") for d in DENSITIES if (c, d) != ("uneven", 1.0))
-FASTEST = "dense compiled", "dense MNN", "dense OpenVINO"  # of the whole network, on one machine or another
+TICKETS = {"small": SMALL, "full-size": FULL10}
 SIZES = {"small": (64, 128, 256, 512, 1024), "full-size": (64, 128, 256, 512)}
-OPS = {"mdta": (96, 192), "gdfn": (96, 192), "block": (96, 384), "pointwise": (96, 192), "conv": (96, 192), "depthwise": (96,),
-       "prompt": (96,)}  # fmt: skip
+OPS = (("mdta", 96), ("mdta", 192), ("gdfn", 96), ("gdfn", 192), ("block", 384), ("pointwise", 96), ("conv", 96), ("depthwise", 96),
+       ("prompt", 96))  # fmt: skip
 SIDE = {96: 128, 192: 64, 384: 32}  # of the levels of a 256x256 image
+OF_OPS = *EAGER, "dense compiled", *ENGINES[:3]
+OF_QUICK = *EAGER, *ENGINES[:3]
+BEST = 2  # how many dense runs of a network the sweeps go on with
 
 
-def _tickets(name: str) -> tuple[tuple[str, float], ...]:
-    return SMALL if name == "small" else FULL10
+def _op_case(section: str, op: str, c: int, densities: tuple[float, ...], runs: int, dense: tuple[str, ...]) -> Case:
+    build = partial(_op, op, c, SIDE[c], densities)
+    return Case(section, f"{op} {c} channels {SIDE[c]}x{SIDE[c]}", build, runs, dense, facts={"op": op})
 
 
+def _sweep(section: str, name: str, what: str, shape: tuple[int, int, int], runs: int, **more: Any) -> Case:
+    facts = {"network": name, "pixels": shape[0] * shape[1] * shape[2]}
+    build = partial(_restorers, TICKETS[name], *shape)
+    return Case(section, f"{name} {what}", build, runs, (), f"{name} 256x256", facts=facts, **more)
+
+
+QUICK = [
+    *(_op_case("quick", op, 96, (TENTH,), 31, OF_QUICK) for op in ("mdta", "gdfn", "pointwise", "conv")),
+    Case("quick", "small 128x128", partial(_restorers, SMALL, 1, 128, 128), 31, OF_QUICK),
+]
 CASES = [
-    Case("quick", f"{op} 96 channels 128x128", partial(_op, op, 96, 128, (0.1,)), 21, (*EAGER, "dense compiled", *ENGINES[:3]),
-         quick=True)
-    for op in ("mdta", "gdfn", "pointwise", "conv")
-] + [
-    Case("quick", "small 128x128", partial(_restorers, SMALL, 1, 128, 128), 21, EAGER + ENGINES[:3], quick=True),
-] + [
-    Case("op", f"{op} {c} channels {SIDE[c]}x{SIDE[c]}", partial(_op, op, c, SIDE[c], OP_DENSITIES), 11,
-         facts={"op": op})
-    for op, widths in OPS.items() for c in widths
-] + [
     Case("network", "full-size 256x256", partial(_restorers, HEADLINE, 1, 256, 256), 5),
-    Case("network", "small 256x256", partial(_restorers, SMALL, 1, 256, 256), 15),
-    Case("density", "full-size 128x128", partial(_restorers, SWEEP, 1, 128, 128), 7, EAGER + FASTEST),
-] + [
-    Case("size", f"{name} {side}x{side}", partial(_restorers, _tickets(name), 1, side, side), 5, EAGER + FASTEST,
-         facts={"network": name, "pixels": side * side})
-    for name, sides in SIZES.items() for side in sides
-] + [
-    Case("batch", f"{name} 64x64 x {batch}", partial(_restorers, _tickets(name), batch, 64, 64), 7, EAGER + FASTEST,
-         facts={"network": name, "batch": batch})
-    for name in SIZES for batch in (1, 2, 4, 8)
-] + [
-    Case("threads", f"{name} {threads}", partial(_restorers, _tickets(name), 1, 128, 128), 7, EAGER + FASTEST, threads,
-         facts={"network": name})
-    for name in SIZES for threads in (1, 2)
-]  # fmt: skip
+    Case("network", "small 256x256", partial(_restorers, SMALL, 1, 256, 256), 11),
+    Case("density", "full-size 128x128", partial(_restorers, SWEEP, 1, 128, 128), 5, (), "full-size 256x256"),
+    *(_op_case("op", op, c, OP_DENSITIES, 9, OF_OPS) for op, c in OPS),
+    *(_sweep("size", n, f"{side}x{side}", (1, side, side), 5) for n, sides in SIZES.items() for side in sides),
+    *(_sweep("batch", n, f"{b} x 64x64", (b, 64, 64), 7) for n in TICKETS for b in (1, 2, 4, 8)),
+    *(_sweep("threads", n, f"128x128 on {t}", (1, 128, 128), 7, threads=t) for n in TICKETS for t in (1, 2)),
+]
 
 
 @torch.no_grad()
 def profile(name: str, runs: int = 5) -> dict[str, Any]:
     """The time of each stage of a network at 256x256, sparse beside PyTorch in channels_last, in turns; and what the measured
     peaks of the machine would allow the sparse steps."""
-    made, image = _pruned(*_tickets(name)[0]), torch.rand(1, 3, 256, 256)
+    made, image = _pruned(*TICKETS[name][0]), torch.rand(1, 3, 256, 256)
     engine, machine = Engine(made), measure()
     stages = [n for n, m in made.named_children() if list(m.parameters())]
     last = image.contiguous(memory_format=torch.channels_last)

@@ -18,7 +18,6 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-
 SPARSE, SMALL = "sparse cpu", "small"
 _RUNS = 3
 _INSTRUCTIONS = ("valgrind", "--tool=callgrind", "--instr-atstart=no", "--callgrind-out-file=/dev/null")
@@ -75,8 +74,11 @@ class Process:
 FULL = "full-size"
 PROCESSES = [
     Process("cold", contender, name, 256, 256)
-    for name in (SMALL, FULL)
-    for contender in (SPARSE, "dense eager, stock allocator", "dense compiled")
+    for name, contenders in (
+        (SMALL, (SPARSE, "dense eager, stock allocator", "dense compiled")),
+        (FULL, (SPARSE, "dense eager, stock allocator")),
+    )
+    for contender in contenders
 ] + [
     Process("memory", contender, name, height, width)
     for name, contender, sizes in (

@@ -7,8 +7,6 @@ turns with it, between its rounds.
 
 from __future__ import annotations
 
-import time
-
 import cases
 import processes
 import pytest
@@ -20,7 +18,7 @@ from results import rows_of
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     quick = metafunc.config.getoption("--quick")
     if "case" in metafunc.fixturenames:
-        metafunc.parametrize("case", [c for c in cases.CASES if c.quick == quick], ids=str)
+        metafunc.parametrize("case", cases.QUICK if quick else cases.CASES, ids=str)
     if "process" in metafunc.fixturenames:
         metafunc.parametrize("process", [] if quick else processes.PROCESSES, ids=str)
 
@@ -35,13 +33,14 @@ def test_comparison(case: Case, benchmark, keep) -> None:
         def rest() -> None:
             for name in others:
                 comparison.turn(name)
-            time.sleep(0.05)
+            comparison.ready(first)
 
         benchmark.group = case.section
         repeats = comparison.run(first)
         benchmark.pedantic(comparison.run, args=(first,), setup=rest, rounds=case.runs)
         comparison.times[first] = [seconds / repeats for seconds in benchmark.stats.stats.data]
         result = comparison.result()
+        cases.remember(case, result)
     finally:
         torch.set_num_threads(threads)
     for row in rows_of(result, facts, section=case.section, case=case.name, **case.facts):
@@ -54,7 +53,7 @@ def test_process(process: processes.Process, keep) -> None:
     keep(process.measure())
 
 
-@pytest.mark.parametrize("network", cases.SIZES)
+@pytest.mark.parametrize("network", cases.TICKETS)
 def test_profile(network: str, keep, pytestconfig) -> None:
     if pytestconfig.getoption("--quick"):
         pytest.skip("not one of the quick ones")
