@@ -60,11 +60,10 @@ class TrainingSettings(_Settings):
     """Optimisation of one round: ``steps`` or ``epochs`` long, linear warm-up, then half a cosine, which the
     learning rate follows from step to step or, with ``epochs``, from epoch to epoch.
 
-    ``loss`` "l1" is MIR-L's, the mean absolute error. "relative" is the mean of its logarithm over images, so that no task drowns
-    the others: haze shifts whole images, and by the plain error its steps are several times as large as those that fine noise asks
-    for (as PSNR losses do for the squared error: Chen et al., HINet, CVPRW 2021).
-    ``optimizer`` "muon" steps whole matrices by Muon while nothing is pruned yet, and everything else by AdamW, as "adamw"
-    does throughout. ``ema`` is the decay per step of the moving average of the weights, which then is what a round is validated
+    ``loss`` "l1" is MIR-L's, the mean absolute error; "psnr" minus the mean PSNR of a batch's images (Chen et al., HINet, CVPRW
+    2021), which weighs each image by its own error: by "l1" haze, which shifts whole images, drowns fine noise. ``optimizer``
+    "muon" steps whole matrices by Muon, and everything else by AdamW, as "adamw" does throughout; of a pruned matrix, what a
+    step puts where the mask is is removed again. ``ema`` is the decay per step of the moving average of the weights, which then is what a round is validated
     by and leaves behind. ``progressive`` are later stages of a round with other batches (Restormer, section 3.3): attention
     sees statistics of whole images when it restores, which small patches do not prepare it for. A batch is computed in
     ``accumulate`` parts, to save memory; in "bfloat16" where PyTorch's autocast thinks that safe, with weights in float32. Where a
@@ -73,7 +72,7 @@ class TrainingSettings(_Settings):
 
     steps: Positive | None = None
     epochs: Positive | None = None
-    loss: Literal["l1", "relative"] = "l1"
+    loss: Literal["l1", "psnr"] = "l1"
     optimizer: Literal["adamw", "muon"] = "adamw"
     batch_size: Positive = 8
     patch_size: Patch = 64

@@ -21,13 +21,13 @@ from mirl_training.optimizer import optimizers
 from mirl_training.world import World
 
 
-def relative(restored: Tensor, clean: Tensor) -> Tensor:
-    """Mean over the images of a batch, (B, 3, H, W) in [0, 1], of the logarithm of their mean absolute error."""
-    return ((restored - clean).abs().mean((1, 2, 3)) + _FLOOR).log().mean()
+def psnr_loss(restored: Tensor, clean: Tensor) -> Tensor:
+    """Minus the mean PSNR in dB of the images of a batch, (B, 3, H, W) in [0, 1] (Chen et al., HINet, CVPRW 2021)."""
+    return 10 * ((restored - clean).square().mean((1, 2, 3)) + _FLOOR).log10().mean()
 
 
-_FLOOR = 1e-3  # a quarter of a level of 8 bits: below it nothing is gained
-_DISTANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"l1": F.l1_loss, "relative": relative}
+_FLOOR = 1e-5  # 50 dB, which is the error of rounding to 8 bits: below it nothing is gained
+_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"l1": F.l1_loss, "psnr": psnr_loss}
 
 
 class Diverged(Exception):
@@ -56,9 +56,9 @@ class Trainer:
         self._mask = mask.to(self._device)
         # The fused kernels' gradients are zero where the mask is, but for those of the norms' gains.
         self._masks_gradients = engine == "reference" or mask.has_gains
-        # Of a pruned matrix no step is both orthogonal and zero where the mask is.
-        name = settings.optimizer if mask.kept == mask.total else "adamw"
-        self._optimizers = optimizers(network, name, peak, settings.weight_decay)
+        # A step of Muon is dense, whatever the gradient is.
+        self._masks_weights = settings.optimizer == "muon" and mask.kept < mask.total
+        self._optimizers = optimizers(network, settings.optimizer, peak, settings.weight_decay)
         self._average = None if settings.ema is None else [p.detach().clone() for p in network.parameters()]
         self._steps = 0
         (fuse if engine == "fused" else lambda n, _: unfuse(n))(network, mask)
@@ -90,6 +90,8 @@ class Trainer:
             raise Diverged(f"loss {loss}")
         for optimizer in self._optimizers:
             optimizer.step()
+        if self._masks_weights:
+            self._mask.apply(self.network)
         self._steps += 1
         if self._average is not None and self.settings.ema is not None:
             decay = min(self.settings.ema, self._steps / (self._steps + 9))  # soon forgets where it began
@@ -101,7 +103,7 @@ class Trainer:
         precision = torch.bfloat16 if self.settings.precision == "bfloat16" else torch.float32
         with torch.autocast(self._device.type, precision, enabled=precision != torch.float32):
             restored = (self._parallel or self.network)(degraded)
-        distance = _DISTANCES[self.settings.loss]
+        distance = _LOSSES[self.settings.loss]
         loss = distance(restored.float(), clean)
         if self._teacher is not None:
             with torch.no_grad():
