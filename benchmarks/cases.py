@@ -41,7 +41,6 @@ from mirl_sparse.restorer import SparseRestorer
 from mirl_sparse.ticket import DEFAULT, find
 from mirl_sparse.to_ticket import load
 
-ALL = tuple(DENSE)
 DENSITIES = (0.01, 0.0352, 0.107, 0.2, 0.35, 0.5, 0.75, 1.0)
 OP_DENSITIES = (0.01, 0.035, 0.1, 0.2, 0.5, 1.0)
 TENTH = 0.1
@@ -72,7 +71,9 @@ class Case:
     name: str
     build: Callable[[], Subjects]
     runs: int
-    dense: tuple[str, ...] = ALL  # or none: the strongest that were measured of ``ranked``, and PyTorch by default
+    dense: tuple[str, ...] = tuple(
+        DENSE
+    )  # or none: the strongest that were measured of ``ranked``, and PyTorch by default
     ranked: str | None = None
     threads: int | None = None
     facts: dict[str, Any] = field(default_factory=dict)
@@ -85,7 +86,8 @@ class Case:
         """The contenders, each compared with what it should give; and what is known of each sparse one."""
         dense, image, sparse, absent = self.build()
         torch._dynamo.reset()
-        names = self.dense or (STOCK, *_strongest.get(self.ranked or "", ALL)[:BEST])
+        best = _strongest.get(self.ranked or "", [])[:BEST]  # without them, all
+        names = self.dense or ((STOCK, *best) if best else tuple(DENSE))
         right: dict[int, Tensor] = {}
         for module in (dense, *(s.stands_for for s in sparse.values())):
             if id(module) not in right:
@@ -231,10 +233,11 @@ FULL10 = (("layerwise", 0.107),)
 HEADLINE = (*FULL10, ("layerwise", 0.0352), ("uneven", TENTH), ("uneven", 0.0352), ("layerwise", 1.0))
 SWEEP = tuple((c, d) for c in ("layerwise", "uneven") for d in DENSITIES if (c, d) != ("uneven", 1.0))
 TICKETS = {"small": SMALL, "full-size": FULL10}
-SIZES = {"small": (64, 128, 256, 512, 1024), "full-size": (64, 128, 256, 512)}
+SIZES = {"small": (64, 128, 256, 512, 1024), "full-size": (64, 128, 256, 384)}
 OPS = (("mdta", 96), ("mdta", 192), ("gdfn", 96), ("gdfn", 192), ("block", 384), ("pointwise", 96), ("conv", 96), ("depthwise", 96),
        ("prompt", 96))  # fmt: skip
 SIDE = {96: 128, 192: 64, 384: 32}  # of the levels of a 256x256 image
+OF_FULL = tuple(name for name in DENSE if name != "dense XNNPACK")  # which takes minutes to build it
 OF_OPS = *EAGER, "dense compiled", *ENGINES[:3]
 OF_QUICK = *EAGER, *ENGINES[:3]
 BEST = 2  # how many dense runs of a network the sweeps go on with
@@ -256,12 +259,21 @@ QUICK = [
     Case("quick", "small 128x128", partial(_restorers, SMALL, 1, 128, 128), 31, OF_QUICK),
 ]
 CASES = [
-    Case("network", "full-size 256x256", partial(_restorers, HEADLINE, 1, 256, 256), 5),
+    Case("network", "full-size 256x256", partial(_restorers, HEADLINE, 1, 256, 256), 5, OF_FULL),
     Case("network", "small 256x256", partial(_restorers, SMALL, 1, 256, 256), 11),
     Case("density", "full-size 128x128", partial(_restorers, SWEEP, 1, 128, 128), 5, (), "full-size 256x256"),
     *(_op_case("op", op, c, OP_DENSITIES, 9, OF_OPS) for op, c in OPS),
-    *(_sweep("size", n, f"{side}x{side}", (1, side, side), 5) for n, sides in SIZES.items() for side in sides),
-    *(_sweep("batch", n, f"{b} x 64x64", (b, 64, 64), 7) for n in TICKETS for b in (1, 2, 4, 8)),
+    *(
+        _sweep("size", n, f"{side}x{side}", (1, side, side), 5 if side < 384 else 3)
+        for n, sides in SIZES.items()
+        for side in sides
+    ),
+    *(
+        _sweep("batch", n, f"{b} x 64x64", (b, 64, 64), 7)
+        for n, most in (("small", 8), ("full-size", 4))
+        for b in (1, 2, 4, 8)
+        if b <= most
+    ),
     *(_sweep("threads", n, f"128x128 on {t}", (1, 128, 128), 7, threads=t) for n in TICKETS for t in (1, 2)),
 ]
 

@@ -1,7 +1,7 @@
 """What only a process of its own can tell: how long one waits for the first image, how much memory it takes, and, where valgrind is
 installed, how many instructions a restoration is.
 
-    python benchmarks/processes.py CONTENDER NETWORK SIDE     # prints one process's figures as JSON
+    python benchmarks/processes.py KIND CONTENDER NETWORK HEIGHT WIDTH     # prints one process's figures as JSON
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -38,10 +39,10 @@ class Process:
         return f"{self.kind}: {self.contender}, {self.network} {self.height}x{self.width}"
 
     def measure(self) -> dict[str, Any]:
-        """The row of the results: medians of several processes, but of memory and instructions, which hardly vary."""
+        """The row of the results: medians of several processes where times matter that vary."""
         from results import now  # imports PyTorch, whose import is timed in the processes that this starts
 
-        runs = _RUNS if self.kind == "cold" else 1
+        runs = _RUNS if self.kind == "cold" and "compiled" not in self.contender else 1  # compiling takes a minute
         row: dict[str, Any] = {"section": self.kind, "contender": self.contender, "network": self.network,
                                "pixels": self.height * self.width,
                                "date": now()}  # fmt: skip
@@ -56,10 +57,10 @@ class Process:
         return row | found[0] | times | {"runs": runs}
 
     def _run(self) -> dict[str, Any]:
-        command = [sys.executable, __file__, self.contender, self.network, str(self.height), str(self.width)]
+        command = [sys.executable, __file__, self.kind, self.contender, self.network, str(self.height), str(self.width)]
         environment = dict(os.environ)
         if self.kind == "instructions":
-            command = [*_INSTRUCTIONS, *command, "--count"]
+            command = [*_INSTRUCTIONS, *command]
             environment["OMP_NUM_THREADS"] = "1"  # threads that wait for work count too
             environment["MIRL_CPU_ISA"] = "avx2"  # valgrind knows no AVX-512
             environment["ONEDNN_MAX_CPU_ISA"] = environment["ATEN_CPU_CAPABILITY"] = "avx2"
@@ -67,7 +68,7 @@ class Process:
         found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
         if self.kind == "instructions":
             counted = next(line for line in done.stderr.splitlines() if "Collected :" in line)
-            found = {"instructions": int(counted.split()[-1]) // found["calls"]}
+            found = {"instructions": int(counted.split()[-1])}
         return found
 
 
@@ -82,62 +83,58 @@ PROCESSES = [
 ] + [
     Process("memory", contender, name, height, width)
     for name, contender, sizes in (
-        (SMALL, SPARSE, ((256, 256), (1024, 1024), (1500, 2000), (3000, 4000))),
-        (SMALL, "dense channels_last", ((256, 256), (1024, 1024), (1500, 2000))),
-        (FULL, SPARSE, ((256, 256), (512, 512), (1024, 1024), (1500, 2000))),
-        (FULL, "dense channels_last", ((256, 256), (512, 512), (1024, 1024))),
+        (SMALL, SPARSE, ((256, 256), (1024, 1024), (3000, 4000))),
+        (SMALL, "dense channels_last", ((256, 256), (1024, 1024))),
+        (FULL, SPARSE, ((256, 256), (1024, 1024))),
+        (FULL, "dense channels_last", ((256, 256), (512, 512))),
     )
     for height, width in sizes
 ] + [Process("instructions", contender, SMALL, 64, 64) for contender in (SPARSE, "dense channels_last")]  # fmt: skip
 
 
 def main() -> None:
-    contender, name, height, width = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+    kind, contender, name, *sides = sys.argv[1:]
     begin = time.perf_counter()
     import torch
 
     from mirl_sparse import bench, peers
     from mirl_sparse.restorer import SparseRestorer
+    from mirl_sparse.ticket import find
+    from mirl_sparse.to_ticket import load
 
     imported = time.perf_counter()
     if name == SMALL:
-        from mirl_sparse.ticket import find
-        from mirl_sparse.to_ticket import load
-
         network = load(find(SMALL))
     else:
         import tickets
 
-        network = tickets.network("layerwise", 0.107)
-    image = torch.rand(1, 3, height, width)
-    if contender != peers.STOCK and contender != SPARSE:
+        network = tickets.network("layerwise", 0.107)  # drawn, which is nobody's loading
+    image = torch.rand(1, 3, *map(int, sides))
+    if contender not in (peers.STOCK, SPARSE):
         bench.Allocator().tune()
-    made = time.perf_counter()  # a network of random weights is drawn, which is nobody's loading
+    loaded = time.perf_counter()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    with torch.no_grad():
+    with torch.no_grad(), peers.quiet():
         if contender == SPARSE:
-            restorer = SparseRestorer(network, "cpu")
-            call = lambda: restorer(image)  # noqa: E731
+            call = partial(SparseRestorer(network, "cpu"), image)
         else:
-            with peers.quiet():
-                call = peers.DENSE[contender](network, image)
-        packed = time.perf_counter()
+            call = peers.DENSE[contender](network, image)
+        built = time.perf_counter()
         call()
         first = time.perf_counter()
-        call()
-        second = time.perf_counter()
-        calls = 1
-        if "--count" in sys.argv:
-            control = shutil.which("callgrind_control")
-            assert control
-            subprocess.run([control, "--instr=on", str(os.getpid())], check=True, capture_output=True)
+        row = {"import": imported - begin, "load": loaded - imported, "build": built - loaded, "first": first - built}
+        if kind == "cold":
             call()
-            subprocess.run([control, "--instr=off", str(os.getpid())], check=True, capture_output=True)
+            row["second"] = time.perf_counter() - first
+        if kind == "instructions":
+            call()  # what is done once is done
+            for switch in ("on", "off"):
+                command = [str(shutil.which("callgrind_control")), f"--instr={switch}", str(os.getpid())]
+                subprocess.run(command, check=True, capture_output=True)
+                if switch == "on":
+                    call()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print(json.dumps({
-        "import": imported - begin, "load": made - imported, "build": packed - made, "first": first - packed,
-        "second": second - first, "base_bytes": before, "peak_bytes": peak, "calls": calls, **bench.environment(),
-    }))  # fmt: skip
+    print(json.dumps(row | {"base_bytes": before, "peak_bytes": peak, **bench.environment()}))
 
 
 if __name__ == "__main__":

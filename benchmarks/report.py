@@ -142,12 +142,12 @@ def _scale(report: Report) -> list[str]:
     lines += [
         "![memory against size](memory.png)",
         "",
-        "A process of its own each, PyTorch included; the second image:",
+        "A process of its own each, PyTorch included; the first image:",
         "",
     ]
     rows = [
         [r["network"], r["contender"], f"{r['pixels'] / 1e6:.2f} Mpx",
-         *([_ms(r["second"]), f"{r['peak_bytes'] / 1e9:.2f} GB"] if "peak_bytes" in r else ["-", r["left_out"]])]
+         *([_ms(r["first"]), f"{r['peak_bytes'] / 1e9:.2f} GB"] if "peak_bytes" in r else ["-", r["left_out"]])]
         for r in report.section("memory")
     ]  # fmt: skip
     return lines + _table(["network", "", "image", "time", "peak memory"], rows)
@@ -246,7 +246,23 @@ def _plots(report: Report, folder: Path) -> None:
     save("density", density)
     save("roofline", roofline)
     save("stages", stages, 2)
-    save("memory", memory)
+    if report.section("memory"):
+        save("memory", memory)
+
+
+def _elsewhere(report: Report) -> list[str]:
+    return scaling.section(report.rows)
+
+
+PARTS = {
+    _network: ("network",),
+    _densities: ("density",),
+    _ops: ("op", "profile"),
+    _scale: ("size", "batch", "threads", "memory"),
+    _processes: ("cold", "instructions"),
+    _profile: ("profile",),
+    _elsewhere: ("size", "threads"),
+}  # and the sections of the results that each needs
 
 
 def markdown(report: Report) -> str:
@@ -267,13 +283,7 @@ def markdown(report: Report) -> str:
         " 95% interval (bootstrap); nothing is timed whose result is wrong"
         f" ({'all were right' if not wrong else f'{len(wrong)} were'}). Random weights, but for `small`.",
         "",
-        *_network(report),
-        *_densities(report),
-        *_ops(report),
-        *_scale(report),
-        *_processes(report),
-        *_profile(report),
-        *scaling.section(report.rows),
+        *(line for part, sections in PARTS.items() if all(map(report.section, sections)) for line in part(report)),
         "## What could not be compared",
         "",
         *_table(["contender", "why"], [list(pair) for pair in left_out]),
@@ -323,7 +333,7 @@ def _findings(report: Report) -> list[str]:
         "ops that lose: "
         + ("; ".join(f"{r['case']} at {r['density']:.0%} ({r['speedup']['ratio']:.2f}x)" for r in losing) or "none")
     )
-    return found + scaling.findings(report.rows)
+    return found + (scaling.findings(report.rows) if report.section("size") else [])
 
 
 def main() -> None:

