@@ -12,9 +12,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture(scope="session")
 def keep(request: pytest.FixtureRequest):
-    """What keeps a row of the results; all are written at the end, those of a wrong result too, which have no time."""
-    path, rows = request.config.getoption("--results"), []
-    yield rows.append
-    if path:
-        quick = request.config.getoption("--quick")
-        results.write(results.path("quick" if quick else "full", path), rows)
+    """What keeps a row of the results, those of a wrong result too, which have no time; a crash later loses none."""
+    folder, rows = request.config.getoption("--results"), []
+    path = folder and results.path("quick" if request.config.getoption("--quick") else "full", folder)
+
+    def keep(row: results.Row) -> None:
+        rows.append(row)
+        if path:
+            results.write(path, rows)
+
+    return keep

@@ -6,6 +6,7 @@ python benchmarks/report.py          # of results/*/full.jsonl, all written agai
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,10 @@ class Report:
     def strongest(self, row: Row) -> Row:
         """The dense row that a sparse one is compared with."""
         return next(r for r in self.section(row["section"], case=row["case"], contender=row["speedup"]["over"]))
+
+    def has(self, part: Callable[[Report], list[str]]) -> bool:
+        """Whether all was measured that a part of the page is about."""
+        return all(map(self.section, PARTS[part]))
 
     def cases(self, name: str) -> list[str]:
         """The cases of a section, in order."""
@@ -243,18 +248,21 @@ def _plots(report: Report, folder: Path) -> None:
         axes.set(xlabel="megapixels", ylabel="GB, peak of the process", xscale="log", yscale="log")
         axes.legend(fontsize=7)
 
-    save("density", density)
-    save("roofline", roofline)
-    save("stages", stages, 2)
-    if report.section("memory"):
-        save("memory", memory)
+    for part, draw, columns in (
+        (_densities, density, 1),
+        (_ops, roofline, 1),
+        (_profile, stages, 2),
+        (_scale, memory, 1),
+    ):
+        if report.has(part):
+            save(draw.__name__, draw, columns)
 
 
 def _elsewhere(report: Report) -> list[str]:
     return scaling.section(report.rows)
 
 
-PARTS = {
+PARTS: dict[Callable[[Report], list[str]], tuple[str, ...]] = {
     _network: ("network",),
     _densities: ("density",),
     _ops: ("op", "profile"),
@@ -283,7 +291,7 @@ def markdown(report: Report) -> str:
         " 95% interval (bootstrap); nothing is timed whose result is wrong"
         f" ({'all were right' if not wrong else f'{len(wrong)} were'}). Random weights, but for `small`.",
         "",
-        *(line for part, sections in PARTS.items() if all(map(report.section, sections)) for line in part(report)),
+        *(line for part in PARTS if report.has(part) for line in part(report)),
         "## What could not be compared",
         "",
         *_table(["contender", "why"], [list(pair) for pair in left_out]),
@@ -325,14 +333,17 @@ def readme(reports: list[Report]) -> str:
 
 def _findings(report: Report) -> list[str]:
     found = []
-    for criterion in ("layerwise", "uneven"):
-        own = [r for r in report.timed("density") if r["criterion"] == criterion or r["density"] == 1]
-        found.append(f"full-size network, {criterion}: sparse wins {_crossover(own)}")
-    losing = [r for r in report.timed("op") if r["speedup"]["ratio"] < 1 and r["contender"].startswith("sparse cpu")]
-    found.append(
-        "ops that lose: "
-        + ("; ".join(f"{r['case']} at {r['density']:.0%} ({r['speedup']['ratio']:.2f}x)" for r in losing) or "none")
-    )
+    if report.section("density"):
+        for criterion in ("layerwise", "uneven"):
+            own = [r for r in report.timed("density") if r["criterion"] == criterion or r["density"] == 1]
+            found.append(f"full-size network, {criterion}: sparse wins {_crossover(own)}")
+    if report.section("op"):
+        losing = [
+            f"{r['case']} at {r['density']:.0%} ({r['speedup']['ratio']:.2f}x)"
+            for r in report.timed("op")
+            if r["speedup"]["ratio"] < 1 and r["contender"].startswith("sparse cpu")
+        ]
+        found.append("ops that lose: " + ("; ".join(losing) or "none"))
     return found + (scaling.findings(report.rows) if report.section("size") else [])
 
 

@@ -118,8 +118,15 @@ def _xnnpack(network: nn.Module, image: Tensor) -> Call:
         raise RuntimeError(f"ExecuTorch uses all processors, this compares {torch.get_num_threads()} threads")
     exported = torch.export.export(network, (image,))
     program = to_edge_transform_and_lower(exported, partitioner=[XnnpackPartitioner()]).to_executorch()
-    method = Runtime.get().load_program(program.buffer).load_method("forward")
-    return lambda: method.execute([image])[0]
+    buffer = program.buffer
+    loaded = Runtime.get().load_program(buffer)
+    method = loaded.load_method("forward")
+
+    def call() -> Tensor:
+        assert buffer and loaded  # method reads them, but does not keep them alive
+        return method.execute([image])[0]  # type: ignore[no-any-return]
+
+    return call
 
 
 STOCK = "dense eager, stock allocator"  # what one has who installs PyTorch and does nothing else
