@@ -42,7 +42,7 @@ class Report:
 
     def __init__(self, rows: list[Row]) -> None:
         self.rows = rows
-        self.machine = next(row for row in rows if "isa" in row)
+        self.machine = next(row for row in rows if "allocator" in row)
 
     def section(self, name: str, **facts: Any) -> list[Row]:
         """The rows of a section that have these facts."""
@@ -251,7 +251,7 @@ def _plots(report: Report, folder: Path) -> None:
     for part, draw, columns in (
         (_densities, density, 1),
         (_ops, roofline, 1),
-        (_profile, stages, 2),
+        (_profile, stages, len(report.section("profile"))),
         (_scale, memory, 1),
     ):
         if report.has(part):
