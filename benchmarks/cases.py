@@ -71,9 +71,7 @@ class Case:
     name: str
     build: Callable[[], Subjects]
     runs: int
-    dense: tuple[str, ...] = tuple(
-        DENSE
-    )  # or none: the strongest that were measured of ``ranked``, and PyTorch by default
+    dense: tuple[str, ...] = tuple(DENSE)  # or none: the strongest of the case ``ranked``, and PyTorch by default
     ranked: str | None = None
     threads: int | None = None
     facts: dict[str, Any] = field(default_factory=dict)

@@ -35,9 +35,7 @@ TOLERANCE, DENSE_TOLERANCE, BFLOAT16_TOLERANCE = 1e-4, 1e-2, 1e-1
 SPARSE = "sparse cpu"
 _TURN = 0.02  # seconds that a turn takes at least: a fast contender is called several times
 _FAST = 0.2  # seconds of a call below which waking threads and caches up would count in its time
-_PAUSE = (
-    0.05  # seconds between turns: the threads of the one before wait for more work a while, and would be in the way
-)
+_PAUSE = 0.05  # seconds between turns: the threads of the one before wait for work a while, and would be in the way
 _RESAMPLED = 1000
 
 
@@ -81,7 +79,8 @@ class Comparison:
 
     ``dense`` are names of `peers.DENSE`, each run with ``network``, whose result should be ``expected``; ``sparse`` is whatever is
     compared with them. What could not run, and what restored something else than it should, is not timed, and
-    ``left_out`` says why; ``times`` are the seconds of each of the others, by round. The allocator is tuned for as long as the process lives.
+    ``left_out`` says why; ``times`` are the seconds of each of the others, by round. The allocator is tuned for as long as
+    the process lives.
     """
 
     @torch.no_grad()
