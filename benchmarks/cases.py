@@ -33,7 +33,7 @@ from mirl_kernels.pointwise import reference as pointwise
 from mirl_kernels.prompt import PackedPrompt
 from mirl_kernels.prompt.reference import prompt
 from mirl_kernels.roofline import measure
-from mirl_sparse.bench import Candidate, Comparison, environment, expected
+from mirl_sparse.bench import Allocator, Candidate, Comparison, environment, expected
 from mirl_sparse.engine import Engine
 from mirl_sparse.network import PromptIR
 from mirl_sparse.peers import DENSE, EAGER, ENGINES, STOCK
@@ -281,6 +281,7 @@ def profile(name: str, runs: int = 5) -> dict[str, Any]:
     """The time of each stage of a network at 256x256, sparse beside PyTorch in channels_last, in turns; and what the measured
     peaks of the machine would allow the sparse steps."""
     made, image = _pruned(*TICKETS[name][0]), torch.rand(1, 3, 256, 256)
+    Allocator().tune()  # for the dense one's sake
     engine, machine = Engine(made), measure()
     stages = [n for n, m in made.named_children() if list(m.parameters())]
     last = image.contiguous(memory_format=torch.channels_last)

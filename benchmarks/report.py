@@ -184,6 +184,7 @@ def _profile(report: Report) -> list[str]:
 
 
 def _plots(report: Report, folder: Path) -> None:
+    from matplotlib import colormaps
     from matplotlib.figure import Figure
 
     def save(name: str, draw: Any, columns: int = 1) -> None:
@@ -230,13 +231,16 @@ def _plots(report: Report, folder: Path) -> None:
         for axes, row in zip(both, report.section("profile"), strict=True):
             for column, kind in enumerate(("dense_stages", "sparse_stages")):
                 bottom = 0.0
-                for i, (stage, seconds) in enumerate(row[kind].items()):
-                    axes.bar(column, 1e3 * seconds, bottom=bottom, color=f"C{i % 10}", hatch="/" if i >= 10 else None,
-                             label=stage if column == 0 else None)  # fmt: skip
+                named = row["dense_stages"] | row["sparse_stages"]
+                colours = dict(zip(named, colormaps["turbo"](np.linspace(0, 1, len(named))), strict=True))
+                for stage, seconds in row[kind].items():
+                    axes.bar(
+                        column, 1e3 * seconds, bottom=bottom, color=colours[stage], label=None if column else stage
+                    )
                     bottom += 1e3 * seconds
             axes.set_xticks((0, 1), ("dense channels_last", "sparse"))
             axes.set(ylabel="ms", title=f"{row['network']}, 256x256")
-        both[-1].legend(fontsize=6, loc="upper right")
+        both[-1].legend(fontsize=6, loc="center left", bbox_to_anchor=(1, 0.5))
 
     def memory(axes: Any) -> None:
         rows = [r for r in report.section("memory") if "peak_bytes" in r]
