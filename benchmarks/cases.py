@@ -36,7 +36,7 @@ from mirl_kernels.roofline import measure
 from mirl_sparse.bench import Allocator, Candidate, Comparison, environment, expected
 from mirl_sparse.engine import Engine
 from mirl_sparse.network import PromptIR
-from mirl_sparse.peers import DENSE, EAGER, ENGINES, STOCK
+from mirl_sparse.peers import COMPILED, DENSE, EAGER, ENGINES, STOCK
 from mirl_sparse.restorer import SparseRestorer
 from mirl_sparse.ticket import DEFAULT, find
 from mirl_sparse.to_ticket import load
@@ -71,8 +71,8 @@ class Case:
     name: str
     build: Callable[[], Subjects]
     runs: int
-    dense: tuple[str, ...] = tuple(DENSE)  # or none: the strongest of the case ``ranked``, and PyTorch by default
-    ranked: str | None = None
+    dense: tuple[str, ...]  # or none: the strongest of the case ``ranked``, and PyTorch by default
+    ranked: str = ""
     threads: int | None = None
     facts: dict[str, Any] = field(default_factory=dict)
 
@@ -84,7 +84,7 @@ class Case:
         """The contenders, each compared with what it should give; and what is known of each sparse one."""
         dense, image, sparse, absent = self.build()
         torch._dynamo.reset()
-        best = _strongest.get(self.ranked or "", [])[:BEST]  # without them, all
+        best = _strongest.get(self.ranked, [])  # without them, all
         names = self.dense or ((STOCK, *best) if best else tuple(DENSE))
         right: dict[int, Tensor] = {}
         for module in (dense, *(s.stands_for for s in sparse.values())):
@@ -96,13 +96,16 @@ class Case:
         return comparison, {name: s.facts for name, s in sparse.items()}
 
 
-_strongest: dict[str, list[str]] = {}  # of cases measured by this process: dense runs, the fastest first
+_strongest: dict[str, list[str]] = {}  # of cases measured by this process
 
 
 def remember(case: Case, result: dict[str, Any]) -> None:
-    """Note which dense runs were the fastest: sweeps go on with these, and do not compile the others again for every size."""
-    dense = [name for name in result["rows"] if name in DENSE and name != STOCK]
-    _strongest[case.name] = sorted(dense, key=lambda name: float(result["rows"][name]["median"]))
+    """Note which dense run was the fastest of those that are compiled by PyTorch, and which of all others: sweeps go on with these
+    two, and do not compile for minutes what was slower."""
+    dense = sorted((name for name in result["rows"] if name in DENSE and name != STOCK),
+                   key=lambda name: float(result["rows"][name]["median"]))  # fmt: skip
+    compiled = [name for name in dense if name in COMPILED]
+    _strongest[case.name] = compiled[:1] + [name for name in dense if name not in COMPILED][:1]
 
 
 class Op(nn.Module):
@@ -231,14 +234,13 @@ FULL10 = (("layerwise", 0.107),)
 HEADLINE = (*FULL10, ("layerwise", 0.0352), ("uneven", TENTH), ("uneven", 0.0352), ("layerwise", 1.0))
 SWEEP = tuple((c, d) for c in ("layerwise", "uneven") for d in DENSITIES if (c, d) != ("uneven", 1.0))
 TICKETS = {"small": SMALL, "full-size": FULL10}
-SIZES = {"small": (64, 128, 256, 512, 1024), "full-size": (64, 128, 256, 384)}
 OPS = (("mdta", 96), ("mdta", 192), ("gdfn", 96), ("gdfn", 192), ("block", 384), ("pointwise", 96), ("conv", 96), ("depthwise", 96),
        ("prompt", 96))  # fmt: skip
 SIDE = {96: 128, 192: 64, 384: 32}  # of the levels of a 256x256 image
-OF_FULL = tuple(name for name in DENSE if name != "dense XNNPACK")  # which takes minutes to build it
-OF_OPS = *EAGER, "dense compiled", *ENGINES[:3]
-OF_QUICK = *EAGER, *ENGINES[:3]
-BEST = 2  # how many dense runs of a network the sweeps go on with
+_AT_ONCE = tuple(name for name in ENGINES if name != "dense XNNPACK")  # which takes minutes to build a large network
+OF_QUICK = *EAGER, *_AT_ONCE
+OF_OPS = *OF_QUICK, "dense compiled"
+OF_FULL = *EAGER, *COMPILED, *_AT_ONCE
 
 
 def _op_case(section: str, op: str, c: int, densities: tuple[float, ...], runs: int, dense: tuple[str, ...]) -> Case:
@@ -246,33 +248,32 @@ def _op_case(section: str, op: str, c: int, densities: tuple[float, ...], runs: 
     return Case(section, f"{op} {c} channels {SIDE[c]}x{SIDE[c]}", build, runs, dense, facts={"op": op})
 
 
-def _sweep(section: str, name: str, what: str, shape: tuple[int, int, int], runs: int, **more: Any) -> Case:
-    facts = {"network": name, "pixels": shape[0] * shape[1] * shape[2]}
-    build = partial(_restorers, TICKETS[name], *shape)
-    return Case(section, f"{name} {what}", build, runs, (), f"{name} 256x256", facts=facts, **more)
+def _network_case(section: str, name: str, what: str, shape: tuple[int, int, int], runs: int, dense: tuple[str, ...] = (),
+                  tickets: tuple[tuple[str, float], ...] = (), threads: int | None = None) -> Case:  # fmt: skip
+    build = partial(_restorers, tickets or TICKETS[name], *shape)
+    return Case(section, f"{name} {what}", build, runs, dense, f"{name} 256x256", threads, {"network": name})
+
+
+def _sweeps(name: str, sides: tuple[int, ...], batches: tuple[int, ...]) -> list[Case]:
+    """What `results.sweep` wants beside the sections "network" and "density"."""
+    return [
+        *(_network_case("size", name, f"{s}x{s}", (1, s, s), 5 if s < 384 else 3) for s in sides),
+        *(_network_case("batch", name, f"{b} x 64x64", (b, 64, 64), 7) for b in batches),
+        _network_case("threads", name, "128x128 on one thread", (1, 128, 128), 7, threads=1),
+    ]
 
 
 QUICK = [
-    *(_op_case("quick", op, 96, (TENTH,), 31, OF_QUICK) for op in ("mdta", "gdfn", "pointwise", "conv")),
-    Case("quick", "small 128x128", partial(_restorers, SMALL, 1, 128, 128), 31, OF_QUICK),
+    *(_op_case("quick", op, 96, (TENTH,), 25, OF_QUICK) for op in ("mdta", "gdfn", "pointwise", "conv")),
+    _network_case("quick", "small", "128x128", (1, 128, 128), 25, OF_QUICK),
 ]
 CASES = [
-    Case("network", "full-size 256x256", partial(_restorers, HEADLINE, 1, 256, 256), 5, OF_FULL),
-    Case("network", "small 256x256", partial(_restorers, SMALL, 1, 256, 256), 11),
-    Case("density", "full-size 128x128", partial(_restorers, SWEEP, 1, 128, 128), 5, (), "full-size 256x256"),
+    _network_case("network", "full-size", "256x256", (1, 256, 256), 5, OF_FULL, HEADLINE),
+    _network_case("network", "small", "256x256", (1, 256, 256), 11, tuple(DENSE)),
+    _network_case("density", "full-size", "128x128", (1, 128, 128), 5, tickets=SWEEP),
     *(_op_case("op", op, c, OP_DENSITIES, 9, OF_OPS) for op, c in OPS),
-    *(
-        _sweep("size", n, f"{side}x{side}", (1, side, side), 5 if side < 384 else 3)
-        for n, sides in SIZES.items()
-        for side in sides
-    ),
-    *(
-        _sweep("batch", n, f"{b} x 64x64", (b, 64, 64), 7)
-        for n, most in (("small", 8), ("full-size", 4))
-        for b in (1, 2, 4, 8)
-        if b <= most
-    ),
-    *(_sweep("threads", n, f"128x128 on {t}", (1, 128, 128), 7, threads=t) for n in TICKETS for t in (1, 2)),
+    *_sweeps("small", (64, 128, 512, 1024), (2, 4, 8)),
+    *_sweeps("full-size", (64, 384), (2, 4)),
 ]
 
 

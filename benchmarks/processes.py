@@ -84,7 +84,7 @@ PROCESSES = [
     Process("memory", contender, name, height, width)
     for name, contender, sizes in (
         (SMALL, SPARSE, ((256, 256), (1024, 1024), (3000, 4000))),
-        (SMALL, "dense channels_last", ((256, 256), (1024, 1024))),
+        (SMALL, "dense channels_last", ((256, 256), (1024, 1024), (3000, 4000))),
         (FULL, SPARSE, ((256, 256), (1024, 1024))),
         (FULL, "dense channels_last", ((256, 256), (512, 512))),
     )

@@ -138,12 +138,18 @@ def _ops(report: Report) -> list[str]:
                           [[r["case"], r["contender"], _ms(r["median"]), _times(r["speedup"])] for r in others])  # fmt: skip
 
 
+def _swept(row: Row, by: str) -> str:
+    batch, _, *sides = row["shape"]
+    return {"size": "x".join(map(str, sides)), "batch": str(batch), "threads": str(row["threads"])}[by]
+
+
 def _scale(report: Report) -> list[str]:
     lines = ["## By size, batch and threads", ""]
-    for name, title in (("size", "image"), ("batch", "batch"), ("threads", "threads")):
-        rows = [[r["case"], _ms(r["median"]), f"{_ms(report.strongest(r)['median'])} ({r['speedup']['over'].removeprefix('dense ')})",
-                 _times(r["speedup"])] for r in report.timed(name)]  # fmt: skip
-        lines += _table([title, "sparse", "strongest dense", "over strongest dense"], rows)
+    for by, title in (("size", "image"), ("batch", "batch of 64x64"), ("threads", "threads, 128x128")):
+        rows = [[r["network"], _swept(r, by), _ms(r["median"]),
+                 f"{_ms(report.strongest(r)['median'])} ({r['speedup']['over'].removeprefix('dense ')})", _times(r["speedup"])]
+                for network in ("small", "full-size") for r in results.sweep(report.rows, network, by)]  # fmt: skip
+        lines += _table(["network", title, "sparse", "strongest dense", "over strongest dense"], rows)
     lines += [
         "![memory against size](memory.png)",
         "",

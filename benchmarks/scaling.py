@@ -12,41 +12,33 @@ moves more, is granted that it never waits for memory. Photos in bulk are restor
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
+from results import Row, sweep
 
-Row = dict[str, Any]
 SERVERS = ((8, 80e9), (32, 200e9), (96, 460e9))  # cores, bytes a second: desktop, one socket of 8 and of 12 channels
 PHOTO, PHOTOS = 2_000_000, 1_000_000
 
 
-def _ways(rows: list[Row], network: str) -> dict[str, list[tuple[Row, float]]]:
-    """Of a network, "sparse" and "dense" (the strongest run of each case): (sparse row of the case, seconds)."""
-    found: dict[str, list[tuple[Row, float]]] = {"dense": [], "sparse": []}
-    for row in rows:
-        if row.get("network") == network and "speedup" in row:
-            found["sparse"].append((row, row["median"]))
-            found["dense"].append((row, row["median"] * row["speedup"]["ratio"]))
-    return found
+def _seconds(row: Row, way: str) -> float:
+    """Of the sparse network of a row, or of the strongest dense run that it was compared with."""
+    return float(row["median"] * (row["speedup"]["ratio"] if way == "dense" else 1))
 
 
 def fit(rows: list[Row], network: str) -> dict[str, Row]:
     """Per way to run a network: ``fixed`` seconds and ``per_pixel``, on one thread; the ``serial`` part; ``bytes`` per pixel; and how
     far, at most, the line is off the measured points (``off``)."""
-    sizes = _ways([r for r in rows if r["section"] == "size"], network)
-    threads = _ways([r for r in rows if r["section"] == "threads"], network)
+    sizes, threads = sweep(rows, network, "size"), sweep(rows, network, "threads")
     found = {}
-    for way, points in sizes.items():
-        x = np.array([row["pixels"] for row, _ in points], float)
-        y = np.array([seconds for _, seconds in points])
+    for way in ("dense", "sparse"):
+        x = np.array([row["shape"][2] ** 2 for row in sizes], float)
+        y = np.array([_seconds(row, way) for row in sizes])
         matrix = np.stack([np.ones_like(x), x], 1) / y[:, None]
         fixed, per_pixel = np.linalg.lstsq(matrix, np.ones_like(y), rcond=None)[0].tolist()
         fixed = max(0.0, fixed)
-        by_threads = {row["threads"]: seconds for row, seconds in threads[way]}
+        by_threads = {row["threads"]: _seconds(row, way) for row in threads}
         serial = min(1.0, max(0.0, 2 * by_threads[2] / by_threads[1] - 1))
         alone = by_threads[1] / by_threads[2]
-        bytes_per_pixel = points[-1][0]["bytes"] / points[-1][0]["pixels"] if way == "sparse" else 0.0
+        bytes_per_pixel = sizes[-1]["bytes"] / x[-1] if way == "sparse" else 0.0
         off = float(np.abs((fixed + per_pixel * x) / y - 1).max())
         found[way] = {"fixed": fixed * alone, "per_pixel": per_pixel * alone, "serial": serial, "bytes": bytes_per_pixel,
                       "off": off}  # fmt: skip

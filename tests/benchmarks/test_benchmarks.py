@@ -97,15 +97,12 @@ def test_crossover():
 def test_the_scaling_model_finds_what_it_was_given():
     fixed, per_pixel, serial = 0.004, 3e-7, 0.1
 
-    def measured(section: str, pixels: int, threads: int) -> results.Row:
-        seconds = (fixed + per_pixel * pixels) * (serial + (1 - serial) / threads)
-        return {"section": section, "network": "small", "pixels": pixels, "threads": threads, "bytes": 100 * pixels,
-                "median": seconds, "speedup": {"ratio": 2.0}}  # fmt: skip
+    def measured(side: int, threads: int) -> results.Row:
+        seconds = (fixed + per_pixel * side**2) * (serial + (1 - serial) / threads)
+        return {"network": "small", "criterion": "small", "density": 0.1, "shape": [1, 3, side, side], "threads": threads,
+                "bytes": 100 * side**2, "median": seconds, "speedup": {"ratio": 2.0}}  # fmt: skip
 
-    found = scaling.fit(
-        [measured("size", s * s, 2) for s in (64, 256, 1024)] + [measured("threads", 128**2, t) for t in (1, 2)],
-        "small",
-    )
+    found = scaling.fit([*(measured(side, 2) for side in (64, 128, 1024)), measured(128, 1)], "small")
     assert found["sparse"]["fixed"] == pytest.approx(fixed)
     assert found["sparse"]["per_pixel"] == pytest.approx(per_pixel)
     assert found["sparse"]["serial"] == pytest.approx(serial)
@@ -122,7 +119,9 @@ def test_the_readme_says_what_was_measured():
 
 
 def test_every_sparse_row_has_its_conditions():
-    for path in results.FOLDER.glob("*/*.jsonl"):
+    paths = list(results.FOLDER.glob("*/*.jsonl"))
+    assert paths
+    for path in paths:
         for found in results.read(path):
             if "speedup" in found:
                 assert {"processor", "isa", "threads", "allocator", "torch", "date", "runs", "p20", "p80"} <= set(found)

@@ -24,7 +24,8 @@ TENSOR_CORES = 8  # rows of a column that an A100's multiply in the time of one 
 
 @dataclass(frozen=True)
 class Launch:
-    """A kernel's launch: its grid, its arguments by name, constants and number of warps among them."""
+    """A kernel's launch: its grid, its arguments by name, constants among them, and its warps of 32 threads, half as many where
+    they have 64."""
 
     kernel: Any
     grid: tuple[int, int, int]
@@ -104,7 +105,7 @@ def recording() -> Iterator[list[Launch]]:
 def launch(kernel: Any, grid: tuple[int, int, int], *arguments: Any, warps: int, **constants: Any) -> None:
     """Launch a Triton kernel on the arguments, in its order, and constants."""
     if (launches := _recorded.get()) is None:
-        kernel[grid](*arguments, **constants, num_warps=warps)
+        kernel[grid](*arguments, **constants, num_warps=warps // 2 if torch.version.hip else warps)
     else:
         named = dict(zip([n for n in kernel.arg_names if n not in constants], arguments, strict=True))
         launches.append(Launch(kernel, grid, named | constants, warps))

@@ -72,12 +72,11 @@ def predict(launch: Launch, gpu: GPU) -> Predicted:
         raise ValueError(
             f"{launch.kernel.__name__} has {len(compiled.loops)} loops on {gpu.architecture}; its count knows {len(done.trips)}"
         )
-    threads = launch.warps * (64 if gpu.architecture.startswith("gfx") else 32)
     issued = programs * compiled.outside + sum(n * loop for n, loop in zip(done.trips, compiled.loops, strict=True))
     busy = min(programs, gpu.processors)
     return Predicted(
         memory=(done.read + done.written) / gpu.memory,
         cache=done.fetched / (busy / gpu.processors * gpu.cache),
         tensor=done.macs / (busy / gpu.processors * gpu.tensor),
-        issue=issued * threads / (busy * gpu.lanes * gpu.clock),
+        issue=issued * 32 * launch.warps / (busy * gpu.lanes * gpu.clock),
     )

@@ -50,7 +50,7 @@ def target(architecture: str) -> GPUTarget:
     return GPUTarget("hip", architecture, 64)
 
 
-_KINDS = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32", torch.int32: "i32"}
+_KINDS = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32", torch.int32: "i32", torch.int64: "i64"}
 
 
 def specialised(launch: Launch) -> tuple[Any, ...]:
@@ -78,7 +78,8 @@ def _compile(architecture: str, key: tuple[Any, ...]) -> Compiled:
     signature = {n: "constexpr" if n in constants else types[n] for n in kernel.arg_names}
     attributes = {(i,): [["tt.divisibility", 16]] for i, n in enumerate(kernel.arg_names) if n in aligned}
     source = ASTSource(kernel, signature, {(kernel.arg_names.index(n),): v for n, v in constants.items()}, attributes)
-    done = triton.compile(source, target=target(architecture), options={"num_warps": warps})
+    gpu = target(architecture)
+    done = triton.compile(source, target=gpu, options={"num_warps": warps * 32 // gpu.warp_size})
     if architecture.startswith("sm_"):
         code = done.asm["ptx"]
         spilled = _ptxas_spills(code, architecture)
