@@ -33,7 +33,8 @@ from mirl_kernels.pointwise import reference as pointwise
 from mirl_kernels.prompt import PackedPrompt
 from mirl_kernels.prompt.reference import prompt
 from mirl_kernels.roofline import measure
-from mirl_sparse.bench import Allocator, Candidate, Comparison, environment, expected
+from mirl_sparse.allocator import Allocator
+from mirl_sparse.bench import Candidate, Comparison, environment, expected
 from mirl_sparse.engine import Engine
 from mirl_sparse.network import PromptIR
 from mirl_sparse.peers import COMPILED, DENSE, EAGER, ENGINES, STOCK

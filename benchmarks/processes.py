@@ -98,6 +98,7 @@ def main() -> None:
     import torch
 
     from mirl_sparse import bench, peers
+    from mirl_sparse.allocator import Allocator
     from mirl_sparse.restorer import SparseRestorer
     from mirl_sparse.ticket import find
     from mirl_sparse.to_ticket import load
@@ -111,7 +112,7 @@ def main() -> None:
         network = tickets.network("layerwise", 0.107)  # drawn, which is nobody's loading
     image = torch.rand(1, 3, *map(int, sides))
     if contender not in (peers.STOCK, SPARSE):
-        bench.Allocator().tune()
+        Allocator().tune()
     loaded = time.perf_counter()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     with torch.no_grad(), peers.quiet():

@@ -26,7 +26,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from mirl_sparse.bench import Allocator
+from mirl_sparse.allocator import Allocator
 from mirl_sparse.network import PromptIR, PromptIRConfig
 from mirl_training.config import RunConfig, load_config
 from mirl_training.fused import fuse

@@ -6,9 +6,7 @@ contender's result is first compared with what it should be: what is wrong is no
 
 from __future__ import annotations
 
-import ctypes
 import platform
-import sys
 import time
 from collections.abc import Callable, Collection, Mapping
 from copy import deepcopy
@@ -22,6 +20,7 @@ from torch import Tensor, nn
 
 from mirl_kernels import _cpu
 from mirl_kernels.roofline import measure
+from mirl_sparse.allocator import Allocator
 from mirl_sparse.engine import Engine
 from mirl_sparse.errors import UserError
 from mirl_sparse.network import PromptIR
@@ -39,34 +38,6 @@ _PAUSE = 0.05  # seconds between turns: the threads of the one before wait for w
 _RESAMPLED = 1000
 
 
-class Allocator:
-    """glibc's malloc, as it comes or tuned for large tensors, switched within the process.
-
-    As it comes, it hands large tensors back to the system when they are freed, and touching them anew
-    at every call costs a dense network more than its arithmetic. Elsewhere nothing can be switched.
-    """
-
-    _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4  # of <malloc.h>
-
-    def __init__(self) -> None:
-        glibc = sys.platform == "linux" and platform.libc_ver()[0] == "glibc"
-        self._libc = ctypes.CDLL(None) if glibc else None
-
-    def tune(self) -> bool:
-        """Keep all memory in the process; whether that was possible."""
-        if self._libc is None:
-            return False
-        return bool(self._libc.mallopt(self._MMAP_MAX, 0) and self._libc.mallopt(self._TRIM_THRESHOLD, -1))
-
-    def untune(self) -> None:
-        """What glibc settles at by itself once large tensors have been freed: its greatest dynamic thresholds."""
-        assert self._libc is not None
-        self._libc.mallopt(self._MMAP_MAX, 65536)
-        self._libc.mallopt(self._MMAP_THRESHOLD, 32 << 20)
-        self._libc.mallopt(self._TRIM_THRESHOLD, 64 << 20)
-        self._libc.malloc_trim(0)
-
-
 class Candidate(NamedTuple):
     """A sparse way to run a network, and the result of the network that it stands for."""
 
@@ -74,94 +45,53 @@ class Candidate(NamedTuple):
     expected: Tensor
 
 
-class Comparison:
+class Turns:
     """Ways to restore one image that restore it right, timed in turns.
 
-    ``dense`` are names of `peers.DENSE`, each run with ``network``, whose result should be ``expected``; ``sparse`` is whatever is
-    compared with them. What could not run, and what restored something else than it should, is not timed, and
-    ``left_out`` says why; ``times`` are the seconds of each of the others, by round. The allocator is tuned for as long as
-    the process lives.
+    What restored something else than it should is not timed, and ``left_out`` says why; ``times`` are the seconds of each of
+    the others, by round.
     """
 
-    @torch.no_grad()
-    def __init__(
-        self,
-        network: nn.Module,
-        expected: Tensor,
-        sparse: Mapping[str, Candidate],
-        image: Tensor,
-        dense: Collection[str] = tuple(DENSE),
-    ) -> None:
-        self.shape, self.left_out = list(image.shape), dict[str, str]()
-        self._allocator = Allocator()
-        self._tuned = self._allocator.tune()
+    def __init__(self) -> None:
+        self.left_out: dict[str, str] = {}
+        self.times: dict[str, list[float]] = {}
         self._calls: dict[str, Call] = {}
         self._first: dict[str, dict[str, float]] = {}  # of each: seconds of the first calls, difference
-        self.times: dict[str, list[float]] = {}
         self._repeats: dict[str, int] = {}
-        for name in dense:
-            if name == STOCK and not self._tuned:
-                self.left_out[name] = "the allocator cannot be tuned here: the other dense runs have it as it comes"
-                continue
-            tolerance = BFLOAT16_TOLERANCE if "bfloat16" in name else DENSE_TOLERANCE
-            try:
-                with quiet():
-                    self._admit(name, DENSE[name](network, image), expected, tolerance)
-            except Exception as error:  # not installed, no compiler, an operator that it does not know
-                if name not in COMPILED + ENGINES:
-                    raise
-                self.left_out[name] = (
-                    "not installed: pip install 'mirl-sparse[peers]'"
-                    if isinstance(error, ImportError)
-                    else f"{type(error).__name__}: {error}".splitlines()[0]
-                )
-        for name, (module, wanted) in sparse.items():
-            self._admit(name, lambda module=module: module(image), wanted, TOLERANCE)  # type: ignore[misc]
-        self.dense = [name for name in self._calls if name in DENSE]
-        self.sparse = [name for name in self._calls if name not in DENSE]
 
-    def _admit(self, name: str, call: Call, expected: Tensor, tolerance: float) -> None:
+    def seconds(self, call: Call, repeats: int = 1) -> float:
+        """How long so many calls take."""
         begin = time.perf_counter()
-        result = call()
-        first = time.perf_counter() - begin
-        difference = (result - expected).abs().max().item() / max(1.0, expected.abs().max().item())
+        for _ in range(repeats):
+            call()
+        return time.perf_counter() - begin
+
+    def admit(self, name: str, call: Call, expected: Tensor, tolerance: float) -> None:
+        """Take part in the comparison, if the result is right; ``tolerance`` as TOLERANCE."""
+        result: list[Tensor] = []
+        first = self.seconds(lambda: result.append(call()))  # type: ignore[arg-type, return-value]
+        difference = (result[0] - expected).abs().max().item() / max(1.0, expected.abs().max().item())
         if not difference <= tolerance:
             self.left_out[name] = (
                 f"differs from the expected result by {difference:.1e}, at most {tolerance:.0e} is right"
             )
             return
-        begin = time.perf_counter()
-        call()
-        second = time.perf_counter() - begin
+        second = self.seconds(call)
         self._repeats[name] = max(1, round(_TURN / second))
         self._calls[name], self.times[name] = call, []
         self._first[name] = {"first_call": first, "second_call": second, "difference": difference}
 
-    @torch.no_grad()
-    def run(self, name: str) -> int:
-        """Call a contender once, or several times if it is fast; returns how often."""
-        for _ in range(self._repeats[name]):
-            self._calls[name]()
-        return self._repeats[name]
-
-    @torch.no_grad()
     def ready(self, name: str) -> None:
-        """What comes before a contender is timed: a pause, its allocator, and a call that wakes threads and caches up."""
-        time.sleep(_PAUSE)
-        if name == STOCK:
-            self._allocator.untune()
+        """What comes before a contender is timed: a call that wakes threads and caches up."""
         if self._first[name]["second_call"] < _FAST:
             self._calls[name]()
 
+    @torch.no_grad()
     def turn(self, name: str) -> None:
         """Time one contender."""
         self.ready(name)
-        begin = time.perf_counter()
-        repeats = self.run(name)
-        self.times[name].append((time.perf_counter() - begin) / repeats)
-        if name == STOCK:
-            self._allocator.tune()
-            self.run(name)  # touches the memory that the others find
+        repeats = self._repeats[name]
+        self.times[name].append(self.seconds(self._calls[name], repeats) / repeats)
 
     def round(self) -> None:
         """A turn of each."""
@@ -176,26 +106,86 @@ class Comparison:
         low, high = np.percentile(_ratio_of_medians(pair[:, drawn]), (2.5, 97.5)).tolist()
         return {"over": slow, "ratio": float(_ratio_of_medians(pair)), "low": low, "high": high}
 
-    def result(self) -> dict[str, Any]:
-        """Per contender the median, 20% and 80% percentiles and the first two calls in seconds, how often it was timed, and its
-        difference from what is expected; for sparse ones how much faster they are than the strongest dense run
-        (``speedup``) and than what one has by default (``over_default``); and what it all was measured on."""
+    def compared(self, dense: Collection[str]) -> dict[str, Any]:
+        """``rows``: per contender the median, 20% and 80% percentiles and the first two calls in seconds, how often it was timed,
+        and its difference from what is expected; for sparse ones, those that are not among ``dense``, how much faster they are
+        than the strongest dense run (``speedup``) and than what one has by default, the first (``over_default``);
+        ``strongest_dense`` and what is ``left_out``."""
         rows: dict[str, dict[str, Any]] = {}
         for name, values in self.times.items():
             p20, median, p80 = np.percentile(values, (20, 50, 80)).tolist()
             rows[name] = {"median": median, "p20": p20, "p80": p80, "runs": len(values), **self._first[name]}
-        strongest = min(self.dense, key=lambda n: rows[n]["median"])
-        for name in self.sparse:
+        found = [name for name in rows if name in dense]
+        strongest = min(found, key=lambda n: rows[n]["median"])
+        for name in rows.keys() - set(found):
             rows[name]["speedup"] = self._ratio(strongest, name)
-            rows[name]["over_default"] = self._ratio(self.dense[0], name)
-        return {
-            "shape": self.shape,
-            **environment(),
-            "allocator": "tuned" if self._tuned else "default",
-            "rows": rows,
-            "left_out": self.left_out,
-            "strongest_dense": strongest,
-        }
+            rows[name]["over_default"] = self._ratio(found[0], name)
+        return {"rows": rows, "left_out": self.left_out, "strongest_dense": strongest}
+
+
+class Comparison(Turns):
+    """On the CPU: ``dense`` are names of `peers.DENSE`, each run with ``network``, whose result should be ``expected``; ``sparse`` is
+    whatever is compared with them. The allocator is tuned for as long as the process lives.
+    """
+
+    @torch.no_grad()
+    def __init__(
+        self,
+        network: nn.Module,
+        expected: Tensor,
+        sparse: Mapping[str, Candidate],
+        image: Tensor,
+        dense: Collection[str] = tuple(DENSE),
+    ) -> None:
+        super().__init__()
+        self.shape = list(image.shape)
+        self._allocator = Allocator()
+        self._tuned = self._allocator.tune()
+        for name in dense:
+            if name == STOCK and not self._tuned:
+                self.left_out[name] = "the allocator cannot be tuned here: the other dense runs have it as it comes"
+                continue
+            tolerance = BFLOAT16_TOLERANCE if "bfloat16" in name else DENSE_TOLERANCE
+            try:
+                with quiet():
+                    self.admit(name, DENSE[name](network, image), expected, tolerance)
+            except Exception as error:  # not installed, no compiler, an operator that it does not know
+                if name not in COMPILED + ENGINES:
+                    raise
+                self.left_out[name] = (
+                    "not installed: pip install 'mirl-sparse[peers]'"
+                    if isinstance(error, ImportError)
+                    else f"{type(error).__name__}: {error}".splitlines()[0]
+                )
+        for name, (module, wanted) in sparse.items():
+            self.admit(name, lambda module=module: module(image), wanted, TOLERANCE)  # type: ignore[misc]
+        self.dense = [name for name in self._calls if name in DENSE]
+        self.sparse = [name for name in self._calls if name not in DENSE]
+
+    @torch.no_grad()
+    def run(self, name: str) -> int:
+        """Call a contender once, or several times if it is fast; returns how often."""
+        for _ in range(self._repeats[name]):
+            self._calls[name]()
+        return self._repeats[name]
+
+    def ready(self, name: str) -> None:
+        """A pause, the contender's allocator, and a call that wakes threads and caches up."""
+        time.sleep(_PAUSE)
+        if name == STOCK:
+            self._allocator.untune()
+        super().ready(name)
+
+    def turn(self, name: str) -> None:
+        super().turn(name)
+        if name == STOCK:
+            self._allocator.tune()
+            self.run(name)  # touches the memory that the others find
+
+    def result(self) -> dict[str, Any]:
+        """`compared`, and what it all was measured on."""
+        allocator = "tuned" if self._tuned else "default"
+        return {"shape": self.shape, **environment(), "allocator": allocator, **self.compared(self.dense)}
 
 
 def _ratio_of_medians(pair: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -20,6 +20,7 @@ from mirl_sparse import bench as benchmarking
 from mirl_sparse import restore as restoring
 from mirl_sparse.cost import cost_model
 from mirl_sparse.errors import UserError
+from mirl_sparse.gpu_bench import bench_on_gpu
 from mirl_sparse.network import MULTIPLE, PromptIR
 from mirl_sparse.peers import COMPILED, DENSE, ENGINES
 from mirl_sparse.restorer import SparseRestorer
@@ -140,7 +141,7 @@ def restore(
         str | None, typer.Option("--output", "-o", help="A file, a folder, or - for standard output.")
     ] = None,
     ticket: Annotated[str, typer.Option(help="A ticket file or the name of a shipped one.")] = DEFAULT,
-    backend: Annotated[str, typer.Option(help="auto, cpu or reference.")] = "auto",
+    backend: Annotated[str, typer.Option(help="auto, cpu, reference, or triton for a GPU.")] = "auto",
     format: Annotated[str | None, typer.Option(help="Write this format instead of the input's.")] = None,
     max_memory: Annotated[
         str | None,
@@ -174,13 +175,20 @@ def bench(
         bool, typer.Option("--profile", help="Print where the sparse network's time goes, and time nothing else.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    backend: Annotated[
+        str, typer.Option(help="cpu, or triton: dense and sparse on the GPU, beside what is predicted for it.")
+    ] = "cpu",
 ) -> None:
     """Time dense against sparse in one process, each dense configuration at its best."""
     _multiple(size)
+    if backend not in ("cpu", "triton") or (profile and backend == "triton"):
+        raise UserError(f"--backend is {backend!r}; expected cpu or, without --profile, triton")
     network = load(find(ticket))
     image = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0))
     if profile:
         result = benchmarking.profile(network, image, runs)
+    elif backend == "triton":
+        result = bench_on_gpu(network, image, runs, compile)
     else:
         left = (() if compile else COMPILED) + (() if peers else ENGINES)
         result = benchmarking.bench(network, image, runs, [name for name in DENSE if name not in left])
@@ -192,22 +200,38 @@ def bench(
         return
     for name, reason in result["left_out"].items():
         print(f"{name}: left out ({reason})", file=sys.stderr)
-    rows = result["rows"]
-    table = Table("configuration", "median", "20%", "80%", "first call", "difference", "against sparse", box=None)
-    for name, row in rows.items():
-        times = (f"{row[k]:.3f} s" for k in ("median", "p20", "p80", "first_call"))
-        ratio = row["median"] / rows[benchmarking.SPARSE]["median"]
-        table.add_row(name, *times, f"{row['difference']:.1e}", f"{ratio:.2f}x")
-    _show(table)
-    strongest, default = (rows[benchmarking.SPARSE][k] for k in ("speedup", "over_default"))
+    _show_rows(result["rows"], sparse := next(name for name, row in result["rows"].items() if "speedup" in row))
+    print(f"{size}x{size}, {runs} interleaved runs, torch {result['torch']}, ", end="")
+    if backend == "triton":
+        print(f"{result['gpu']}; clocks at work: {result['clocks']}")
+    else:
+        print(
+            f"{result['threads']} threads of {result['processor']} ({result['isa']}), {result['allocator']} allocator"
+        )
+    strongest, default = (result["rows"][sparse][k] for k in ("speedup", "over_default"))
     print(
-        f"{size}x{size}, {runs} interleaved runs on {result['threads']} threads of {result['processor']}"
-        f" ({result['isa']}), torch {result['torch']}, {result['allocator']} allocator\n"
         f"sparse is {strongest['ratio']:.2f}x as fast as the strongest dense run ({strongest['over']}; with 95% certainty"
         f" {strongest['low']:.2f} to {strongest['high']:.2f}), {default['ratio']:.2f}x as fast as PyTorch by default"
         f" ({default['over']})"
     )
-    _print_roofline(result["profile"])
+    if backend == "cpu":
+        _print_roofline(result["profile"])
+    elif guess := result["predicted"]:
+        print(
+            f"predicted for {guess['gpu']}: sparse {1e3 * guess['sparse']:.2f} ms, dense eager {1e3 * guess['eager']:.2f} ms,"
+            f" compiled {1e3 * guess['compiled']:.2f} ms"
+        )
+    else:
+        print("no prediction was made for this GPU")
+
+
+def _show_rows(rows: dict[str, dict[str, Any]], sparse: str) -> None:
+    table = Table("configuration", "median", "20%", "80%", "first call", "difference", "against sparse", box=None)
+    for name, row in rows.items():
+        times = (f"{1e3 * row[k]:.2f} ms" for k in ("median", "p20", "p80", "first_call"))
+        ratio = row["median"] / rows[sparse]["median"]
+        table.add_row(name, *times, f"{row['difference']:.1e}", f"{ratio:.2f}x")
+    _show(table)
 
 
 def _show_profile(found: dict[str, Any]) -> None:

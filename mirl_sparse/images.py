@@ -113,6 +113,16 @@ def read_photo(source: str | Path | IO[bytes]) -> Photo:
         raise ImageError(f"{name}: cannot be read ({_reason(error)})") from None
 
 
+def image_size(path: Path) -> tuple[int, int]:
+    """(height, width) of what `read_image` makes of a file, by its header alone; raises ImageError."""
+    try:
+        with Image.open(path, formats=_READABLE) as image:
+            turned = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+            return (image.width, image.height) if turned else (image.height, image.width)
+    except Exception as error:  # as in _decode
+        raise ImageError(f"{shown(path)}: cannot be read as an image ({_reason(error)})") from error
+
+
 def to_rgb(image: Image.Image) -> NDArray[np.uint8]:
     """A PIL image of any mode as upright RGB uint8 (H, W, 3); transparency is laid on white.
 

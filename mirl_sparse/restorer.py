@@ -22,7 +22,7 @@ from mirl_sparse.images import read_image, to_rgb
 from mirl_sparse.network import MULTIPLE, PromptIR, PromptIRConfig
 from mirl_sparse.ticket import DEFAULT, find, read_ticket
 from mirl_sparse.tiles import restore_by_tiles, tile_size
-from mirl_sparse.triton_engine import PRECISIONS, TritonEngine
+from mirl_sparse.triton_engine import PRECISIONS, TritonEngine, check_gpu
 
 BACKENDS = ("auto", "cpu", "reference", "triton")
 _REFERENCE_BYTES = 6500  # per pixel and `dim` of 48, what PyTorch holds at its peak
@@ -82,6 +82,8 @@ class SparseRestorer(nn.Module):
                     warnings.warn(f"running the slower reference backend: {error}", stacklevel=2)
         if backend == "cpu":
             _cpu.library()
+        if backend == "triton":
+            check_gpu()
         self.precision = precision or ("float16" if backend == "triton" else "float32")
         if self.precision not in (PRECISIONS if backend == "triton" else ("float32",)):
             known = ", ".join(PRECISIONS) if backend == "triton" else "float32"
@@ -105,8 +107,9 @@ class SparseRestorer(nn.Module):
         max_memory: int | None = None,
         precision: str | None = None,
     ) -> SparseRestorer:
-        """From a ticket file, or from a shipped ticket's name ("small")."""
-        return cls(read_ticket(find(source))[0], backend, max_memory, precision)
+        """From a ticket file, or from a shipped ticket's name ("small"); on "triton" it is put on the GPU."""
+        restorer = cls(read_ticket(find(source))[0], backend, max_memory, precision)
+        return restorer.to("cuda") if backend == "triton" and torch.cuda.is_available() else restorer
 
     def forward(self, image: Tensor) -> Tensor:
         """(B, 3, H, W) in [0, 1] of any H, W from 1 up to the same shape, not clipped."""
@@ -175,8 +178,8 @@ class SparseRestorer(nn.Module):
             what = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
             raise UserError(f"image is {what}; expected a path, a PIL image or a uint8 array (H, W, 3)")
         x = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))).float().div_(255)[None]
-        y = self.forward(x)[0].clamp(0, 1).mul(255).round().to(torch.uint8)
-        return np.ascontiguousarray(y.permute(1, 2, 0).numpy())
+        y = self.forward(x.to(self.network.output.weight.device))[0].clamp(0, 1).mul(255).round().to(torch.uint8)
+        return np.ascontiguousarray(y.permute(1, 2, 0).cpu().numpy())
 
 
 # Compiled and exported models hold weights, not restorers: theirs are kept here, the last two. They hold the weights'

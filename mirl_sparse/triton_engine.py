@@ -34,14 +34,15 @@ def check_package() -> None:
         raise BackendError("the kernels for GPUs need the package triton: pip install triton") from None
 
 
-def check_triton(device: torch.device) -> None:
-    """Raise BackendError unless the Triton kernels can run on the device."""
+def check_gpu() -> None:
+    """Raise BackendError unless Triton is installed, and there is a GPU that PyTorch can use."""
     check_package()
-    if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
-        raise BackendError(
-            f'backend "triton" runs on GPUs, the weights are on {device}: move the module to one (.to("cuda")), or use'
-            ' backend="cpu"'
-        )
+    if not torch.cuda.is_available() and not _interprets():
+        raise BackendError('backend "triton" runs on GPUs, and PyTorch sees none here; use backend "cpu"')
+
+
+def _interprets() -> bool:
+    return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 class _Block(nn.Module):
@@ -130,7 +131,11 @@ class TritonEngine:
 
     def __init__(self, network: PromptIR, precision: str = "float16") -> None:
         self.device = network.output.weight.device
-        check_triton(self.device)
+        check_gpu()
+        if self.device.type != "cuda" and not _interprets():
+            raise BackendError(
+                f'backend "triton" runs on GPUs, the weights are on {self.device}: move the module to one (.to("cuda"))'
+            )
         self._dtype, self._width = PRECISIONS[precision], network.config.dim
         self._program = _Packed(network, self._dtype)
         self._program.to(self.device)

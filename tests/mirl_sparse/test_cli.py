@@ -87,6 +87,9 @@ def test_inspect_predicts_what_a_ticket_costs_here(tmp_path, monkeypatch):
     assert mirl("inspect", "small", "--cost", "--size", 64, cwd=tmp_path).stdout == done.stdout
 
 
+no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there")
+
+
 @pytest.mark.parametrize(("arguments", "message"), [
     (("inspect", "small", "--cost", "--size", "60"), "--size is 60; expected a multiple of 8"),
     (("convert", "missing.ckpt"), "missing.ckpt"),
@@ -103,6 +106,10 @@ def test_inspect_predicts_what_a_ticket_costs_here(tmp_path, monkeypatch):
     (("restore", "a.png", "--backend", "gpu"), "expected one of auto, cpu, reference"),
     (("restore", "a.png", "--max-memory", "much"), "expected a size such as 4G or 500M"),
     (("bench", "mirl.ckpt", "--size", "30"), "multiple of 8"),
+    (("bench", "mirl.ckpt", "--backend", "gpu"), "expected cpu or"),
+    (("bench", "mirl.ckpt", "--backend", "triton", "--profile"), "without --profile"),
+    pytest.param(("bench", "mirl.ckpt", "--backend", "triton"), "PyTorch sees none", marks=no_gpu),
+    pytest.param(("restore", "a.png", "--backend", "triton"), "triton", marks=no_gpu),
     (("train", "missing.yaml"), "missing.yaml"),
     (("train", "text.ckpt"), "expected settings"),
     (("eval", "mirl.ckpt", "--data", "."), "holds none of denoise/CBSD68"),

@@ -96,18 +96,18 @@ def test_a_batch_depends_on_its_place_alone(mirl_layout):
     assert all(torch.equal(a, b) for a, b in zip(later, last, strict=True))
 
 
-def test_pairs_of_unequal_sizes_and_small_photos_are_named(mirl_layout, tmp_path):
+@pytest.mark.parametrize("memory", [4, 0])  # decoded first, or looked at
+def test_pairs_of_unequal_sizes_and_small_photos_are_named(tmp_path, memory):
     write_image(tmp_path / "c/a.png", np.zeros((24, 24, 3), np.uint8))
     write_image(tmp_path / "c/b.png", np.zeros((24, 24, 3), np.uint8))
     for name, side in (("x", 24), ("y", 32)):
         write_image(tmp_path / f"h/target/{name}_gt.png", np.zeros((24, 24, 3), np.uint8))
         write_image(tmp_path / f"h/input/{name}_hazy.png", np.zeros((24, side, 3), np.uint8))
-    with pytest.raises(UserError, match=r"y_hazy.png: \(24, 32, 3\) beside \(24, 24, 3\)"):
-        TrainingData(settings(data={"clean": "c", "haze": "h"}), tmp_path)
+    data = {"clean": "c", "memory": memory}
+    with pytest.raises(UserError, match=r"y_hazy.png: is 32x24, .*y_gt.png 24x24; expected equal sizes"):
+        TrainingData(settings(data=data | {"haze": "h"}), tmp_path)
     with pytest.raises(UserError, match=r"a\.png: is 24x24; expected at least the patch size, 32"):
-        TrainingData(
-            settings(data={"clean": "c", "haze": None, "tasks": {"rain": 1}}, training={"patch_size": 32}), tmp_path
-        )
+        TrainingData(settings(data=data | {"haze": None, "tasks": {"rain": 1}}, training={"patch_size": 32}), tmp_path)
 
 
 def test_rain_is_drawn_over_clean_photos_without_pairs(photos):

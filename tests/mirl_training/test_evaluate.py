@@ -23,7 +23,7 @@ def test_scores(tmp_path):
 
     def restore(image):
         seen.append(image.shape)
-        return clean[: image.shape[0], : image.shape[1]] ^ 1
+        return clean[4:36, 1:49] ^ 1  # its middle
 
     kept = []
     scores = {s.task: s for s in evaluate(restore, tmp_path, lambda *given: kept.append(given[:2]))}

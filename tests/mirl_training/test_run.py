@@ -175,6 +175,27 @@ def test_another_config_in_the_same_folder_is_refused(photos, tmp_path):
         Run(settings(training={"steps": 5}), photos, tmp_path / "run", quiet)
 
 
+def test_a_run_is_the_same_with_other_memory_and_other_saves(photos, tmp_path):
+    whole = Run(settings(), photos, tmp_path / "whole", quiet).go()
+    with pytest.raises(Stopped):
+        Run(settings(), photos, tmp_path / "run", stop_at(1, 2)).go()
+    changed = settings(training={"save_every": 3}, data={"memory": 0})
+    assert changed.digest == settings().digest != settings(training={"steps": 5}).digest
+    resumed = Run(changed, photos, tmp_path / "run", quiet).go()
+    assert same(load_file(whole / "weights.safetensors"), load_file(resumed / "weights.safetensors"))
+
+
+def test_two_processes_do_not_train_one_run(photos, tmp_path):
+    def second(report: dict) -> None:
+        with pytest.raises(UserError, match="another process trains this run"):
+            Run(settings(), photos, tmp_path / "run", quiet).go()
+        raise Stopped
+
+    with pytest.raises(Stopped):
+        Run(settings(), photos, tmp_path / "run", second).go()
+    Run(settings(), photos, tmp_path / "run", quiet).go()  # the lock went with it
+
+
 def test_tasks_in_another_order_are_another_run(photos, tmp_path):
     Run(settings(), photos, tmp_path / "run", quiet)
     values = settings().model_dump()

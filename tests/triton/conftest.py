@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from mirl_sparse.network import PromptIR, PromptIRConfig
+
 INTERPRETS = os.environ.get("TRITON_INTERPRET") == "1"
 
 
@@ -25,3 +27,27 @@ def device():
     if not torch.cuda.is_available():
         pytest.skip("no GPU, and TRITON_INTERPRET=1 was not set before the process started")
     return "cuda"
+
+
+CONFIG = PromptIRConfig(
+    8,
+    (1, 1, 1, 1),
+    1,
+    heads=(1, 1, 2, 2),
+    prompt_dims=(4, 4, 8),
+    prompt_sizes=(4, 4, 4),
+    prompt_count=2,
+    unused_layers=False,
+)
+
+
+@pytest.fixture
+def network():
+    """Tiny, three in ten of its weights."""
+    torch.manual_seed(0)
+    network = PromptIR(CONFIG)
+    with torch.no_grad():
+        for p in network.parameters():
+            if p.ndim == 4:
+                p *= torch.rand(p.shape) < 0.3
+    return network

@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
+from mirl_sparse.allocator import Allocator
 from mirl_sparse.errors import UserError
 from mirl_sparse.files import write_whole
 from mirl_sparse.images import write_image
@@ -108,6 +109,7 @@ def train(
     """Train a network and prune it in rounds; start it again to go on where it was stopped. Under torchrun, with --output on a
     disk that all processes share, they share every batch."""
     settings = load_config(config)
+    Allocator().tune()  # every step wants the same memory again
     folder = output or Path("runs") / f"{config.stem}-{settings.digest}"
 
     def go(report: Callable[[dict[str, Any]], None]) -> None:

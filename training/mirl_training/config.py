@@ -212,10 +212,20 @@ class RunConfig(_Settings):
         network = self.network.to_dict() if self.network else None
         return self.model_dump(mode="json", exclude={"network"}) | {"network": network}
 
+    def _drawn(self) -> str:
+        """All that decides what is trained. As text, since the order of the tasks does, too."""
+        values = self.to_dict()
+        del values["data"]["memory"], values["training"]["save_every"]
+        return json.dumps(values)
+
+    def draws_as(self, other: RunConfig) -> bool:
+        """Whether both train the very same: they may differ in the memory for photos and in how often a state is saved."""
+        return self._drawn() == other._drawn()
+
     @property
     def digest(self) -> str:
-        """Eight digits that tell runs of other settings apart."""
-        return hashlib.sha256(json.dumps(self.to_dict()).encode()).hexdigest()[:8]
+        """Eight digits that tell runs apart that do not train the same."""
+        return hashlib.sha256(self._drawn().encode()).hexdigest()[:8]
 
 
 def load_config(path: Path) -> RunConfig:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mirl_sparse.errors import UserError
-from mirl_sparse.images import IMAGE_SUFFIXES, read_image
+from mirl_sparse.images import IMAGE_SUFFIXES, image_size, read_image
 from mirl_training.config import RunConfig
 from mirl_training.degradations import Image, add_fog, add_jpeg_drawn, add_noise, add_rain, share
 
@@ -53,6 +53,13 @@ def _unit(image: Pixels) -> Image:
     return image.astype(np.float32) / np.float32(255)
 
 
+def _check_equal(source: Source, degraded: tuple[int, int], clean: tuple[int, int]) -> None:
+    if degraded != clean:
+        raise DataError(
+            f"{source[0]}: is {degraded[1]}x{degraded[0]}, {source[1]} {clean[1]}x{clean[0]}; expected equal sizes"
+        )
+
+
 class _Photos:
     """Decoded photos of at least ``side`` pixels each way, kept in memory as far as ``budget`` bytes hold them."""
 
@@ -63,25 +70,34 @@ class _Photos:
     def read(self, source: Source) -> tuple[Pixels | None, Pixels]:
         degraded, clean = source
         first, second = None if degraded is None else self._read(degraded), self._read(clean)
-        if first is not None and first.shape != second.shape:
-            raise DataError(f"{degraded}: {first.shape} beside {second.shape} of {clean}; expected equal sizes")
+        if first is not None:
+            _check_equal(source, first.shape[:2], second.shape[:2])
         return first, second
 
     def fill(self, sources: list[Source]) -> None:
-        """Read ahead until the memory is used up."""
+        """Read ahead until the memory is used up; of the others, check the size."""
         with ThreadPoolExecutor(2) as pool:
             for begin in range(0, len(sources), 64):
-                if self._left > 0:
-                    list(pool.map(self.read, sources[begin : begin + 64]))
+                some = sources[begin : begin + 64]
+                list(pool.map(self.read if self._left > 0 else self._look, some))
+
+    def _look(self, source: Source) -> None:
+        sizes = []
+        for path in source:
+            if path is not None:
+                sizes.append(image_size(path))
+                self._check(path, sizes[-1])
+        _check_equal(source, *(sizes[i] for i in (0, -1)))
+
+    def _check(self, path: Path, size: tuple[int, int]) -> None:
+        if min(size) < self._side:
+            raise DataError(f"{path}: is {size[1]}x{size[0]}; expected at least the patch size, {self._side}")
 
     def _read(self, path: Path) -> Pixels:
         image = self._kept.get(path)
         if image is None:
             image = read_image(path)
-            if min(image.shape[:2]) < self._side:
-                raise DataError(
-                    f"{path}: is {image.shape[1]}x{image.shape[0]}; expected at least the patch size, {self._side}"
-                )
+            self._check(path, image.shape[:2])
             if self._left > 0:
                 self._left -= image.nbytes
                 self._kept[path] = image
@@ -90,7 +106,7 @@ class _Photos:
 
 class TrainingData:
     """The photos of a run; draws batches and holds the validation pairs. Photos beyond the memory that they may take are
-    decoded again whenever they are drawn, and checked only then."""
+    decoded again whenever they are drawn; of these, headers alone are read before."""
 
     def __init__(self, config: RunConfig, root: Path) -> None:
         self.config = config

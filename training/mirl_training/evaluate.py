@@ -38,8 +38,10 @@ class Score:
 
 
 def _cropped(image: Pixels) -> Pixels:
+    """Its middle, of sides that are multiples of CROP."""
+    top, left = (side % CROP // 2 for side in image.shape[:2])
     height, width = (side // CROP * CROP for side in image.shape[:2])
-    return image[:height, :width]
+    return image[top : top + height, left : left + width]
 
 
 def test_sets(root: Path) -> dict[str, Callable[[], Triples]]:

@@ -20,8 +20,9 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -41,7 +42,7 @@ from mirl_sparse.network import PromptIR
 from mirl_sparse.restorer import SparseRestorer
 from mirl_sparse.ticket import find
 from mirl_sparse.to_ticket import load
-from mirl_training.config import RunConfig
+from mirl_training.config import RunConfig, load_config
 from mirl_training.data import TrainingData
 from mirl_training.fused import choose_engine
 from mirl_training.latency import prune_to_latency, seconds
@@ -72,8 +73,22 @@ def learning_rate_of_epoch(epoch: int, epochs: int, peak: float, warmup: int) ->
     return peak * 0.5 * (1 + math.cos(math.pi * (epoch - warmup) / max(1, epochs - warmup)))
 
 
-def _text(config: RunConfig) -> str:
-    return yaml.safe_dump(config.to_dict(), sort_keys=False)
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """No other process trains in the folder meanwhile; UserError if one does. Where the system or the disk has no such locks,
+    nothing is checked."""
+    with (folder / ".lock").open("w") as stream:
+        try:
+            import fcntl
+
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"{folder}: another process trains this run; wait for its end, or give another --output"
+            ) from None
+        except (ImportError, OSError):
+            pass
+        yield
 
 
 def save_weights(path: Path, weights: dict[str, Tensor], network: PromptIR) -> None:
@@ -103,8 +118,7 @@ class Run:
         self.engine, self.engine_note = choose_engine(engine, device, config.training.precision)
         self.world = World.join(device)
         written, start = folder / "config.yaml", folder / "start.safetensors"
-        # As text, since the order of the tasks decides what is drawn.
-        if written.exists() and written.read_text(encoding="utf-8") != _text(config):
+        if written.exists() and not load_config(written).draws_as(config):
             raise UserError(f"{folder}: holds a run of other settings ({written}); give another --output or remove it")
         # All that may be wrong with the settings is found before anything is written, or trained for hours.
         for _, size, _ in config.training.shapes:
@@ -132,7 +146,7 @@ class Run:
             if config.pruning.criterion == "latency" and not (folder / "prices.json").exists():
                 write_whole(folder / "prices.json", json.dumps(self._model.prices).encode())
             if not written.exists():
-                write_whole(written, _text(config).encode())
+                write_whole(written, yaml.safe_dump(config.to_dict(), sort_keys=False).encode())
             if not start.exists():
                 save_weights(start, self.network.state_dict(), self.network)
             for left in folder.glob(".*.part"):  # of a run that was killed while it wrote
@@ -147,7 +161,11 @@ class Run:
         return self.folder / f"round_{index:02d}"
 
     def go(self) -> Path:
-        """Train every round that is not finished; returns the last round's folder."""
+        """Train every round that is not finished; returns the last round's folder. UserError if another process is at it."""
+        with _locked(self.folder) if self.world.leads else nullcontext():
+            return self._go()
+
+    def _go(self) -> Path:
         for index in range(self.config.pruning.rounds + 1):
             left, began = not self.round_folder(index).exists(), time.monotonic()
             if left:

@@ -24,13 +24,14 @@ TENSOR_CORES = 8  # rows of a column that an A100's multiply in the time of one 
 
 @dataclass(frozen=True)
 class Launch:
-    """A kernel's launch: its grid, its arguments by name, constants among them, and its warps of 32 threads, half as many where
-    they have 64."""
+    """A kernel's launch: its grid, its arguments by name, constants among them, and its warps, on AMD's, where they are of 64
+    threads, ``waves``."""
 
     kernel: Any
     grid: tuple[int, int, int]
     arguments: dict[str, Any]
     warps: int
+    waves: int
 
 
 @dataclass(frozen=True)
@@ -102,13 +103,16 @@ def recording() -> Iterator[list[Launch]]:
         _recorded.reset(token)
 
 
-def launch(kernel: Any, grid: tuple[int, int, int], *arguments: Any, warps: int, **constants: Any) -> None:
-    """Launch a Triton kernel on the arguments, in its order, and constants."""
+def launch(
+    kernel: Any, grid: tuple[int, int, int], *arguments: Any, warps: int, waves: int = 0, **constants: Any
+) -> None:
+    """Launch a Triton kernel on the arguments, in its order, and constants; ``waves`` are as many as ``warps`` where not said."""
+    waves = waves or warps
     if (launches := _recorded.get()) is None:
-        kernel[grid](*arguments, **constants, num_warps=warps // 2 if torch.version.hip else warps)
+        kernel[grid](*arguments, **constants, num_warps=waves if torch.version.hip else warps)
     else:
         named = dict(zip([n for n in kernel.arg_names if n not in constants], arguments, strict=True))
-        launches.append(Launch(kernel, grid, named | constants, warps))
+        launches.append(Launch(kernel, grid, named | constants, warps, waves))
 
 
 _workspace: ContextVar[dict[Any, Tensor] | None] = ContextVar("workspace", default=None)

@@ -72,11 +72,12 @@ def predict(launch: Launch, gpu: GPU) -> Predicted:
         raise ValueError(
             f"{launch.kernel.__name__} has {len(compiled.loops)} loops on {gpu.architecture}; its count knows {len(done.trips)}"
         )
+    threads = launch.waves * 64 if gpu.architecture.startswith("gfx") else launch.warps * 32
     issued = programs * compiled.outside + sum(n * loop for n, loop in zip(done.trips, compiled.loops, strict=True))
     busy = min(programs, gpu.processors)
     return Predicted(
         memory=(done.read + done.written) / gpu.memory,
         cache=done.fetched / (busy / gpu.processors * gpu.cache),
         tensor=done.macs / (busy / gpu.processors * gpu.tensor),
-        issue=issued * 32 * launch.warps / (busy * gpu.lanes * gpu.clock),
+        issue=issued * threads / (busy * gpu.lanes * gpu.clock),
     )

@@ -69,17 +69,25 @@ def specialised(launch: Launch) -> tuple[Any, ...]:
             types[name] = "fp32" if isinstance(value, float) else "i32" if value < 1 << 31 else "i64"
             if isinstance(value, int) and value % 16 == 0 and name not in general:
                 aligned.add(name)
-    return launch.kernel, frozenset(types.items()), frozenset(constants.items()), frozenset(aligned), launch.warps
+    return (
+        launch.kernel,
+        frozenset(types.items()),
+        frozenset(constants.items()),
+        frozenset(aligned),
+        launch.warps,
+        launch.waves,
+    )
 
 
 @cache
 def _compile(architecture: str, key: tuple[Any, ...]) -> Compiled:
-    kernel, types, constants, aligned, warps = key[0], dict(key[1]), dict(key[2]), key[3], key[4]
+    kernel, types, constants, aligned, warps, waves = key[0], dict(key[1]), dict(key[2]), *key[3:]
     signature = {n: "constexpr" if n in constants else types[n] for n in kernel.arg_names}
     attributes = {(i,): [["tt.divisibility", 16]] for i, n in enumerate(kernel.arg_names) if n in aligned}
     source = ASTSource(kernel, signature, {(kernel.arg_names.index(n),): v for n, v in constants.items()}, attributes)
     gpu = target(architecture)
-    done = triton.compile(source, target=gpu, options={"num_warps": warps * 32 // gpu.warp_size})
+    options = {"num_warps": waves if gpu.backend == "hip" else warps}
+    done = triton.compile(source, target=gpu, options=options)
     if architecture.startswith("sm_"):
         code = done.asm["ptx"]
         spilled = _ptxas_spills(code, architecture)

@@ -41,7 +41,7 @@ def tile(number, height, width, SPAN: tl.constexpr, EVEN: tl.constexpr, BLOCK_P:
 @triton.jit
 def in_plane(row, column, width, PAD: tl.constexpr):
     """Where a pixel is in a plane of hidden channels, see `hidden`."""
-    return (row + 1).to(tl.int64) * (width + PAD) + (column + PAD)
+    return (row + 1) * (width + PAD) + (column + PAD)
 
 
 @triton.jit
@@ -83,7 +83,7 @@ def pointwise_kernel(
     are fewer than of factors: matrix @ ((x - mean) * scale) = (matrix @ x - mean * total) * scale."""
     plane = height * width
     i, j, inside = tile(tl.program_id(0), height, width, SPAN, EVEN, BLOCK_P)
-    pixel = i.to(tl.int64) * width + j
+    pixel = i * width + j
     to = in_plane(i, j, width, PAD) if HIDDEN else pixel
     if ALIGNED:  # PAD pixels from a multiple of PAD on are in one row
         pixel = tl.max_contiguous(tl.multiple_of(pixel, PAD), PAD)
@@ -150,6 +150,6 @@ def project(
         x, y, matrix.start, matrix.column, matrix.value, matrix.row, matrix.total, bias,
         x.stride(0), y.stride(0), y.stride(1), height, width, channels, matrix.groups, EPS,
         HIDDEN=y.ndim == 3, ALIGNED=width % PAD == 0, NORM=norm, CENTRED=centred, BIAS=bias is not None,
-        ROWS=matrix.height, BLOCK_K=matrix.step, BLOCK_C=min(32, triton.next_power_of_2(channels)),
-        SPAN=span, EVEN=even, BLOCK_P=PIXELS, PAD=PAD, PRECISION="ieee", warps=4,
+        ROWS=matrix.height, BLOCK_K=matrix.step, BLOCK_C=min(16, triton.next_power_of_2(channels)),
+        SPAN=span, EVEN=even, BLOCK_P=PIXELS, PAD=PAD, PRECISION="ieee", warps=4, waves=2,
     )  # fmt: skip

@@ -33,7 +33,9 @@ def tapped(hidden, plane, slot, taken, taps, bias, channel, at, BIAS: tl.constex
 
 
 @triton.jit
-def tapped_tile(number, height, width, SPAN: tl.constexpr, EVEN: tl.constexpr, BLOCK_P: tl.constexpr, PAD: tl.constexpr):
+def tapped_tile(
+    number, height, width, SPAN: tl.constexpr, EVEN: tl.constexpr, BLOCK_P: tl.constexpr, PAD: tl.constexpr
+):
     """`tile`'s row, column and which are inside, and for `tapped` their places; beyond the image, those of its edge."""
     i, j, inside = tile(number, height, width, SPAN, EVEN, BLOCK_P)
     if EVEN:
@@ -83,7 +85,7 @@ def mix_kernel(
         part = tl.load(weight + h[None, :] * channels + channel[:, None], known[:, None] & real[None, :], 0.0)
         total = tl.dot(part, v.to(part.dtype), total, input_precision=PRECISION)
     here = known[:, None] & inside[None, :]
-    pixel = i.to(tl.int64) * width + j
+    pixel = i * width + j
     if ALIGNED:
         pixel = tl.max_contiguous(tl.multiple_of(pixel, PAD), PAD)
     at = channel.to(tl.int64)[:, None] * plane + pixel[None, :]
@@ -100,7 +102,9 @@ def tap_work(a: dict[str, Any], channels: Tensor, block: int) -> tuple[int, int,
     pitch = a["width"] + PAD
     for part in channels.split(block):
         trips.append(int(a["taken"][part].max()))
-        for row in a["taps"][part[a["taken"][part] > 0], : trips[-1]].int().tolist():  # others read what one of these does
+        for row in (
+            a["taps"][part[a["taken"][part] > 0], : trips[-1]].int().tolist()
+        ):  # others read what one of these does
             patterns.append([divmod(place + pitch + PAD, pitch) for place in row])
     output = a["height"], a["width"]
     image = item * touched(
@@ -189,7 +193,8 @@ def mix(hidden: Tensor, taps: Taps, weight: Tensor, bias: Tensor | None, x: Tens
         hidden.stride(0), hidden.stride(1), weight.stride(0) if weight.ndim == 3 else 0, x.stride(0), y.stride(0),
         height, width, channels, weight.shape[-2], len(taps.slot) // (2 if gate else 1),
         GATE=gate, TAP_BIAS=taps.bias is not None, BIAS=bias is not None, ALIGNED=width % PAD == 0,
-        BLOCK_H=STEP, BLOCK_C=block, SPAN=span, EVEN=even, BLOCK_P=pixels, PAD=PAD, PRECISION="ieee", warps=4,
+        BLOCK_H=STEP, BLOCK_C=block, SPAN=span, EVEN=even, BLOCK_P=pixels, PAD=PAD, PRECISION="ieee",
+        warps=4, waves=4 if pixels > 32 else 2,
     )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -32,6 +33,7 @@ def mdta(
     mixed = F.conv2d(layer_norm(x, norm_weight, norm_bias), qkv, biases[0])
     mixed = F.conv2d(mixed, dwconv, biases[1], padding=1, groups=3 * c)
     q, k, v = mixed.reshape(b, 3, heads, c // heads, h * w).unbind(1)
-    q, k = F.normalize(q, dim=-1), F.normalize(k, dim=-1)
+    floor = max(1e-12, torch.finfo(x.dtype).tiny)  # float16 has no 1e-12: a dead channel would be 0 / 0
+    q, k = F.normalize(q, dim=-1, eps=floor), F.normalize(k, dim=-1, eps=floor)
     attention = (q @ k.transpose(-2, -1) * temperature).softmax(dim=-1)
     return x + F.conv2d((attention @ v).reshape(b, c, h, w), project_out, biases[2])
