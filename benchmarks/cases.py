@@ -14,7 +14,7 @@ from statistics import median
 from typing import Any, NamedTuple
 
 import torch
-from results import now
+from results import Row, now
 from tickets import network
 from torch import Tensor, nn
 
@@ -72,7 +72,7 @@ class Case:
     name: str
     build: Callable[[], Subjects]
     runs: int
-    dense: tuple[str, ...]  # or none: the strongest of the case ``ranked``, and PyTorch by default
+    dense: tuple[str, ...]  # or none: the `strongest` of the case ``ranked``
     ranked: str = ""
     threads: int | None = None
     facts: dict[str, Any] = field(default_factory=dict)
@@ -81,12 +81,12 @@ class Case:
         return f"{self.section}: {self.name}"
 
     @torch.no_grad()
-    def comparison(self) -> tuple[Comparison, dict[str, dict[str, Any]]]:
-        """The contenders, each compared with what it should give; and what is known of each sparse one."""
+    def comparison(self, rows: list[Row]) -> tuple[Comparison, dict[str, dict[str, Any]]]:
+        """The contenders, each compared with what it should give; and what is known of each sparse one. ``rows`` are what was
+        measured before."""
         dense, image, sparse, absent = self.build()
         torch._dynamo.reset()
-        best = _strongest.get(self.ranked, [])  # without them, all
-        names = self.dense or ((STOCK, *best) if best else tuple(DENSE))
+        names = self.dense or strongest(rows, self.ranked)
         right: dict[int, Tensor] = {}
         for module in (dense, *(s.stands_for for s in sparse.values())):
             if id(module) not in right:
@@ -97,16 +97,13 @@ class Case:
         return comparison, {name: s.facts for name, s in sparse.items()}
 
 
-_strongest: dict[str, list[str]] = {}  # of cases measured by this process
-
-
-def remember(case: Case, result: dict[str, Any]) -> None:
-    """Note which dense run was the fastest of those that are compiled by PyTorch, and which of all others: sweeps go on with these
-    two, and do not compile for minutes what was slower."""
-    dense = sorted((name for name in result["rows"] if name in DENSE and name != STOCK),
-                   key=lambda name: float(result["rows"][name]["median"]))  # fmt: skip
-    compiled = [name for name in dense if name in COMPILED]
-    _strongest[case.name] = compiled[:1] + [name for name in dense if name not in COMPILED][:1]
+def strongest(rows: list[Row], case: str) -> tuple[str, ...]:
+    """What sweeps go on with: PyTorch by default, the fastest dense run of a case of those that PyTorch compiles, and the fastest of
+    all others, so that what was slower is not compiled for minutes at every size. All of them, if the case was not measured."""
+    dense = {r["contender"]: r["median"] for r in rows if r.get("case") == case and r["contender"] in DENSE and "median" in r}
+    names = sorted(dense.keys() - {STOCK}, key=lambda name: float(dense[name]))
+    best = [n for n in names if n in COMPILED][:1] + [n for n in names if n not in COMPILED][:1]
+    return (STOCK, *best) if best else tuple(DENSE)
 
 
 class Op(nn.Module):
@@ -271,10 +268,10 @@ QUICK = [
 CASES = [
     _network_case("network", "full-size", "256x256", (1, 256, 256), 5, OF_FULL, HEADLINE),
     _network_case("network", "small", "256x256", (1, 256, 256), 11, tuple(DENSE)),
-    _network_case("density", "full-size", "128x128", (1, 128, 128), 5, tickets=SWEEP),
-    *(_op_case("op", op, c, OP_DENSITIES, 9, OF_OPS) for op, c in OPS),
     *_sweeps("small", (64, 128, 512, 1024), (2, 4, 8)),
-    *_sweeps("full-size", (64, 384), (2, 4)),
+    *(_op_case("op", op, c, OP_DENSITIES, 9, OF_OPS) for op, c in OPS),
+    _network_case("density", "full-size", "128x128", (1, 128, 128), 5, tickets=SWEEP),
+    *_sweeps("full-size", (64, 384), (4,)),
 ]
 
 

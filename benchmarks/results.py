@@ -30,6 +30,11 @@ def rows_of(result: Row, facts: dict[str, Row], **case: Any) -> Iterable[Row]:
         yield {"contender": name, "left_out": reason, **facts.get(name, {}), **shared}
 
 
+def subject(row: Row) -> tuple[Any, ...]:
+    """What a row is about: those of one are measured together."""
+    return tuple(row.get(key) for key in (("section", "case") if "case" in row else ("section", "network", "contender", "pixels")))
+
+
 def path(name: str, folder: Path = FOLDER) -> Path:
     """Where the results ``name`` ("full", "quick") of this machine's instruction set are."""
     return folder / _cpu.isa() / f"{name}.jsonl"

@@ -34,7 +34,7 @@ def test_comparison(case: Case, benchmark, keep) -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(case.threads or threads)
     try:
-        comparison, facts = case.comparison()
+        comparison, facts = case.comparison(keep.rows)
         first, *others = [*comparison.sparse, *comparison.dense]
 
         def rest() -> None:
@@ -47,7 +47,6 @@ def test_comparison(case: Case, benchmark, keep) -> None:
         benchmark.pedantic(comparison.run, args=(first,), setup=rest, rounds=case.runs)
         comparison.times[first] = [seconds / repeats for seconds in benchmark.stats.stats.data]
         result = comparison.result()
-        cases.remember(case, result)
     finally:
         torch.set_num_threads(threads)
     for row in rows_of(result, facts, section=case.section, case=case.name, **case.facts):

@@ -11,7 +11,7 @@ class Allocator:
     """glibc's malloc, as it comes or tuned for large tensors, switched within the process.
 
     As it comes, it hands large tensors back to the system when they are freed, and touching them anew at every call can take a dense
-    network longer than its arithmetic, and half of the time of training. Elsewhere nothing can be switched.
+    network longer than its arithmetic. Elsewhere nothing can be switched.
     """
 
     _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4  # of <malloc.h>

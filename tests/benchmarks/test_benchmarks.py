@@ -22,7 +22,7 @@ def gdfn_case(channels: int, side: int, runs: int) -> cases.Case:
 
 
 def rows(case: cases.Case) -> list[results.Row]:
-    comparison, facts = case.comparison()
+    comparison, facts = case.comparison([])
     for _ in range(case.runs):
         comparison.round()
     return list(results.rows_of(comparison.result(), facts, section=case.section, case=case.name))
@@ -86,6 +86,16 @@ def test_check_misses_what_is_missing():
     before = [row("dense eager", 1.0), row("sparse", 0.1, speedup=speedup(10))]
     assert "not measured" in check.failures(before, before[:1])["an op", "sparse"]
     assert "not measured" in check.failures(before, before[1:])["an op", "sparse"]
+
+
+def test_sweeps_go_on_with_the_fastest_of_each_kind():
+    medians = {"dense eager, stock allocator": 5, "dense eager": 4, "dense OpenVINO": 3, "dense compiled": 6,
+               "dense compiled channels_last": 2}  # fmt: skip
+    measured = [row(name, m) for name, m in medians.items()] + [{**row("dense MNN", 1), "case": "another"}]
+    assert cases.strongest(measured, "an op") == (
+        "dense eager, stock allocator", "dense compiled channels_last", "dense OpenVINO",
+    )  # fmt: skip
+    assert cases.strongest(measured, "none") == tuple(cases.DENSE)
 
 
 def test_crossover():
