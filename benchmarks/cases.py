@@ -100,7 +100,9 @@ class Case:
 def strongest(rows: list[Row], case: str) -> tuple[str, ...]:
     """What sweeps go on with: PyTorch by default, the fastest dense run of a case of those that PyTorch compiles, and the fastest of
     all others, so that what was slower is not compiled for minutes at every size. All of them, if the case was not measured."""
-    dense = {r["contender"]: r["median"] for r in rows if r.get("case") == case and r["contender"] in DENSE and "median" in r}
+    dense = {
+        r["contender"]: r["median"] for r in rows if r.get("case") == case and r["contender"] in DENSE and "median" in r
+    }
     names = sorted(dense.keys() - {STOCK}, key=lambda name: float(dense[name]))
     best = [n for n in names if n in COMPILED][:1] + [n for n in names if n not in COMPILED][:1]
     return (STOCK, *best) if best else tuple(DENSE)

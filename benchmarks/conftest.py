@@ -8,7 +8,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("mirl-sparse")
     group.addoption("--quick", action="store_true", help="the few comparisons of make bench-quick")
     group.addoption(
-        "--results", type=Path, help="write JSON lines in this folder: anew, or with -k, in place of the rows measured again"
+        "--results",
+        type=Path,
+        help="write JSON lines in this folder: anew, or with -k, in place of the rows measured again",
     )
 
 

@@ -32,7 +32,10 @@ def rows_of(result: Row, facts: dict[str, Row], **case: Any) -> Iterable[Row]:
 
 def subject(row: Row) -> tuple[Any, ...]:
     """What a row is about: those of one are measured together."""
-    return tuple(row.get(key) for key in (("section", "case") if "case" in row else ("section", "network", "contender", "pixels")))
+    return tuple(
+        row.get(key)
+        for key in (("section", "case") if "case" in row else ("section", "network", "contender", "pixels"))
+    )
 
 
 def path(name: str, folder: Path = FOLDER) -> Path:
