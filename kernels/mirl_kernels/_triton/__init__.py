@@ -24,14 +24,12 @@ TENSOR_CORES = 8  # rows of a column that an A100's multiply in the time of one 
 
 @dataclass(frozen=True)
 class Launch:
-    """A kernel's launch: its grid, its arguments by name, constants among them, and its warps, on AMD's, where they are of 64
-    threads, ``waves``."""
+    """A kernel's launch: its grid, its arguments by name, constants and number of warps among them."""
 
     kernel: Any
     grid: tuple[int, int, int]
     arguments: dict[str, Any]
     warps: int
-    waves: int
 
 
 @dataclass(frozen=True)
@@ -103,16 +101,13 @@ def recording() -> Iterator[list[Launch]]:
         _recorded.reset(token)
 
 
-def launch(
-    kernel: Any, grid: tuple[int, int, int], *arguments: Any, warps: int, waves: int = 0, **constants: Any
-) -> None:
-    """Launch a Triton kernel on the arguments, in its order, and constants; ``waves`` are as many as ``warps`` where not said."""
-    waves = waves or warps
+def launch(kernel: Any, grid: tuple[int, int, int], *arguments: Any, warps: int, **constants: Any) -> None:
+    """Launch a Triton kernel on the arguments, in its order, and constants."""
     if (launches := _recorded.get()) is None:
-        kernel[grid](*arguments, **constants, num_warps=waves if torch.version.hip else warps)
+        kernel[grid](*arguments, **constants, num_warps=warps)
     else:
         named = dict(zip([n for n in kernel.arg_names if n not in constants], arguments, strict=True))
-        launches.append(Launch(kernel, grid, named | constants, warps, waves))
+        launches.append(Launch(kernel, grid, named | constants, warps))
 
 
 _workspace: ContextVar[dict[Any, Tensor] | None] = ContextVar("workspace", default=None)

@@ -50,7 +50,7 @@ def target(architecture: str) -> GPUTarget:
     return GPUTarget("hip", architecture, 64)
 
 
-_KINDS = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32", torch.int32: "i32", torch.int64: "i64"}
+_KINDS = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32", torch.int32: "i32"}
 
 
 def specialised(launch: Launch) -> tuple[Any, ...]:
@@ -69,25 +69,16 @@ def specialised(launch: Launch) -> tuple[Any, ...]:
             types[name] = "fp32" if isinstance(value, float) else "i32" if value < 1 << 31 else "i64"
             if isinstance(value, int) and value % 16 == 0 and name not in general:
                 aligned.add(name)
-    return (
-        launch.kernel,
-        frozenset(types.items()),
-        frozenset(constants.items()),
-        frozenset(aligned),
-        launch.warps,
-        launch.waves,
-    )
+    return launch.kernel, frozenset(types.items()), frozenset(constants.items()), frozenset(aligned), launch.warps
 
 
 @cache
 def _compile(architecture: str, key: tuple[Any, ...]) -> Compiled:
-    kernel, types, constants, aligned, warps, waves = key[0], dict(key[1]), dict(key[2]), *key[3:]
+    kernel, types, constants, aligned, warps = key[0], dict(key[1]), dict(key[2]), key[3], key[4]
     signature = {n: "constexpr" if n in constants else types[n] for n in kernel.arg_names}
     attributes = {(i,): [["tt.divisibility", 16]] for i, n in enumerate(kernel.arg_names) if n in aligned}
     source = ASTSource(kernel, signature, {(kernel.arg_names.index(n),): v for n, v in constants.items()}, attributes)
-    gpu = target(architecture)
-    options = {"num_warps": waves if gpu.backend == "hip" else warps}
-    done = triton.compile(source, target=gpu, options=options)
+    done = triton.compile(source, target=target(architecture), options={"num_warps": warps})
     if architecture.startswith("sm_"):
         code = done.asm["ptx"]
         spilled = _ptxas_spills(code, architecture)

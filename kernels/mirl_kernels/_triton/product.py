@@ -18,48 +18,28 @@ def shares(programs: int, groups: int) -> int:
     return max(1, min(groups, triton.cdiv(_PROGRAMS, programs)))
 
 
-def tiling(height: int, width: int, pixels: int) -> tuple[int, int, bool]:
-    """(columns of a tile, tiles, whether they are the image exactly): the tiles of so many pixels that cover it with the fewest."""
-    spans = [pixels >> i for i in range(pixels.bit_length()) if pixels >> i >= 8]
-    count = {s: triton.cdiv(width, s) * triton.cdiv(height, pixels // s) for s in spans}
-    span = min(spans, key=lambda s: count[s])
-    return span, count[span], count[span] * pixels == height * width
-
-
-@triton.jit
-def tile(number, height, width, SPAN: tl.constexpr, EVEN: tl.constexpr, BLOCK_P: tl.constexpr):
-    """Row and column of the pixels of a tile of `tiling`, and which of them are in the image. Their distances are known when
-    the kernel is compiled, which saves most arithmetic of addresses."""
-    p = tl.arange(0, BLOCK_P)
-    across = tl.cdiv(width, SPAN)
-    row = number // across * (BLOCK_P // SPAN) + p // SPAN
-    column = number % across * SPAN + p % SPAN
-    inside = tl.full([BLOCK_P], True, tl.int1) if EVEN else (row < height) & (column < width)
-    return row, column, inside
-
-
-@triton.jit
-def in_plane(row, column, width, PAD: tl.constexpr):
-    """Where a pixel is in a plane of hidden channels, see `hidden`."""
-    return (row + 1) * (width + PAD) + (column + PAD)
-
-
 @triton.jit
 def moments(x, plane, pixel, inside, channels, eps, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr):
-    """Mean and reciprocal deviation of each pixel's channels, in one pass over their distances from the first one, which is
-    within sqrt(channels) deviations of the mean: few digits are lost."""
-    c = tl.arange(0, BLOCK_C)
-    near = tl.load(x + pixel, inside, 0.0).to(tl.float32)
-    total = tl.zeros([BLOCK_C, BLOCK_P], tl.float32)
-    square = tl.zeros([BLOCK_C, BLOCK_P], tl.float32)
+    """Mean and reciprocal deviation of each pixel's channels: two passes, since E[x^2] - E[x]^2 loses digits."""
+    total = tl.zeros([BLOCK_P], tl.float32)
     for first in range(0, channels, BLOCK_C):
-        known = (first + c < channels)[:, None] & inside[None, :]
-        part = tl.load(x + (first + c).to(tl.int64)[:, None] * plane + pixel[None, :], known, 0.0).to(tl.float32)
-        part = tl.where((first + c < channels)[:, None], part - near[None, :], 0.0)
-        total += part
-        square += part * part
-    mean = tl.sum(total, 0) / channels
-    return near + mean, tl.rsqrt(tl.maximum(tl.sum(square, 0) / channels - mean * mean, 0.0) + eps)
+        c = first + tl.arange(0, BLOCK_C)
+        here = (c < channels)[:, None] & inside[None, :]
+        total += tl.sum(tl.load(x + c.to(tl.int64)[:, None] * plane + pixel[None, :], here, 0.0).to(tl.float32), 0)
+    mean = total / channels
+    total = tl.zeros([BLOCK_P], tl.float32)
+    for first in range(0, channels, BLOCK_C):
+        c = first + tl.arange(0, BLOCK_C)
+        here = (c < channels)[:, None] & inside[None, :]
+        part = tl.load(x + c.to(tl.int64)[:, None] * plane + pixel[None, :], here, 0.0).to(tl.float32) - mean[None, :]
+        total += tl.sum(tl.where(here, part * part, 0.0), 0)
+    return mean, tl.rsqrt(total / channels + eps)
+
+
+@triton.jit
+def in_plane(pixel, width, PAD: tl.constexpr):
+    """Where a pixel is in a plane of hidden channels, see `hidden`."""
+    return pixel + pixel // width * PAD + (width + 2 * PAD)
 
 
 @triton.jit
@@ -73,26 +53,26 @@ def own_panels(groups):
 @triton.jit(do_not_specialize=["groups"])  # a loop's end
 def pointwise_kernel(
     x, y, start, column, value, row, total, bias,
-    x_batch, y_batch, y_plane, height, width, channels, groups, eps,
+    x_batch, y_batch, y_plane, plane, width, channels, groups, eps,
     HIDDEN: tl.constexpr, ALIGNED: tl.constexpr, NORM: tl.constexpr, CENTRED: tl.constexpr, BIAS: tl.constexpr,
-    ROWS: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_C: tl.constexpr,
-    SPAN: tl.constexpr, EVEN: tl.constexpr, BLOCK_P: tl.constexpr, PAD: tl.constexpr, PRECISION: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
+    PAD: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """y[row] = matrix @ norm(x) (+ bias), for a tile of BLOCK_P pixels of an image and every panel that is this program's:
-    grid (tiles, batch, shares of panels). HIDDEN: y is as `hidden` says. The norm is applied to the sums, of which there
+    """y[row] = matrix @ norm(x) (+ bias), for BLOCK_P pixels of an image and every panel that is this program's:
+    grid (tiles of pixels, batch, shares of panels). HIDDEN: y is as `hidden` says. The norm is applied to the sums, of which there
     are fewer than of factors: matrix @ ((x - mean) * scale) = (matrix @ x - mean * total) * scale."""
-    plane = height * width
-    i, j, inside = tile(tl.program_id(0), height, width, SPAN, EVEN, BLOCK_P)
-    pixel = i * width + j
-    to = in_plane(i, j, width, PAD) if HIDDEN else pixel
-    if ALIGNED:  # PAD pixels from a multiple of PAD on are in one row
-        pixel = tl.max_contiguous(tl.multiple_of(pixel, PAD), PAD)
-        to = tl.max_contiguous(tl.multiple_of(to, PAD), PAD)
+    pixel = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
+    inside = pixel < plane
     batch = tl.program_id(1).to(tl.int64)
     x += batch * x_batch
     y += batch * y_batch
     if NORM:
         mean, scale = moments(x, plane, pixel, inside, channels, eps, BLOCK_C, BLOCK_P)
+    to = pixel
+    if HIDDEN:
+        to = in_plane(pixel, width, PAD)
+        if ALIGNED:  # PAD pixels from a multiple of PAD on are in one row
+            to = tl.max_contiguous(tl.multiple_of(to, PAD), PAD)
     first_panel, last_panel = own_panels(groups)
     for g in range(first_panel, last_panel):
         acc = tl.zeros([ROWS, BLOCK_P], tl.float32)
@@ -120,13 +100,12 @@ def _work(launch: Launch) -> Work:
     item, everywhere = a["x"].itemsize, tiles * batch
     used = a["channels"] if a["NORM"] else len(a["column"].unique())
     indices = size(a["start"], a["column"], a["row"], a["bias"], a["total"] if a["NORM"] and a["CENTRED"] else None)
-    plane = a["height"] * a["width"]
-    norm = [everywhere * parts * triton.cdiv(a["channels"], a["BLOCK_C"])] if a["NORM"] else []
+    norm = [everywhere * parts * triton.cdiv(a["channels"], a["BLOCK_C"])] * 2 if a["NORM"] else []
     steps = len(a["column"]) // a["BLOCK_K"]
     rows = int((a["row"] >= 0).sum())
     return Work(
-        read=batch * used * plane * item + size(a["value"]) + indices,
-        written=batch * rows * plane * a["y"].itemsize,
+        read=batch * used * a["plane"] * item + size(a["value"]) + indices,
+        written=batch * rows * a["plane"] * a["y"].itemsize,
         fetched=everywhere * (parts * used * a["BLOCK_P"] * item + size(a["value"]) + indices),
         macs=everywhere * a["BLOCK_P"] * a["value"].numel(),
         trips=(*norm, everywhere * a["groups"], everywhere * steps),
@@ -144,12 +123,13 @@ def project(
     """y (B, rows, H, W), or where it has three dimensions of `hidden`, = matrix @ x (B, columns, H, W) at each pixel, x normalised
     over its channels where ``norm`` says so; + bias (rows,) float32."""
     batch, channels, height, width = x.shape
-    span, tiles, even = tiling(height, width, PIXELS)
+    plane = height * width
+    tiles = triton.cdiv(plane, PIXELS)
     launch(
         pointwise_kernel, (tiles, batch, shares(tiles * batch, matrix.groups)),
         x, y, matrix.start, matrix.column, matrix.value, matrix.row, matrix.total, bias,
-        x.stride(0), y.stride(0), y.stride(1), height, width, channels, matrix.groups, EPS,
+        x.stride(0), y.stride(0), y.stride(1), plane, width, channels, matrix.groups, EPS,
         HIDDEN=y.ndim == 3, ALIGNED=width % PAD == 0, NORM=norm, CENTRED=centred, BIAS=bias is not None,
-        ROWS=matrix.height, BLOCK_K=matrix.step, BLOCK_C=min(16, triton.next_power_of_2(channels)),
-        SPAN=span, EVEN=even, BLOCK_P=PIXELS, PAD=PAD, PRECISION="ieee", warps=4, waves=2,
+        ROWS=matrix.height, BLOCK_K=matrix.step, BLOCK_C=min(32, triton.next_power_of_2(channels)), BLOCK_P=PIXELS,
+        PAD=PAD, PRECISION="ieee", warps=4,
     )  # fmt: skip

@@ -10,14 +10,14 @@ import triton.language as tl
 from torch import Tensor, nn
 
 from mirl_kernels._triton import PAD, Launch, Work, counts, kept, launch, size, touched
-from mirl_kernels._triton.product import in_plane, tile, tiling
+from mirl_kernels._triton.product import in_plane
 
 STEP = 16  # hidden channels that a step multiplies on tensor cores
 _CHANNELS, _SUMS = 128, 4096  # of a program; with more sums some GPUs spill registers
 
 
 @triton.jit
-def tapped(hidden, plane, slot, taken, taps, bias, channel, at, BIAS: tl.constexpr):
+def tapped(hidden, plane, slot, taken, place, taps, bias, channel, at, BIAS: tl.constexpr):
     """Depthwise 3x3 convolution (float32) of some channels at some pixels, which are ``at`` these places of a plane that has
     zeros around the image; the tables as in `Taps`. A loop over the taps, since unrolled they spill."""
     total = tl.zeros([channel.shape[0], at.shape[0]], tl.float32)
@@ -25,24 +25,10 @@ def tapped(hidden, plane, slot, taken, taps, bias, channel, at, BIAS: tl.constex
         total += tl.load(bias + channel)[:, None]
     base = hidden + tl.load(slot + channel).to(tl.int64) * plane
     for t in range(0, tl.max(tl.load(taken + channel), 0)):
-        both = tl.load(taps + channel * 9 + t)
-        tap = base + both.to(tl.int32)
-        weight = (both >> 32).to(tl.int32).to(tl.float32, bitcast=True)
+        weight = tl.load(taps + channel * 9 + t)
+        tap = base + tl.load(place + channel * 9 + t)
         total += weight[:, None] * tl.load(tap[:, None] + at[None, :]).to(tl.float32)
     return total
-
-
-@triton.jit
-def tapped_tile(
-    number, height, width, SPAN: tl.constexpr, EVEN: tl.constexpr, BLOCK_P: tl.constexpr, PAD: tl.constexpr
-):
-    """`tile`'s row, column and which are inside, and for `tapped` their places; beyond the image, those of its edge."""
-    i, j, inside = tile(number, height, width, SPAN, EVEN, BLOCK_P)
-    if EVEN:
-        at = in_plane(i, j, width, PAD)
-    else:
-        at = in_plane(tl.minimum(i, height - 1), tl.minimum(j, width - 1), width, PAD)
-    return i, j, inside, at
 
 
 @triton.jit
@@ -59,17 +45,19 @@ def gelu(x):
 
 @triton.jit(do_not_specialize=["count"])  # a loop's end
 def mix_kernel(
-    hidden, slot, taken, taps, tap_bias, weight, bias, x, y,
+    hidden, slot, taken, place, taps, tap_bias, weight, bias, x, y,
     hidden_batch, hidden_plane, weight_batch, x_batch, y_batch, height, width, channels, count, padded,
-    GATE: tl.constexpr, TAP_BIAS: tl.constexpr, BIAS: tl.constexpr, ALIGNED: tl.constexpr,
-    BLOCK_H: tl.constexpr, BLOCK_C: tl.constexpr,
-    SPAN: tl.constexpr, EVEN: tl.constexpr, BLOCK_P: tl.constexpr, PAD: tl.constexpr, PRECISION: tl.constexpr,
+    GATE: tl.constexpr, TAP_BIAS: tl.constexpr, BIAS: tl.constexpr,
+    BLOCK_H: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
+    PAD: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """y = x + weight^T @ v (+ bias) with v = taps(hidden), ``count`` of them, or where GATE v = GELU(a) * b of the ``2 * padded``
     rows' halves a and b; weight (count, channels). Grid (tiles of pixels, batch, tiles of channels)."""
     plane = height * width
-    i, j, inside, at = tapped_tile(tl.program_id(0), height, width, SPAN, EVEN, BLOCK_P, PAD)
+    pixel = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
+    inside = pixel < plane
     batch = tl.program_id(1).to(tl.int64)
+    at = in_plane(tl.where(inside, pixel, 0), width, PAD)
     channel = tl.program_id(2) * BLOCK_C + tl.arange(0, BLOCK_C)
     known = channel < channels
     hidden += batch * hidden_batch
@@ -78,16 +66,13 @@ def mix_kernel(
     for first in range(0, count, BLOCK_H):
         h = first + tl.arange(0, BLOCK_H)
         real = h < count
-        v = tapped(hidden, hidden_plane, slot, taken, taps, tap_bias, h, at, TAP_BIAS)
+        v = tapped(hidden, hidden_plane, slot, taken, place, taps, tap_bias, h, at, TAP_BIAS)
         if GATE:
             v = gelu(v)
-            v *= tapped(hidden, hidden_plane, slot, taken, taps, tap_bias, padded + h, at, TAP_BIAS)
+            v *= tapped(hidden, hidden_plane, slot, taken, place, taps, tap_bias, padded + h, at, TAP_BIAS)
         part = tl.load(weight + h[None, :] * channels + channel[:, None], known[:, None] & real[None, :], 0.0)
         total = tl.dot(part, v.to(part.dtype), total, input_precision=PRECISION)
     here = known[:, None] & inside[None, :]
-    pixel = i * width + j
-    if ALIGNED:
-        pixel = tl.max_contiguous(tl.multiple_of(pixel, PAD), PAD)
     at = channel.to(tl.int64)[:, None] * plane + pixel[None, :]
     if BIAS:
         total += tl.load(bias + channel, known, 0.0)[:, None]
@@ -102,9 +87,7 @@ def tap_work(a: dict[str, Any], channels: Tensor, block: int) -> tuple[int, int,
     pitch = a["width"] + PAD
     for part in channels.split(block):
         trips.append(int(a["taken"][part].max()))
-        for row in (
-            a["taps"][part[a["taken"][part] > 0], : trips[-1]].int().tolist()
-        ):  # others read what one of these does
+        for row in a["place"][part[a["taken"][part] > 0], : trips[-1]].tolist():  # others read what one of these does
             patterns.append([divmod(place + pitch + PAD, pitch) for place in row])
     output = a["height"], a["width"]
     image = item * touched(
@@ -164,13 +147,9 @@ class Taps(nn.Module):
             self.register_buffer(name, tensor)
 
     def tables(self, width: int) -> list[Tensor | None]:
-        """What the kernels take of it for images of this width, in their order; of a tap, its weight's bits in front of the
-        distance to its pixel, so that one load gets both."""
-        return [self.slot, self.taken, kept((self, width), lambda: self._taps(width)), self.bias]
-
-    def _taps(self, width: int) -> Tensor:
-        place = (self.tap // 3 - 1) * (width + PAD) + self.tap % 3 - 1
-        return (self.weight.view(torch.int32).long() << 32) | (place.long() & 0xFFFFFFFF)
+        """What the kernels take of it for images of this width, in their order."""
+        place = kept((self, width), lambda: (self.tap // 3 - 1) * (width + PAD) + self.tap % 3 - 1)
+        return [self.slot, self.taken, place, self.weight, self.bias]
 
 
 def _padded(t: Tensor, halves: int, value: int) -> Tensor:
@@ -186,15 +165,13 @@ def mix(hidden: Tensor, taps: Taps, weight: Tensor, bias: Tensor | None, x: Tens
     batch, channels, height, width = x.shape
     block = min(_CHANNELS, max(16, triton.next_power_of_2(channels)))
     pixels = min(64, _SUMS // block)
-    span, tiles, even = tiling(height, width, pixels)
     launch(
-        mix_kernel, (tiles, batch, triton.cdiv(channels, block)),
+        mix_kernel, (triton.cdiv(height * width, pixels), batch, triton.cdiv(channels, block)),
         hidden, *taps.tables(width), weight, bias, x, y,
         hidden.stride(0), hidden.stride(1), weight.stride(0) if weight.ndim == 3 else 0, x.stride(0), y.stride(0),
         height, width, channels, weight.shape[-2], len(taps.slot) // (2 if gate else 1),
-        GATE=gate, TAP_BIAS=taps.bias is not None, BIAS=bias is not None, ALIGNED=width % PAD == 0,
-        BLOCK_H=STEP, BLOCK_C=block, SPAN=span, EVEN=even, BLOCK_P=pixels, PAD=PAD, PRECISION="ieee",
-        warps=4, waves=4 if pixels > 32 else 2,
+        GATE=gate, TAP_BIAS=taps.bias is not None, BIAS=bias is not None,
+        BLOCK_H=STEP, BLOCK_C=block, BLOCK_P=pixels, PAD=PAD, PRECISION="ieee", warps=4,
     )  # fmt: skip
 
 

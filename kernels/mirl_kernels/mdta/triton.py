@@ -12,8 +12,8 @@ import triton.language as tl
 from torch import Tensor
 
 from mirl_kernels._triton import PAD, Launch, Packed, Work, counts, hidden, launch, pack_panels, size
-from mirl_kernels._triton.product import project, tiling
-from mirl_kernels._triton.taps import Taps, mix, slots, tap_work, tapped, tapped_tile
+from mirl_kernels._triton.product import in_plane, project
+from mirl_kernels._triton.taps import Taps, mix, slots, tap_work, tapped
 from mirl_kernels.gdfn import live_after_taps
 
 _GRAM, _PIXELS = 64, 64  # channels each way of the block of a Gram matrix that a program sums up, and pixels at a time
@@ -22,13 +22,13 @@ _PROGRAMS = 128  # that sum them up, at least
 
 @triton.jit(do_not_specialize=["tiles"])  # a loop's end
 def gram_kernel(
-    hidden, slot, taken, taps, tap_bias, sums, total_size,
+    hidden, slot, taken, place, taps, tap_bias, sums, total_size,
     hidden_batch, hidden_plane, height, width, heads, blocks, tiles,
-    TAP_BIAS: tl.constexpr, BLOCK_C: tl.constexpr,
-    SPAN: tl.constexpr, EVEN: tl.constexpr, BLOCK_P: tl.constexpr, PAD: tl.constexpr, PRECISION: tl.constexpr,
+    TAP_BIAS: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr, PAD: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Sums over ``tiles`` tiles of pixels of q k^T, (B, heads, n, n), and behind it of q^2 and k^2, (B, heads, 2, n), of the n =
     blocks * BLOCK_C rows of each that the tables have; sums (S, total_size). Grid (S, B * heads, blocks of q times blocks of k)."""
+    plane = height * width
     share, image = tl.program_id(0), tl.program_id(1)
     batch, head = (image // heads).to(tl.int64), image % heads
     size = blocks * BLOCK_C
@@ -39,12 +39,13 @@ def gram_kernel(
     total = tl.zeros([BLOCK_C, BLOCK_C], tl.float32)
     q_norm = tl.zeros([BLOCK_C], tl.float32)
     k_norm = tl.zeros([BLOCK_C], tl.float32)
-    for number in range(share * tiles, (share + 1) * tiles):
-        _, _, inside, at = tapped_tile(number, height, width, SPAN, EVEN, BLOCK_P, PAD)
-        q = tapped(hidden, hidden_plane, slot, taken, taps, tap_bias, head * size + i, at, TAP_BIAS)
-        k = tapped(hidden, hidden_plane, slot, taken, taps, tap_bias, (heads + head) * size + j, at, TAP_BIAS)
-        if not EVEN:
-            q, k = tl.where(inside[None, :], q, 0.0), tl.where(inside[None, :], k, 0.0)
+    for tile in range(share * tiles, (share + 1) * tiles):
+        pixel = tile * BLOCK_P + tl.arange(0, BLOCK_P)
+        inside = pixel < plane
+        at = in_plane(tl.where(inside, pixel, 0), width, PAD)
+        q = tapped(hidden, hidden_plane, slot, taken, place, taps, tap_bias, head * size + i, at, TAP_BIAS)
+        k = tapped(hidden, hidden_plane, slot, taken, place, taps, tap_bias, (heads + head) * size + j, at, TAP_BIAS)
+        q, k = tl.where(inside[None, :], q, 0.0), tl.where(inside[None, :], k, 0.0)
         q_norm += tl.sum(q * q, 1)
         k_norm += tl.sum(k * k, 1)
         kind = hidden.dtype.element_ty
@@ -209,23 +210,21 @@ class TritonMDTA(Packed):
         parts, or as many as keep a large GPU busy."""
         y = self.check(x, y, x.shape)
         batch, channels, height, width = x.shape
-        inner = channels // self.heads
+        inner, plane = channels // self.heads, height * width
         qkv = hidden(x, len(self.offset), self.dtype)
         if len(self.offset):
             project(x, qkv, self.qkv, bias=self.offset, norm=True, centred=self.centred)
         taps, block, blocks = self.taps, self.block, self.blocks
         shares = shares or triton.cdiv(_PROGRAMS, batch * self.heads * blocks**2)
-        span, every, even = tiling(height, width, _PIXELS)
-        tiles = triton.cdiv(every, shares)
-        shares = triton.cdiv(every, tiles)
+        tiles = triton.cdiv(plane, _PIXELS * shares)
+        shares = triton.cdiv(plane, _PIXELS * tiles)
         size = batch * self.heads * blocks * block * (blocks * block + 2)
         sums = torch.empty(shares, size, device=x.device)
         launch(
             gram_kernel, (shares, batch * self.heads, blocks**2),
             qkv, *taps.tables(width), sums, size,
             qkv.stride(0), qkv.stride(1), height, width, self.heads, blocks, tiles,
-            TAP_BIAS=taps.bias is not None, BLOCK_C=block, SPAN=span, EVEN=even and shares * tiles == every, BLOCK_P=_PIXELS,
-            PAD=PAD, PRECISION="ieee", warps=8,
+            TAP_BIAS=taps.bias is not None, BLOCK_C=block, BLOCK_P=_PIXELS, PAD=PAD, PRECISION="ieee", warps=8,
         )  # fmt: skip
         summed = torch.empty(size, device=x.device)
         launch(sum_kernel, (triton.cdiv(size, 64), 1, 1), sums, summed, shares, size, BLOCK_S=16, BLOCK=64, warps=4)
