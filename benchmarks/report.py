@@ -295,7 +295,7 @@ def markdown(report: Report) -> str:
         "",
         f"{m['processor']}, {m['isa']}, {m['threads']} threads, torch {m['torch']}, Python {m['python']}, allocator {m['allocator']};"
         f" {min(r['date'] for r in report.rows)} to {max(r['date'] for r in report.rows)}. Made by `make bench`; the figures are in"
-        " full.jsonl.",
+        " full.jsonl. Parts may have been measured at different times, and then on different machines of that name: each row has its date.",
         "",
         "Times are medians of runs in turns within one process. A ratio is over the strongest dense run of the same process, with its"
         " 95% interval (bootstrap); nothing is timed whose result is wrong"
