@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import os
-import resource
+import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -51,7 +52,12 @@ class Process:
         try:
             found = [self._run() for _ in range(runs)]
         except subprocess.CalledProcessError as error:
-            reason = [line for line in error.stderr.strip().splitlines() if line] or [f"exit status {error.returncode}"]
+            status = (
+                "killed for want of memory"
+                if error.returncode == -signal.SIGKILL
+                else f"exit status {error.returncode}"
+            )
+            reason = [line for line in error.stderr.strip().splitlines() if line] or [status]
             return row | {"left_out": reason[-1][:200]}
         times = {k: median(f[k] for f in found) for k, v in found[0].items() if isinstance(v, float)}
         return row | found[0] | times | {"runs": runs}
@@ -70,6 +76,13 @@ class Process:
             counted = next(line for line in done.stderr.splitlines() if "Collected :" in line)
             found = {"instructions": int(counted.split()[-1])}
         return found
+
+
+def _peak() -> int:
+    """Bytes of memory that this process took at most. Not getrusage's, which remembers the process that started this one."""
+    found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert found
+    return int(found[1]) * 1024
 
 
 FULL = "full-size"
@@ -114,7 +127,7 @@ def main() -> None:
     if contender not in (peers.STOCK, SPARSE):
         Allocator().tune()
     loaded = time.perf_counter()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    before = _peak()
     with torch.no_grad(), peers.quiet():
         if contender == SPARSE:
             call = partial(SparseRestorer(network, "cpu"), image)
@@ -134,8 +147,7 @@ def main() -> None:
                 subprocess.run(command, check=True, capture_output=True)
                 if switch == "on":
                     call()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print(json.dumps(row | {"base_bytes": before, "peak_bytes": peak, **bench.environment()}))
+    print(json.dumps(row | {"base_bytes": before, "peak_bytes": _peak(), **bench.environment()}))
 
 
 if __name__ == "__main__":

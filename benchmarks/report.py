@@ -146,9 +146,10 @@ def _swept(row: Row, by: str) -> str:
 def _scale(report: Report) -> list[str]:
     lines = ["## By size, batch and threads", ""]
     for by, title in (("size", "image"), ("batch", "batch of 64x64"), ("threads", "threads, 128x128")):
+        swept = [results.sweep(report.rows, network, by) for network in ("small", "full-size")]
         rows = [[r["network"], _swept(r, by), _ms(r["median"]),
                  f"{_ms(report.strongest(r)['median'])} ({r['speedup']['over'].removeprefix('dense ')})", _times(r["speedup"])]
-                for network in ("small", "full-size") for r in results.sweep(report.rows, network, by)]  # fmt: skip
+                for found in swept if len(found) > 1 for r in found]  # fmt: skip
         lines += _table(["network", title, "sparse", "strongest dense", "over strongest dense"], rows)
     lines += [
         "![memory against size](memory.png)",
@@ -217,9 +218,9 @@ def _plots(report: Report, folder: Path) -> None:
         axes.legend(fontsize=7)
 
     def roofline(axes: Any) -> None:
-        peak = report.section("profile")[0]
-        x = np.logspace(-1, 3, 100)
-        axes.plot(x, np.minimum(peak["gflops_peak"], x * peak["gbytes_peak"]), "k-", label="measured peaks")
+        flops, moved = (max(r[peak] for r in report.section("profile")) for peak in ("gflops_peak", "gbytes_peak"))
+        x = np.logspace(-2, 3, 100)
+        axes.plot(x, np.minimum(flops, x * moved), "k-", label="measured peaks")
         rows = [r for r in report.timed("op") if "macs" in r]
         for i, op in enumerate(dict.fromkeys(r["op"] for r in rows)):
             own = [r for r in rows if r["op"] == op]
@@ -352,6 +353,16 @@ def _findings(report: Report) -> list[str]:
             f"{r['case']} at {r['density']:.0%} ({r['speedup']['ratio']:.2f}x)"
             for r in report.timed("op")
             if r["speedup"]["ratio"] < 1 and r["contender"].startswith("sparse cpu")
+        ]
+        own = {
+            (r["case"], r["density"]): r["median"]
+            for r in report.timed("op")
+            if r["contender"].startswith("sparse cpu")
+        }
+        losing += [
+            f"{r['case']} to {r['contender']} ({r['median'] / own[r['case'], r['density']]:.2f}x)"
+            for r in report.timed("op")
+            if r["median"] < own.get((r["case"], r["density"]), 0)
         ]
         found.append("ops that lose: " + ("; ".join(losing) or "none"))
     return found + (scaling.findings(report.rows) if report.section("size") else [])

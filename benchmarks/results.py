@@ -51,6 +51,23 @@ def read(path: Path) -> list[Row]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+class Kept:
+    """The rows of the results, those of wrong results too, which have no time; each is written at once, so that a crash loses none."""
+
+    def __init__(self, path: Path | None, rows: list[Row]) -> None:
+        self._path, self.rows = path, rows
+        self._old = {subject(row) for row in rows}  # measured by an earlier run
+
+    def __call__(self, row: Row) -> None:
+        about = subject(row)
+        if about in self._old:
+            self._old.remove(about)
+            self.rows = [r for r in self.rows if subject(r) != about]
+        self.rows.append(row)
+        if self._path:
+            write(self._path, self.rows)
+
+
 _BASE = {"batch": 64, "threads": 128}  # the side of the images that batches and threads are swept with
 
 

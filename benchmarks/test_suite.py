@@ -23,6 +23,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("process", [] if quick else processes.PROCESSES, ids=str)
 
 
+def test_process(process: processes.Process, keep) -> None:
+    """First, while this process is small itself."""
+    keep(process.measure())
+
+
 @pytest.mark.parametrize("network", cases.TICKETS)
 def test_profile(network: str, keep, pytestconfig) -> None:
     if pytestconfig.getoption("--quick"):
@@ -53,7 +58,3 @@ def test_comparison(case: Case, benchmark, keep) -> None:
         keep(row)
     wrong = {name: reason for name, reason in result["left_out"].items() if "differs" in reason}
     assert not wrong.keys() & facts.keys(), wrong  # a peer that restores something else is no fault of ours
-
-
-def test_process(process: processes.Process, keep) -> None:
-    keep(process.measure())

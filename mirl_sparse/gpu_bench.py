@@ -70,6 +70,8 @@ DENSE: dict[str, Callable[[PromptIR, Tensor], Call]] = {
 class _Events(Turns):
     """Contenders timed by the GPU's own clock, between two events in the stream of its work."""
 
+    settling = 2  # a CUDA graph is recorded by the second call, or by the one after
+
     def __init__(self, device: torch.device) -> None:
         super().__init__()
         self._device = device
@@ -126,11 +128,13 @@ def _bench(network: PromptIR, image: Tensor, runs: int, compile: bool, device: t
             turns.admit(name, make(network, image), right, _TOLERANCE)
         except Exception as error:  # no compiler, no memory
             turns.left_out[name] = f"{type(error).__name__}: {error}".splitlines()[0]
+    if not turns.times:
+        reasons = "; ".join(f"{name} {reason}" for name, reason in turns.left_out.items())
+        raise UserError(f"no dense network runs here to compare with: {reasons}")
     restorer = SparseRestorer(network, "triton")
     turns.admit(SPARSE, lambda: restorer(image), right, _TOLERANCE)
     if SPARSE not in turns.times:
         raise UserError(f"{SPARSE} {turns.left_out[SPARSE]}, so nothing is timed")
-    restorer(image)  # the graph is recorded when a size is seen for the second time
     for _ in range(runs):
         turns.round()
     machine = _gpu(device, lambda: restorer(image))

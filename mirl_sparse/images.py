@@ -114,10 +114,12 @@ def read_photo(source: str | Path | IO[bytes]) -> Photo:
 
 
 def image_size(path: Path) -> tuple[int, int]:
-    """(height, width) of what `read_image` makes of a file, by its header alone; raises ImageError."""
+    """(height, width) of what `read_image` makes of a file, by its header where that tells; raises ImageError."""
     try:
         with Image.open(path, formats=_READABLE) as image:
-            turned = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+            if image.format == "TIFF":
+                image.load()  # turns itself; until then Pillow may say either size
+            turned = _orientation(image) in (5, 6, 7, 8)
             return (image.width, image.height) if turned else (image.height, image.width)
     except Exception as error:  # as in _decode
         raise ImageError(f"{shown(path)}: cannot be read as an image ({_reason(error)})") from error
@@ -201,11 +203,16 @@ def _exif(image: Image.Image) -> bytes:
 
 def _upright(image: Image.Image) -> Image.Image:
     image.load()  # TIFF turns itself here; PNG may hold its EXIF behind the pixels
-    try:
-        orientation = image.getexif().get(ExifTags.Base.Orientation)
-    except _BROKEN_EXIF:
-        return image
+    orientation = _orientation(image)
     return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
+
+
+def _orientation(image: Image.Image) -> object:
+    """What EXIF says about how the pixels are turned; None if it says nothing, or nothing that can be read."""
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation)
+    except _BROKEN_EXIF:
+        return None
 
 
 def _split(image: Image.Image) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:

@@ -35,10 +35,10 @@ def check_package() -> None:
 
 
 def check_gpu() -> None:
-    """Raise BackendError unless Triton is installed, and there is a GPU that PyTorch can use."""
-    check_package()
+    """Raise BackendError unless there is a GPU that PyTorch can use, and Triton is installed."""
     if not torch.cuda.is_available() and not _interprets():
         raise BackendError('backend "triton" runs on GPUs, and PyTorch sees none here; use backend "cpu"')
+    check_package()
 
 
 def _interprets() -> bool:

@@ -122,10 +122,55 @@ def test_the_scaling_model_finds_what_it_was_given():
     assert scaling.core_hours(found["sparse"], 1e6, 3600, 8, 1e15) == pytest.approx(fixed + per_pixel * 1e6)
 
 
+def swept(batch: int, side: int, threads: int, density: float = 0.1, criterion: str = "small") -> results.Row:
+    return {"network": "small", "criterion": criterion, "density": density, "shape": [batch, 3, side, side],
+            "threads": threads, "speedup": speedup(2)}  # fmt: skip
+
+
+def test_a_sweep_is_of_one_thing():
+    of_size, of_batch, one_thread = swept(1, 256, 2), swept(4, 64, 2), swept(1, 128, 1)
+    both = [swept(1, 64, 2), swept(1, 128, 2)]
+    every = [of_size, of_batch, one_thread, *both, swept(1, 64, 2, density=0.5), swept(1, 64, 2, criterion="uneven")]
+    assert results.sweep(every, "small", "size") == [*both, of_size]
+    assert results.sweep(every, "small", "batch") == [both[0], of_batch]
+    assert results.sweep(every, "small", "threads") == [one_thread, both[1]]
+    assert results.sweep(every, "full-size", "size") == []
+
+
+def test_what_is_measured_again_takes_the_place_of_what_was(tmp_path):
+    path = tmp_path / "full.jsonl"
+    old = [row("dense", 1.0), row("sparse", 2.0), {**row("sparse", 3.0), "case": "another"}]
+    keep = results.Kept(path, old)
+    for new in (row("dense", 4.0), row("sparse", 5.0)):
+        keep(new)
+        assert results.read(path) == keep.rows
+    assert [r["median"] for r in keep.rows] == [3.0, 4.0, 5.0]
+
+
+REPORTS = {path: report.Report(results.read(path)) for path in sorted(results.FOLDER.glob("*/full.jsonl"))}
+
+
 def test_the_readme_says_what_was_measured():
-    reports = [report.Report(results.read(path)) for path in sorted(results.FOLDER.glob("*/full.jsonl"))]
-    assert reports
-    assert report.readme(reports) in report.README.read_text()
+    assert REPORTS
+    assert report.readme(list(REPORTS.values())) in report.README.read_text()
+
+
+@pytest.mark.parametrize("path", REPORTS, ids=lambda path: path.parent.name)
+def test_the_page_says_what_was_measured(path, tmp_path):
+    found = REPORTS[path]
+    assert all(map(found.has, report.PARTS))
+    assert report.markdown(found) == path.with_name("report.md").read_text()
+    report._plots(found, tmp_path)
+    assert {p.name for p in tmp_path.iterdir()} == {p.name for p in path.parent.glob("*.png")}
+
+
+def test_a_part_that_was_not_measured_is_left_out():
+    some = report.Report(
+        [r for found in REPORTS.values() for r in found.rows if r["section"] in ("network", "profile")]
+    )
+    page = report.markdown(some)
+    assert "## The network at 256x256" in page
+    assert "## By density" not in page
 
 
 def test_every_sparse_row_has_its_conditions():

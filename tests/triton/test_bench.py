@@ -28,9 +28,16 @@ def test_rows_and_ratios(network, image, device):
 
 
 def test_a_wrong_result_is_not_timed(network, image, device, monkeypatch):
+    restorer = gpu_bench.SparseRestorer
+    monkeypatch.setattr(gpu_bench, "SparseRestorer", lambda *given: lambda x: restorer(*given)(x) + 0.1)
+    with pytest.raises(UserError, match=r"sparse triton differs .* nothing is timed"):
+        gpu_bench._bench(network, image, 2, False, torch.device(device))
+
+
+def test_nothing_right_to_compare_with(network, image, device, monkeypatch):
     right = gpu_bench.expected(network, image)
     monkeypatch.setattr(gpu_bench, "expected", lambda *_: right + 0.1)
-    with pytest.raises(UserError, match=r"sparse triton differs .* nothing is timed"):
+    with pytest.raises(UserError, match=r"no dense network runs here .* dense channels_last differs"):
         gpu_bench._bench(network, image, 2, False, torch.device(device))
 
 

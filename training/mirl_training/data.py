@@ -87,7 +87,7 @@ class _Photos:
             if path is not None:
                 sizes.append(image_size(path))
                 self._check(path, sizes[-1])
-        _check_equal(source, *(sizes[i] for i in (0, -1)))
+        _check_equal(source, sizes[0], sizes[-1])
 
     def _check(self, path: Path, size: tuple[int, int]) -> None:
         if min(size) < self._side:

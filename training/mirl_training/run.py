@@ -7,6 +7,7 @@
     RUN/round_00/ …            weights.safetensors, mask.safetensors, metrics.json
     RUN/state.pt               the unfinished round, every ``save_every`` steps
     RUN/log.jsonl              one line per validation; a stopped run may repeat the last ones
+    RUN/.lock                  held by the process that writes here
     RUN/report.md, *.png       the finished rounds as a table and plots, and what the first and the last restore
 
 Every file but the log is written whole under another name and then renamed, so the same command started
