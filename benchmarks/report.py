@@ -365,6 +365,10 @@ def _findings(report: Report) -> list[str]:
             if r["median"] < own.get((r["case"], r["density"]), 0)
         ]
         found.append("ops that lose: " + ("; ".join(losing) or "none"))
+    megapixel = report.section("memory", network="small", pixels=1024**2)
+    if megapixel:
+        memory = (f"{r['peak_bytes'] / 1e9:.2f} GB {r['contender']}" for r in megapixel if "peak_bytes" in r)
+        found.append(f"peak memory of a process that restores 1024x1024 pixels (`small`): {', '.join(memory)}")
     return found + (scaling.findings(report.rows) if report.section("size") else [])
 
 
