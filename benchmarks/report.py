@@ -16,7 +16,7 @@ import scaling
 from results import Row
 
 from mirl_sparse.files import write_whole
-from mirl_sparse.peers import DENSE, STOCK
+from mirl_sparse.peers import DENSE, EAGER, STOCK
 
 README = Path(__file__).parents[1] / "README.md"
 NOT_SHOWN = (
@@ -78,9 +78,11 @@ def crossover(rows: list[Row]) -> float | None:
 
 def _crossover(rows: list[Row]) -> str:
     found = crossover(rows)
+    doubtful = [f"{100 * r['density']:g}%" for r in rows if r["speedup"]["low"] < 1 <= r["speedup"]["ratio"]]
+    doubt = f" (within the noise at {', '.join(doubtful)})" if doubtful else ""
     if found:
-        return f"below {found:.0%}"
-    return "at every density" if all(r["speedup"]["ratio"] >= 1 for r in rows) else "at no density"
+        return f"below {found:.0%}{doubt}"
+    return ("at every density" if all(r["speedup"]["ratio"] >= 1 for r in rows) else "at no density") + doubt
 
 
 def _network(report: Report) -> list[str]:
@@ -94,15 +96,21 @@ def _network(report: Report) -> list[str]:
     lines += _table(["network", "weights kept", "multiply-adds", "sparse", "strongest dense", "over strongest dense",
                      "over PyTorch by default", "off by"], rows)  # fmt: skip
     lines += [
-        "Every dense run, in seconds (medians, 20% and 80% percentiles), and the first call, which compiles or packs:",
+        "Every dense run (medians, 20% and 80% percentiles), and the first call of those that compile or pack then:",
         "",
     ]
     dense = [
         [r["case"].split()[0], r["contender"].removeprefix("dense "),
-         *([_ms(r["median"]), f"{_ms(r['p20'])} - {_ms(r['p80'])}", _ms(r["first_call"])] if "median" in r else ["-", "-", r["left_out"]])]
+         *([_ms(r["median"]), f"{_ms(r['p20'])} - {_ms(r['p80'])}", "-" if r["contender"] in EAGER else _ms(r["first_call"])]
+           if "median" in r else ["-", "-", r["left_out"]])]
         for r in report.section("network") if r["contender"] in DENSE
     ]  # fmt: skip
-    return lines + _table(["network", "dense", "median", "20% - 80%", "first call"], dense)
+    lines += _table(["network", "dense", "median", "20% - 80%", "first call"], dense)
+    for case in report.cases("network"):
+        run = {r["contender"] for r in report.section("network", case=case)}
+        if missing := [name.removeprefix("dense ") for name in DENSE if name not in run]:
+            lines += [f"Not run with {case}, for the minutes it takes to build: {', '.join(missing)}.", ""]
+    return lines
 
 
 def _densities(report: Report) -> list[str]:
@@ -130,7 +138,7 @@ def _ops(report: Report) -> list[str]:
         strongest = report.strongest(own[0])
         rows.append([case, f"{_ms(strongest['median'])} ({own[0]['speedup']['over'].removeprefix('dense ')})",
                      *(f"{_ms(r['median'])}, {r['speedup']['ratio']:.1f}x" for r in own), _crossover(own)])  # fmt: skip
-    heads = [f"{d:.0%}" if d >= 0.01 else f"{d:.1%}" for d in sorted({r["density"] for r in report.timed("op")})]
+    heads = [f"{100 * d:g}%" for d in sorted({r["density"] for r in report.timed("op")})]
     lines += _table(["op", "strongest dense", *heads, "sparse wins"], rows)
     others = [r for r in report.timed("op") if not r["contender"].startswith("sparse cpu")]
     lines += ["PyTorch's own sparse matrices, on the 1x1 layers:", ""]
@@ -299,7 +307,7 @@ def markdown(report: Report) -> str:
         " full.jsonl. Parts may have been measured at different times, and then on different machines of that name: each row has its date.",
         "",
         "Times are medians of runs in turns within one process. A ratio is over the strongest dense run of the same process, with its"
-        " 95% interval (bootstrap); nothing is timed whose result is wrong"
+        " 95% interval (bootstrap over rounds, which are few for full-size networks: `runs` in full.jsonl); nothing is timed whose result is wrong"
         f" ({'all were right' if not wrong else f'{len(wrong)} were'}). Random weights, but for `small`.",
         "",
         *(line for part in PARTS if report.has(part) for line in part(report)),
@@ -347,10 +355,10 @@ def _findings(report: Report) -> list[str]:
     if report.section("density"):
         for criterion in ("layerwise", "uneven"):
             own = [r for r in report.timed("density") if r["criterion"] == criterion or r["density"] == 1]
-            found.append(f"full-size network, {criterion}: sparse wins {_crossover(own)}")
+            found.append(f"full-size network at 128x128, {criterion}: sparse wins {_crossover(own)}")
     if report.section("op"):
         losing = [
-            f"{r['case']} at {r['density']:.0%} ({r['speedup']['ratio']:.2f}x)"
+            f"{r['case']} at {100 * r['density']:g}% ({r['speedup']['ratio']:.2f}x)"
             for r in report.timed("op")
             if r["speedup"]["ratio"] < 1 and r["contender"].startswith("sparse cpu")
         ]
@@ -366,8 +374,8 @@ def _findings(report: Report) -> list[str]:
         ]
         found.append("ops that lose: " + ("; ".join(losing) or "none"))
     megapixel = report.section("memory", network="small", pixels=1024**2)
-    if megapixel:
-        memory = (f"{r['peak_bytes'] / 1e9:.2f} GB {r['contender']}" for r in megapixel if "peak_bytes" in r)
+    if megapixel and all("peak_bytes" in r for r in megapixel):
+        memory = (f"{r['peak_bytes'] / 1e9:.2f} GB {r['contender']}" for r in megapixel)
         found.append(f"peak memory of a process that restores 1024x1024 pixels (`small`): {', '.join(memory)}")
     return found + (scaling.findings(report.rows) if report.section("size") else [])
 

@@ -104,14 +104,15 @@ class Turns:
 
     def _ratio(self, slow: str, fast: str) -> dict[str, Any]:
         """How often ``fast`` is done in the time of ``slow``: the ratio of their medians, and an interval that holds that of
-        endlessly many rounds with 95% certainty (bootstrap over rounds: Efron 1979)."""
+        endlessly many rounds with 95% certainty (bootstrap over rounds: Efron 1979); of few rounds, it is hardly more than their
+        range."""
         pair = np.array([self.times[slow], self.times[fast]])
         drawn = np.random.default_rng(0).integers(pair.shape[1], size=(_RESAMPLED, pair.shape[1]))
         low, high = np.percentile(_ratio_of_medians(pair[:, drawn]), (2.5, 97.5)).tolist()
         return {"over": slow, "ratio": float(_ratio_of_medians(pair)), "low": low, "high": high}
 
     def compared(self, dense: Collection[str]) -> dict[str, Any]:
-        """``rows``: per contender the median, 20% and 80% percentiles and the first two calls in seconds, how often it was timed,
+        """``rows``: per contender the median, 20% and 80% percentiles, the first call and a later one in seconds, how often it was timed,
         and its difference from what is expected; for sparse ones, those that are not among ``dense``, how much faster they are
         than the strongest dense run (``speedup``) and than what one has by default, the first (``over_default``);
         ``strongest_dense`` and what is ``left_out``."""
@@ -150,6 +151,8 @@ class Comparison(Turns):
                 self.left_out[name] = "the allocator cannot be tuned here: the other dense runs have it as it comes"
                 continue
             tolerance = BFLOAT16_TOLERANCE if "bfloat16" in name else DENSE_TOLERANCE
+            if name == STOCK:
+                self._allocator.untune()
             try:
                 with quiet():
                     self.admit(name, DENSE[name](network, image), expected, tolerance)
@@ -161,6 +164,8 @@ class Comparison(Turns):
                     if isinstance(error, ImportError)
                     else f"{type(error).__name__}: {error}".splitlines()[0]
                 )
+            if name == STOCK:
+                self._allocator.tune()
         for name, (module, wanted) in sparse.items():
             self.admit(name, lambda module=module: module(image), wanted, TOLERANCE)  # type: ignore[misc]
         self.dense = [name for name in self._calls if name in DENSE]

@@ -114,13 +114,17 @@ def read_photo(source: str | Path | IO[bytes]) -> Photo:
 
 
 def image_size(path: Path) -> tuple[int, int]:
-    """(height, width) of what `read_image` makes of a file, by its header where that tells; raises ImageError."""
+    """(height, width) of what `read_image` makes of a file; raises ImageError. PNG and TIFF, which may say at their end how they are
+    turned, are decoded for it; of others the header is enough."""
     try:
         with Image.open(path, formats=_READABLE) as image:
+            _check_single(image, shown(path))
             if image.format == "TIFF":
                 image.load()  # turns itself; until then Pillow may say either size
             turned = _orientation(image) in (5, 6, 7, 8)
             return (image.width, image.height) if turned else (image.height, image.width)
+    except ImageError:
+        raise
     except Exception as error:  # as in _decode
         raise ImageError(f"{shown(path)}: cannot be read as an image ({_reason(error)})") from error
 
@@ -173,9 +177,7 @@ def _decode(stream: IO[bytes], name: str) -> Photo:
         raise ImageError(f"{name}: is empty; expected an image")
     try:
         with Image.open(stream, formats=_READABLE) as image:
-            frames = getattr(image, "n_frames", 1)
-            if frames > 1 and image.format != "MPO":  # what a phone adds to a JPEG: a depth map or a preview
-                raise ImageError(f"{name}: holds {frames} frames or pages; expected one, split it first")
+            _check_single(image, name)
             pixels, alpha = _split(_upright(image))
             icc = image.info.get("icc_profile") or b""
             return Photo(pixels, alpha, _exif(image), icc if icc[16:20] == b"RGB " else b"")
@@ -185,6 +187,12 @@ def _decode(stream: IO[bytes], name: str) -> Photo:
         raise ImageError(f"{name}: not an image in a known format (PNG, JPEG, WebP, TIFF, BMP)") from None
     except Exception as error:  # broken files make Pillow raise nearly anything, from struct.error to KeyError
         raise ImageError(f"{name}: cannot be decoded ({_reason(error)})") from error
+
+
+def _check_single(image: Image.Image, name: str) -> None:
+    frames = getattr(image, "n_frames", 1)
+    if frames > 1 and image.format != "MPO":  # what a phone adds to a JPEG: a depth map or a preview
+        raise ImageError(f"{name}: holds {frames} frames or pages; expected one, split it first")
 
 
 def _exif(image: Image.Image) -> bytes:

@@ -1,10 +1,13 @@
 """The suite: what it finds when something is planted, and that its page says what was measured."""
 
+import signal
+import subprocess
 import time
 from functools import partial
 
 import cases
 import check
+import processes
 import pytest
 import report
 import results
@@ -104,6 +107,26 @@ def test_crossover():
     assert report.crossover(points[:2]) is None
 
 
+def test_a_win_within_the_noise_is_said_to_be_one():
+    points = [
+        {"density": d, "speedup": {"ratio": r, "low": r - 0.2}} for d, r in ((0.1, 3.0), (0.035, 1.1), (1.0, 1.5))
+    ]
+    assert report._crossover(points) == "at every density (within the noise at 3.5%)"
+    assert report._crossover(points[::2]) == "at every density"
+
+
+@pytest.mark.parametrize(
+    ("status", "printed", "reason"),
+    [
+        (-signal.SIGKILL, "a warning", "memory"),
+        (1, "Traceback\nValueError: no", "ValueError: no"),
+        (3, "", "exit status 3"),
+    ],
+)
+def test_a_process_that_fails_says_why(status, printed, reason):
+    assert reason in processes._reason(subprocess.CalledProcessError(status, "python", stderr=printed))
+
+
 def test_the_scaling_model_finds_what_it_was_given():
     fixed, per_pixel, serial = 0.004, 3e-7, 0.1
 
@@ -159,7 +182,9 @@ def test_the_readme_says_what_was_measured():
 def test_the_page_says_what_was_measured(path, tmp_path):
     found = REPORTS[path]
     assert all(map(found.has, report.PARTS))
-    assert report.markdown(found) == path.with_name("report.md").read_text()
+    page = report.markdown(found)
+    assert page == path.with_name("report.md").read_text()
+    assert report.html(page) == path.with_name("report.html").read_text()
     report._plots(found, tmp_path)
     assert {p.name for p in tmp_path.iterdir()} == {p.name for p in path.parent.glob("*.png")}
 

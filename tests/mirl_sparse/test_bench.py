@@ -50,6 +50,16 @@ def test_a_wrong_result_is_not_timed(network, monkeypatch, wrong):
         bench.bench(network, IMAGE, runs=1, dense=EAGER)
 
 
+def test_what_settles_is_not_timed():
+    class Settling(bench.Turns):
+        settling = 2
+
+    turns, calls = Settling(), []
+    turns.admit("a", lambda: calls.append(time.sleep(0.05 if len(calls) < 3 else 0)) or IMAGE, IMAGE, 0)
+    assert len(calls) == 4
+    assert turns._first["a"]["first_call"] > 0.05 > turns._first["a"]["second_call"]
+
+
 @pytest.mark.slow
 def test_compiled_rows(network):
     result = bench.bench(network, IMAGE, runs=2, dense=[*EAGER, *COMPILED])

@@ -397,11 +397,14 @@ class TestErrors:
         header = struct.pack("<2sIHHIIiiHHIIiiII", b"BM", 54, 0, 0, 54, 40, 60_000, 60_000, 1, 24, 0, 0, 0, 0, 0, 0)
         assert "3600000000 pixels" in self.message(io.BytesIO(header + bytes(64)))
 
-    def test_several_frames(self) -> None:
+    def test_several_frames(self, tmp_path: Path) -> None:
         frames = [Image.new("RGB", (2, 2), c) for c in ("red", "blue")]
         for format in ("TIFF", "PNG", "WEBP", "GIF"):
             stored = encoded(frames[0], format, save_all=True, append_images=frames[1:])
             assert "holds 2 frames" in self.message(stored)
+            (tmp_path / "a").write_bytes(stored.getvalue())
+            with pytest.raises(ImageError, match="holds 2 frames"):
+                image_size(tmp_path / "a")
 
     def test_phone_jpeg_with_a_second_picture_is_one_photo(self) -> None:
         frames = [Image.fromarray(noise(16, 16, 3, seed=s)) for s in (0, 1)]

@@ -106,7 +106,7 @@ class _Photos:
 
 class TrainingData:
     """The photos of a run; draws batches and holds the validation pairs. Photos beyond the memory that they may take are
-    decoded again whenever they are drawn; of these, headers alone are read before."""
+    decoded again whenever they are drawn; of these, the size alone is checked before."""
 
     def __init__(self, config: RunConfig, root: Path) -> None:
         self.config = config
