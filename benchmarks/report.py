@@ -52,6 +52,11 @@ class Report:
         """Its sparse rows that have a speed-up: those that proved right."""
         return [r for r in self.section(name, **facts) if "speedup" in r]
 
+    def ops(self) -> tuple[list[Row], list[Row]]:
+        """The timed rows of single ops: of this project's kernels, and of PyTorch's own sparse matrices."""
+        own = [r for r in self.timed("op") if r["contender"].startswith("sparse cpu")]
+        return own, [r for r in self.timed("op") if r not in own]
+
     def strongest(self, row: Row) -> Row:
         """The dense row that a sparse one is compared with."""
         return next(r for r in self.section(row["section"], case=row["case"], contender=row["speedup"]["over"]))
@@ -130,17 +135,16 @@ def _densities(report: Report) -> list[str]:
 
 def _ops(report: Report) -> list[str]:
     lines = ["## Op by op", "", "![roofline](roofline.png)", ""]
-    rows = []
+    (kernels, others), rows = report.ops(), []
     for case in report.cases("op"):
-        own = [r for r in report.timed("op", case=case) if r["contender"].startswith("sparse cpu")]
+        own = [r for r in kernels if r["case"] == case]
         if not own:
             continue
         strongest = report.strongest(own[0])
         rows.append([case, f"{_ms(strongest['median'])} ({own[0]['speedup']['over'].removeprefix('dense ')})",
                      *(f"{_ms(r['median'])}, {r['speedup']['ratio']:.1f}x" for r in own), _crossover(own)])  # fmt: skip
-    heads = [f"{100 * d:g}%" for d in sorted({r["density"] for r in report.timed("op")})]
+    heads = [f"{100 * d:g}%" for d in sorted({r["density"] for r in kernels})]
     lines += _table(["op", "strongest dense", *heads, "sparse wins"], rows)
-    others = [r for r in report.timed("op") if not r["contender"].startswith("sparse cpu")]
     lines += ["PyTorch's own sparse matrices, on the 1x1 layers:", ""]
     return lines + _table(["op", "how", "time", "over strongest dense"],
                           [[r["case"], r["contender"], _ms(r["median"]), _times(r["speedup"])] for r in others])  # fmt: skip
@@ -357,25 +361,20 @@ def _findings(report: Report) -> list[str]:
             own = [r for r in report.timed("density") if r["criterion"] == criterion or r["density"] == 1]
             found.append(f"full-size network at 128x128, {criterion}: sparse wins {_crossover(own)}")
     if report.section("op"):
-        losing = [
-            f"{r['case']} at {100 * r['density']:g}% ({r['speedup']['ratio']:.2f}x)"
-            for r in report.timed("op")
-            if r["speedup"]["ratio"] < 1 and r["contender"].startswith("sparse cpu")
-        ]
-        own = {
-            (r["case"], r["density"]): r["median"]
-            for r in report.timed("op")
-            if r["contender"].startswith("sparse cpu")
-        }
-        losing += [
-            f"{r['case']} to {r['contender']} ({r['median'] / own[r['case'], r['density']]:.2f}x)"
-            for r in report.timed("op")
-            if r["median"] < own.get((r["case"], r["density"]), 0)
-        ]
-        found.append("ops that lose: " + ("; ".join(losing) or "none"))
+        kernels, others = report.ops()
+        own = {(r["case"], r["density"]): r["median"] for r in kernels}
+        lost: dict[str, list[str]] = {}
+        for r in kernels:
+            if r["speedup"]["ratio"] < 1:
+                lost.setdefault(r["case"], []).append(f"at {100 * r['density']:g}% ({r['speedup']['ratio']:.2f}x)")
+        for r in others:
+            if r["median"] < (ours := own.get((r["case"], r["density"]), 0)):
+                lost.setdefault(r["case"], []).append(f"to {r['contender']} ({r['median'] / ours:.2f}x)")
+        losing = "; ".join(f"{case} {', '.join(how)}" for case, how in lost.items())
+        found.append(f"ops that lose: {losing or 'none'}")
     megapixel = report.section("memory", network="small", pixels=1024**2)
     if megapixel and all("peak_bytes" in r for r in megapixel):
-        memory = (f"{r['peak_bytes'] / 1e9:.2f} GB {r['contender']}" for r in megapixel)
+        memory = (f"{r['peak_bytes'] / 1e9:.2f} GB ({r['contender']})" for r in megapixel)
         found.append(f"peak memory of a process that restores 1024x1024 pixels (`small`): {', '.join(memory)}")
     return found + (scaling.findings(report.rows) if report.section("size") else [])
 
