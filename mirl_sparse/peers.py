@@ -31,11 +31,11 @@ def _channels_last(network: nn.Module, image: Tensor) -> Call:
     return _eager(network, image.contiguous(memory_format=torch.channels_last))
 
 
-def _compiled(network: nn.Module, image: Tensor) -> Call:
+def _compiled(network: nn.Module, image: Tensor, **options: Any) -> Call:
     import torch._inductor.config as inductor
 
     inductor.freezing = True
-    compiled: nn.Module = torch.compile(network, dynamic=False)  # type: ignore[assignment]
+    compiled: nn.Module = torch.compile(network, dynamic=False, options=options)  # type: ignore[assignment]
     return lambda: compiled(image)
 
 
@@ -43,11 +43,17 @@ def _compiled_channels_last(network: nn.Module, image: Tensor) -> Call:
     return _compiled(network, image.contiguous(memory_format=torch.channels_last))
 
 
-def _compiled_bfloat16(network: nn.Module, image: Tensor) -> Call:
-    # Without such instructions it is emulated, many times slower than float32.
+def _needs_bfloat16() -> None:
+    """RuntimeError where it would be emulated, many times slower than float32."""
     if not getattr(torch.cpu, "_is_avx512_bf16_supported", bool)():
         raise RuntimeError("this processor has no bfloat16 instructions")
-    call = _compiled_channels_last(deepcopy(network).bfloat16(), image.bfloat16())
+
+
+def _compiled_bfloat16(network: nn.Module, image: Tensor) -> Call:
+    _needs_bfloat16()
+    image = image.bfloat16().contiguous(memory_format=torch.channels_last)
+    # By vectors of 512 bits what is compiled for attention gives NaN (PyTorch 2.13); products and convolutions are oneDNN's anyway.
+    call = _compiled(deepcopy(network).bfloat16(), image, **{"cpp.simdlen": 256})
     return lambda: call().float()
 
 
@@ -76,15 +82,20 @@ def _onnx_runtime(network: nn.Module, image: Tensor) -> Call:
     return lambda: torch.from_numpy(session.run(None, inputs)[0])
 
 
-def _openvino(network: nn.Module, image: Tensor) -> Call:
+def _openvino(network: nn.Module, image: Tensor, precision: str = "f32") -> Call:
     import openvino
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model = openvino.convert_model(network, example_input=image, input=list(image.shape))
-    hints = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
+    hints = {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": torch.get_num_threads()}
     request = openvino.Core().compile_model(model, "CPU", hints).create_infer_request()
     return lambda: torch.from_numpy(request.infer([image.numpy()])[0])
+
+
+def _openvino_bfloat16(network: nn.Module, image: Tensor) -> Call:
+    _needs_bfloat16()
+    return _openvino(network, image, "bf16")
 
 
 def _mnn(network: nn.Module, image: Tensor) -> Call:
@@ -139,11 +150,18 @@ DENSE: dict[str, Maker] = {
     "dense compiled bfloat16": _compiled_bfloat16,
     "dense ONNX Runtime": _onnx_runtime,
     "dense OpenVINO": _openvino,
+    "dense OpenVINO bfloat16": _openvino_bfloat16,
     "dense MNN": _mnn,
     "dense XNNPACK": _xnnpack,
 }
 COMPILED = tuple(name for name in DENSE if "compiled" in name)  # these take a minute or more before their first image
-ENGINES = "dense ONNX Runtime", "dense OpenVINO", "dense MNN", "dense XNNPACK"  # installed apart
+ENGINES = (
+    "dense ONNX Runtime",
+    "dense OpenVINO",
+    "dense OpenVINO bfloat16",
+    "dense MNN",
+    "dense XNNPACK",
+)  # installed apart
 EAGER = tuple(name for name in DENSE if name not in COMPILED + ENGINES)
 
 

@@ -91,13 +91,15 @@ def test_check_misses_what_is_missing():
     assert "not measured" in check.failures(before, before[1:])["an op", "sparse"]
 
 
-def test_sweeps_go_on_with_the_fastest_of_each_kind():
+def test_sweeps_go_on_with_the_strongest():
     medians = {"dense eager, stock allocator": 5, "dense eager": 4, "dense OpenVINO": 3, "dense compiled": 6,
                "dense compiled channels_last": 2}  # fmt: skip
     measured = [row(name, m) for name, m in medians.items()] + [{**row("dense MNN", 1), "case": "another"}]
     assert cases.strongest(measured, "an op") == (
         "dense eager, stock allocator", "dense compiled channels_last", "dense OpenVINO",
     )  # fmt: skip
+    faster = [*measured, row("dense OpenVINO", 1.9)]
+    assert cases.strongest(faster, "an op")[1:] == ("dense OpenVINO",)
     assert cases.strongest(measured, "none") == tuple(cases.DENSE)
 
 

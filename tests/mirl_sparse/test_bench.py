@@ -60,6 +60,15 @@ def test_what_settles_is_not_timed():
     assert turns._first["a"]["first_call"] > 0.05 > turns._first["a"]["second_call"]
 
 
+@pytest.mark.parametrize("options", [
+    {"kernel_size": 3, "padding": 1}, {"kernel_size": (5, 1), "padding": (2, 0), "bias": False}, {"kernel_size": 3, "stride": 2},
+    {"kernel_size": 3, "dilation": 2}, {"kernel_size": 3, "padding": "same"}, {"kernel_size": 3, "padding": 1, "padding_mode": "reflect"},
+])  # fmt: skip
+def test_expected_is_what_pytorch_gives_in_float64(options):
+    layer, image = torch.nn.Conv2d(6, 6, groups=6, **options), torch.randn(2, 6, 200, 100)
+    torch.testing.assert_close(bench.expected(layer, image), layer.double()(image.double()), rtol=0, atol=1e-13)
+
+
 @pytest.mark.slow
 def test_compiled_rows(network):
     result = bench.bench(network, IMAGE, runs=2, dense=[*EAGER, *COMPILED])
