@@ -257,7 +257,7 @@ def _network_case(section: str, name: str, what: str, shape: tuple[int, int, int
 def _sweeps(name: str, sides: tuple[int, ...], batches: tuple[int, ...]) -> list[Case]:
     """What `results.sweep` wants beside the sections "network" and "density"."""
     return [
-        *(_network_case("size", name, f"{s}x{s}", (1, s, s), 5 if s < 384 else 3) for s in sides),
+        *(_network_case("size", name, f"{s}x{s}", (1, s, s), 5 if s < 300 else 3) for s in sides),
         *(_network_case("batch", name, f"{b} x 64x64", (b, 64, 64), 7) for b in batches),
         _network_case("threads", name, "128x128 on one thread", (1, 128, 128), 7, threads=1),
     ]
@@ -274,7 +274,7 @@ CASES = [
     *_sweeps("small", (64, 128, 512, 1024), (2, 8)),
     *(_op_case("op", op, c, OP_DENSITIES, 9, OF_OPS) for op, c in OPS),
     _network_case("density", "full-size", "128x128", (1, 128, 128), 5, tickets=SWEEP),
-    *_sweeps("full-size", (64, 384), ()),
+    *_sweeps("full-size", (320,), ()),
 ]
 
 

@@ -99,7 +99,7 @@ PROCESSES = [
     Process("memory", contender, name, height, width)
     for name, contender, sizes in (
         (SMALL, SPARSE, ((256, 256), (1024, 1024), (3000, 4000))),
-        (SMALL, STOCK, ((256, 256), (1024, 1024), (1536, 1536))),  # of 12 megapixels: more than 24 GB
+        (SMALL, STOCK, ((256, 256), (1024, 1024), (2048, 2048))),  # of 12 megapixels: more than 24 GB
         (FULL, SPARSE, ((256, 256), (1024, 1024))),
         (FULL, STOCK, ((256, 256), (512, 512))),
     )

@@ -80,7 +80,8 @@ def findings(rows: list[Row]) -> list[str]:
     """The README's line."""
     cores, bandwidth = SERVERS[1]
     hours = {way: core_hours(m, PHOTO, PHOTOS, cores, bandwidth) for way, m in fit(rows, "full-size").items()}
+    most = max(row["shape"][2] for row in sweep(rows, "full-size", "size"))
     return [
         f"a million photos of 2 megapixels, on paper: {hours['dense']:,.0f} core-hours dense, {hours['sparse']:,.0f} sparse"
-        " (full-size, 10.7% layerwise; a line through what images up to 384x384 took)"
+        f" (full-size, 10.7% layerwise; a line through what images up to {most}x{most} took)"
     ]
