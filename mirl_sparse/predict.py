@@ -3,7 +3,8 @@
 The sparse network's come from its launches (`mirl_kernels._triton.model`). The dense network's favour it: every operator reads
 and writes its tensors once at the full bandwidth of the memory, multiplies at the peak of the tensor cores, and, where it is
 compiled, whatever is not a convolution or matrix product is fused as far as dependencies allow. Depthwise convolutions, which
-are far from that on GPUs, are granted it too.
+are far from that on GPUs, are granted it too. What the cache keeps from one operator to the next is granted to neither network; it
+would help the dense one more, which goes through memory more often.
 """
 
 from __future__ import annotations
