@@ -21,12 +21,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from results import write
 from safetensors.torch import load_file
 from skimage import restoration
 from skimage.metrics import peak_signal_noise_ratio
 
 from mirl_sparse.cost import cost_model
-from mirl_sparse.files import write_whole
 from mirl_sparse.network import PromptIR
 from mirl_sparse.restorer import SparseRestorer
 from mirl_sparse.to_ticket import load
@@ -207,7 +207,7 @@ def clock(seed: int) -> None:
     new = [r for r in every if r.get("seed") == seed and "ms" not in r]
     for entry, taken in zip(new, timed(new), strict=True):
         entry["ms"] = 1e3 * taken
-    write_whole(RESULTS, "".join(json.dumps(entry) + "\n" for entry in every).encode())
+    write(RESULTS, every)
 
 
 def _sigma(image: np.ndarray) -> float:
