@@ -263,10 +263,13 @@ def _sweeps(name: str, sides: tuple[int, ...], batches: tuple[int, ...]) -> list
     ]
 
 
+_ROUNDS = 50
 QUICK = [
-    *(_op_case("quick", op, 96, (TENTH,), 25, OF_QUICK) for op in ("mdta", "gdfn", "conv")),
-    _op_case("quick", "pointwise", 384, (TENTH,), 25, OF_QUICK),  # of 96 channels it is the memory that would be timed
-    _network_case("quick", "small", "128x128", (1, 128, 128), 25, OF_QUICK),
+    *(_op_case("quick", op, 96, (TENTH,), _ROUNDS, OF_QUICK) for op in ("mdta", "gdfn", "conv")),
+    _op_case(
+        "quick", "pointwise", 384, (TENTH,), _ROUNDS, OF_QUICK
+    ),  # of 96 channels it is the memory that would be timed
+    _network_case("quick", "small", "128x128", (1, 128, 128), _ROUNDS, OF_QUICK),
 ]
 CASES = [
     _network_case("network", "full-size", "256x256", (1, 256, 256), 3, OF_FULL, HEADLINE),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from copy import deepcopy
 from itertools import product
 from pathlib import Path
@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.modules.utils import _pair
 from torch.overrides import TorchFunctionMode
@@ -38,6 +37,8 @@ SPARSE = "sparse cpu"
 _TURN = 0.02  # seconds that a turn takes at least: a fast contender is called several times
 _FAST = 0.2  # seconds of a call below which waking threads and caches up would count in its time
 _PAUSE = 0.05  # seconds between turns: the threads of the one before wait for work a while, and would be in the way
+_TRIAL = 5  # rounds that every dense run is in
+_FAR = 1.5  # times the strongest dense run's time: what takes longer in these cannot become it, and leaves
 _RESAMPLED = 1000
 
 
@@ -100,34 +101,31 @@ class Turns:
         repeats = self._repeats[name]
         self.times[name].append(self.seconds(self._calls[name], repeats) / repeats)
 
+    def entered(self) -> list[str]:
+        """Who is in the next round."""
+        return list(self.times)
+
     def round(self) -> None:
         """A turn of each."""
-        for name in self.times:
+        for name in self.entered():
             self.turn(name)
 
-    def _ratio(self, slow: str, fast: str) -> dict[str, Any]:
-        """How often ``fast`` is done in the time of ``slow``: the ratio of their medians, and an interval that holds that of
-        endlessly many rounds with 95% certainty (bootstrap over rounds: Efron 1979); of few rounds, it is hardly more than their
-        range."""
-        pair = np.array([self.times[slow], self.times[fast]])
-        drawn = np.random.default_rng(0).integers(pair.shape[1], size=(_RESAMPLED, pair.shape[1]))
-        low, high = np.percentile(_ratio_of_medians(pair[:, drawn]), (2.5, 97.5)).tolist()
-        return {"over": slow, "ratio": float(_ratio_of_medians(pair)), "low": low, "high": high}
-
     def compared(self, dense: Collection[str]) -> dict[str, Any]:
-        """``rows``: per contender the median, 20% and 80% percentiles, the first call and a later one in seconds, how often it was timed,
-        and its difference from what is expected; for sparse ones, those that are not among ``dense``, how much faster they are
-        than the strongest dense run (``speedup``) and than what one has by default, the first (``over_default``);
-        ``strongest_dense`` and what is ``left_out``."""
+        """``rows``: per contender its seconds by round (``times``), their median, 20% and 80% percentiles and number, those of the first
+        call and of a later one, and its difference from what is expected; for sparse ones, those that are not among ``dense``,
+        how much faster they are than the strongest dense run (``speedup``) and than what one has by default, the first
+        (``over_default``), both as `ratio`; ``strongest_dense`` and what is ``left_out``."""
         rows: dict[str, dict[str, Any]] = {}
         for name, values in self.times.items():
             p20, median, p80 = np.percentile(values, (20, 50, 80)).tolist()
-            rows[name] = {"median": median, "p20": p20, "p80": p80, "runs": len(values), **self._first[name]}
+            rows[name] = {
+                "median": median, "p20": p20, "p80": p80, "runs": len(values), "times": values, **self._first[name],
+            }  # fmt: skip
         found = [name for name in rows if name in dense]
         strongest = min(found, key=lambda n: rows[n]["median"])
         for name in rows.keys() - set(found):
-            rows[name]["speedup"] = self._ratio(strongest, name)
-            rows[name]["over_default"] = self._ratio(found[0], name)
+            for key, slow in (("speedup", strongest), ("over_default", found[0])):
+                rows[name][key] = {"over": slow, **ratio(self.times[slow], self.times[name])}
         return {"rows": rows, "left_out": self.left_out, "strongest_dense": strongest}
 
 
@@ -174,6 +172,16 @@ class Comparison(Turns):
         self.dense = [name for name in self._calls if name in DENSE]
         self.sparse = [name for name in self._calls if name not in DENSE]
 
+    def entered(self) -> list[str]:
+        """The order of turns: the other sparse contenders, the dense runs, and right after the strongest of these the first sparse one.
+        After `_TRIAL` rounds, only dense runs that may be the strongest stay, and PyTorch by default."""
+        default, *others = self.dense
+        if len(self.times[default]) < _TRIAL:
+            return [*self.sparse[1:], *self.dense, *self.sparse[:1]]
+        trial = {name: float(np.median(self.times[name][:_TRIAL])) for name in self.dense}
+        near = sorted((n for n in others if trial[n] <= _FAR * min(trial.values())), key=lambda n: -trial[n])
+        return [*self.sparse[1:], default, *near, *self.sparse[:1]]
+
     @torch.no_grad()
     def run(self, name: str) -> int:
         """Call a contender once, or several times if it is fast; returns how often."""
@@ -200,10 +208,15 @@ class Comparison(Turns):
         return {"shape": self.shape, **environment(), "allocator": allocator, **self.compared(self.dense)}
 
 
-def _ratio_of_medians(pair: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Of (2, ..., runs), over the runs."""
-    slow, fast = np.median(pair, axis=-1)
-    return np.asarray(slow / fast)
+def ratio(slow: Sequence[float], fast: Sequence[float]) -> dict[str, float]:
+    """How often one contender is done in the time of another, from the seconds that both took in the same rounds: the median of
+    the ratios by round, as ``ratio``; ``low`` and ``high`` hold that of endlessly many rounds with 95% certainty (bootstrap:
+    Efron 1979); of few rounds, they are hardly more than the range. A machine that is slow for some seconds is so for both."""
+    rounds = min(len(slow), len(fast))
+    ratios = np.array(slow[:rounds]) / np.array(fast[:rounds])
+    drawn = np.random.default_rng(0).integers(rounds, size=(_RESAMPLED, rounds))
+    low, high = np.percentile(np.median(ratios[drawn], axis=1), (2.5, 97.5)).tolist()
+    return {"ratio": float(np.median(ratios)), "low": low, "high": high}
 
 
 def processor() -> str:

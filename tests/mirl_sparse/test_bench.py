@@ -2,6 +2,7 @@
 
 import json
 import time
+from statistics import median
 
 import pytest
 import torch
@@ -29,9 +30,33 @@ def test_rows_and_ratios(network):
     for key, over in (("speedup", strongest), ("over_default", dense[0])):
         found = rows[bench.SPARSE][key]
         assert found["over"] == over
-        assert found["ratio"] == pytest.approx(rows[over]["median"] / rows[bench.SPARSE]["median"])
+        by_round = [s / f for s, f in zip(rows[over]["times"], rows[bench.SPARSE]["times"], strict=True)]
+        assert found["ratio"] == pytest.approx(median(by_round))
         assert found["low"] <= found["ratio"] <= found["high"]
     assert json.loads(json.dumps(result)) == result
+
+
+def test_a_slow_phase_of_the_machine_is_in_no_ratio():
+    phase = [1.0] * 10 + [3.0] * 4 + [1.0] * 9
+    found = bench.ratio([6 * p for p in phase], [2 * p for p in phase])
+    assert found == {"ratio": 3.0, "low": 3.0, "high": 3.0}
+    assert bench.ratio([4.0, 5.0, 6.0, 7.0], [2.0, 2.0, 2.0])["ratio"] == 2.5  # of the rounds that both are in
+
+
+def test_what_is_far_behind_leaves(network):
+    right = bench.expected(network, IMAGE)
+    sparse = {
+        "a": bench.Candidate(SparseRestorer(network), right),
+        "b": bench.Candidate(SparseRestorer(network), right),
+    }
+    comparison = bench.Comparison(network, right, sparse, IMAGE, EAGER)
+    default, *others = comparison.dense
+    assert comparison.entered() == ["b", default, *others, "a"]
+    near, far = others
+    comparison.times |= {default: [9.0] * bench._TRIAL, near: [2.0, 2.0, 9.0, 2.0, 2.0], far: [3.1] * bench._TRIAL}
+    assert comparison.entered() == ["b", default, near, "a"]
+    comparison.times[far][:3] = [2.9] * 3
+    assert comparison.entered() == ["b", default, far, near, "a"]
 
 
 def test_a_slower_contender_is_reported_slower(network, monkeypatch):
