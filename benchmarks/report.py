@@ -107,16 +107,16 @@ def _network(report: Report) -> list[str]:
     lines += _table(["network", "weights kept", "multiply-adds", "sparse", "strongest dense", "over strongest dense",
                      "over strongest in float32", "over PyTorch by default", "off by"], rows)  # fmt: skip
     lines += [
-        "Every dense run (medians, 20% and 80% percentiles), and the first call of those that compile or pack then:",
+        "Every dense run (medians, 20% and 80% percentiles), and how long those that compile or pack take until their first result:",
         "",
     ]
     dense = [
         [r["case"].split()[0], r["contender"].removeprefix("dense "),
-         *([_ms(r["median"]), f"{_ms(r['p20'])} - {_ms(r['p80'])}", "-" if r["contender"] in EAGER else _ms(r["first_call"])]
+         *([_ms(r["median"]), f"{_ms(r['p20'])} - {_ms(r['p80'])}", "-" if r["contender"] in EAGER or "times" not in r else _ms(r["first_call"])]
            if "median" in r else ["-", "-", r["left_out"]])]
         for r in report.section("network") if r["contender"] in DENSE
     ]  # fmt: skip
-    lines += _table(["network", "dense", "median", "20% - 80%", "first call"], dense)
+    lines += _table(["network", "dense", "median", "20% - 80%", "first result"], dense)
     for case in report.cases("network"):
         run = {r["contender"] for r in report.section("network", case=case)}
         if missing := [name.removeprefix("dense ") for name in DENSE if name not in run]:
@@ -307,6 +307,7 @@ def markdown(report: Report) -> str:
     m = report.machine
     left_out = sorted({(r["contender"], r["left_out"]) for r in report.rows if "left_out" in r and "case" in r})
     wrong = [r for r in report.rows if "differs" in r.get("left_out", "")]
+    by_round = "the median of the ratios by round"
     lines = [
         f"# Dense against sparse, {m['isa']}",
         "",
@@ -316,8 +317,9 @@ def markdown(report: Report) -> str:
         f" {min(r['date'] for r in report.rows)} to {max(r['date'] for r in report.rows)}. Made by `make bench`; the figures are in"
         " full.jsonl. Parts may have been measured at different times, and then on different machines of that name: each row has its date.",
         "",
-        "Times are medians of runs in turns within one process. A ratio is over the strongest dense run of the same process, with its"
-        " 95% interval (bootstrap over rounds, which are few for full-size networks: `runs` in full.jsonl); dense runs in bfloat16 count too, whose results are off by 0.01, while sparse ones compute in float32."
+        "Times are medians of runs in turns within one process. A ratio is over the strongest dense run of the same process:"
+        f" {by_round if any('times' in r for r in report.rows) else 'of the medians'}, with its 95% interval (bootstrap over rounds, which are few for full-size networks: `runs` in full.jsonl);"
+        " dense runs in bfloat16 count too, whose results are off by 0.01, while sparse ones compute in float32."
         " By density, size, batch and threads, dense is PyTorch by default, what was strongest at 256x256 and, if that is compiled, the"
         " strongest of the others. Nothing is timed whose result is wrong"
         f" ({'all were right' if not wrong else f'{len(wrong)} were'}). Random weights, but for `small`.",

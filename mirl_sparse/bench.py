@@ -10,6 +10,7 @@ import platform
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from copy import deepcopy
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -72,11 +73,14 @@ class Turns:
             call()
         return time.perf_counter() - begin
 
-    def admit(self, name: str, call: Call, expected: Tensor, tolerance: float) -> None:
-        """Take part in the comparison, if the result is right; ``tolerance`` as TOLERANCE."""
-        result: list[Tensor] = []
-        first = self.seconds(lambda: result.append(call()))  # type: ignore[arg-type, return-value]
-        difference = (result[0] - expected).abs().max().item() / max(1.0, expected.abs().max().item())
+    def admit(self, name: str, make: Callable[[], Call], expected: Tensor, tolerance: float) -> None:
+        """Take part in the comparison, if the result is right; ``tolerance`` as TOLERANCE. What it takes to ``make`` the call is
+        part of its first."""
+        begin = time.perf_counter()
+        call = make()
+        result = call().cpu()
+        first = time.perf_counter() - begin
+        difference = (result - expected.cpu()).abs().max().item() / max(1.0, expected.abs().max().item())
         if not difference <= tolerance:
             self.left_out[name] = (
                 f"differs from the expected result by {difference:.1e}, at most {tolerance:.0e} is right"
@@ -111,10 +115,10 @@ class Turns:
             self.turn(name)
 
     def compared(self, dense: Collection[str]) -> dict[str, Any]:
-        """``rows``: per contender its seconds by round (``times``), their median, 20% and 80% percentiles and number, those of the first
-        call and of a later one, and its difference from what is expected; for sparse ones, those that are not among ``dense``,
-        how much faster they are than the strongest dense run (``speedup``) and than what one has by default, the first
-        (``over_default``), both as `ratio`; ``strongest_dense`` and what is ``left_out``."""
+        """``rows``: per contender its seconds by round (``times``), their median, 20% and 80% percentiles and number (``runs``), those until
+        its first result and of a later call, and its difference from what is expected; for sparse ones, those that are not among
+        ``dense``, how much faster they are than the strongest dense run (``speedup``) and than what one has by default, the
+        first (``over_default``), both as `ratio`; ``strongest_dense`` and what is ``left_out``."""
         rows: dict[str, dict[str, Any]] = {}
         for name, values in self.times.items():
             p20, median, p80 = np.percentile(values, (20, 50, 80)).tolist()
@@ -156,7 +160,7 @@ class Comparison(Turns):
                 self._allocator.untune()
             try:
                 with quiet():
-                    self.admit(name, DENSE[name](network, image), expected, tolerance)
+                    self.admit(name, partial(DENSE[name], network, image), expected, tolerance)
             except Exception as error:  # not installed, no compiler, an operator that it does not know
                 if name not in COMPILED + ENGINES:
                     raise
@@ -168,7 +172,7 @@ class Comparison(Turns):
             if name == STOCK:
                 self._allocator.tune()
         for name, (module, wanted) in sparse.items():
-            self.admit(name, lambda module=module: module(image), wanted, TOLERANCE)  # type: ignore[misc]
+            self.admit(name, partial(partial, module, image), wanted, TOLERANCE)
         self.dense = [name for name in self._calls if name in DENSE]
         self.sparse = [name for name in self._calls if name not in DENSE]
 

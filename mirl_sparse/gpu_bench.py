@@ -10,6 +10,7 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from copy import deepcopy
+from functools import partial
 from typing import Any
 
 import torch
@@ -125,14 +126,14 @@ def _bench(network: PromptIR, image: Tensor, runs: int, compile: bool, device: t
         if "compiled" in name and not compile:
             continue
         try:
-            turns.admit(name, make(network, image), right, _TOLERANCE)
+            turns.admit(name, partial(make, network, image), right, _TOLERANCE)
         except Exception as error:  # no compiler, no memory
             turns.left_out[name] = f"{type(error).__name__}: {error}".splitlines()[0]
     if not turns.times:
         reasons = "; ".join(f"{name} {reason}" for name, reason in turns.left_out.items())
         raise UserError(f"no dense network runs here to compare with: {reasons}")
     restorer = SparseRestorer(network, "triton")
-    turns.admit(SPARSE, lambda: restorer(image), right, _TOLERANCE)
+    turns.admit(SPARSE, partial(partial, restorer, image), right, _TOLERANCE)
     if SPARSE not in turns.times:
         raise UserError(f"{SPARSE} {turns.left_out[SPARSE]}, so nothing is timed")
     for _ in range(runs):
