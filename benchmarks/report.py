@@ -320,8 +320,8 @@ def markdown(report: Report) -> str:
         "Times are medians of runs in turns within one process. A ratio is over the strongest dense run of the same process:"
         f" {by_round if any('times' in r for r in report.rows) else 'of the medians'}, with its 95% interval (bootstrap over rounds, which are few for full-size networks: `runs` in full.jsonl);"
         " dense runs in bfloat16 count too, whose results are off by 0.01, while sparse ones compute in float32."
-        " By density, size, batch and threads, dense is PyTorch by default, what was strongest at 256x256 and, if that is compiled, the"
-        " strongest of the others. Nothing is timed whose result is wrong"
+        " By density, size, batch and threads, dense is PyTorch by default, what was strongest at 256x256 or within a tenth of it, and the"
+        " strongest that is not compiled. Nothing is timed whose result is wrong"
         f" ({'all were right' if not wrong else f'{len(wrong)} were'}). Random weights, but for `small`.",
         "",
         *(line for part in PARTS if report.has(part) for line in part(report)),

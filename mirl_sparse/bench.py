@@ -38,7 +38,7 @@ SPARSE = "sparse cpu"
 _TURN = 0.02  # seconds that a turn takes at least: a fast contender is called several times
 _FAST = 0.2  # seconds of a call below which waking threads and caches up would count in its time
 _PAUSE = 0.05  # seconds between turns: the threads of the one before wait for work a while, and would be in the way
-_TRIAL = 5  # rounds that every dense run is in
+_TRIAL = 3  # rounds that every dense run is in
 _FAR = 1.5  # times the strongest dense run's time: what takes longer in these cannot become it, and leaves
 _RESAMPLED = 1000
 

@@ -123,8 +123,10 @@ def test_sweeps_go_on_with_the_strongest():
     assert cases.strongest(measured, "an op") == (
         "dense eager, stock allocator", "dense compiled channels_last", "dense OpenVINO",
     )  # fmt: skip
-    faster = [*measured, row("dense OpenVINO", 1.9)]
+    faster = [*measured, row("dense OpenVINO", 1.8)]
     assert cases.strongest(faster, "an op")[1:] == ("dense OpenVINO",)
+    alike = [*measured, row("dense OpenVINO", 1.9)]
+    assert cases.strongest(alike, "an op")[1:] == ("dense OpenVINO", "dense compiled channels_last")
     assert cases.strongest(measured, "none") == tuple(cases.DENSE)
 
 
