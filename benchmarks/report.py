@@ -223,9 +223,9 @@ def _plots(report: Report, folder: Path) -> None:
             own = sorted(
                 (r for r in rows if r["criterion"] == criterion or r["density"] == 1), key=lambda r: r["density"]
             )
-            axes.plot(
-                [100 * r["density"] for r in own], [1e3 * r["median"] for r in own], "o-", label=f"sparse, {criterion}"
-            )
+            x = [100 * r["density"] for r in own]
+            axes.plot(x, [1e3 * r["median"] for r in own], "o-", label=f"sparse, {criterion} (20% to 80%)")
+            axes.fill_between(x, *([1e3 * r[k] for r in own] for k in ("p20", "p80")), alpha=0.2)
             if found := crossover(own):
                 axes.axvline(100 * found, color="grey", linestyle=":")
         for r in report.section("density"):
