@@ -48,19 +48,27 @@ def gradients(function, arguments: list[Tensor], upstream: Tensor) -> tuple[Tens
 
 
 def check(
-    op, reference, masks: dict[int, Tensor], arguments: list[Tensor], upstream: Tensor, normed: bool = True
+    op,
+    reference,
+    masks: dict[int, Tensor],
+    arguments: list[Tensor],
+    upstream: Tensor,
+    normed: bool = True,
+    spread: dict[int, tuple[int, ...]] | None = None,
 ) -> None:
     """op(*arguments) and its gradients; ``masks`` by the arguments that they are of. A gradient's error is relative to the
-    largest value of that gradient, or of one item's part in it: what items cancel, no float32 sum brings back. Where PyTorch
-    itself loses more in float32 (a q of norm 1e-3 magnifies its gradient's rounding a thousandfold), up to four times that."""
+    largest value of that gradient, or of one item's part in it: what items cancel, no float32 sum brings back. So it is with what
+    else one argument is broadcast over, if ``spread`` has its shape there. Where PyTorch itself loses more in float32 (a q of
+    norm 1e-3 magnifies its gradient's rounding a thousandfold), up to four times that."""
     single, upstream = [a.float() for a in arguments], upstream.float()
     exact = [a.double() for a in single]
     expected, wanted = gradients(reference, exact, upstream)
     got, found = gradients(op, single, upstream)
     torch.testing.assert_close(got.double(), expected, atol=1e-4 * max(1.0, expected.abs().max().item()), rtol=0)
     _, pytorch = gradients(reference, single, upstream)
+    apart = [a.expand((spread or {}).get(i, a.shape)) for i, a in enumerate(exact)]
     by_item = [
-        gradients(lambda *a, b=b: reference(*a)[b : b + 1], exact, upstream[b : b + 1])[1] for b in range(len(upstream))
+        gradients(lambda *a, b=b: reference(*a)[b : b + 1], apart, upstream[b : b + 1])[1] for b in range(len(upstream))
     ]
     # Pixels whose few channels are all nearly alike lose digits in any float32 layer norm, PyTorch's more than ours.
     x = arguments[0]
@@ -107,6 +115,7 @@ def check_mdta(
         {3: qkv_mask, 4: tap_mask, 6: out_mask},
         [*first, qkv, taps, temperature, out],
         noise(g, *first[0].shape),
+        spread={5: (heads, channels // heads, 1)},  # a head's temperature, over the rows of its attention
     )
 
 
