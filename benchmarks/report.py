@@ -307,21 +307,23 @@ def markdown(report: Report) -> str:
     m = report.machine
     left_out = sorted({(r["contender"], r["left_out"]) for r in report.rows if "left_out" in r and "case" in r})
     wrong = [r for r in report.rows if "differs" in r.get("left_out", "")]
-    by_round = "the median of the ratios by round"
+    by_round = any("times" in r for r in report.rows)  # older results have medians alone
     lines = [
         f"# Dense against sparse, {m['isa']}",
         "",
         NOT_SHOWN.replace("networks.md)", "../../networks.md)"),
         "",
         f"{m['processor']}, {m['isa']}, {m['threads']} threads, torch {m['torch']}, Python {m['python']}, allocator {m['allocator']};"
-        f" {min(r['date'] for r in report.rows)} to {max(r['date'] for r in report.rows)}. Made by `make bench`; the figures are in"
-        " full.jsonl. Parts may have been measured at different times, and then on different machines of that name: each row has its date.",
+        f" {min(r['date'] for r in report.rows)} to {max(r['date'] for r in report.rows)}. Made by `make bench`, some parts again by"
+        " themselves; the figures are in full.jsonl, each row with its date.",
         "",
         "Times are medians of runs in turns within one process. A ratio is over the strongest dense run of the same process:"
-        f" {by_round if any('times' in r for r in report.rows) else 'of the medians'}, with its 95% interval (bootstrap over rounds, which are few for full-size networks: `runs` in full.jsonl);"
-        " dense runs in bfloat16 count too, whose results are off by 0.01, while sparse ones compute in float32."
-        " By density, size, batch and threads, dense is PyTorch by default, what was strongest at 256x256 or within a tenth of it, and the"
-        " strongest that is not compiled. Nothing is timed whose result is wrong"
+        f" {'the median of the ratios by round' if by_round else 'of the medians'}, with its 95% interval (bootstrap over rounds, which are"
+        " few for full-size networks: `runs` in full.jsonl); dense runs in bfloat16 count too, whose results are off by 0.01, while"
+        " sparse ones compute in float32. By density, size, batch and threads, dense is PyTorch by default, what was strongest at"
+        f" 256x256{' or within a tenth of it' if by_round else ''}, and the strongest that is not compiled."
+        f"{' A dense run that took more than 1.5 times as long as the strongest in three rounds is in no more.' if by_round else ''}"
+        " Nothing is timed whose result is wrong"
         f" ({'all were right' if not wrong else f'{len(wrong)} were'}). Random weights, but for `small`.",
         "",
         *(line for part in PARTS if report.has(part) for line in part(report)),
