@@ -318,11 +318,11 @@ def markdown(report: Report) -> str:
         " themselves; the figures are in full.jsonl, each row with its date.",
         "",
         "Times are medians of runs in turns within one process. A ratio is over the strongest dense run of the same process:"
-        f" {'the median of the ratios by round' if by_round else 'of the medians'}, with its 95% interval (bootstrap over rounds, which are"
+        f" {'the median of those by round' if by_round else 'that of the medians'}, with its 95% interval (bootstrap over rounds, which are"
         " few for full-size networks: `runs` in full.jsonl); dense runs in bfloat16 count too, whose results are off by 0.01, while"
         " sparse ones compute in float32. By density, size, batch and threads, dense is PyTorch by default, what was strongest at"
         f" 256x256{' or within a tenth of it' if by_round else ''}, and the strongest that is not compiled."
-        f"{' A dense run that took more than 1.5 times as long as the strongest in three rounds is in no more.' if by_round else ''}"
+        f"{' A dense run that took more than 1.5 times as long as the strongest in the first rounds is in no more.' if by_round else ''}"
         " Nothing is timed whose result is wrong"
         f" ({'all were right' if not wrong else f'{len(wrong)} were'}). Random weights, but for `small`.",
         "",
