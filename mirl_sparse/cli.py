@@ -226,7 +226,7 @@ def bench(
 
 
 def _show_rows(rows: dict[str, dict[str, Any]], sparse: str) -> None:
-    table = Table("configuration", "median", "20%", "80%", "first call", "difference", "against sparse", box=None)
+    table = Table("configuration", "median", "20%", "80%", "first result", "difference", "against sparse", box=None)
     for name, row in rows.items():
         times = (f"{1e3 * row[k]:.2f} ms" for k in ("median", "p20", "p80", "first_call"))
         ratio = row["median"] / rows[sparse]["median"]
