@@ -52,7 +52,8 @@ def read(path: Path) -> list[Row]:
 
 
 class Kept:
-    """The rows of the results, those of wrong results too, which have no time; each is written at once, so that a crash loses none."""
+    """The rows of the results, those of wrong results too, which have no time; each is written at once, so that a crash loses none.
+    What is measured again takes the place of what was."""
 
     def __init__(self, path: Path | None, rows: list[Row]) -> None:
         self._path, self.rows = path, rows
@@ -60,10 +61,13 @@ class Kept:
 
     def __call__(self, row: Row) -> None:
         about = subject(row)
+        same = [i for i, r in enumerate(self.rows) if subject(r) == about]
+        place = same[-1] + 1 if same else len(self.rows)
         if about in self._old:
             self._old.remove(about)
+            place = same[0]
             self.rows = [r for r in self.rows if subject(r) != about]
-        self.rows.append(row)
+        self.rows.insert(place, row)
         if self._path:
             write(self._path, self.rows)
 
