@@ -245,11 +245,8 @@ SIDE = {96: 128, 192: 64, 384: 32}  # of the levels of a 256x256 image
 OF_SMALL = tuple(name for name in DENSE if name != "dense XNNPACK")  # which takes a minute and more to build a network
 OF_QUICK = tuple(name for name in OF_SMALL if name not in COMPILED)
 OF_OPS = *OF_QUICK, "dense XNNPACK", "dense compiled"
-OF_FULL = (
-    *OF_QUICK,
-    "dense compiled",
-    "dense compiled bfloat16",
-)  # in channels_last it took 4% longer, and minutes more to compile
+# Compiled in channels_last it took 4% longer, and minutes more to compile.
+OF_FULL = *OF_QUICK, "dense compiled", "dense compiled bfloat16"
 
 
 def _op_case(section: str, op: str, c: int, densities: tuple[float, ...], runs: int, dense: tuple[str, ...]) -> Case:
@@ -275,9 +272,8 @@ def _sweeps(name: str, sides: tuple[int, ...], batches: tuple[int, ...]) -> list
 _ROUNDS = 45
 QUICK = [
     *(_op_case("quick", op, 96, (TENTH,), _ROUNDS, OF_QUICK) for op in ("mdta", "gdfn", "conv")),
-    _op_case(
-        "quick", "pointwise", 384, (TENTH,), _ROUNDS, OF_QUICK
-    ),  # of 96 channels it is the memory that would be timed
+    # Of 96 channels it is the memory that would be timed.
+    _op_case("quick", "pointwise", 384, (TENTH,), _ROUNDS, OF_QUICK),
     _network_case("quick", "small", "128x128", (1, 128, 128), _ROUNDS, OF_QUICK),
 ]
 CASES = [

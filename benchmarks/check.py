@@ -50,14 +50,12 @@ def change(before: results.Row, tries: list[list[results.Row]]) -> Change:
     """How a speed-up changed: ``tries`` are today's rows, of every time that they were measured."""
     slow: list[float] = []
     fast: list[float] = []
-    speedup = before["speedup"]
+    speedup, missing = before["speedup"], {"left_out": "was not measured"}
     for rows in tries:
         here = {row["contender"]: row for row in rows if row["case"] == before["case"]}
         if not here:
             continue
-        today, dense = (
-            here.get(name, {"left_out": "was not measured"}) for name in (before["contender"], speedup["over"])
-        )
+        today, dense = (here.get(name, missing) for name in (before["contender"], speedup["over"]))
         if "left_out" in today:
             return Change(1, 0, today["left_out"])
         if "left_out" in dense:
@@ -66,7 +64,7 @@ def change(before: results.Row, tries: list[list[results.Row]]) -> Change:
         slow += dense["times"][:both]
         fast += today["times"][:both]
     if not fast:
-        return Change(1, 0, "was not measured")
+        return Change(1, 0, missing["left_out"])
     now = ratio(slow, fast)
     lost, noise = 1 - now["ratio"] / speedup["ratio"], _ONE_SIDED * (_half(speedup) ** 2 + _half(now) ** 2) ** 0.5
     return Change(lost, noise, f"{speedup['ratio']:.2f}x over {speedup['over']} became {now['ratio']:.2f}x: {lost:.0%} less,"

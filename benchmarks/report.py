@@ -320,7 +320,7 @@ def markdown(report: Report) -> str:
         "Times are medians of runs in turns within one process. A ratio is over the strongest dense run of the same process:"
         f" {'the median of those by round' if by_round else 'that of the medians'}, with its 95% interval (bootstrap over rounds, which are"
         " few for full-size networks: `runs` in full.jsonl); dense runs in bfloat16 count too, whose results are off by 0.01, while"
-        " sparse ones compute in float32. By density, size, batch and threads, dense is PyTorch by default, what was strongest at"
+        " sparse ones compute in float32; over the strongest in float32 it is a ratio of medians. By density, size, batch and threads, dense is PyTorch by default, what was strongest at"
         f" 256x256{' or within a tenth of it' if by_round else ''}, and the strongest that is not compiled."
         f"{' A dense run that took more than 1.5 times as long as the strongest in the first rounds is in no more.' if by_round else ''}"
         " Nothing is timed whose result is wrong"

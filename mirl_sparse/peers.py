@@ -87,9 +87,8 @@ def _openvino(network: nn.Module, image: Tensor, precision: str = "f32") -> Call
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        traced = torch.jit.trace(
-            network, image, check_trace=False
-        )  # OpenVINO's own tracing runs the network many times
+        # OpenVINO's own tracing runs the network many times.
+        traced = torch.jit.trace(network, image, check_trace=False)
         model = openvino.convert_model(traced, example_input=image, input=list(image.shape))
     hints = {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": torch.get_num_threads()}
     request = openvino.Core().compile_model(model, "CPU", hints).create_infer_request()
