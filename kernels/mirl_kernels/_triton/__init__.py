@@ -24,7 +24,7 @@ TENSOR_CORES = 8  # rows of a column that an A100's multiply in the time of one 
 
 @dataclass(frozen=True)
 class Launch:
-    """A kernel's launch: its grid, its arguments by name, constants and number of warps among them."""
+    """A kernel's launch: its grid, its arguments by name, constants among them, and its warps where those do not spill."""
 
     kernel: Any
     grid: tuple[int, int, int]
@@ -101,10 +101,19 @@ def recording() -> Iterator[list[Launch]]:
         _recorded.reset(token)
 
 
+MORE_WARPS = 2  # times as many where a thread's registers would spill
+_spilling: set[Any] = set()
+
+
 def launch(kernel: Any, grid: tuple[int, int, int], *arguments: Any, warps: int, **constants: Any) -> None:
-    """Launch a Triton kernel on the arguments, in its order, and constants."""
+    """Launch a Triton kernel on the arguments, in its order, and constants; with MORE_WARPS from the second time on if it spills
+    registers on this GPU."""
     if (launches := _recorded.get()) is None:
-        kernel[grid](*arguments, **constants, num_warps=warps)
+        first: Tensor = arguments[0]
+        key = kernel, first.dtype, first.device, *constants.values()
+        made = kernel[grid](*arguments, **constants, num_warps=warps * (MORE_WARPS if key in _spilling else 1))
+        if getattr(made, "n_spills", 0):  # nothing in the interpreter
+            _spilling.add(key)
     else:
         named = dict(zip([n for n in kernel.arg_names if n not in constants], arguments, strict=True))
         launches.append(Launch(kernel, grid, named | constants, warps))

@@ -72,7 +72,7 @@ def predict(launch: Launch, gpu: GPU) -> Predicted:
         raise ValueError(
             f"{launch.kernel.__name__} has {len(compiled.loops)} loops on {gpu.architecture}; its count knows {len(done.trips)}"
         )
-    threads = launch.warps * (64 if gpu.architecture.startswith("gfx") else 32)
+    threads = compiled.warps * (64 if gpu.architecture.startswith("gfx") else 32)
     issued = programs * compiled.outside + sum(n * loop for n, loop in zip(done.trips, compiled.loops, strict=True))
     busy = min(programs, gpu.processors)
     return Predicted(

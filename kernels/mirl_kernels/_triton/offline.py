@@ -8,7 +8,7 @@ import re
 import subprocess
 import tempfile
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -20,7 +20,7 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from mirl_kernels._triton import Launch
+from mirl_kernels._triton import MORE_WARPS, Launch
 
 # Shared memory that one program may have, in bytes (CUDA programming guide, table of compute capabilities; CDNA ISA guides).
 SHARED = {
@@ -32,10 +32,11 @@ _TENSOR_CORES = re.compile(r"\b(mma\.sync|wgmma\.mma_async|tcgen05\.mma|v_mfma_\
 
 @dataclass(frozen=True)
 class Compiled:
-    """One kernel for one architecture; ``tensor`` are its tensor-core instructions by name, ``spilled`` in bytes (NVIDIA) or
-    registers (AMD). ``loops`` are the instructions in the body of each loop, without those of loops inside it, in the order of
+    """One kernel for one architecture, and its ``warps``; ``tensor`` are its tensor-core instructions by name, ``spilled`` in bytes
+    (NVIDIA) or registers (AMD). ``loops`` are the instructions in the body of each loop, without those of loops inside it, in the order of
     the source, and ``outside`` those in none."""
 
+    warps: int
     spilled: int
     shared: int
     tensor: frozenset[str]
@@ -89,12 +90,15 @@ def _compile(architecture: str, key: tuple[Any, ...]) -> Compiled:
             raise ValueError(f"the compiler for {architecture} does not say what it spilled: {code[-500:]}")
         spilled = sum(map(int, found))
     tensor = frozenset(_TENSOR_CORES.findall(code))
-    return Compiled(spilled, done.metadata.shared, tensor, *_loops(code))
+    return Compiled(warps, spilled, done.metadata.shared, tensor, *_loops(code))
 
 
 def compile_for(architecture: str, launch: Launch) -> Compiled:
-    """Compile the kernel of a launch as it would be on one of SHARED's architectures."""
-    return _compile(architecture, specialised(launch))
+    """Compile the kernel of a launch as it would be on one of SHARED's architectures, with the warps that `launch` would take."""
+    done = _compile(architecture, specialised(launch))
+    if done.spilled:
+        done = _compile(architecture, specialised(replace(launch, warps=MORE_WARPS * launch.warps)))
+    return done
 
 
 _BLOCK = re.compile(r"^(?:\$L__|\.L)?(BB\w+):|^\s*[;/]+\s*%bb\.\d+:")
