@@ -108,17 +108,26 @@ def inspect(
 def _print_gpus(network: PromptIR, size: int) -> None:
     from mirl_sparse.predict import DERATED, predict
 
-    found = predict(network, (1, size, size), progress=lambda gpu: print(f"compiling for {gpu}", file=sys.stderr))
+    rows = predict(network, (1, size, size), progress=lambda gpu: print(f"compiling for {gpu}", file=sys.stderr))
     table = Table(
-        "GPU, predicted", "dense eager", "dense compiled", "sparse", f"at {DERATED:.0%} of every peak", "speed-up"
+        "GPU, predicted",
+        "dense eager",
+        "dense compiled",
+        "sparse",
+        f"at {DERATED:.0%} of every peak",
+        "speed-up",
+        "moved, launches",
     )
-    for row in found.rows:
+    for row in rows:
         ms = (f"{1e3 * s:.2f} ms" for s in (row.eager, row.compiled, row.sparse, row.sparse_derated))
-        table.add_row(row.gpu, *ms, f"{row.eager / row.sparse:.1f}x, {row.compiled / row.sparse:.1f}x over compiled")
+        table.add_row(
+            row.gpu, *ms, f"{row.eager / row.sparse:.1f}x, {row.compiled / row.sparse:.1f}x over compiled",
+            f"{row.sparse_bytes / 1e9:.2f} of {row.eager_bytes / 1e9:.2f} GB, {row.launches}",
+        )  # fmt: skip
     _show(table)
     print(
-        f"float16, {size}x{size}: {found.sparse_bytes / 1e9:.2f} GB to and from memory in {found.launches} launches, dense eager"
-        f" {found.eager_bytes / 1e9:.2f} GB. Predicted, not measured; dense is granted the peaks of the data sheets."
+        f"float16, {size}x{size}; moved to and from memory: sparse of dense eager. Predicted, not measured; dense is granted the"
+        " peaks of the data sheets."
     )
 
 

@@ -140,6 +140,6 @@ def _bench(network: PromptIR, image: Tensor, runs: int, compile: bool, device: t
         turns.round()
     machine = _gpu(device, lambda: restorer(image))
     known = next((name for name, pattern in _NAMES.items() if re.search(pattern, machine["gpu"])), None)
-    predicted = predict(network, (image.shape[0], *image.shape[2:]), gpus=[known]).rows[0] if known else None
+    predicted = predict(network, (image.shape[0], *image.shape[2:]), gpus=[known])[0] if known else None
     return {**machine, "shape": list(image.shape), "torch": torch.__version__, **turns.compared(tuple(DENSE)),
             "predicted": vars(predicted) if predicted else None}  # fmt: skip

@@ -1,10 +1,10 @@
 """What a ticket would take on GPUs, beside the dense network: predictions, since no GPU has confirmed them.
 
 The sparse network's come from its launches (`mirl_kernels._triton.model`). The dense network's favour it: every operator reads
-and writes its tensors once at the full bandwidth of the memory, multiplies at the peak of the tensor cores, and, where it is
-compiled, whatever is not a convolution or matrix product is fused as far as dependencies allow. Depthwise convolutions, which
-are far from that on GPUs, are granted it too. What the cache keeps from one operator to the next is granted to neither network; it
-would help the dense one more, which goes through memory more often.
+and writes its tensors once at the full bandwidth of the memory, those that fit in a quarter of the cache not at all, multiplies at
+the peak of the tensor cores, and, where it is compiled, whatever is not a convolution or matrix product is fused as far as
+dependencies allow. Depthwise convolutions, which are far from that on GPUs, are granted it too. Of the sparse network only hidden
+channels are taken to stay in the cache, not its features, though what it writes there takes the cache's time.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from copy import deepcopy
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -19,7 +21,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
-from mirl_kernels._triton import work
+from mirl_kernels._triton import Launch, Work, work
 from mirl_sparse.network import PromptIR
 from mirl_sparse.triton_engine import PRECISIONS, check_package, launches
 
@@ -28,32 +30,30 @@ DERATED = 0.6  # of every peak, for the row that asks what remains where nothing
 
 @dataclass
 class _Operator:
-    """What a dense operator, or several that are fused, reads and writes in bytes, and multiplies."""
+    """What a dense operator, or several that are fused, reads and writes, in bytes by tensor, and multiplies; what was ``made`` by an
+    operator before may be in the cache."""
 
-    moved: int
+    tensors: list[tuple[int, bool]]
     macs: int = 0
+
+    def moved(self, cached: int = 0) -> int:
+        """Bytes to and from memory, where the cache keeps what one operator makes for the next of ``cached`` bytes at most."""
+        return sum(size for size, made in self.tensors if not made or size > cached)
 
 
 @dataclass(frozen=True)
 class Prediction:
     """Seconds on a GPU: of the dense network as PyTorch runs it and compiled, and of the sparse one, also at DERATED of every
-    peak."""
+    peak; bytes to and from memory, of the dense network as PyTorch runs it and of the sparse one, and its launches."""
 
     gpu: str
     eager: float
     compiled: float
     sparse: float
     sparse_derated: float
-
-
-@dataclass(frozen=True)
-class Predictions:
-    """Of one network and image size; bytes that it moves to and from memory, dense as PyTorch runs it and sparse."""
-
     eager_bytes: int
     sparse_bytes: int
     launches: int
-    rows: tuple[Prediction, ...]
 
 
 class _Recorder(TorchDispatchMode):
@@ -61,7 +61,7 @@ class _Recorder(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.calls: list[tuple[str, list[Tensor], list[Tensor], int]] = []
+        self.calls: _Calls = []
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = function(*args, **(kwargs or {}))
@@ -82,15 +82,24 @@ def _storage(t: Tensor) -> int:
     return t.untyped_storage()._cdata
 
 
-def _size(tensors: Iterable[Tensor]) -> int:
-    return sum(t.numel() * t.itemsize for t in {_storage(t): t for t in tensors}.values())
+_Calls = list[tuple[str, list[Tensor], list[Tensor], int]]
 
 
-def _eager(calls: list[tuple[str, list[Tensor], list[Tensor], int]]) -> list[_Operator]:
-    return [_Operator(_size(inputs) + _size(outputs), macs) for _, inputs, outputs, macs in calls]
+def _made(calls: _Calls) -> set[int]:
+    return {_storage(t) for _, _, outputs, _ in calls for t in outputs}
 
 
-def _compiled(calls: list[tuple[str, list[Tensor], list[Tensor], int]]) -> list[_Operator]:
+def _operator(made: set[int], read: Iterable[Tensor], written: Iterable[Tensor], macs: int = 0) -> _Operator:
+    tensors = {(_storage(t), side): t for side, part in enumerate((read, written)) for t in part}
+    return _Operator([(t.numel() * t.itemsize, s in made) for (s, _), t in tensors.items()], macs)
+
+
+def _eager(calls: _Calls) -> list[_Operator]:
+    made = _made(calls)
+    return [_operator(made, inputs, outputs, macs) for _, inputs, outputs, macs in calls]
+
+
+def _compiled(calls: _Calls) -> list[_Operator]:
     """Convolutions and matrix products by themselves; all else fused with what it is connected to and no product lies between."""
     group: dict[int, int] = {}  # of a storage's producer, by storage; -1 - i for a product
     depth: dict[int, int] = {}  # products in front of it
@@ -112,53 +121,67 @@ def _compiled(calls: list[tuple[str, list[Tensor], list[Tensor], int]]) -> list[
                 parent[root(other)] = root(i)
         for t in outputs:
             group[_storage(t)], depth[_storage(t)] = -1 - i if macs else i, level
-    found = []
+    found, every = [], _made(calls)
     members: dict[int, set[int]] = {}
     for i, (_, inputs, outputs, macs) in enumerate(calls):
         if macs:
-            found.append(_Operator(_size(inputs) + _size(outputs), macs))
+            found.append(_operator(every, inputs, outputs, macs))
         else:
             members.setdefault(root(i), set()).add(i)
     for inside in members.values():
         made = {_storage(t): t for i in inside for t in calls[i][2]}
         read = [t for i in inside for t in calls[i][1] if _storage(t) not in made]
         written = [t for s, t in made.items() if s not in readers or readers[s] - inside]
-        found.append(_Operator(_size(read) + _size(written)))
+        found.append(_operator(every, read, written))
     return found
 
 
+def _left(done: Iterable[tuple[Launch, Work]], cached: int) -> int:
+    """Bytes of hidden channels that the cache kept, and writes to memory after all when those of another level take their place."""
+    kept = ((launch.arguments["width"], w.buffer) for launch, w in done if w.hidden and w.buffer <= cached)
+    return sum(max(size for _, size in level) for _, level in groupby(kept, key=itemgetter(0)))
+
+
 @torch.no_grad()
-def predict(network: PromptIR, shape: tuple[int, int, int], precision: str = "float16",
-            gpus: Iterable[str] | None = None, progress: Callable[[str], None] = lambda gpu: None) -> Predictions:  # fmt: skip
+def predict(network: PromptIR, shape: tuple[int, int, int], precision: str = "float16", gpus: Iterable[str] | None = None,
+            progress: Callable[[str], None] = lambda gpu: None) -> list[Prediction]:  # fmt: skip
     """What ``network`` would take for an image of ``shape`` (batch, height, width), sides multiples of 8, on each of
     `mirl_kernels._triton.model.GPUS`, or on those named. Kernels are compiled for each, which takes a minute; ``progress`` is
     told which. BackendError without Triton."""
     check_package()
-    from mirl_kernels._triton.model import EAGER_LAUNCH, GPUS, LAUNCH
+    from mirl_kernels._triton.model import EAGER_LAUNCH, GPUS, LAUNCH, moved
     from mirl_kernels._triton.model import predict as predict_launch
 
     dense = deepcopy(network).to("meta", PRECISIONS[precision])
     with _Recorder() as recorder:
         dense(torch.empty(shape[0], 3, *shape[1:], dtype=PRECISIONS[precision], device="meta"))
     eager, compiled = _eager(recorder.calls), _compiled(recorder.calls)
-    sparse = [launch for step in launches(network, shape, precision).values() for launch in step]
     rows = []
     for name in gpus or GPUS:
         gpu = GPUS[name]
         progress(name)
 
         def seconds(operators: list[_Operator], least: float, gpu: Any = gpu) -> float:
-            return sum(max(o.moved / gpu.memory, o.macs / gpu.tensor, least) for o in operators)
+            return sum(max(o.moved(gpu.cached) / gpu.memory, o.macs / gpu.tensor, least) for o in operators)
 
+        sparse = [
+            launch
+            for step in launches(network, shape, precision, gpu.cached if gpu.narrow else 0).values()
+            for launch in step
+        ]
+        done = [work(launch) for launch in sparse]
+        left = _left(zip(sparse, done, strict=True), gpu.cached)
         each = [predict_launch(launch, gpu) for launch in sparse]
         rows.append(
             Prediction(
                 name,
                 seconds(eager, EAGER_LAUNCH),
                 seconds(compiled, LAUNCH),
-                sum(p.seconds() for p in each),
-                sum(p.seconds(DERATED) for p in each),
+                sum(p.seconds() for p in each) + left / gpu.memory,
+                sum(p.seconds(DERATED) for p in each) + left / gpu.memory / DERATED,
+                sum(o.moved(gpu.cached) for o in eager),
+                sum(moved(w, gpu.cached) for w in done) + left,
+                len(sparse),
             )
         )
-    done = [work(launch) for launch in sparse]
-    return Predictions(sum(o.moved for o in eager), sum(w.read + w.written for w in done), len(sparse), tuple(rows))
+    return rows

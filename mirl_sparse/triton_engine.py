@@ -6,15 +6,14 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mirl_kernels._cpu import BackendError
-from mirl_kernels._triton import Launch, recording, workspace
+from mirl_kernels._triton import MOST, Launch, Workspace, recording
 from mirl_sparse.network import MULTIPLE, PromptIR
 from mirl_sparse.program import Buffer, Kernels, Program, Slice
 
@@ -112,14 +111,24 @@ class _Packed:
             yield step.name
 
 
+def _cached(device: torch.device) -> int:
+    """How much of hidden channels the cache of a GPU is to keep (`Workspace`): a quarter of what it holds, or nothing where memory
+    is fast (HBM, on a bus of more than 512 bits), where strips would cost more in launches than they spare. Before PyTorch 2.8
+    neither is known."""
+    properties = torch.cuda.get_device_properties(device)
+    size: int = getattr(properties, "L2_cache_size", 0)
+    return size // 4 if 0 < getattr(properties, "memory_bus_width", 0) <= 512 else 0
+
+
 @torch.no_grad()
-def launches(network: PromptIR, shape: tuple[int, int, int], precision: str = "float16") -> dict[str, list[Launch]]:
-    """What each step of the network launches for an image of ``shape`` (batch, height, width), sides multiples of 8; nothing is
-    run, and no GPU is needed."""
+def launches(network: PromptIR, shape: tuple[int, int, int], precision: str = "float16",
+             cached: int = Workspace.cached) -> dict[str, list[Launch]]:  # fmt: skip
+    """What each step of the network launches for an image of ``shape`` (batch, height, width), sides multiples of 8, on a GPU
+    whose cache keeps ``cached`` bytes of hidden channels; nothing is run, and no GPU is needed."""
     program, (batch, height, width) = _Packed(network, PRECISIONS[precision]), shape
     image = torch.empty(batch, 3, height, width, device="meta")
     found, before = {}, 0
-    with recording() as made:
+    with Workspace(cached).used(), recording() as made:
         for name in program.stepwise(image, torch.empty_like(image)):
             found[name], before = made[before:], len(made)
     return found
@@ -143,8 +152,9 @@ class TritonEngine:
         self._lock = threading.Lock()
 
     def bytes(self, batch: int, height: int, width: int) -> int:
-        """About how much memory an image of (batch, 3, height, width) takes: features, and the widest hidden channels."""
-        return batch * height * width * self._width * (4 + 2 * _HIDDEN) * self._dtype.itemsize
+        """About how much memory an image of (batch, 3, height, width) takes: features, and each level's widest hidden channels."""
+        features = batch * height * width * self._width * self._dtype.itemsize
+        return 4 * features + sum(min(2 * _HIDDEN * features >> level, MOST) for level in range(4))
 
     @torch.no_grad()
     def __call__(self, image: Tensor) -> Tensor:
@@ -154,7 +164,7 @@ class TritonEngine:
         if image.shape[2] % MULTIPLE or image.shape[3] % MULTIPLE:
             raise ValueError(f"input is {image.shape[2]}x{image.shape[3]}; expected multiples of {MULTIPLE}")
         if self.device.type != "cuda":
-            with workspace({}):
+            with Workspace().used():
                 return self._program(image.contiguous())
         with self._lock:
             return self._replayed(image.contiguous())
@@ -162,10 +172,10 @@ class TritonEngine:
     def _replayed(self, image: Tensor) -> Tensor:
         key = tuple(image.shape)
         seen = self._seen.pop(key, None)
-        self._seen[key] = now = seen or _Seen()
+        self._seen[key] = now = seen or _Seen(Workspace(_cached(self.device)))
         while len(self._seen) > _SIZES_KEPT:
             self._seen.popitem(last=False)
-        with workspace(now.hidden):
+        with now.workspace.used():
             if seen is None:  # compiles what is not compiled yet; one image alone is not worth a graph
                 return self._program(image)
             if now.graph is None:
@@ -181,9 +191,9 @@ class TritonEngine:
 
 @dataclass
 class _Seen:
-    """What is kept for an image size: hidden channels, and the launches once it was seen twice, with their input and result."""
+    """What is kept for an image size, the launches too once it was seen twice, with their input and result."""
 
-    hidden: dict[Any, Tensor] = field(default_factory=dict)
+    workspace: Workspace
     graph: torch.cuda.CUDAGraph | None = None
     x: Tensor | None = None
     y: Tensor | None = None

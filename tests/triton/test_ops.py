@@ -6,13 +6,15 @@ steps over the sums that a pixel takes. bfloat16 wants a GPU: the interpreter's 
 
 import os
 import random
+from collections import Counter
 
 import pytest
 import torch
 
 pytest.importorskip("triton")
 
-from mirl_kernels._triton import HEIGHTS, cluster, pack_panels
+from mirl_kernels import _triton
+from mirl_kernels._triton import HEIGHTS, PAD, Workspace, cluster, pack_panels, recording
 from mirl_kernels.conv.reference import conv
 from mirl_kernels.conv.triton import TritonConv
 from mirl_kernels.gdfn.reference import gdfn
@@ -121,6 +123,31 @@ def test_mdta(seed, dtype, device):
     x = case.image(c)
     want = mdta(*double((x, *norm, *weights, temperature, out)), double(biases))
     case.check(device, TritonMDTA(*norm, *weights, temperature, out, biases, dtype=dtype), x, want)
+
+
+@pytest.mark.parametrize("dtype", [d for d in TYPES if d != torch.bfloat16])
+@pytest.mark.parametrize("size", [(33, 5), (26, 8)])  # the last strip shorter, and of odd rows
+@pytest.mark.parametrize("bound", ["_LEAST", "MOST"])  # what the cache keeps, and what memory is to be taken
+def test_strips_are_the_image(size, bound, dtype, device, monkeypatch):
+    case = Case(4, dtype)  # half of the weights
+    case.size, c, h = size, 8, 5
+    norm, x = (torch.ones(c), torch.zeros(c)), case.image(c)
+    pair = case.sparse(2 * h, c, 1, 1), case.sparse(2 * h, 1, 3, 3), case.sparse(c, h, 1, 1)
+    qkv = case.sparse(3 * c, c, 1, 1), case.sparse(3 * c, 1, 3, 3), torch.ones(2, 1, 1), case.sparse(c, c, 1, 1)
+    biases = 0.1 * case.normal(2 * h), 0.1 * case.normal(2 * h), None  # without zeros around the image these reach in
+    few = 12 * (size[1] + PAD) * c * case.batch * dtype.itemsize
+    monkeypatch.setattr(_triton, bound, 4 if bound == "_LEAST" else few)
+    workspace = Workspace(few if bound == "_LEAST" else 0)
+    first = TritonGDFN(*norm, *pair, biases, dtype=dtype), gdfn(*double((x, *norm, *pair)), double(biases))
+    attention = TritonMDTA(*norm, *qkv, dtype=dtype), mdta(*double((x, *norm, *qkv)))
+    for op, want in (first, attention, first):  # in the same memory
+        with workspace.used(), recording() as launches:
+            op.to(device)(x.to(device))
+        made = Counter(launch.kernel.fn.__name__ for launch in launches)
+        assert made["mix_kernel"] > 1
+        assert op is first[0] or made["gram_kernel"] > 1
+        with workspace.used():
+            case.check(device, op, x, want)
 
 
 def test_gram_matrices_of_wide_heads_are_summed_in_blocks_and_shares(device):

@@ -12,7 +12,8 @@ pytest.importorskip("triton")
 
 from triton.runtime import interpreter
 
-from mirl_kernels._triton import recording, work
+from mirl_kernels import _triton
+from mirl_kernels._triton import Workspace, recording, work
 from mirl_kernels.conv.triton import TritonConv
 from mirl_kernels.gdfn.triton import TritonGDFN
 from mirl_kernels.mdta.triton import TritonMDTA
@@ -51,8 +52,15 @@ class Trace:
         monkeypatch.setattr(builder, "create_dot", traced_dot)
 
     @staticmethod
-    def bytes(touched):
-        return sum(item * len(np.unique(np.concatenate(found))) for item, found in touched.items())
+    def bytes(touched, tensor=None):
+        """Of distinct addresses, or of those of a tensor alone."""
+        total = 0
+        for item, found in touched.items():
+            at = np.unique(np.concatenate(found)).astype(np.int64)
+            if tensor is not None:
+                at = at[(at >= tensor.data_ptr()) & (at < tensor.data_ptr() + tensor.numel() * tensor.itemsize)]
+            total += item * len(at)
+        return total
 
 
 def sparse(*shape, density=0.2):
@@ -94,16 +102,21 @@ PRODUCTS = {
 TAPPED = {"mix_kernel": ("BLOCK_H", "BLOCK_P"), "gram_kernel": ("BLOCK_C", "BLOCK_P")}  # the shape of a tap's load
 
 
-@pytest.mark.parametrize(("batch", "size"), [(1, (16, 24)), (2, (10, 14))])
+@pytest.mark.parametrize(
+    ("batch", "size", "cached"), [(1, (16, 24), 1 << 20), (2, (10, 14), 1 << 20), (1, (14, 24), 11 << 10)]
+)
 @pytest.mark.parametrize("op", OPS)
-def test_launches_do_what_they_are_said_to(op, batch, size, device, monkeypatch):
+def test_launches_do_what_they_are_said_to(op, batch, size, cached, device, monkeypatch):
     if device != "cpu":
         pytest.skip("only the interpreter shows what a kernel touches")
     torch.manual_seed(len(op))
     module = OPS[op](24)
-    with recording() as launches:
+    monkeypatch.setattr(_triton, "_LEAST", 2)
+    with Workspace(cached).used(), recording() as launches:
         module(torch.randn(batch, 24, *size).half())
-    assert launches
+    made = Counter(launch.kernel.fn.__name__ for launch in launches)
+    assert made
+    assert "mix_kernel" not in made or (made["mix_kernel"] > 1) == (cached < 1 << 20)
     for launch in launches:
         said = work(launch)
         with monkeypatch.context() as patch:
@@ -111,6 +124,14 @@ def test_launches_do_what_they_are_said_to(op, batch, size, device, monkeypatch)
             launch.kernel[launch.grid](**launch.arguments, num_warps=launch.warps)
         name = launch.kernel.fn.__name__
         assert trace.bytes(trace.written) == said.written, name
+        if said.buffer:
+            hidden = launch.arguments["y" if name == "pointwise_kernel" else "hidden"]
+            assert said.buffer == hidden.numel() * hidden.itemsize <= cached
+            touched = trace.bytes(trace.read, hidden) + trace.bytes(trace.written, hidden)
+            assert said.hidden == pytest.approx(touched, rel=0.01), name
+        else:
+            assert said.hidden == 0
+            assert name not in ("mix_kernel", "gram_kernel")
         # Zeros that two channels share are counted for both, and what rows of padding read of another's is not.
         assert said.read == pytest.approx(trace.bytes(trace.read), rel=0.01), name
         assert said.macs == (0 if name == "compose_kernel" else trace.macs), name  # which multiplies in float32

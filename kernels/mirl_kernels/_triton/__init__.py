@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -36,13 +36,16 @@ class Launch:
 class Work:
     """What a launch does. ``read`` and ``written`` are bytes of distinct addresses, ``fetched`` those summed over the programs,
     each of which finds what it has touched before in its own cache; ``macs`` are multiply-adds on tensor cores, padding
-    included; ``trips`` how often the body of each loop of the kernel runs, in the order of the source, over all programs."""
+    included; ``trips`` how often the body of each loop of the kernel runs, in the order of the source, over all programs.
+    ``hidden`` are those bytes, of the read or the written ones, that are hidden channels', which take ``buffer`` bytes in all."""
 
     read: int
     written: int
     fetched: int
     macs: int
     trips: tuple[int, ...]
+    hidden: int = 0
+    buffer: int = 0
 
 
 _counted: dict[Any, Callable[[Launch], Work]] = {}
@@ -119,42 +122,72 @@ def launch(kernel: Any, grid: tuple[int, int, int], *arguments: Any, warps: int,
         launches.append(Launch(kernel, grid, named | constants, warps))
 
 
-_workspace: ContextVar[dict[Any, Tensor] | None] = ContextVar("workspace", default=None)
+@dataclass
+class Workspace:
+    """What the ops need again at the next image of a size, and how many bytes of hidden channels the GPU's second-level cache
+    can be trusted to keep from one launch to the next."""
+
+    cached: int = 8 << 20
+    tensors: dict[Any, Tensor] = field(default_factory=dict)
+
+    @contextmanager
+    def used(self) -> Iterator[None]:
+        """By the ops called meanwhile."""
+        token = _workspace.set(self)
+        try:
+            yield
+        finally:
+            _workspace.reset(token)
 
 
-@contextmanager
-def workspace(tensors: dict[Any, Tensor]) -> Iterator[None]:
-    """Keep in ``tensors``, which is of one image size, what the ops need again at its next image."""
-    token = _workspace.set(tensors)
-    try:
-        yield
-    finally:
-        _workspace.reset(token)
+_workspace: ContextVar[Workspace | None] = ContextVar("workspace", default=None)
 
 
 def kept(key: Any, make: Callable[[], Tensor], enough: Callable[[Tensor], bool] = lambda found: True) -> Tensor:
     """The workspace's tensor of that key, made anew if there is none, or not enough of it; without a workspace, a new one."""
-    tensors = _workspace.get()
-    if tensors is None:
+    workspace = _workspace.get()
+    if workspace is None:
         return make()
+    tensors = workspace.tensors
     if key not in tensors or not enough(tensors[key]):
         tensors[key] = make()
     return tensors[key]
 
 
 PAD = 8  # zeros between two rows of hidden channels, so that rows start where vectors may
+MOST = 1 << 30  # bytes of hidden channels of a strip, where a cache is too small for them
+_LEAST = 16  # rows of a strip, lest the two around it cost much
 
 
-def hidden(x: Tensor, channels: int, dtype: torch.dtype) -> Tensor:
-    """(B, at least channels, plane) for the hidden channels of x (B, C, H, W): pixel (i, j) is at (i + 1) * (W + PAD) + PAD + j, so
-    that a tap beyond the image finds a zero. What is not a pixel must stay zero."""
+class Strip(NamedTuple):
+    """So many rows of an image from the first on."""
+
+    first: int
+    rows: int
+
+
+def hidden(x: Tensor, channels: int, dtype: torch.dtype) -> tuple[Tensor, list[Strip]]:
+    """Memory for the hidden channels of some rows of x (B, C, H, W), and the strips that x is to be worked on in, one after the
+    other in that same memory, so that it stays in the GPU's cache.
+
+    (B, channels, plane): pixel (i, j) of a strip is at (i + 1) * (W + PAD) + PAD + j, below the row above the strip and above the one
+    behind it. Outside the image are zeros, for the taps; what lies between two rows must stay zero."""
     batch, _, height, width = x.shape
-    plane = -(-((height + 2) * (width + PAD) + 1) // 16) * 16  # which Triton knows to be whole vectors
-    return kept(
-        (batch, height, width, dtype),
-        lambda: torch.zeros(batch, channels, plane, dtype=dtype, device=x.device),
-        lambda found: found.shape[1] >= channels,
+    pitch, cached = width + PAD, (_workspace.get() or Workspace()).cached
+    row = max(1, batch * channels * pitch * dtype.itemsize)
+    most = cached // row - 2
+    if most < min(height + height % 2, _LEAST):
+        most = max(_LEAST, MOST // row - 2)
+    parts = -(-height // (most - most % 2))
+    rows = -(-height // (2 * parts)) * 2  # even, which makes planes that vectors fit in
+    size = batch * channels * (rows + 2) * pitch
+    flat = kept(
+        (batch, width, dtype),  # of the pitch: zeros stay where they are whatever the strips
+        lambda: torch.zeros(size + PAD, dtype=dtype, device=x.device),
+        lambda found: len(found) >= size + PAD,
     )
+    strips = [Strip(first, min(rows, height - first)) for first in range(0, height, rows)]
+    return flat[:size].view(batch, channels, (rows + 2) * pitch), strips
 
 
 class Panels(nn.Module):

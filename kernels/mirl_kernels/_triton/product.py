@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mirl_kernels._triton import PAD, Launch, Panels, Work, counts, launch, size
+from mirl_kernels._triton import PAD, Launch, Panels, Strip, Work, counts, launch, size
 from mirl_kernels.layer_norm import EPS
 
 PIXELS = 128  # of a program
@@ -38,8 +38,8 @@ def moments(x, plane, pixel, inside, channels, eps, BLOCK_C: tl.constexpr, BLOCK
 
 @triton.jit
 def in_plane(pixel, width, PAD: tl.constexpr):
-    """Where a pixel is in a plane of hidden channels, see `hidden`."""
-    return pixel + pixel // width * PAD + (width + 2 * PAD)
+    """Where a pixel is in a plane of hidden channels, see `hidden`, counted from the row above the strip."""
+    return pixel + pixel // width * PAD + PAD
 
 
 @triton.jit
@@ -53,24 +53,26 @@ def own_panels(groups):
 @triton.jit(do_not_specialize=["groups"])  # a loop's end
 def pointwise_kernel(
     x, y, start, column, value, row, total, bias,
-    x_batch, y_batch, y_plane, plane, width, channels, groups, eps,
+    x_batch, y_batch, y_plane, plane, first, begin, count, width, channels, groups, eps,
     HIDDEN: tl.constexpr, ALIGNED: tl.constexpr, NORM: tl.constexpr, CENTRED: tl.constexpr, BIAS: tl.constexpr,
     ROWS: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
     PAD: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """y[row] = matrix @ norm(x) (+ bias), for BLOCK_P pixels of an image and every panel that is this program's:
-    grid (tiles of pixels, batch, shares of panels). HIDDEN: y is as `hidden` says. The norm is applied to the sums, of which there
-    are fewer than of factors: matrix @ ((x - mean) * scale) = (matrix @ x - mean * total) * scale."""
-    pixel = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
-    inside = pixel < plane
+    """y[row] = matrix @ norm(x) (+ bias), for BLOCK_P of the ``count`` pixels from ``begin`` on and every panel that is this
+    program's: grid (tiles of pixels, batch, shares of panels); tiles start at ``first``, where vectors may, at or before ``begin``.
+    HIDDEN: y is as `hidden` says, zero at pixels outside the image. The norm is applied to the sums, of which there are fewer than
+    of factors: matrix @ ((x - mean) * scale) = (matrix @ x - mean * total) * scale."""
+    pixel = first + tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
+    inside = pixel.to(tl.uint32) < plane  # not before it either
+    place = pixel - begin
     batch = tl.program_id(1).to(tl.int64)
     x += batch * x_batch
     y += batch * y_batch
     if NORM:
         mean, scale = moments(x, plane, pixel, inside, channels, eps, BLOCK_C, BLOCK_P)
-    to = pixel
+    to = place
     if HIDDEN:
-        to = in_plane(pixel, width, PAD)
+        to = in_plane(tl.maximum(place, 0), width, PAD)
         if ALIGNED:  # PAD pixels from a multiple of PAD on are in one row
             to = tl.max_contiguous(tl.multiple_of(to, PAD), PAD)
     first_panel, last_panel = own_panels(groups)
@@ -89,8 +91,11 @@ def pointwise_kernel(
                 acc -= tl.load(total + at)[:, None] * mean[None, :]
             acc *= scale[None, :]
         if BIAS:
-            acc += tl.load(bias + rows, rows >= 0, 0.0)[:, None]
-        here = (rows >= 0)[:, None] & inside[None, :]
+            offset = tl.load(bias + rows, rows >= 0, 0.0)[:, None]
+            if HIDDEN:  # outside the image all else is zero by now
+                offset = tl.where(inside[None, :], offset, 0.0)
+            acc += offset
+        here = (rows >= 0)[:, None] & (place.to(tl.uint32) < count)[None, :]
         tl.store(y + rows.to(tl.int64)[:, None] * y_plane + to[None, :], acc.to(y.dtype.element_ty), here)
 
 
@@ -102,13 +107,16 @@ def _work(launch: Launch) -> Work:
     indices = size(a["start"], a["column"], a["row"], a["bias"], a["total"] if a["NORM"] and a["CENTRED"] else None)
     norm = [everywhere * parts * triton.cdiv(a["channels"], a["BLOCK_C"])] * 2 if a["NORM"] else []
     steps = len(a["column"]) // a["BLOCK_K"]
-    rows = int((a["row"] >= 0).sum())
+    pixels = min(a["first"] + tiles * a["BLOCK_P"], a["plane"]) - max(a["first"], 0)
+    written = batch * int((a["row"] >= 0).sum()) * a["count"] * a["y"].itemsize
     return Work(
-        read=batch * used * a["plane"] * item + size(a["value"]) + indices,
-        written=batch * rows * a["plane"] * a["y"].itemsize,
+        read=batch * used * pixels * item + size(a["value"]) + indices,
+        written=written,
         fetched=everywhere * (parts * used * a["BLOCK_P"] * item + size(a["value"]) + indices),
         macs=everywhere * a["BLOCK_P"] * a["value"].numel(),
         trips=(*norm, everywhere * a["groups"], everywhere * steps),
+        hidden=written if a["HIDDEN"] else 0,
+        buffer=size(a["y"]) if a["HIDDEN"] else 0,
     )
 
 
@@ -119,17 +127,22 @@ def project(
     bias: Tensor | None = None,
     norm: bool = False,
     centred: bool = True,
+    strip: Strip | None = None,
 ) -> None:
-    """y (B, rows, H, W), or where it has three dimensions of `hidden`, = matrix @ x (B, columns, H, W) at each pixel, x normalised
-    over its channels where ``norm`` says so; + bias (rows,) float32."""
+    """y (B, rows, H, W) = matrix @ x (B, columns, H, W) at each pixel, x normalised over its channels where ``norm`` says so;
+    + bias (rows,) float32. With a ``strip`` y is of `hidden`, and gets that and the rows around it."""
     batch, channels, height, width = x.shape
     plane = height * width
-    tiles = triton.cdiv(plane, PIXELS)
+    begin, count = ((strip.first - 1) * width, (strip.rows + 2) * width) if strip else (0, plane)
+    first = begin // 16 * 16
+    aligned = width % PAD == 0
+    pixels = PIXELS if aligned or strip is None else PIXELS // 2  # whose stores, one by one, want the registers
+    tiles = triton.cdiv(begin + count - first, pixels)
     launch(
         pointwise_kernel, (tiles, batch, shares(tiles * batch, matrix.groups)),
         x, y, matrix.start, matrix.column, matrix.value, matrix.row, matrix.total, bias,
-        x.stride(0), y.stride(0), y.stride(1), plane, width, channels, matrix.groups, EPS,
-        HIDDEN=y.ndim == 3, ALIGNED=width % PAD == 0, NORM=norm, CENTRED=centred, BIAS=bias is not None,
-        ROWS=matrix.height, BLOCK_K=matrix.step, BLOCK_C=min(32, triton.next_power_of_2(channels)), BLOCK_P=PIXELS,
+        x.stride(0), y.stride(0), y.stride(1), plane, first, begin, count, width, channels, matrix.groups, EPS,
+        HIDDEN=strip is not None, ALIGNED=aligned, NORM=norm, CENTRED=centred, BIAS=bias is not None,
+        ROWS=matrix.height, BLOCK_K=matrix.step, BLOCK_C=min(32, triton.next_power_of_2(channels)), BLOCK_P=pixels,
         PAD=PAD, PRECISION="ieee", warps=4,
     )  # fmt: skip

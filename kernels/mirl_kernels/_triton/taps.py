@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor, nn
 
-from mirl_kernels._triton import PAD, Launch, Work, counts, kept, launch, size, touched
+from mirl_kernels._triton import PAD, Launch, Strip, Work, counts, kept, launch, size, touched
 from mirl_kernels._triton.product import in_plane
 
 STEP = 16  # hidden channels that a step multiplies on tensor cores
@@ -46,18 +46,18 @@ def gelu(x):
 @triton.jit(do_not_specialize=["count"])  # a loop's end
 def mix_kernel(
     hidden, slot, taken, place, taps, tap_bias, weight, bias, x, y,
-    hidden_batch, hidden_plane, weight_batch, x_batch, y_batch, height, width, channels, count, padded,
+    hidden_batch, hidden_plane, weight_batch, x_batch, y_batch, plane, pixels, width, channels, count, padded,
     GATE: tl.constexpr, TAP_BIAS: tl.constexpr, BIAS: tl.constexpr,
     BLOCK_H: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
     PAD: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """y = x + weight^T @ v (+ bias) with v = taps(hidden), ``count`` of them, or where GATE v = GELU(a) * b of the ``2 * padded``
-    rows' halves a and b; weight (count, channels). Grid (tiles of pixels, batch, tiles of channels)."""
-    plane = height * width
+    rows' halves a and b; weight (count, channels). x and y are a strip of ``pixels`` of planes. Grid (tiles of pixels, batch,
+    tiles of channels)."""
     pixel = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
-    inside = pixel < plane
+    inside = pixel < pixels
     batch = tl.program_id(1).to(tl.int64)
-    at = in_plane(tl.where(inside, pixel, 0), width, PAD)
+    at = in_plane(width + tl.where(inside, pixel, 0), width, PAD)
     channel = tl.program_id(2) * BLOCK_C + tl.arange(0, BLOCK_C)
     known = channel < channels
     hidden += batch * hidden_batch
@@ -89,7 +89,7 @@ def tap_work(a: dict[str, Any], channels: Tensor, block: int) -> tuple[int, int,
         trips.append(int(a["taken"][part].max()))
         for row in a["place"][part[a["taken"][part] > 0], : trips[-1]].tolist():  # others read what one of these does
             patterns.append([divmod(place + pitch + PAD, pitch) for place in row])
-    output = a["height"], a["width"]
+    output = a["pixels"] // a["width"], a["width"]
     image = item * touched(
         [[(i, j - PAD + 1) for i, j in row] for row in patterns], (output[0] + 2, output[1] + 2), output
     )
@@ -105,7 +105,7 @@ def _work(launch: Launch) -> Work:
     count, block, pixels = a["weight"].shape[-2], a["BLOCK_H"], a["BLOCK_P"]
     halves = [torch.arange(a["padded"]) + h * a["padded"] for h in range(1 + a["GATE"])]
     images, tables, tile, loops = zip(*(tap_work(a, half, block) for half in halves), strict=True)
-    programs, features = tiles * batch * blocks, size(a["x"])
+    programs, features = tiles * batch * blocks, batch * a["channels"] * a["pixels"] * a["x"].itemsize
     weights = size(a["weight"]) // (batch if a["weight_batch"] else 1)  # of one image
     return Work(
         read=batch * sum(images) + sum(tables) + features + size(a["weight"], a["bias"]),
@@ -113,6 +113,8 @@ def _work(launch: Launch) -> Work:
         fetched=programs * (sum(tile) * pixels + sum(tables)) + tiles * batch * weights + features,
         macs=programs * triton.cdiv(count, block) * block * a["BLOCK_C"] * pixels,
         trips=(programs * triton.cdiv(count, block), *(programs * sum(loop) for loop in loops)),
+        hidden=batch * sum(images),
+        buffer=size(a["hidden"]),
     )
 
 
@@ -159,17 +161,20 @@ def _padded(t: Tensor, halves: int, value: int) -> Tensor:
     return torch.cat([parts, parts.new_full((halves, missing, *t.shape[1:]), value)], 1).flatten(0, 1)
 
 
-def mix(hidden: Tensor, taps: Taps, weight: Tensor, bias: Tensor | None, x: Tensor, y: Tensor, gate: bool) -> None:
-    """y = x + weight^T @ v, see `mix_kernel`: hidden (B, slots, plane), weight (count, C) or one for each image (B, count, C), x
-    and y (B, C, H, W)."""
+def mix(
+    hidden: Tensor, taps: Taps, weight: Tensor, bias: Tensor | None, x: Tensor, y: Tensor, gate: bool, strip: Strip
+) -> None:
+    """y = x + weight^T @ v at the pixels of a strip, see `mix_kernel`: hidden (B, slots, plane), weight (count, C) or one for each
+    image (B, count, C), x and y (B, C, H, W)."""
     batch, channels, height, width = x.shape
+    x, y = (t[:, :, strip.first : strip.first + strip.rows] for t in (x, y))
     block = min(_CHANNELS, max(16, triton.next_power_of_2(channels)))
     pixels = min(64, _SUMS // block)
     launch(
-        mix_kernel, (triton.cdiv(height * width, pixels), batch, triton.cdiv(channels, block)),
+        mix_kernel, (triton.cdiv(strip.rows * width, pixels), batch, triton.cdiv(channels, block)),
         hidden, *taps.tables(width), weight, bias, x, y,
         hidden.stride(0), hidden.stride(1), weight.stride(0) if weight.ndim == 3 else 0, x.stride(0), y.stride(0),
-        height, width, channels, weight.shape[-2], len(taps.slot) // (2 if gate else 1),
+        height * width, strip.rows * width, width, channels, weight.shape[-2], len(taps.slot) // (2 if gate else 1),
         GATE=gate, TAP_BIAS=taps.bias is not None, BIAS=bias is not None,
         BLOCK_H=STEP, BLOCK_C=block, BLOCK_P=pixels, PAD=PAD, PRECISION="ieee", warps=4,
     )  # fmt: skip

@@ -1,5 +1,5 @@
 """GDFN on GPUs: the norm with project_in, then taps, gate, project_out and residual; the hidden channels touch memory once
-each way.
+each way, or, strip by strip, the cache alone.
 """
 
 from __future__ import annotations
@@ -43,10 +43,11 @@ class TritonGDFN(Packed):
         self.register_buffer("bias", None if biases[2] is None else biases[2].detach().float())
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
-        """x (B, C, H, W) of ``dtype`` to the same shape, written into ``y`` if given."""
+        """x (B, C, H, W) of ``dtype`` to the same shape, written into ``y``, which is not x, if given."""
         y = self.check(x, y, x.shape)
-        pairs = hidden(x, len(self.offset), self.dtype)
-        if len(self.offset):
-            project(x, pairs, self.project_in, bias=self.offset, norm=True, centred=self.centred)
-        mix(pairs, self.taps, self.weight, self.bias, x, y, gate=True)
+        pairs, strips = hidden(x, len(self.offset), self.dtype)
+        for strip in strips:
+            if len(self.offset):
+                project(x, pairs, self.project_in, self.offset, norm=True, centred=self.centred, strip=strip)
+            mix(pairs, self.taps, self.weight, self.bias, x, y, gate=True, strip=strip)
         return y

@@ -1,5 +1,6 @@
 """MDTA on GPUs: the norm with qkv; taps of q and k into their Gram matrix and norms; the attention composed with project_out,
-which is linear behind it; and that matrix applied to the tapped v, with the residual. q, k and v touch memory once each way.
+which is linear behind it; and that matrix applied to the tapped v, with the residual. q, k and v touch memory once each way, or,
+strip by strip, the cache alone.
 """
 
 from __future__ import annotations
@@ -23,12 +24,11 @@ _PROGRAMS = 128  # that sum them up, at least
 @triton.jit(do_not_specialize=["tiles"])  # a loop's end
 def gram_kernel(
     hidden, slot, taken, place, taps, tap_bias, sums, total_size,
-    hidden_batch, hidden_plane, height, width, heads, blocks, tiles,
+    hidden_batch, hidden_plane, pixels, width, heads, blocks, tiles,
     TAP_BIAS: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr, PAD: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Sums over ``tiles`` tiles of pixels of q k^T, (B, heads, n, n), and behind it of q^2 and k^2, (B, heads, 2, n), of the n =
+    """Sums over ``tiles`` tiles of a strip's pixels of q k^T, (B, heads, n, n), and behind it of q^2 and k^2, (B, heads, 2, n), of the n =
     blocks * BLOCK_C rows of each that the tables have; sums (S, total_size). Grid (S, B * heads, blocks of q times blocks of k)."""
-    plane = height * width
     share, image = tl.program_id(0), tl.program_id(1)
     batch, head = (image // heads).to(tl.int64), image % heads
     size = blocks * BLOCK_C
@@ -41,8 +41,8 @@ def gram_kernel(
     k_norm = tl.zeros([BLOCK_C], tl.float32)
     for tile in range(share * tiles, (share + 1) * tiles):
         pixel = tile * BLOCK_P + tl.arange(0, BLOCK_P)
-        inside = pixel < plane
-        at = in_plane(tl.where(inside, pixel, 0), width, PAD)
+        inside = pixel < pixels
+        at = in_plane(width + tl.where(inside, pixel, 0), width, PAD)
         q = tapped(hidden, hidden_plane, slot, taken, place, taps, tap_bias, head * size + i, at, TAP_BIAS)
         k = tapped(hidden, hidden_plane, slot, taken, place, taps, tap_bias, (heads + head) * size + j, at, TAP_BIAS)
         q, k = tl.where(inside[None, :], q, 0.0), tl.where(inside[None, :], k, 0.0)
@@ -87,12 +87,15 @@ def _gram_work(launch: Launch) -> Work:
     heads, blocks, block, pixels = a["heads"], a["blocks"], a["BLOCK_C"], a["BLOCK_P"]
     batch, steps = images // heads, parts * a["tiles"]
     found = [tap_work(a, half, block) for half in torch.arange(2 * heads * blocks * block).view(2, -1)]
+    features = batch * sum(image for image, *_ in found)
     return Work(
-        read=sum(batch * image + tables for image, tables, _, _ in found),
+        read=features + sum(tables for _, tables, *_ in found),
         written=size(a["sums"]),
         fetched=batch * blocks * sum(steps * pixels * tile + parts * tables for _, tables, tile, _ in found),
         macs=steps * images * pairs * block * block * pixels,
         trips=(steps * images * pairs, *(batch * steps * blocks * sum(trips) for *_, trips in found)),
+        hidden=features,
+        buffer=size(a["hidden"]),
     )
 
 
@@ -164,7 +167,8 @@ class TritonMDTA(Packed):
     Activations are of ``dtype`` (float16, bfloat16 or float32), sums float32.
     """
 
-    offset: Tensor
+    qk_offset: Tensor
+    v_offset: Tensor
     spot: Tensor
     order: Tensor
     temperature: Tensor
@@ -178,12 +182,17 @@ class TritonMDTA(Packed):
         fan_in, taps, out = (w.detach().float().flatten(1) for w in (qkv, dwconv, project_out))
         self.channels, self.heads, self.centred = len(out), len(temperature), norm_bias is not None
         live = live_after_taps(fan_in, taps, biases[0], None)
+        ahead = live.clone()  # q and k, whose sums v waits for
+        ahead[2 * self.channels :] = False
+        behind = live & ~ahead
         offset = torch.zeros(len(fan_in)) if biases[0] is None else biases[0].detach().float()
         if norm_bias is not None:
             offset = offset + fan_in @ norm_bias.detach().float()
-        self.qkv = pack_panels((fan_in * norm_weight.detach().float())[live], dtype)
-        self.register_buffer("offset", offset[live])
-        slot = slots(live)
+        scaled = fan_in * norm_weight.detach().float()
+        self.qk, self.v = pack_panels(scaled[ahead], dtype), pack_panels(scaled[behind], dtype)
+        self.register_buffer("qk_offset", offset[ahead])
+        self.register_buffer("v_offset", offset[behind])
+        slot = torch.where(ahead, slots(ahead), slots(behind))
         tap_bias = None if biases[1] is None else biases[1].detach().float()
         felt = live if tap_bias is None else live | (tap_bias != 0)  # not zero everywhere
         q, k = (list(half.view(self.heads, -1)) for half in felt.chunk(3)[:2])
@@ -206,26 +215,30 @@ class TritonMDTA(Packed):
         self.register_buffer("bias", None if biases[2] is None else biases[2].detach().float())
 
     def forward(self, x: Tensor, y: Tensor | None = None, shares: int = 0) -> Tensor:
-        """x (B, C, H, W) of ``dtype`` to the same shape, written into ``y`` if given; the Gram matrix is summed up in ``shares``
-        parts, or as many as keep a large GPU busy."""
+        """x (B, C, H, W) of ``dtype`` to the same shape, written into ``y``, which is not x, if given; a strip's Gram matrix is summed up in
+        ``shares`` parts, or as many as keep a large GPU busy."""
         y = self.check(x, y, x.shape)
-        batch, channels, height, width = x.shape
-        inner, plane = channels // self.heads, height * width
-        qkv = hidden(x, len(self.offset), self.dtype)
-        if len(self.offset):
-            project(x, qkv, self.qkv, bias=self.offset, norm=True, centred=self.centred)
+        batch, channels, _, width = x.shape
+        inner = channels // self.heads
+        qk, strips = hidden(x, len(self.qk_offset), self.dtype)
         taps, block, blocks = self.taps, self.block, self.blocks
         shares = shares or triton.cdiv(_PROGRAMS, batch * self.heads * blocks**2)
-        tiles = triton.cdiv(plane, _PIXELS * shares)
-        shares = triton.cdiv(plane, _PIXELS * tiles)
+        tiles = triton.cdiv(strips[0].rows * width, _PIXELS * shares)  # of a share
+        begins = [0]
+        for strip in strips:
+            begins.append(begins[-1] + triton.cdiv(strip.rows * width, _PIXELS * tiles))
+        shares = begins[-1]
         size = batch * self.heads * blocks * block * (blocks * block + 2)
         sums = torch.empty(shares, size, device=x.device)
-        launch(
-            gram_kernel, (shares, batch * self.heads, blocks**2),
-            qkv, *taps.tables(width), sums, size,
-            qkv.stride(0), qkv.stride(1), height, width, self.heads, blocks, tiles,
-            TAP_BIAS=taps.bias is not None, BLOCK_C=block, BLOCK_P=_PIXELS, PAD=PAD, PRECISION="ieee", warps=8,
-        )  # fmt: skip
+        for strip, begin, end in zip(strips, begins, begins[1:], strict=False):
+            if len(self.qk_offset):
+                project(x, qk, self.qk, self.qk_offset, norm=True, centred=self.centred, strip=strip)
+            launch(
+                gram_kernel, (end - begin, batch * self.heads, blocks**2),
+                qk, *taps.tables(width), sums[begin:end], size,
+                qk.stride(0), qk.stride(1), strip.rows * width, width, self.heads, blocks, tiles,
+                TAP_BIAS=taps.bias is not None, BLOCK_C=block, BLOCK_P=_PIXELS, PAD=PAD, PRECISION="ieee", warps=8,
+            )  # fmt: skip
         summed = torch.empty(size, device=x.device)
         launch(sum_kernel, (triton.cdiv(size, 64), 1, 1), sums, summed, shares, size, BLOCK_S=16, BLOCK=64, warps=4)
         weight = x.new_empty(batch, self.count, channels)
@@ -236,5 +249,9 @@ class TritonMDTA(Packed):
             channels, self.heads, blocks * block, self.count,
             BLOCK_I=16, BLOCK_J=wide, BLOCK_O=16, PRECISION="ieee", warps=8 if wide > 64 else 4,
         )  # fmt: skip
-        mix(qkv, self.v_taps, weight, self.bias, x, y, gate=False)
+        v, strips = hidden(x, len(self.v_offset), self.dtype)
+        for strip in strips:
+            if len(self.v_offset):
+                project(x, v, self.v, self.v_offset, norm=True, centred=self.centred, strip=strip)
+            mix(v, self.v_taps, weight, self.bias, x, y, gate=False, strip=strip)
         return y
