@@ -151,6 +151,7 @@ def predict(network: PromptIR, shape: tuple[int, int, int], precision: str = "fl
     check_package()
     from mirl_kernels._triton.model import EAGER_LAUNCH, GPUS, LAUNCH, moved
     from mirl_kernels._triton.model import predict as predict_launch
+    from mirl_kernels._triton.offline import compile_for
 
     dense = deepcopy(network).to("meta", PRECISIONS[precision])
     with _Recorder() as recorder:
@@ -165,7 +166,7 @@ def predict(network: PromptIR, shape: tuple[int, int, int], precision: str = "fl
             return sum(max(o.moved(gpu.cached) / gpu.memory, o.macs / gpu.tensor, least) for o in operators)
 
         sparse = [
-            launch
+            compile_for(gpu.architecture, launch)[0]
             for step in launches(network, shape, precision, gpu.cached if gpu.narrow else 0).values()
             for launch in step
         ]

@@ -10,7 +10,7 @@ pytest.importorskip("triton")
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("triton interprets in this process", allow_module_level=True)
 
-from mirl_kernels._triton import Launch, Work, Workspace, recording, work
+from mirl_kernels._triton import Launch, Tile, Work, Workspace, recording, work
 from mirl_kernels._triton.model import GPUS, LAUNCH, moved
 from mirl_kernels._triton.model import predict as predict_launch
 from mirl_kernels._triton.offline import SHARED, compile_for, specialised
@@ -71,15 +71,15 @@ def faults_of(architecture: str, precision: str, found: list[Launch]) -> tuple[l
     """What is wrong with the launches as they are compiled, and what each kernel spills."""
     faults, spills = [], Counter()
     for launch in found:
-        done, name = compile_for(architecture, launch), launch.kernel.fn.__name__
+        (chosen, done), name = compile_for(architecture, launch), launch.kernel.fn.__name__
         spills[name] = max(spills[name], done.spilled)
         if done.shared > SHARED[architecture]:
             faults.append(f"{name}: {done.shared} bytes of shared memory of {SHARED[architecture]}")
         products = name in ("pointwise_kernel", "conv_kernel", "mix_kernel", "gram_kernel")
         if products and precision != "float32" and not done.tensor:
             faults.append(f"{name}: no tensor-core instruction")
-        if len(done.loops) != len(work(launch).trips):
-            faults.append(f"{name}: {len(done.loops)} loops, {len(work(launch).trips)} are counted")
+        if len(done.loops) != len(work(chosen).trips):
+            faults.append(f"{name}: {len(done.loops)} loops, {len(work(chosen).trips)} are counted")
     return faults, +spills
 
 
@@ -117,7 +117,7 @@ def test_traffic_is_a_fraction_of_the_dense_network(full):
 
 def test_hidden_channels_of_another_level_reach_memory_after_all():
     def launch(width):
-        return Launch(None, (1, 1, 1), {"width": width}, 4)
+        return Launch(None, (1, 1, 1), {"width": width}, Tile({}, 4))
 
     def hidden(size):
         return Work(size, 0, 0, 0, (), hidden=size, buffer=size)

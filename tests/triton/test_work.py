@@ -121,7 +121,7 @@ def test_launches_do_what_they_are_said_to(op, batch, size, cached, device, monk
         said = work(launch)
         with monkeypatch.context() as patch:
             trace = Trace(patch)
-            launch.kernel[launch.grid](**launch.arguments, num_warps=launch.warps)
+            launch.kernel[launch.grid](**launch.arguments)
         name = launch.kernel.fn.__name__
         assert trace.bytes(trace.written) == said.written, name
         if said.buffer:

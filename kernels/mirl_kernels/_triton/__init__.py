@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import Any, NamedTuple
+from operator import itemgetter
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -22,14 +23,29 @@ HEIGHTS = {16: (5.6, 202), 32: (3.1, 329), 64: (4.4, 576)}  # 128 rows spill reg
 TENSOR_CORES = 8  # rows of a column that an A100's multiply in the time of one such instruction
 
 
+class Tile(NamedTuple):
+    """What a program of a kernel takes upon itself: the constants that say how much, its warps, and whether they load the factors of
+    the next products meanwhile, which NVIDIA's can. AMD's compiler does it in registers, at twice the instructions: not there."""
+
+    sizes: dict[str, int]
+    warps: int
+    pipelined: bool = True
+
+    def options(self, amd: bool) -> dict[str, int]:
+        """Triton's, for the compiler."""
+        return {"num_warps": self.warps, "num_stages": 3 if self.pipelined and not amd else 1}
+
+
 @dataclass(frozen=True)
 class Launch:
-    """A kernel's launch: its grid, its arguments by name, constants among them, and its warps where those do not spill."""
+    """A kernel's launch: its grid, its arguments by name, constants among them, and its tile; ``others`` are launches that do the same in
+    other tiles, for where a thread's registers would spill, the next best first."""
 
     kernel: Any
     grid: tuple[int, int, int]
     arguments: dict[str, Any]
-    warps: int
+    tile: Tile
+    others: tuple[Launch, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -104,22 +120,49 @@ def recording() -> Iterator[list[Launch]]:
         _recorded.reset(token)
 
 
-MORE_WARPS = 2  # times as many where a thread's registers would spill
-_spilling: set[Any] = set()
+_Grid = Callable[[dict[str, int]], tuple[int, int, int]]
+_chosen: dict[Any, Tile] = {}
 
 
-def launch(kernel: Any, grid: tuple[int, int, int], *arguments: Any, warps: int, **constants: Any) -> None:
-    """Launch a Triton kernel on the arguments, in its order, and constants; with MORE_WARPS from the second time on if it spills
-    registers on this GPU."""
-    if (launches := _recorded.get()) is None:
-        first: Tensor = arguments[0]
-        key = kernel, first.dtype, first.device, *constants.values()
-        made = kernel[grid](*arguments, **constants, num_warps=warps * (MORE_WARPS if key in _spilling else 1))
-        if getattr(made, "n_spills", 0):  # nothing in the interpreter
-            _spilling.add(key)
-    else:
-        named = dict(zip([n for n in kernel.arg_names if n not in constants], arguments, strict=True))
-        launches.append(Launch(kernel, grid, named | constants, warps))
+def launch(kernel: Any, grid: _Grid, *arguments: Any, tiles: Sequence[Tile], **constants: Any) -> None:
+    """Launch a Triton kernel on the arguments, in its order, and constants, in the first of the tiles that spills no registers on this
+    GPU, or the one that spills least; ``grid`` is made of the tile's sizes."""
+    if (launches := _recorded.get()) is not None:
+        names = [n for n in kernel.arg_names if n not in constants and n not in tiles[0].sizes]
+        named = dict(zip(names, arguments, strict=True)) | constants
+        first, *others = (Launch(kernel, grid(t.sizes), named | t.sizes, t) for t in tiles)
+        launches.append(replace(first, others=tuple(others)))
+        return
+    x: Tensor = arguments[0]
+    amd = torch.version.hip is not None
+
+    def spills(tile: Tile) -> int:
+        made = kernel.warmup(
+            *arguments, grid=grid(tile.sizes), **constants, **tile.sizes, **tile.options(amd)
+        )
+        if made is None:  # in the interpreter
+            return 0
+        made._init_handles()  # loads it, which tells
+        return int(made.n_spills)
+
+    key = kernel, x.dtype, x.device, *constants.values()
+    if key not in _chosen:
+        _chosen[key] = least(tiles, spills)
+    tile = _chosen[key]
+    kernel[grid(tile.sizes)](*arguments, **constants, **tile.sizes, **tile.options(amd))
+
+
+_T = TypeVar("_T")
+
+
+def least(choices: Iterable[_T], cost: Callable[[_T], int]) -> _T:
+    """The first that costs nothing, or the one of least cost."""
+    costs = []
+    for choice in choices:
+        costs.append((cost(choice), choice))
+        if not costs[-1][0]:
+            break
+    return min(costs, key=itemgetter(0))[1]
 
 
 @dataclass

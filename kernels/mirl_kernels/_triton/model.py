@@ -76,13 +76,14 @@ def moved(done: Work, cached: int) -> int:
 
 def predict(launch: Launch, gpu: GPU) -> Predicted:
     """How long a launch would take."""
-    done, compiled = work(launch), compile_for(gpu.architecture, launch)
+    launch, compiled = compile_for(gpu.architecture, launch)
+    done = work(launch)
     programs = launch.grid[0] * launch.grid[1] * launch.grid[2]
     if len(done.trips) != len(compiled.loops):
         raise ValueError(
             f"{launch.kernel.__name__} has {len(compiled.loops)} loops on {gpu.architecture}; its count knows {len(done.trips)}"
         )
-    threads = compiled.warps * (64 if gpu.architecture.startswith("gfx") else 32)
+    threads = launch.tile.warps * (64 if gpu.architecture.startswith("gfx") else 32)
     issued = programs * compiled.outside + sum(n * loop for n, loop in zip(done.trips, compiled.loops, strict=True))
     busy = min(programs, gpu.processors)
     return Predicted(

@@ -8,7 +8,7 @@ import re
 import subprocess
 import tempfile
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -20,7 +20,7 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from mirl_kernels._triton import MORE_WARPS, Launch
+from mirl_kernels._triton import Launch, Tile, least
 
 # Shared memory that one program may have, in bytes (CUDA programming guide, table of compute capabilities; CDNA ISA guides).
 SHARED = {
@@ -32,11 +32,10 @@ _TENSOR_CORES = re.compile(r"\b(mma\.sync|wgmma\.mma_async|tcgen05\.mma|v_mfma_\
 
 @dataclass(frozen=True)
 class Compiled:
-    """One kernel for one architecture, and its ``warps``; ``tensor`` are its tensor-core instructions by name, ``spilled`` in bytes
+    """One kernel for one architecture; ``tensor`` are its tensor-core instructions by name, ``spilled`` in bytes
     (NVIDIA) or registers (AMD). ``loops`` are the instructions in the body of each loop, without those of loops inside it, in the order of
     the source, and ``outside`` those in none."""
 
-    warps: int
     spilled: int
     shared: int
     tensor: frozenset[str]
@@ -55,8 +54,8 @@ _KINDS = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32", 
 
 
 def specialised(launch: Launch) -> tuple[Any, ...]:
-    """What a launch is compiled for, as Triton does it: the kernel, its constants (ones and what is not there among them), types
-    and warps, and which arguments are multiples of 16."""
+    """What a launch is compiled for, as Triton does it: the kernel, its constants (ones and what is not there among them), types,
+    warps and stages, and which arguments are multiples of 16."""
     types, constants, aligned = {}, {}, set()
     names = [p.name for p in launch.kernel.params if p.is_constexpr]
     general = [p.name for p in launch.kernel.params if p.do_not_specialize]
@@ -70,17 +69,18 @@ def specialised(launch: Launch) -> tuple[Any, ...]:
             types[name] = "fp32" if isinstance(value, float) else "i32" if value < 1 << 31 else "i64"
             if isinstance(value, int) and value % 16 == 0 and name not in general:
                 aligned.add(name)
-    return launch.kernel, frozenset(types.items()), frozenset(constants.items()), frozenset(aligned), launch.warps
+    return launch.kernel, frozenset(types.items()), frozenset(constants.items()), frozenset(aligned), *launch.tile[1:]
 
 
 @cache
 def _compile(architecture: str, key: tuple[Any, ...]) -> Compiled:
-    kernel, types, constants, aligned, warps = key[0], dict(key[1]), dict(key[2]), key[3], key[4]
+    kernel, types, constants, aligned, *tile = key[0], dict(key[1]), dict(key[2]), *key[3:]
     signature = {n: "constexpr" if n in constants else types[n] for n in kernel.arg_names}
     attributes = {(i,): [["tt.divisibility", 16]] for i, n in enumerate(kernel.arg_names) if n in aligned}
+    amd = architecture.startswith("gfx")
     source = ASTSource(kernel, signature, {(kernel.arg_names.index(n),): v for n, v in constants.items()}, attributes)
-    done = triton.compile(source, target=target(architecture), options={"num_warps": warps})
-    if architecture.startswith("sm_"):
+    done = triton.compile(source, target=target(architecture), options=Tile({}, *tile).options(amd))
+    if not amd:
         code = done.asm["ptx"]
         spilled = _ptxas_spills(code, architecture)
     else:
@@ -90,15 +90,13 @@ def _compile(architecture: str, key: tuple[Any, ...]) -> Compiled:
             raise ValueError(f"the compiler for {architecture} does not say what it spilled: {code[-500:]}")
         spilled = sum(map(int, found))
     tensor = frozenset(_TENSOR_CORES.findall(code))
-    return Compiled(warps, spilled, done.metadata.shared, tensor, *_loops(code))
+    return Compiled(spilled, done.metadata.shared, tensor, *_loops(code))
 
 
-def compile_for(architecture: str, launch: Launch) -> Compiled:
-    """Compile the kernel of a launch as it would be on one of SHARED's architectures, with the warps that `launch` would take."""
-    done = _compile(architecture, specialised(launch))
-    if done.spilled:
-        done = _compile(architecture, specialised(replace(launch, warps=MORE_WARPS * launch.warps)))
-    return done
+def compile_for(architecture: str, launch: Launch) -> tuple[Launch, Compiled]:
+    """A launch in the tile that it would have on one of SHARED's architectures, and what its kernel is compiled to."""
+    made = ((one, _compile(architecture, specialised(one))) for one in (launch, *launch.others))
+    return least(made, lambda one: one[1].spilled)
 
 
 _BLOCK = re.compile(r"^(?:\$L__|\.L)?(BB\w+):|^\s*[;/]+\s*%bb\.\d+:")

@@ -2,38 +2,53 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from mirl_kernels._triton import PAD, Launch, Panels, Strip, Work, counts, launch, size
+from mirl_kernels._triton import PAD, Launch, Panels, Strip, Tile, Work, counts, launch, size
 from mirl_kernels.layer_norm import EPS
 
-PIXELS = 128  # of a program
+# Of a program: 128 pixels where its registers suffice.
+TILES = tuple(
+    Tile({"BLOCK_P": pixels}, warps, pipelined)
+    for pixels, warps, pipelined in (
+        (128, 4, True), (128, 4, False), (128, 8, False), (64, 4, False), (64, 8, False), (32, 4, False),
+    )
+)  # fmt: skip
 _PROGRAMS = 256  # that a launch has at least, if there are as many panels: enough for the largest GPUs to be busy
 
 
-def shares(programs: int, groups: int) -> int:
-    """In how many shares the panels are worked on, each by programs of its own."""
-    return max(1, min(groups, triton.cdiv(_PROGRAMS, programs)))
+def grid(pixels: int, batch: int, groups: int) -> Callable[[dict[str, int]], tuple[int, int, int]]:
+    """That of a product: tiles of pixels, images, and shares of the panels, each of which programs of its own work on."""
+
+    def of(sizes: dict[str, int]) -> tuple[int, int, int]:
+        tiles = triton.cdiv(pixels, sizes["BLOCK_P"])
+        return tiles, batch, max(1, min(groups, triton.cdiv(_PROGRAMS, tiles * batch)))
+
+    return of
 
 
 @triton.jit
 def moments(x, plane, pixel, inside, channels, eps, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr):
-    """Mean and reciprocal deviation of each pixel's channels: two passes, since E[x^2] - E[x]^2 loses digits."""
-    total = tl.zeros([BLOCK_P], tl.float32)
+    """Mean and reciprocal deviation of each pixel's channels in one pass: Welford's recurrence on every BLOCK_C-th channel, put together
+    by Chan's formula, since E[x^2] - E[x]^2 loses digits."""
+    c = tl.arange(0, BLOCK_C)
+    means = tl.zeros([BLOCK_C, BLOCK_P], tl.float32)
+    squares = tl.zeros([BLOCK_C, BLOCK_P], tl.float32)
     for first in range(0, channels, BLOCK_C):
-        c = first + tl.arange(0, BLOCK_C)
-        here = (c < channels)[:, None] & inside[None, :]
-        total += tl.sum(tl.load(x + c.to(tl.int64)[:, None] * plane + pixel[None, :], here, 0.0).to(tl.float32), 0)
-    mean = total / channels
-    total = tl.zeros([BLOCK_P], tl.float32)
-    for first in range(0, channels, BLOCK_C):
-        c = first + tl.arange(0, BLOCK_C)
-        here = (c < channels)[:, None] & inside[None, :]
-        part = tl.load(x + c.to(tl.int64)[:, None] * plane + pixel[None, :], here, 0.0).to(tl.float32) - mean[None, :]
-        total += tl.sum(tl.where(here, part * part, 0.0), 0)
-    return mean, tl.rsqrt(total / channels + eps)
+        here = (first + c < channels)[:, None]
+        at = x + (first + c).to(tl.int64)[:, None] * plane + pixel[None, :]
+        part = tl.load(at, here & inside[None, :], 0.0).to(tl.float32)
+        off = tl.where(here, part - means, 0.0)
+        means += off * (1.0 / (first // BLOCK_C + 1))
+        squares += off * (part - means)
+    count = ((channels - c + BLOCK_C - 1) // BLOCK_C)[:, None]
+    mean = tl.sum(count * means, 0) / channels
+    off = means - mean[None, :]
+    return mean, tl.rsqrt(tl.sum(squares + count * off * off, 0) / channels + eps)
 
 
 @triton.jit
@@ -105,7 +120,7 @@ def _work(launch: Launch) -> Work:
     item, everywhere = a["x"].itemsize, tiles * batch
     used = a["channels"] if a["NORM"] else len(a["column"].unique())
     indices = size(a["start"], a["column"], a["row"], a["bias"], a["total"] if a["NORM"] and a["CENTRED"] else None)
-    norm = [everywhere * parts * triton.cdiv(a["channels"], a["BLOCK_C"])] * 2 if a["NORM"] else []
+    norm = [everywhere * parts * triton.cdiv(a["channels"], a["BLOCK_C"])] if a["NORM"] else []
     steps = len(a["column"]) // a["BLOCK_K"]
     pixels = min(a["first"] + tiles * a["BLOCK_P"], a["plane"]) - max(a["first"], 0)
     written = batch * int((a["row"] >= 0).sum()) * a["count"] * a["y"].itemsize
@@ -135,14 +150,11 @@ def project(
     plane = height * width
     begin, count = ((strip.first - 1) * width, (strip.rows + 2) * width) if strip else (0, plane)
     first = begin // 16 * 16
-    aligned = width % PAD == 0
-    pixels = PIXELS if aligned or strip is None else PIXELS // 2  # whose stores, one by one, want the registers
-    tiles = triton.cdiv(begin + count - first, pixels)
     launch(
-        pointwise_kernel, (tiles, batch, shares(tiles * batch, matrix.groups)),
+        pointwise_kernel, grid(begin + count - first, batch, matrix.groups),
         x, y, matrix.start, matrix.column, matrix.value, matrix.row, matrix.total, bias,
         x.stride(0), y.stride(0), y.stride(1), plane, first, begin, count, width, channels, matrix.groups, EPS,
-        HIDDEN=strip is not None, ALIGNED=aligned, NORM=norm, CENTRED=centred, BIAS=bias is not None,
-        ROWS=matrix.height, BLOCK_K=matrix.step, BLOCK_C=min(32, triton.next_power_of_2(channels)), BLOCK_P=pixels,
-        PAD=PAD, PRECISION="ieee", warps=4,
+        HIDDEN=strip is not None, ALIGNED=width % PAD == 0, NORM=norm, CENTRED=centred, BIAS=bias is not None,
+        ROWS=matrix.height, BLOCK_K=matrix.step, BLOCK_C=min(8, triton.next_power_of_2(channels)),
+        PAD=PAD, PRECISION="ieee", tiles=TILES,
     )  # fmt: skip

@@ -9,11 +9,11 @@ import triton
 import triton.language as tl
 from torch import Tensor, nn
 
-from mirl_kernels._triton import PAD, Launch, Strip, Work, counts, kept, launch, size, touched
+from mirl_kernels._triton import PAD, Launch, Strip, Tile, Work, counts, kept, launch, size, touched
 from mirl_kernels._triton.product import in_plane
 
 STEP = 16  # hidden channels that a step multiplies on tensor cores
-_CHANNELS, _SUMS = 128, 4096  # of a program; with more sums some GPUs spill registers
+_CHANNELS, _SUMS = 128, 4096  # of a program; with more sums most GPUs spill registers
 
 
 @triton.jit
@@ -171,12 +171,14 @@ def mix(
     block = min(_CHANNELS, max(16, triton.next_power_of_2(channels)))
     pixels = min(64, _SUMS // block)
     launch(
-        mix_kernel, (triton.cdiv(strip.rows * width, pixels), batch, triton.cdiv(channels, block)),
+        mix_kernel,
+        lambda sizes: (triton.cdiv(strip.rows * width, sizes["BLOCK_P"]), batch, triton.cdiv(channels, block)),
         hidden, *taps.tables(width), weight, bias, x, y,
         hidden.stride(0), hidden.stride(1), weight.stride(0) if weight.ndim == 3 else 0, x.stride(0), y.stride(0),
         height * width, strip.rows * width, width, channels, weight.shape[-2], len(taps.slot) // (2 if gate else 1),
         GATE=gate, TAP_BIAS=taps.bias is not None, BIAS=bias is not None,
-        BLOCK_H=STEP, BLOCK_C=block, BLOCK_P=pixels, PAD=PAD, PRECISION="ieee", warps=4,
+        BLOCK_H=STEP, BLOCK_C=block, PAD=PAD, PRECISION="ieee",
+        tiles=[Tile({"BLOCK_P": p}, warps) for p, warps in ((pixels, 4), (pixels, 8), (pixels // 2, 8))],
     )  # fmt: skip
 
 

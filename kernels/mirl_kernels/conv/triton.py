@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mirl_kernels._triton import Launch, Packed, Panels, Work, counts, launch, pack_panels, size, touched
-from mirl_kernels._triton.product import PIXELS, own_panels, shares
+from mirl_kernels._triton.product import TILES, grid, own_panels
 
 
 @triton.jit(do_not_specialize=["groups"])  # a loop's end
@@ -119,13 +119,12 @@ class TritonConv(Packed):
         if self.shuffle < -1:
             shape = o * 4, height // 2, width // 2
         y = self.check(x, y, (len(x), *shape), (torch.float32,))
-        tiles = triton.cdiv(height * width, PIXELS)
         launch(
-            conv_kernel, (tiles, len(x), shares(tiles * len(x), self.matrix.groups)),
+            conv_kernel, grid(height * width, len(x), self.matrix.groups),
             x, y, self.matrix.start, self.channel, self.down, self.right, self.matrix.value, self.matrix.row, self.bias,
             residual, x.stride(0), y.stride(0), 0 if residual is None else residual.stride(0),
             *x.shape[2:], height, width, *self.stride, self.matrix.groups,
             SHUFFLE=self.shuffle, BIAS=self.bias is not None, RESIDUAL=residual is not None,
-            ROWS=self.matrix.height, BLOCK_K=self.matrix.step, BLOCK_P=PIXELS, PRECISION="ieee", warps=4,
+            ROWS=self.matrix.height, BLOCK_K=self.matrix.step, PRECISION="ieee", tiles=TILES,
         )  # fmt: skip
         return y

@@ -6,28 +6,29 @@ strip by strip, the cache alone.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from mirl_kernels._triton import PAD, Launch, Packed, Work, counts, hidden, launch, pack_panels, size
+from mirl_kernels._triton import PAD, Launch, Packed, Tile, Work, counts, hidden, launch, pack_panels, size
 from mirl_kernels._triton.product import in_plane, project
 from mirl_kernels._triton.taps import Taps, mix, slots, tap_work, tapped
 from mirl_kernels.gdfn import live_after_taps
 
-_GRAM, _PIXELS = 64, 64  # channels each way of the block of a Gram matrix that a program sums up, and pixels at a time
+_GRAM, _PIXELS = 64, 64  # channels each way of the block of a Gram matrix that a program sums up, and pixels at a time, at most
 _PROGRAMS = 128  # that sum them up, at least
 
 
-@triton.jit(do_not_specialize=["tiles"])  # a loop's end
+@triton.jit
 def gram_kernel(
     hidden, slot, taken, place, taps, tap_bias, sums, total_size,
-    hidden_batch, hidden_plane, pixels, width, heads, blocks, tiles,
+    hidden_batch, hidden_plane, pixels, width, heads, blocks, span,
     TAP_BIAS: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr, PAD: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Sums over ``tiles`` tiles of a strip's pixels of q k^T, (B, heads, n, n), and behind it of q^2 and k^2, (B, heads, 2, n), of the n =
+    """Sums over ``span`` of a strip's pixels of q k^T, (B, heads, n, n), and behind it of q^2 and k^2, (B, heads, 2, n), of the n =
     blocks * BLOCK_C rows of each that the tables have; sums (S, total_size). Grid (S, B * heads, blocks of q times blocks of k)."""
     share, image = tl.program_id(0), tl.program_id(1)
     batch, head = (image // heads).to(tl.int64), image % heads
@@ -39,8 +40,8 @@ def gram_kernel(
     total = tl.zeros([BLOCK_C, BLOCK_C], tl.float32)
     q_norm = tl.zeros([BLOCK_C], tl.float32)
     k_norm = tl.zeros([BLOCK_C], tl.float32)
-    for tile in range(share * tiles, (share + 1) * tiles):
-        pixel = tile * BLOCK_P + tl.arange(0, BLOCK_P)
+    for first in range(share * span, (share + 1) * span, BLOCK_P):
+        pixel = first + tl.arange(0, BLOCK_P)
         inside = pixel < pixels
         at = in_plane(width + tl.where(inside, pixel, 0), width, PAD)
         q = tapped(hidden, hidden_plane, slot, taken, place, taps, tap_bias, head * size + i, at, TAP_BIAS)
@@ -85,7 +86,7 @@ def _sum_work(launch: Launch) -> Work:
 def _gram_work(launch: Launch) -> Work:
     a, (parts, images, pairs) = launch.arguments, launch.grid
     heads, blocks, block, pixels = a["heads"], a["blocks"], a["BLOCK_C"], a["BLOCK_P"]
-    batch, steps = images // heads, parts * a["tiles"]
+    batch, steps = images // heads, parts * a["span"] // pixels
     found = [tap_work(a, half, block) for half in torch.arange(2 * heads * blocks * block).view(2, -1)]
     features = batch * sum(image for image, *_ in found)
     return Work(
@@ -206,10 +207,11 @@ class TritonMDTA(Packed):
         self.taps = _rows_of(slot, taps, tap_bias, rows.flatten())
         self.register_buffer("spot", torch.cat([slots(head) for head in q + k]).int())
         # v that is zero everywhere is left out of the last product.
-        v = felt[2 * self.channels :]
-        self.count = int(v.sum())
-        self.register_buffer("order", slots(v))
-        self.v_taps = _rows_of(slot, taps, tap_bias, v.nonzero()[:, 0] + 2 * self.channels)
+        v = felt[2 * self.channels :].nonzero()[:, 0]
+        v = v[taps[2 * self.channels + v].count_nonzero(1).argsort(stable=True)]  # a step takes as long as its most taps
+        self.count = len(v)
+        self.register_buffer("order", torch.full((self.channels,), -1).index_put((v,), torch.arange(len(v))).int())
+        self.v_taps = _rows_of(slot, taps, tap_bias, v + 2 * self.channels)
         self.register_buffer("temperature", temperature.detach().float().flatten())
         self.register_buffer("project_out", out)
         self.register_buffer("bias", None if biases[2] is None else biases[2].detach().float())
@@ -223,10 +225,10 @@ class TritonMDTA(Packed):
         qk, strips = hidden(x, len(self.qk_offset), self.dtype)
         taps, block, blocks = self.taps, self.block, self.blocks
         shares = shares or triton.cdiv(_PROGRAMS, batch * self.heads * blocks**2)
-        tiles = triton.cdiv(strips[0].rows * width, _PIXELS * shares)  # of a share
+        span = triton.cdiv(strips[0].rows * width, _PIXELS * shares) * _PIXELS  # pixels of a share
         begins = [0]
         for strip in strips:
-            begins.append(begins[-1] + triton.cdiv(strip.rows * width, _PIXELS * tiles))
+            begins.append(begins[-1] + triton.cdiv(strip.rows * width, span))
         shares = begins[-1]
         size = batch * self.heads * blocks * block * (blocks * block + 2)
         sums = torch.empty(shares, size, device=x.device)
@@ -234,20 +236,25 @@ class TritonMDTA(Packed):
             if len(self.qk_offset):
                 project(x, qk, self.qk, self.qk_offset, norm=True, centred=self.centred, strip=strip)
             launch(
-                gram_kernel, (end - begin, batch * self.heads, blocks**2),
+                gram_kernel, partial(lambda shares, sizes: (shares, batch * self.heads, blocks**2), end - begin),
                 qk, *taps.tables(width), sums[begin:end], size,
-                qk.stride(0), qk.stride(1), strip.rows * width, width, self.heads, blocks, tiles,
-                TAP_BIAS=taps.bias is not None, BLOCK_C=block, BLOCK_P=_PIXELS, PAD=PAD, PRECISION="ieee", warps=8,
+                qk.stride(0), qk.stride(1), strip.rows * width, width, self.heads, blocks, span,
+                TAP_BIAS=taps.bias is not None, BLOCK_C=block, PAD=PAD, PRECISION="ieee",
+                tiles=[Tile({"BLOCK_P": p}, 8) for p in (_PIXELS, _PIXELS // 2)],
             )  # fmt: skip
         summed = torch.empty(size, device=x.device)
-        launch(sum_kernel, (triton.cdiv(size, 64), 1, 1), sums, summed, shares, size, BLOCK_S=16, BLOCK=64, warps=4)
+        launch(
+            sum_kernel, lambda sizes: (triton.cdiv(size, sizes["BLOCK"]), 1, 1),
+            sums, summed, shares, size, BLOCK_S=16, tiles=[Tile({"BLOCK": 64}, 4)],
+        )  # fmt: skip
         weight = x.new_empty(batch, self.count, channels)
         wide = max(16, triton.next_power_of_2(inner))
         launch(
-            compose_kernel, (batch * self.heads, triton.cdiv(channels, 16), 1),
+            compose_kernel, lambda sizes: (batch * self.heads, triton.cdiv(channels, sizes["BLOCK_O"]), 1),
             summed, self.spot, self.temperature, self.project_out, weight, self.order,
             channels, self.heads, blocks * block, self.count,
-            BLOCK_I=16, BLOCK_J=wide, BLOCK_O=16, PRECISION="ieee", warps=8 if wide > 64 else 4,
+            BLOCK_I=16, BLOCK_J=wide, PRECISION="ieee",
+            tiles=[Tile({"BLOCK_O": o}, 8 if wide > 64 else 4) for o in (16, 8)],
         )  # fmt: skip
         v, strips = hidden(x, len(self.v_offset), self.dtype)
         for strip in strips:

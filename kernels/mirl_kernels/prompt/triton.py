@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mirl_kernels._triton import Launch, Packed, Work, counts, launch, size
+from mirl_kernels._triton import Launch, Packed, Tile, Work, counts, launch, size
 from mirl_kernels.conv.triton import TritonConv
 
 
@@ -100,12 +100,15 @@ class TritonPrompt(Packed):
         count, planes, size, _ = self.prompts.shape
         y = self.check(x, y, (batch, planes, height, width))
         mean = torch.empty(batch, channels, device=x.device)
-        launch(mean_kernel, (channels, batch, 1), x, mean, x.stride(0), height * width, BLOCK_P=1024, warps=4)
+        launch(
+            mean_kernel, lambda sizes: (channels, batch, 1),
+            x, mean, x.stride(0), height * width, tiles=[Tile({"BLOCK_P": 1024}, 4)],
+        )  # fmt: skip
         mixed = x.new_empty(batch, planes, height, width)
         launch(
-            mixture_kernel, (triton.cdiv(height * width, 256), planes, batch),
+            mixture_kernel, lambda sizes: (triton.cdiv(height * width, sizes["BLOCK_P"]), planes, batch),
             mean, self.linear, self.linear_bias, self.prompts, mixed, mixed.stride(0),
             height, width, channels, count, size, planes,
-            BLOCK_N=triton.next_power_of_2(count), BLOCK_C=64, BLOCK_P=256, warps=4,
+            BLOCK_N=triton.next_power_of_2(count), BLOCK_C=64, tiles=[Tile({"BLOCK_P": 256}, 4)],
         )  # fmt: skip
         return self.conv(mixed, y)
