@@ -4,7 +4,8 @@ The sparse network's come from its launches (`mirl_kernels._triton.model`). The 
 and writes its tensors once at the full bandwidth of the memory, those that fit in a quarter of the cache not at all, multiplies at
 the peak of the tensor cores, and, where it is compiled, whatever is not a convolution or matrix product is fused as far as
 dependencies allow. Depthwise convolutions, which are far from that on GPUs, are granted it too. Of the sparse network only hidden
-channels are taken to stay in the cache, not its features, though what it writes there takes the cache's time.
+channels are taken to stay in the cache, not its features, though what it writes there takes the cache's time. A step is left to
+dense operators where these would take less time, at DERATED of every peak, than its sparse kernels at the peaks.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 from itertools import groupby
 from operator import itemgetter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -23,7 +24,11 @@ from torch.utils._pytree import tree_flatten
 
 from mirl_kernels._triton import Launch, Work, work
 from mirl_sparse.network import PromptIR
-from mirl_sparse.triton_engine import PRECISIONS, check_package, launches
+from mirl_sparse.program import Step
+from mirl_sparse.triton_engine import PRECISIONS, Packed, check_package, launches
+
+if TYPE_CHECKING:
+    from mirl_kernels._triton.model import GPU
 
 DERATED = 0.6  # of every peak, for the row that asks what remains where nothing reaches its peak
 
@@ -40,11 +45,16 @@ class _Operator:
         """Bytes to and from memory, where the cache keeps what one operator makes for the next of ``cached`` bytes at most."""
         return sum(size for size, made in self.tensors if not made or size > cached)
 
+    def seconds(self, gpu: GPU, least: float, fraction: float = 1.0) -> float:
+        """On a GPU that is at a ``fraction`` of its peaks, and at ``least`` so many."""
+        return max(self.moved(gpu.cached) / gpu.memory / fraction, self.macs / gpu.tensor / fraction, least)
+
 
 @dataclass(frozen=True)
 class Prediction:
     """Seconds on a GPU: of the dense network as PyTorch runs it and compiled, and of the sparse one, also at DERATED of every
-    peak; bytes to and from memory, of the dense network as PyTorch runs it and of the sparse one, and its launches."""
+    peak; bytes to and from memory, of the dense network as PyTorch runs it and of the sparse one, its launches, and the steps that
+    it leaves to dense operators."""
 
     gpu: str
     eager: float
@@ -54,6 +64,7 @@ class Prediction:
     eager_bytes: int
     sparse_bytes: int
     launches: int
+    dense_steps: tuple[str, ...]
 
 
 class _Recorder(TorchDispatchMode):
@@ -67,8 +78,10 @@ class _Recorder(TorchDispatchMode):
         result = function(*args, **(kwargs or {}))
         inputs = [t for t in tree_flatten((args, kwargs))[0] if isinstance(t, Tensor)]
         outputs = [t for t in tree_flatten(result)[0] if isinstance(t, Tensor)]
-        if not function.is_view and any(_storage(o) not in map(_storage, inputs) for o in outputs):
-            name = function.overloadpacket.__name__
+        name = function.overloadpacket.__name__
+        if name == "copy_":
+            self.calls.append((name, inputs[1:], outputs, 0))
+        elif not function.is_view and any(_storage(o) not in map(_storage, inputs) for o in outputs):
             macs = 0
             if name == "convolution":
                 macs = outputs[0].numel() * inputs[1][0].numel()
@@ -153,36 +166,48 @@ def predict(network: PromptIR, shape: tuple[int, int, int], precision: str = "fl
     from mirl_kernels._triton.model import predict as predict_launch
     from mirl_kernels._triton.offline import compile_for
 
-    dense = deepcopy(network).to("meta", PRECISIONS[precision])
+    image = torch.empty(shape[0], 3, *shape[1:], device="meta")
+    dense_network, dense_image = deepcopy(network).to("meta", PRECISIONS[precision]), image.to(PRECISIONS[precision])
     with _Recorder() as recorder:
-        dense(torch.empty(shape[0], 3, *shape[1:], dtype=PRECISIONS[precision], device="meta"))
+        dense_network(dense_image)
     eager, compiled = _eager(recorder.calls), _compiled(recorder.calls)
+    packed, by_step = Packed(network, PRECISIONS[precision]), {}
+
+    def record(step: Step, *args: Tensor, **more: Tensor) -> None:
+        op = packed.dense[step.name].to("meta")
+        with _Recorder() as recorder:
+            op(*args, **more)
+        by_step[step.name] = _eager(recorder.calls)
+
+    packed.run(image, image, record)
     rows = []
     for name in gpus or GPUS:
         gpu = GPUS[name]
         progress(name)
-
-        def seconds(operators: list[_Operator], least: float, gpu: Any = gpu) -> float:
-            return sum(max(o.moved(gpu.cached) / gpu.memory, o.macs / gpu.tensor, least) for o in operators)
-
-        sparse = [
-            compile_for(gpu.architecture, launch)[0]
-            for step in launches(network, shape, precision, gpu.cached if gpu.narrow else 0).values()
-            for launch in step
-        ]
+        sparse, dense = [], {}
+        for step, made in launches(network, shape, precision, gpu.cached if gpu.narrow else 0).items():
+            made = [compile_for(gpu.architecture, launch)[0] for launch in made]
+            least = sum(predict_launch(launch, gpu).seconds() for launch in made)
+            if sum(o.seconds(gpu, LAUNCH, DERATED) for o in by_step[step]) < least:
+                dense[step] = by_step[step]
+            else:
+                sparse += made
+        operators = [o for step in dense.values() for o in step]
+        in_dense = sum(o.seconds(gpu, LAUNCH, DERATED) for o in operators)
         done = [work(launch) for launch in sparse]
         left = _left(zip(sparse, done, strict=True), gpu.cached)
         each = [predict_launch(launch, gpu) for launch in sparse]
         rows.append(
             Prediction(
                 name,
-                seconds(eager, EAGER_LAUNCH),
-                seconds(compiled, LAUNCH),
-                sum(p.seconds() for p in each) + left / gpu.memory,
-                sum(p.seconds(DERATED) for p in each) + left / gpu.memory / DERATED,
+                sum(o.seconds(gpu, EAGER_LAUNCH) for o in eager),
+                sum(o.seconds(gpu, LAUNCH) for o in compiled),
+                sum(p.seconds() for p in each) + left / gpu.memory + in_dense,
+                sum(p.seconds(DERATED) for p in each) + left / gpu.memory / DERATED + in_dense,
                 sum(o.moved(gpu.cached) for o in eager),
-                sum(moved(w, gpu.cached) for w in done) + left,
-                len(sparse),
+                sum(moved(w, gpu.cached) for w in done) + left + sum(o.moved(gpu.cached) for o in operators),
+                len(sparse) + len(operators),
+                tuple(dense),
             )
         )
     return rows

@@ -5,20 +5,27 @@ from __future__ import annotations
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mirl_kernels._cpu import BackendError
 from mirl_kernels._triton import MOST, Launch, Workspace, recording
+from mirl_kernels.conv.reference import conv
+from mirl_kernels.gdfn.reference import gdfn
+from mirl_kernels.mdta.reference import mdta
+from mirl_kernels.pointwise.reference import pointwise
+from mirl_kernels.prompt.reference import prompt
 from mirl_sparse.network import MULTIPLE, PromptIR
-from mirl_sparse.program import Buffer, Kernels, Program, Slice
+from mirl_sparse.program import Buffer, Kernels, Program, Slice, Step
 
 PRECISIONS = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 _SIZES_KEPT = 4  # whose launches are kept as a CUDA graph
+_TIMED = 8  # how often a step is repeated to be timed
 _HIDDEN = 6  # the widest step's hidden channels, in widths of the full-resolution features: 2 * 2.66 of twice the width
 
 
@@ -42,6 +49,23 @@ def check_gpu() -> None:
 
 def _interprets() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+class _Dense(nn.Module):
+    """What a step does by PyTorch's dense operators: a reference on the weights of ``dtype``."""
+
+    def __init__(
+        self, function: Callable[..., Tensor], weights: Sequence[Tensor | None], dtype: torch.dtype, **constants: int
+    ) -> None:
+        super().__init__()
+        self.function, self.dtype = partial(function, **constants), dtype
+        for i, weight in enumerate(weights):
+            self.register_buffer(str(i), None if weight is None else weight.detach().to(dtype))
+
+    def forward(self, x: Tensor, y: Tensor | None = None, residual: Tensor | None = None) -> Tensor:
+        result: Tensor = self.function(x.to(self.dtype), *self._buffers.values())
+        result = result if residual is None else result + residual
+        return result if y is None else y.copy_(result)
 
 
 class _Block(nn.Module):
@@ -68,12 +92,22 @@ def _kernels(dtype: torch.dtype) -> Kernels:
     )
 
 
-class _Packed:
-    """A PromptIR packed for the Triton kernels, and its run."""
+def _dense(dtype: torch.dtype) -> Kernels:
+    return Kernels(
+        lambda weight, shuffle=1: _Dense(conv, [weight], dtype, shuffle=shuffle),
+        lambda weight: _Dense(pointwise, [weight], dtype),
+        lambda *weights: _Dense(prompt, weights, dtype),
+        lambda attention, feed_forward: _Block(_Dense(mdta, attention, dtype), _Dense(gdfn, feed_forward, dtype)),
+    )
+
+
+class Packed:
+    """A PromptIR packed for the Triton kernels, and its run. ``dense`` are the same steps' ops by PyTorch, by their names."""
 
     @torch.no_grad()
     def __init__(self, network: PromptIR, dtype: torch.dtype) -> None:
         self.steps, self._dtype = Program(network, _kernels(dtype)).steps, dtype
+        self.dense: dict[str, nn.Module] = {step.name: step.op for step in Program(network, _dense(dtype)).steps}
         self._last = {
             buffer: i for i, s in enumerate(self.steps) for part in (s.x, s.y) if part for buffer in [part.buffer]
         }
@@ -81,15 +115,35 @@ class _Packed:
     def to(self, device: torch.device) -> None:
         for step in self.steps:
             step.op.to(device)
+            self.dense[step.name].to(device)
 
-    def __call__(self, image: Tensor) -> Tensor:
+    def __call__(self, image: Tensor, dense: Container[str] = ()) -> Tensor:
+        """Restore an image, the steps named by ``dense`` with dense operators."""
         result = torch.empty_like(image)
-        for _ in self.stepwise(image, result):
-            pass
+        self.run(
+            image,
+            result,
+            lambda step, *args, **more: (self.dense[step.name] if step.name in dense else step.op)(*args, **more),
+        )
         return result
 
-    def stepwise(self, image: Tensor, result: Tensor) -> Iterator[str]:
-        """Restore the image into the result, step by step; yields the name of each that was made."""
+    def dense_where_faster(self, image: Tensor, seconds: Callable[[Callable[[], Any]], float]) -> frozenset[str]:
+        """The steps for which dense operators, which take memory for all hidden channels at once, take no more than `MOST` bytes of it,
+        and less time, as ``seconds`` says of a call."""
+        found = set()
+
+        def compare(step: Step, x: Tensor, y: Tensor, **more: Tensor) -> None:
+            sparse, dense = (partial(op, x, y, **more) for op in (step.op, self.dense[step.name]))
+            took = seconds(sparse)
+            if _HIDDEN * x.numel() * x.itemsize <= MOST and seconds(dense) < took:
+                found.add(step.name)
+
+        self.run(image, torch.empty_like(image), compare)
+        return frozenset(found)
+
+    def run(self, image: Tensor, result: Tensor, step_by: Callable[..., Any]) -> None:
+        """``step_by(step, x, y)`` for each step in turn, with its input and the memory for its output; the last one's are the features and
+        ``result``, with the image as ``residual``."""
         batch, _, height, width = image.shape
         kept: dict[Buffer, Tensor] = {}
 
@@ -103,12 +157,11 @@ class _Packed:
         for i, step in enumerate(self.steps):
             if step.y is None:
                 assert step.x
-                step.op(view(step.x), result, residual=image)
+                step_by(step, view(step.x), result, residual=image)
             else:
-                step.op(image if step.x is None else view(step.x), view(step.y))
+                step_by(step, image if step.x is None else view(step.x), view(step.y))
             for buffer in [b for b in kept if self._last[b] == i]:
                 del kept[buffer]
-            yield step.name
 
 
 def _cached(device: torch.device) -> int:
@@ -125,18 +178,38 @@ def launches(network: PromptIR, shape: tuple[int, int, int], precision: str = "f
              cached: int = Workspace.cached) -> dict[str, list[Launch]]:  # fmt: skip
     """What each step of the network launches for an image of ``shape`` (batch, height, width), sides multiples of 8, on a GPU
     whose cache keeps ``cached`` bytes of hidden channels; nothing is run, and no GPU is needed."""
-    program, (batch, height, width) = _Packed(network, PRECISIONS[precision]), shape
-    image = torch.empty(batch, 3, height, width, device="meta")
-    found, before = {}, 0
-    with Workspace(cached).used(), recording() as made:
-        for name in program.stepwise(image, torch.empty_like(image)):
-            found[name], before = made[before:], len(made)
+    image = torch.empty(shape[0], 3, *shape[1:], device="meta")
+    found: dict[str, list[Launch]] = {}
+
+    def record(step: Step, *args: Tensor, **more: Tensor) -> None:
+        with recording() as made:
+            step.op(*args, **more)
+        found[step.name] = made
+
+    with Workspace(cached).used():
+        Packed(network, PRECISIONS[precision]).run(image, image, record)
     return found
 
 
+def _seconds(call: Callable[[], Any]) -> float:
+    """What a GPU takes for what a call launches, repeated in a CUDA graph."""
+    call()  # compiles
+    graph, start, end = torch.cuda.CUDAGraph(), *(torch.cuda.Event(enable_timing=True) for _ in range(2))
+    with torch.cuda.graph(graph):
+        for _ in range(_TIMED):
+            call()
+    graph.replay()
+    start.record()
+    graph.replay()
+    end.record()
+    end.synchronize()
+    return float(start.elapsed_time(end)) / 1e3 / _TIMED
+
+
 class TritonEngine:
-    """A PromptIR packed for the Triton kernels, with activations of ``precision`` between float32 images. On a GPU the launches
-    of an image size are recorded as a CUDA graph when it is seen for the second time."""
+    """A PromptIR packed for the Triton kernels, with activations of ``precision`` between float32 images. On a GPU each step is timed
+    against PyTorch's dense operators with the first image, and the faster is taken from then on; the launches of an image size are
+    recorded as a CUDA graph when it is seen for the second time."""
 
     def __init__(self, network: PromptIR, precision: str = "float16") -> None:
         self.device = network.output.weight.device
@@ -146,15 +219,18 @@ class TritonEngine:
                 f'backend "triton" runs on GPUs, the weights are on {self.device}: move the module to one (.to("cuda"))'
             )
         self._dtype, self._width = PRECISIONS[precision], network.config.dim
-        self._program = _Packed(network, self._dtype)
+        self._program = Packed(network, self._dtype)
         self._program.to(self.device)
         self._seen: OrderedDict[tuple[int, ...], _Seen] = OrderedDict()
+        self._dense: frozenset[str] | None = None
         self._lock = threading.Lock()
 
     def bytes(self, batch: int, height: int, width: int) -> int:
-        """About how much memory an image of (batch, 3, height, width) takes: features, and each level's widest hidden channels."""
+        """About how much memory an image of (batch, 3, height, width) takes: features, each level's widest hidden channels, and what
+        a dense step makes of them."""
         features = batch * height * width * self._width * self._dtype.itemsize
-        return 4 * features + sum(min(2 * _HIDDEN * features >> level, MOST) for level in range(4))
+        hidden = [min(2 * _HIDDEN * features >> level, MOST) for level in range(4)]
+        return 4 * features + sum(hidden) + (3 * hidden[0] if self.device.type == "cuda" else 0)
 
     @torch.no_grad()
     def __call__(self, image: Tensor) -> Tensor:
@@ -176,12 +252,14 @@ class TritonEngine:
         while len(self._seen) > _SIZES_KEPT:
             self._seen.popitem(last=False)
         with now.workspace.used():
+            if self._dense is None:
+                self._dense = self._program.dense_where_faster(image, _seconds)
             if seen is None:  # compiles what is not compiled yet; one image alone is not worth a graph
-                return self._program(image)
+                return self._program(image, self._dense)
             if now.graph is None:
                 now.x, graph = image.clone(), torch.cuda.CUDAGraph()
                 with torch.cuda.graph(graph):
-                    now.y = self._program(now.x)
+                    now.y = self._program(now.x, self._dense)
                 now.graph = graph
         assert now.x is not None and now.y is not None
         now.x.copy_(image)

@@ -1,7 +1,6 @@
 """Predictions for GPUs: what they count, and that every launch of a network compiles for all of them without faults."""
 
 import os
-from collections import Counter
 
 import pytest
 import torch
@@ -40,39 +39,15 @@ def full():
     return pruned(PromptIRConfig(), 0.107)
 
 
-# The most bytes (registers on AMD's) that a thread of a kernel still spills, by architecture and type: none may join these, and
-# what no longer spills must leave.
-SPILLS = {
-    ("sm_80", "float16"): {"mix_kernel": 40, "pointwise_kernel": 16},
-    ("sm_86", "float16"): {"mix_kernel": 24},
-    ("sm_89", "float16"): {"mix_kernel": 24},
-    ("sm_100", "float16"): {"compose_kernel": 16, "conv_kernel": 32, "pointwise_kernel": 48},
-    ("sm_120", "float16"): {"conv_kernel": 24},
-    ("gfx90a", "float16"): {"compose_kernel": 1, "conv_kernel": 21, "gram_kernel": 23, "mix_kernel": 2, "pointwise_kernel": 6},
-    ("gfx942", "float16"): {"compose_kernel": 1, "conv_kernel": 16, "gram_kernel": 15, "pointwise_kernel": 86},
-    ("sm_80", "bfloat16"): {"mix_kernel": 40},
-    ("sm_86", "bfloat16"): {"mix_kernel": 16},
-    ("sm_89", "bfloat16"): {"mix_kernel": 16},
-    ("sm_100", "bfloat16"): {"compose_kernel": 16, "conv_kernel": 32, "pointwise_kernel": 48},
-    ("sm_120", "bfloat16"): {"conv_kernel": 24},
-    ("gfx90a", "bfloat16"): {"compose_kernel": 1, "conv_kernel": 22, "gram_kernel": 24, "mix_kernel": 9, "pointwise_kernel": 8},
-    ("gfx942", "bfloat16"): {"conv_kernel": 18, "gram_kernel": 15, "pointwise_kernel": 3},
-    ("sm_80", "float32"): {"conv_kernel": 16, "gram_kernel": 448, "mix_kernel": 8},
-    ("sm_86", "float32"): {"conv_kernel": 16, "gram_kernel": 16},
-    ("sm_89", "float32"): {"conv_kernel": 16, "gram_kernel": 16},
-    ("sm_100", "float32"): {"conv_kernel": 64, "mix_kernel": 16},
-    ("sm_120", "float32"): {"mix_kernel": 8},
-    ("gfx90a", "float32"): {"compose_kernel": 1, "conv_kernel": 21, "gram_kernel": 23, "mix_kernel": 2, "pointwise_kernel": 4},
-    ("gfx942", "float32"): {"compose_kernel": 1, "conv_kernel": 16, "gram_kernel": 15},
-}  # fmt: skip
-
-
-def faults_of(architecture: str, precision: str, found: list[Launch]) -> tuple[list[str], dict[str, int]]:
-    """What is wrong with the launches as they are compiled, and what each kernel spills."""
-    faults, spills = [], Counter()
+def faults_of(architecture: str, precision: str, found: list[Launch]) -> list[str]:
+    """What is wrong with the launches as they are compiled."""
+    faults = []
     for launch in found:
         (chosen, done), name = compile_for(architecture, launch), launch.kernel.fn.__name__
-        spills[name] = max(spills[name], done.spilled)
+        if done.spilled:
+            faults.append(
+                f"{name} in {chosen.tile}: {done.spilled} {'registers' if architecture.startswith('gfx') else 'bytes'} spilled"
+            )
         if done.shared > SHARED[architecture]:
             faults.append(f"{name}: {done.shared} bytes of shared memory of {SHARED[architecture]}")
         products = name in ("pointwise_kernel", "conv_kernel", "mix_kernel", "gram_kernel")
@@ -80,7 +55,7 @@ def faults_of(architecture: str, precision: str, found: list[Launch]) -> tuple[l
             faults.append(f"{name}: no tensor-core instruction")
         if len(done.loops) != len(work(chosen).trips):
             faults.append(f"{name}: {len(done.loops)} loops, {len(work(chosen).trips)} are counted")
-    return faults, +spills
+    return faults
 
 
 def distinct(full: PromptIR, precision: str) -> list[Launch]:
@@ -96,10 +71,9 @@ def distinct(full: PromptIR, precision: str) -> list[Launch]:
     pytest.param(a, p, marks=[] if a in ("sm_90", "gfx942") and p == "float16" else pytest.mark.slow)
     for a in SHARED for p in PRECISIONS
 ])  # fmt: skip
-def test_every_launch_compiles_and_spills_only_what_is_known(full, architecture, precision):
-    faults, spills = faults_of(architecture, precision, distinct(full, precision))
+def test_every_launch_compiles_without_spills(full, architecture, precision):
+    faults = faults_of(architecture, precision, distinct(full, precision))
     assert not faults, "\n".join(faults)
-    assert spills == SPILLS.get((architecture, precision), {})
 
 
 def test_traffic_is_a_fraction_of_the_dense_network(full):
@@ -175,3 +149,4 @@ def test_a_network_is_predicted_for_every_gpu():
         assert 0 < row.compiled <= row.eager
         assert row.launches * LAUNCH < row.sparse < row.sparse_derated
         assert features < row.sparse_bytes
+        assert len(row.dense_steps) == len(set(row.dense_steps)) < row.launches

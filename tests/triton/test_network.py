@@ -5,7 +5,10 @@ import torch
 
 pytest.importorskip("triton")
 
+from mirl_kernels._triton import Workspace
+from mirl_sparse import triton_engine
 from mirl_sparse.restorer import SparseRestorer
+from mirl_sparse.triton_engine import Packed
 
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("float32", 1e-4), ("float16", 2e-2)])
@@ -15,6 +18,34 @@ def test_it_restores_what_the_reference_restores(network, precision, tolerance, 
     restored = SparseRestorer(network.to(device), "triton", precision=precision)(x.to(device)).cpu()
     assert restored.dtype == torch.float32
     assert float((restored - want).abs().max()) <= tolerance * float((want - x).abs().max())
+
+
+@pytest.mark.parametrize(("share", "dtype", "tolerance"), [(1, torch.float32, 1e-4), (2, torch.float16, 2e-2)])
+def test_steps_may_be_left_to_dense_operators(network, share, dtype, tolerance, device):
+    x = torch.rand(2, 3, 16, 24)
+    want = SparseRestorer(network, "reference")(x)
+    packed = Packed(network, dtype)
+    packed.to(torch.device(device))
+    with torch.no_grad(), Workspace().used():
+        restored = packed(x.to(device), list(packed.dense)[::share]).cpu()
+    assert restored.dtype == torch.float32
+    assert float((restored - want).abs().max()) <= tolerance * float((want - x).abs().max())
+
+
+def test_those_are_left_to_them_that_take_less_time_and_not_much_memory(network, device, monkeypatch):
+    packed, x = Packed(network, torch.float32), torch.rand(1, 3, 16, 24, device=device)
+    packed.to(torch.device(device))
+    fast = [packed.dense[name] for name in ("patch_embed", "latent.0", "output")]
+    dense = list(packed.dense.values())
+
+    def seconds(call):
+        call()
+        return 2 if call.func not in dense else 1 if call.func in fast else 3
+
+    with torch.no_grad(), Workspace().used():
+        assert packed.dense_where_faster(x, seconds) == {"patch_embed", "latent.0", "output"}
+        monkeypatch.setattr(triton_engine, "MOST", 6 * 64 * 2 * 3 * 4)  # what latent.0 takes: 64 channels, 2x3 pixels
+        assert packed.dense_where_faster(x, seconds) == {"latent.0"}
 
 
 def test_it_gives_the_same_bits_every_time_and_replayed_as_a_graph(network, device):

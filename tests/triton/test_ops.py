@@ -150,6 +150,28 @@ def test_strips_are_the_image(size, bound, dtype, device, monkeypatch):
             case.check(device, op, x, want)
 
 
+@pytest.mark.parametrize("nth", [1, -1])
+@pytest.mark.parametrize("size", [(16, 24), (13, 10)])
+def test_other_tiles_do_the_same(size, nth, device, monkeypatch):
+    monkeypatch.setattr(_triton, "least", lambda choices, cost: list(choices)[min(nth, len(choices) - 1)])
+    monkeypatch.setattr(_triton, "_chosen", {})
+    case = Case(4, torch.float32)
+    case.size, c = size, 24
+    norm, x = (torch.ones(c), torch.zeros(c)), case.image(c)
+    pair = case.sparse(40, c, 1, 1), case.sparse(40, 1, 3, 3), case.sparse(c, 20, 1, 1)
+    qkv = case.sparse(3 * c, c, 1, 1), case.sparse(3 * c, 1, 3, 3), torch.ones(2, 1, 1), case.sparse(c, c, 1, 1)
+    case.check(device, TritonGDFN(*norm, *pair, dtype=torch.float32), x, gdfn(*double((x, *norm, *pair))))
+    case.check(device, TritonMDTA(*norm, *qkv, dtype=torch.float32), x, mdta(*double((x, *norm, *qkv))))
+    weight = case.sparse(20, c, 3, 3)
+    case.check(device, TritonConv(weight, dtype=torch.float32), x, conv(*double((x, weight))))
+    assert {kernel.fn.__name__ for kernel, *_ in _triton._chosen} >= {
+        "pointwise_kernel",
+        "mix_kernel",
+        "gram_kernel",
+        "conv_kernel",
+    }
+
+
 def test_gram_matrices_of_wide_heads_are_summed_in_blocks_and_shares(device):
     case = Case(2, torch.float32)
     c = 150

@@ -137,9 +137,7 @@ def launch(kernel: Any, grid: _Grid, *arguments: Any, tiles: Sequence[Tile], **c
     amd = torch.version.hip is not None
 
     def spills(tile: Tile) -> int:
-        made = kernel.warmup(
-            *arguments, grid=grid(tile.sizes), **constants, **tile.sizes, **tile.options(amd)
-        )
+        made = kernel.warmup(*arguments, grid=grid(tile.sizes), **constants, **tile.sizes, **tile.options(amd))
         if made is None:  # in the interpreter
             return 0
         made._init_handles()  # loads it, which tells

@@ -1,0 +1,73 @@
+"""In which tile a Triton kernel is launched; the kernel is made up."""
+
+import pytest
+import torch
+
+from mirl_kernels import _triton
+from mirl_kernels._triton import Tile, launch, recording
+
+TILES = [Tile({"BLOCK_P": 128}, 4), Tile({"BLOCK_P": 128}, 8), Tile({"BLOCK_P": 64}, 4, pipelined=False)]
+
+
+class Kernel:
+    """Spills what it is told by pixels and warps."""
+
+    arg_names = ("x", "y", "BLOCK_P", "ROWS")
+
+    def __init__(self, *spills):
+        self.spills, self.compiled, self.launched = (
+            dict(zip([(128, 4), (128, 8), (64, 4)], spills, strict=True)),
+            [],
+            [],
+        )
+
+    def warmup(self, x, y, grid, BLOCK_P, ROWS, num_warps, num_stages):
+        self.compiled.append((BLOCK_P, num_warps))
+        return _Compiled(self.spills[BLOCK_P, num_warps])
+
+    def __getitem__(self, grid):
+        return lambda x, y, **constants: self.launched.append((grid, constants))
+
+
+class _Compiled:
+    """Knows what it spills once it is loaded."""
+
+    def __init__(self, spills):
+        self.spills = spills
+
+    def _init_handles(self):
+        self.n_spills = self.spills
+
+
+def made(kernel):
+    launch(kernel, lambda sizes: (1024 // sizes["BLOCK_P"], 1, 1), torch.zeros(1), 3, ROWS=16, tiles=TILES)
+    return kernel.launched[-1]
+
+
+@pytest.mark.parametrize(("spills", "nth"), [((0, 0, 0), 0), ((8, 0, 0), 1), ((8, 4, 0), 2), ((8, 4, 6), 1)])
+def test_the_first_tile_that_spills_nothing_or_least(spills, nth, monkeypatch):
+    monkeypatch.setattr(_triton, "_chosen", {})
+    kernel, tile = Kernel(*spills), TILES[nth]
+    for _ in range(2):
+        grid, constants = made(kernel)
+        assert grid == (1024 // tile.sizes["BLOCK_P"], 1, 1)
+        assert constants == {
+            "ROWS": 16,
+            **tile.sizes,
+            "num_warps": tile.warps,
+            "num_stages": 3 if tile.pipelined else 1,
+        }
+    assert len(kernel.compiled) == len(set(kernel.compiled)) <= 3  # once
+
+
+def test_what_is_recorded_has_the_other_tiles():
+    with recording() as launches:
+        launch(Kernel(0, 0, 0), lambda sizes: (1024 // sizes["BLOCK_P"], 1, 1), 1, 2, ROWS=16, tiles=TILES)
+    (first,) = launches
+    assert [one.tile for one in (first, *first.others)] == TILES
+    assert [one.grid[0] for one in (first, *first.others)] == [8, 8, 16]
+    assert first.others[1].arguments == {"x": 1, "y": 2, "ROWS": 16, "BLOCK_P": 64}
+
+
+def test_amd_compilers_do_not_pipeline():
+    assert [tile.options(amd=True)["num_stages"] for tile in TILES] == [1, 1, 1]
