@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 from typing import Any, NamedTuple
@@ -30,7 +30,7 @@ from mirl_kernels.naf import PackedNAF
 from mirl_kernels.pointwise import PackedPointwise
 from mirl_kernels.prompt import PackedPrompt
 from mirl_sparse.attention import SparseAttention
-from mirl_sparse.cost import CostModel, cost_model, dense_quantities
+from mirl_sparse.cost import cost_model, dense_quantities
 from mirl_sparse.errors import UserError
 from mirl_sparse.network import PromptIR
 from mirl_sparse.restorer import SparseRestorer
@@ -42,7 +42,8 @@ _NOMINAL_SIDE = 64  # of the images that layers see, where no example input says
 
 @dataclass(frozen=True)
 class ConvertedLayer:
-    """What became of a module that holds weights, and why; times are predictions, of all calls for the example input."""
+    """What became of a module that holds weights, and why; times are of all calls for the example input, predicted for a CPU,
+    measured on a GPU."""
 
     name: str
     kind: str
@@ -80,15 +81,15 @@ class ConversionReport:
         return "\n".join([*lines, f"{swapped} of {len(self.layers)} swapped, density {self.density:.2%}"])
 
 
-class _Unsupported(Exception):
+class Unsupported(Exception):
     """Why a module has no sparse form."""
 
 
-class _Form(NamedTuple):
+class Form(NamedTuple):
     """A sparse form of a module: what stands in its place, the packed ops in it, and what to call it."""
 
     module: nn.Module
-    ops: tuple[_cpu.PackedModule, ...]
+    ops: tuple[nn.Module, ...]
     name: str
 
 
@@ -108,11 +109,17 @@ _PADS: dict[str, Callable[[tuple[int, int, int, int]], nn.Module]] = {
 }  # fmt: skip
 
 
-def _conv(m: nn.Conv2d) -> _Form:
-    padding, pad = _padding(m), None
-    if m.padding_mode != "zeros" and any(padding):
-        top, bottom, left, right = padding
-        pad, padding = _PADS[m.padding_mode]((left, right, top, bottom)), (0, 0, 0, 0)
+def padded(m: nn.Conv2d) -> tuple[nn.Module | None, tuple[int, int, int, int]]:
+    """What pads the input of a convolution before it, None for nothing, and the (top, bottom, left, right) zeros that it adds itself."""
+    padding = _padding(m)
+    if m.padding_mode == "zeros" or not any(padding):
+        return None, padding
+    top, bottom, left, right = padding
+    return _PADS[m.padding_mode]((left, right, top, bottom)), (0, 0, 0, 0)
+
+
+def _conv(m: nn.Conv2d) -> Form:
+    pad, padding = padded(m)
     stride, dilation = (m.stride[0], m.stride[1]), (m.dilation[0], m.dilation[1])
     op: _cpu.Packed
     if m.groups == m.in_channels > 1:
@@ -121,32 +128,32 @@ def _conv(m: nn.Conv2d) -> _Form:
         op, name = PackedPointwise(m.weight, m.bias), "sparse 1x1"
     else:
         op, name = PackedConv(m.weight, m.bias, stride, padding, dilation, m.groups), "sparse convolution"
-    return _Form(nn.Sequential(pad, op) if pad else op, (op,), name)
+    return Form(nn.Sequential(pad, op) if pad else op, (op,), name)
 
 
-def _conv_transpose(m: nn.ConvTranspose2d) -> _Form:
+def _conv_transpose(m: nn.ConvTranspose2d) -> Form:
     if m.stride[0] != m.stride[1]:
-        raise _Unsupported(f"a transposed convolution with strides {m.stride} has no sparse form")
+        raise Unsupported(f"a transposed convolution with strides {m.stride} has no sparse form")
     assert not isinstance(m.padding, str)
     (p, q), (o, u), (d, e) = m.padding, m.output_padding, m.dilation
     op = PackedConvTranspose(m.weight, m.bias, m.stride[0], (p, q), (o, u), (d, e), m.groups)
-    return _Form(op, (op,), "sparse sub-pixel convolution")
+    return Form(op, (op,), "sparse sub-pixel convolution")
 
 
-def _linear(m: nn.Linear) -> _Form:
+def _linear(m: nn.Linear) -> Form:
     op = PackedLinear(m.weight, m.bias)
-    return _Form(op, (op,), "sparse linear")
+    return Form(op, (op,), "sparse linear")
 
 
-def _attention(m: nn.MultiheadAttention) -> _Form:
+def _attention(m: nn.MultiheadAttention) -> Form:
     try:
         attention = SparseAttention(m)
     except ValueError as error:
-        raise _Unsupported(str(error)) from None
-    return _Form(attention, (attention.q, attention.k, attention.v, attention.out), "sparse projections")
+        raise Unsupported(str(error)) from None
+    return Form(attention, (attention.q, attention.k, attention.v, attention.out), "sparse projections")
 
 
-_LAYERS: dict[type[nn.Module], Callable[[Any], _Form]] = {
+_LAYERS: dict[type[nn.Module], Callable[[Any], Form]] = {
     nn.Conv2d: _conv,
     nn.ConvTranspose2d: _conv_transpose,
     nn.Linear: _linear,
@@ -164,24 +171,24 @@ def _kept(weights: list[nn.Parameter]) -> tuple[int, int]:
     return sum(int(w.count_nonzero()) for w in weights), sum(w.numel() for w in weights)
 
 
-def _layer(m: nn.Module) -> _Form:
-    """The sparse form of a layer, or why there is none."""
-    base = next((t for t in _LAYERS if isinstance(m, t)), None)
+def _layer(m: nn.Module, forms: Mapping[type[nn.Module], Callable[[Any], Form]]) -> Form:
+    """The sparse form of a layer, one of ``forms`` by its type, or why there is none."""
+    base = next((t for t in forms if isinstance(m, t)), None)
     if base is None:
-        raise _Unsupported(f"{type(m).__name__} has no sparse form")
+        raise Unsupported(f"{type(m).__name__} has no sparse form")
     own = [f"{n}()" for n in ("forward", "_conv_forward") if getattr(type(m), n, None) is not getattr(base, n, None)]
     if own:
-        raise _Unsupported(f"{type(m).__name__} has its own {own[0]}")
+        raise Unsupported(f"{type(m).__name__} has its own {own[0]}")
     if nn.utils.parametrize.is_parametrized(m):
-        raise _Unsupported("its weight is computed (torch.nn.utils.parametrize)")
+        raise Unsupported("its weight is computed (torch.nn.utils.parametrize)")
     if m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks:
-        raise _Unsupported("it has hooks")
+        raise Unsupported("it has hooks")
     for weight in _weights(m):
         if weight.dtype != torch.float32 or weight.device.type != "cpu":
-            raise _Unsupported(f"its weight is {weight.dtype} on {weight.device}; the kernels take float32 on the CPU")
+            raise Unsupported(f"its weight is {weight.dtype} on {weight.device}; the kernels take float32 on the CPU")
         if 0 in weight.shape:
-            raise _Unsupported("it has no weights")
-    return _LAYERS[base](m)
+            raise Unsupported("it has no weights")
+    return forms[base](m)
 
 
 def _absorbed(layer: nn.Module | None, follower: nn.Module) -> bool:
@@ -215,15 +222,7 @@ def _difference(expected: Any, got: Any) -> float:
     return max((math.inf if math.isnan(x) else x for x in differences), default=0.0)
 
 
-def _same(dense: nn.Module, sparse: nn.Module, *inputs: Tensor) -> bool:
-    """Whether both give the same."""
-    try:
-        return _difference(dense(*inputs), sparse(*inputs)) <= TOLERANCE
-    except (RuntimeError, TypeError, ValueError):  # what only looks like a block that we know may not take it
-        return False
-
-
-class _Block(NamedTuple):
+class Block(NamedTuple):
     """The fused form of a block of ``channels`` channels, and what the report says of its parts."""
 
     module: nn.Module
@@ -231,7 +230,7 @@ class _Block(NamedTuple):
     parts: tuple[tuple[str, str, str], ...]
 
 
-def _fused(op: Any, norm: Any, *parts: Any) -> Any:
+def fused(op: Any, norm: Any, *parts: Any) -> Any:
     """One half of a block from its norm, its convolutions and, for MDTA, its temperature."""
     body = getattr(norm, "body", norm)
     weights = [part if isinstance(part, Tensor) else part.weight for part in parts]
@@ -239,15 +238,15 @@ def _fused(op: Any, norm: Any, *parts: Any) -> Any:
     return op(body.weight, getattr(body, "bias", None), *weights, biases=biases)
 
 
-def _restormer_block(m: Any) -> _Block | None:
-    """x + attn(norm1(x)), then x + ffn(norm2(x)); None for a module that is not built so."""
+def restormer_block(m: Any, mdta: Any = PackedMDTA, gdfn: Any = PackedGDFN, block: Any = PackedBlock) -> Block | None:
+    """x + attn(norm1(x)), then x + ffn(norm2(x)), as ``block`` of the two; None for a module that is not built so."""
     try:
         a, f = m.attn, m.ffn
-        fused = PackedBlock(
-            _fused(PackedMDTA, m.norm1, a.qkv, a.qkv_dwconv, a.temperature, a.project_out),
-            _fused(PackedGDFN, m.norm2, f.project_in, f.dwconv, f.project_out),
+        both = block(
+            fused(mdta, m.norm1, a.qkv, a.qkv_dwconv, a.temperature, a.project_out),
+            fused(gdfn, m.norm2, f.project_in, f.dwconv, f.project_out),
         )
-        return _Block(fused, a.qkv.in_channels, (
+        return Block(both, a.qkv.in_channels, (
             ("attn", "fused MDTA", "norm, convolutions, attention and residual in one op"),
             ("ffn", "fused GDFN", "norm, convolutions, gate and residual in one op"),
         ))  # fmt: skip
@@ -255,17 +254,17 @@ def _restormer_block(m: Any) -> _Block | None:
         return None
 
 
-def _prompt_block(m: Any) -> _Block | None:
+def _prompt_block(m: Any) -> Block | None:
     """PromptIR's prompt block; None for a module that is not built so."""
     try:
         linear, conv = m.linear_layer, m.conv3x3
         fused = PackedPrompt(linear.weight, linear.bias, m.prompt_param, conv.weight)
-        return _Block(fused, linear.in_features, (("", "fused prompt", "mixture, resize and convolution in one op"),))
+        return Block(fused, linear.in_features, (("", "fused prompt", "mixture, resize and convolution in one op"),))
     except (AttributeError, TypeError, RuntimeError, IndexError):
         return None
 
 
-def _naf_block(m: Any) -> _Block | None:
+def _naf_block(m: Any) -> Block | None:
     """NAFNet's block; None for a module that is not built so."""
     try:
         pool, sca = m.sca
@@ -277,12 +276,40 @@ def _naf_block(m: Any) -> _Block | None:
             norms, [c.weight for c in convs], [c.bias for c in convs], m.beta.flatten(), m.gamma.flatten()
         )
         reason = "norms, convolutions, gates, channel attention and residuals in one op"
-        return _Block(fused, m.conv1.in_channels, (("", "fused NAFNet block", reason),))
+        return Block(fused, m.conv1.in_channels, (("", "fused NAFNet block", reason),))
     except (AttributeError, TypeError, ValueError, RuntimeError, IndexError):
         return None
 
 
-_BLOCKS = _restormer_block, _prompt_block, _naf_block
+class Target:
+    """Where a converted network is to run: the device, the forms that layers and blocks have there, and by how much results may be off,
+    relative to the largest. This one is the CPU, float32, by the cost model."""
+
+    device = torch.device("cpu")
+    layers: Mapping[type[nn.Module], Callable[[Any], Form]] = _LAYERS
+    blocks: Sequence[Callable[[Any], Block | None]] = restormer_block, _prompt_block, _naf_block
+    tolerance = TOLERANCE
+
+    def __init__(self) -> None:
+        _cpu.library()
+        self._model = cost_model()
+
+    def put(self, network: nn.Module) -> nn.Module:
+        """The network where it is to run."""
+        return network
+
+    def run(self, module: nn.Module, *inputs: Any) -> Any:
+        """What a module gives there; inputs and results are float32 on the CPU."""
+        return module(*inputs)
+
+    def seconds(self, dense: nn.Module, form: Form, shape: tuple[int, ...]) -> tuple[float, float]:
+        """What a layer's form and the layer take for an input of that shape."""
+        sparse = sum(self._model.seconds(_quantities(op, shape)) for op in form.ops)
+        return sparse, self._model.seconds(dense_quantities(dense, shape))
+
+    def block_pays(self, dense: nn.Module, block: nn.Module, shapes: Sequence[tuple[int, ...]]) -> bool:
+        """Whether to take a block's form, for inputs of these shapes."""
+        return True
 
 
 class _Call(NamedTuple):
@@ -317,7 +344,7 @@ class _Conversion:
     """One conversion under way."""
 
     calls: dict[int, list[_Call]] | None
-    model: CostModel
+    target: Target
     layers: list[ConvertedLayer] = field(default_factory=list)
     done: dict[int, nn.Module] = field(default_factory=dict)  # a module may be used in several places
 
@@ -329,9 +356,12 @@ class _Conversion:
         return self.done[id(m)]
 
     def _convert(self, m: nn.Module, name: str) -> nn.Module:
-        for block in filter(None, (recognise(m) for recognise in _BLOCKS)):
+        for block in filter(None, (recognise(m) for recognise in self.target.blocks)):
             probe = torch.randn(1, block.channels, 17, 23, generator=torch.Generator().manual_seed(0))
-            if (self.calls is None or id(m) in self.calls) and _same(m, block.module, probe):
+            shapes: list[tuple[int, ...]] = [(1, block.channels, _NOMINAL_SIDE, _NOMINAL_SIDE)]
+            if self.calls is not None:
+                shapes = [call.shape for call in self.calls.get(id(m), [])]
+            if shapes and self._same(m, block.module, probe) and self.target.block_pays(m, block.module, shapes):
                 for part, implementation, reason in block.parts:
                     where = ".".join(filter(None, (name, part)))
                     self._report(m.get_submodule(part), where, implementation, reason)
@@ -344,6 +374,13 @@ class _Conversion:
         if own := [p for p in m.parameters(recurse=False) if p.numel()]:
             return self._swap(m, name, own)
         return self._children(m, name)
+
+    def _same(self, dense: nn.Module, sparse: nn.Module, *inputs: Tensor) -> bool:
+        """Whether both give the same."""
+        try:
+            return _difference(dense(*inputs), self.target.run(sparse, *inputs)) <= self.target.tolerance
+        except (RuntimeError, TypeError, ValueError):  # what only looks like a block that we know may not take it
+            return False
 
     def _children(self, m: nn.Module, name: str) -> nn.Module:
         before = list(m._modules.items())
@@ -380,8 +417,8 @@ class _Conversion:
             self.layers.append(ConvertedLayer(name, type(m).__name__, kept, total, implementation, reason, *times))
 
         try:
-            form = _layer(m)
-        except _Unsupported as error:
+            form = _layer(m, self.target.layers)
+        except Unsupported as error:
             report("dense", str(error))
             return m if isinstance(m, tuple(_LAYERS)) else self._children(m, name)
         kept, total = _kept(_weights(m))
@@ -390,9 +427,9 @@ class _Conversion:
             return m
         sparse = dense = 0.0
         for shape, times in self._shapes(m):
-            sparse += times * sum(self.model.seconds(_quantities(op, shape)) for op in form.ops)
-            dense += times * self.model.seconds(dense_quantities(m, shape))
-        if not _same(m, form.module, *_probe(m)):
+            each = self.target.seconds(m, form, shape)
+            sparse, dense = sparse + times * each[0], dense + times * each[1]
+        if not self._same(m, form.module, *_probe(m)):
             report("dense", "its sparse form does not give the same", sparse * 1e3, dense * 1e3)
             return m
         if sparse > dense:
@@ -416,7 +453,7 @@ class _Conversion:
         self.layers.append(ConvertedLayer(name, type(m).__name__, kept, total, implementation, reason))
 
 
-def _quantities(op: _cpu.PackedModule, shape: tuple[int, ...]) -> Counter[str]:
+def _quantities(op: nn.Module, shape: tuple[int, ...]) -> Counter[str]:
     if isinstance(op, PackedLinear):
         return op.quantities(max(1, torch.Size(shape[:-1]).numel()))
     assert isinstance(op, _cpu.Packed)
@@ -470,7 +507,8 @@ def _tensors(result: Any) -> Iterator[Tensor]:
 
 
 @torch.no_grad()
-def convert(module: nn.Module, example_input: Tensor | tuple[Any, ...] | None = None) -> nn.Module:
+def convert(module: nn.Module, example_input: Tensor | tuple[Any, ...] | None = None, backend: str = "cpu",
+            precision: str | None = None) -> nn.Module:  # fmt: skip
     """A copy of a pruned network, in eval mode, that runs its zeros no more; what became of every layer, and why, is in
     its ``report``.
 
@@ -480,13 +518,26 @@ def convert(module: nn.Module, example_input: Tensor | tuple[Any, ...] | None = 
 
     A `PromptIR` becomes a `SparseRestorer`. The result runs float32 on the CPU, for inference only. It can be copied, pickled, saved by its state_dict
     and loaded into another conversion of the same network, compiled by torch.compile and exported.
+
+    With ``backend`` "triton" it runs on the GPU instead, on activations of ``precision`` ("float16", the default, "bfloat16" or "float32"), within
+    2e-2 (1e-1, 1e-4) of the dense network in float32: convolutions, linear layers and Restormer's blocks are swapped where they are
+    measured to be faster there than PyTorch's dense operators. BackendError where there is no GPU, or no Triton.
     """
     if not isinstance(module, nn.Module):
         raise UserError(f"module is {type(module).__name__}; expected a torch.nn.Module")
-    _cpu.library()
+    if backend not in ("cpu", "triton"):
+        raise UserError(f'backend is "{backend}"; expected "cpu" or "triton"')
+    if backend == "triton":
+        from mirl_sparse.gpu_conversion import GPU
+
+        target: Target = GPU(precision or "float16")
+    elif precision not in (None, "float32"):
+        raise UserError(f'precision is "{precision}" on backend "cpu"; expected "float32"')
+    else:
+        target = Target()
     copied = _copied(module).eval().requires_grad_(False)
     if isinstance(copied, PromptIR):
-        restorer = SparseRestorer(copied, "cpu")
+        restorer = SparseRestorer(copied.to(target.device), backend, precision=precision)
         restorer.report = ConversionReport(tuple(
             ConvertedLayer(x.name, "PromptIR", x.kept, x.total, "SparseRestorer", x.implementation)
             for x in describe(copied).layers
@@ -497,14 +548,14 @@ def convert(module: nn.Module, example_input: Tensor | tuple[Any, ...] | None = 
     if example is not None:
         calls, result = _calls(copied, _own(example))
         expected = [t.clone() for t in _tensors(result)]  # which the network may write to again
-    conversion = _Conversion(calls, cost_model())
-    converted = conversion.visit(copied, "")
+    conversion = _Conversion(calls, target)
+    converted = target.put(conversion.visit(copied, ""))
     if example is not None:
-        difference = _difference(expected, converted(*_own(example)))
-        if difference > TOLERANCE:
+        difference = _difference(expected, list(_tensors(target.run(converted, *_own(example)))))
+        if difference > target.tolerance:
             raise UserError(
                 f"the converted network differs from the dense one by {difference:.1e} of its largest value for the"
-                f" example input; expected at most {TOLERANCE:.0e}: it may draw random numbers, or depend on more"
+                f" example input; expected at most {target.tolerance:.0e}: it may draw random numbers, or depend on more"
                 " than its layers' results"
             )
     converted.report = ConversionReport(tuple(conversion.layers))  # type: ignore[assignment]

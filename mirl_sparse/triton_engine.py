@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
@@ -191,8 +192,17 @@ def launches(network: PromptIR, shape: tuple[int, int, int], precision: str = "f
     return found
 
 
-def _seconds(call: Callable[[], Any]) -> float:
-    """What a GPU takes for what a call launches, repeated in a CUDA graph."""
+def device() -> torch.device:
+    """Where the kernels run."""
+    return torch.device("cpu" if _interprets() else "cuda")
+
+
+def seconds(call: Callable[[], Any]) -> float:
+    """What a GPU takes for what a call launches, repeated in a CUDA graph; in the interpreter, what the call takes."""
+    if _interprets():
+        began = time.perf_counter()
+        call()
+        return time.perf_counter() - began
     call()  # compiles
     graph, start, end = torch.cuda.CUDAGraph(), *(torch.cuda.Event(enable_timing=True) for _ in range(2))
     with torch.cuda.graph(graph):
@@ -253,7 +263,7 @@ class TritonEngine:
             self._seen.popitem(last=False)
         with now.workspace.used():
             if self._dense is None:
-                self._dense = self._program.dense_where_faster(image, _seconds)
+                self._dense = self._program.dense_where_faster(image, seconds)
             if seen is None:  # compiles what is not compiled yet; one image alone is not worth a graph
                 return self._program(image, self._dense)
             if now.graph is None:

@@ -1,0 +1,115 @@
+"""The layers and blocks of any network on the Triton kernels, for `convert(backend="triton")`. No GPU has run this yet; the
+interpreter has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from copy import deepcopy
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from mirl_sparse.conversion import Form, Target, padded, restormer_block
+from mirl_sparse.errors import UserError
+from mirl_sparse.triton_engine import PRECISIONS, check_gpu, device, seconds
+
+_TOLERANCES = {"float16": 2e-2, "bfloat16": 1e-1, "float32": 1e-4}
+
+
+class _Planes(nn.Module):
+    """An op of the Triton kernels on images (B, C, H, W) or (C, H, W) of any strides."""
+
+    def __init__(self, op: nn.Module) -> None:
+        super().__init__()
+        self.op = op
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.op((x if x.ndim == 4 else x[None]).contiguous())
+        return y if x.ndim == 4 else y[0]
+
+
+class _Rows(nn.Module):
+    """A 1x1 convolution as a linear layer: (..., C) to (..., O), whose rows become pixels and back."""
+
+    def __init__(self, op: nn.Module) -> None:
+        super().__init__()
+        self.op = op
+
+    def forward(self, x: Tensor) -> Tensor:
+        planes = x.reshape(-1, x.shape[-1]).T.contiguous()
+        y: Tensor = self.op(planes[None, :, None])
+        return y[0, :, 0].T.reshape(*x.shape[:-1], y.shape[1])
+
+
+class GPU(Target):
+    """Activations of a precision on the GPU, where each layer is timed both ways."""
+
+    def __init__(self, precision: str) -> None:
+        if precision not in PRECISIONS:
+            raise UserError(f'precision is "{precision}"; expected one of {", ".join(PRECISIONS)}')
+        check_gpu()
+        from mirl_kernels.gdfn.triton import TritonGDFN
+        from mirl_kernels.mdta.triton import TritonMDTA
+
+        self._dtype, self.device, self.tolerance = PRECISIONS[precision], device(), _TOLERANCES[precision]
+        self.layers = {nn.Conv2d: self._conv, nn.Linear: self._linear}
+        mdta, gdfn = (partial(op, dtype=self._dtype) for op in (TritonMDTA, TritonGDFN))
+        self.blocks = [lambda m: restormer_block(m, mdta, gdfn, lambda *halves: _Planes(nn.Sequential(*halves)))]
+
+    def _conv(self, m: nn.Conv2d) -> Form:
+        from mirl_kernels.conv.triton import TritonConv
+        from mirl_kernels.pointwise.triton import TritonPointwise
+
+        pad, padding = padded(m)
+        op: nn.Module
+        if m.kernel_size == m.stride == (1, 1) and m.groups == 1 and not any(padding):
+            op, name = TritonPointwise(m.weight, m.bias, self._dtype), "sparse 1x1"
+        else:
+            stride, dilation = (m.stride[0], m.stride[1]), (m.dilation[0], m.dilation[1])
+            op = TritonConv(m.weight, m.bias, stride, padding, dilation, m.groups, dtype=self._dtype)
+            name = "sparse convolution"
+        op = _Planes(op)
+        return Form(nn.Sequential(pad, op) if pad else op, (op,), name)
+
+    def _linear(self, m: nn.Linear) -> Form:
+        from mirl_kernels.pointwise.triton import TritonPointwise
+
+        op = _Rows(TritonPointwise(m.weight[:, :, None, None], m.bias, self._dtype))
+        return Form(op, (op,), "sparse linear")
+
+    def put(self, network: nn.Module) -> nn.Module:
+        """Sparse ops keep what they hold in float32."""
+        _cast(network, self._dtype)
+        return network.to(self.device)
+
+    def run(self, module: nn.Module, *inputs: Any) -> Any:
+        def there(x: Any) -> Any:
+            return x.to(self.device, self._dtype if x.is_floating_point() else x.dtype) if isinstance(x, Tensor) else x
+
+        result = self.put(module)(*tree_map(there, inputs))
+        return tree_map(lambda x: x.cpu().float() if isinstance(x, Tensor) and x.is_floating_point() else x, result)
+
+    def seconds(self, dense: nn.Module, form: Form, shape: tuple[int, ...]) -> tuple[float, float]:
+        return self._seconds(form.module, shape), self._seconds(deepcopy(dense), shape)
+
+    def block_pays(self, dense: nn.Module, block: nn.Module, shapes: Sequence[tuple[int, ...]]) -> bool:
+        sparse, before = (sum(self._seconds(m, shape) for shape in shapes) for m in (block, deepcopy(dense)))
+        return sparse < before
+
+    def _seconds(self, module: nn.Module, shape: tuple[int, ...]) -> float:
+        x = torch.randn(shape, dtype=self._dtype, device=self.device)
+        return seconds(partial(self.put(module), x))
+
+
+def _cast(module: nn.Module, dtype: torch.dtype) -> None:
+    if isinstance(module, (_Planes, _Rows)):
+        return
+    for child in module.children():
+        _cast(child, dtype)
+    for t in [*module.parameters(recurse=False), *module.buffers(recurse=False)]:
+        if t.is_floating_point():
+            t.data = t.data.to(dtype)

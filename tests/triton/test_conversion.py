@@ -1,0 +1,102 @@
+"""Any network on the Triton kernels."""
+
+import pytest
+import torch
+from torch import nn
+
+pytest.importorskip("triton")
+
+import mirl_sparse
+from mirl_sparse import gpu_conversion
+from mirl_sparse.errors import UserError
+from mirl_sparse.network import PromptIR, TransformerBlock
+
+
+class Net(nn.Module):
+    """Convolutions of several geometries, a linear layer over pixels, and a block of Restormer's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Conv2d(3, 8, 3, padding=1, padding_mode="reflect")
+        self.block = TransformerBlock(8, 2, 2.0)
+        self.down = nn.Conv2d(8, 12, 3, stride=2, padding=1, groups=2)
+        self.one = nn.Conv2d(12, 8, 1)
+        self.mix = nn.Linear(8, 5)
+        self.up = nn.ConvTranspose2d(5, 3, 2, stride=2)
+
+    def forward(self, x):
+        x = self.one(torch.relu(self.down(self.block(self.head(x)))))
+        return {"image": self.up(self.mix(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2))}
+
+
+@pytest.fixture
+def net():
+    torch.manual_seed(0)
+    net = Net()
+    with torch.no_grad():
+        for p in net.parameters():
+            if p.ndim > 1:
+                p *= torch.rand(p.shape) < 0.3
+    return net
+
+
+def faster(monkeypatch, *kinds):
+    """Modules of these kinds are said to take less time than others; in the interpreter nothing else would ever be chosen."""
+    monkeypatch.setattr(
+        gpu_conversion, "seconds", lambda call: call() is None or 1 + (not isinstance(call.func, kinds))
+    )
+
+
+SPARSE = nn.Sequential, gpu_conversion._Planes, gpu_conversion._Rows
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("float32", 1e-4), ("float16", 2e-2)])
+def test_a_network_is_converted_and_gives_the_same(net, precision, tolerance, device, monkeypatch):
+    faster(monkeypatch, *SPARSE)
+    x = torch.rand(1, 3, 14, 18)
+    want = net(x)["image"].detach()
+    converted = mirl_sparse.convert(net, x, backend="triton", precision=precision)
+    dtype = getattr(torch, precision)
+    got = converted(x.to(device, dtype))["image"]
+    assert got.dtype == dtype
+    assert float((got.cpu().float() - want).abs().max()) <= tolerance * float(want.abs().max())
+    runs_as = {layer.name: layer.implementation for layer in converted.report.layers}
+    assert runs_as == {
+        "head": "sparse convolution", "block.attn": "fused MDTA", "block.ffn": "fused GDFN", "down": "sparse convolution",
+        "one": "sparse 1x1", "mix": "sparse linear", "up": "dense",
+    }  # fmt: skip
+    assert all(
+        layer.sparse_ms == 1e3 and layer.dense_ms == 2e3
+        for layer in converted.report.layers
+        if "conv" in layer.implementation
+    )
+    assert "ConvTranspose2d has no sparse form" in str(converted.report)
+
+
+def test_what_is_slower_stays_dense(net, device, monkeypatch):
+    faster(monkeypatch, nn.Conv2d, nn.Linear, TransformerBlock)
+    x = torch.rand(1, 3, 14, 18)
+    converted = mirl_sparse.convert(net, x, backend="triton", precision="float32")
+    names = [layer.name for layer in converted.report.layers]
+    assert "block.attn.qkv" in names  # one by one where the block does not pay
+    assert {layer.implementation for layer in converted.report.layers if layer.kind != "ConvTranspose2d"} == {"dense"}
+    assert type(converted.head) is nn.Conv2d
+    assert torch.allclose(converted(x.to(device))["image"].cpu(), net(x)["image"], atol=1e-5)
+
+
+def test_promptir_becomes_a_restorer(network, device):
+    x = torch.rand(1, 3, 8, 16)
+    converted = mirl_sparse.convert(network, backend="triton", precision="float32")
+    want = mirl_sparse.SparseRestorer(network, "reference")(x)
+    assert converted.backend == "triton"
+    assert float((converted(x.to(device)).cpu() - want).abs().max()) <= 1e-4 * float((want - x).abs().max())
+    assert isinstance(network, PromptIR)
+
+
+def test_wrong_names_are_refused(net):
+    with pytest.raises(UserError, match=r'backend is "cuda"; expected "cpu" or "triton"'):
+        mirl_sparse.convert(net, backend="cuda")
+    with pytest.raises(UserError, match=r'precision is "half"; expected one of float16'):
+        mirl_sparse.convert(net, backend="triton", precision="half")
+    with pytest.raises(UserError, match=r'precision is "float16" on backend "cpu"; expected "float32"'):
+        mirl_sparse.convert(net, precision="float16")
