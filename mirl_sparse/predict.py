@@ -28,7 +28,7 @@ from mirl_sparse.program import Step
 from mirl_sparse.triton_engine import PRECISIONS, Packed, check_package, launches
 
 if TYPE_CHECKING:
-    from mirl_kernels._triton.model import GPU
+    from mirl_kernels._triton.model import GPU, Predicted
 
 DERATED = 0.6  # of every peak, for the row that asks what remains where nothing reaches its peak
 
@@ -45,16 +45,16 @@ class _Operator:
         """Bytes to and from memory, where the cache keeps what one operator makes for the next of ``cached`` bytes at most."""
         return sum(size for size, made in self.tensors if not made or size > cached)
 
-    def seconds(self, gpu: GPU, least: float, fraction: float = 1.0) -> float:
-        """On a GPU that is at a ``fraction`` of its peaks, and at ``least`` so many."""
-        return max(self.moved(gpu.cached) / gpu.memory / fraction, self.macs / gpu.tensor / fraction, least)
+    def seconds(self, gpu: GPU, launch: float, fraction: float = 1.0) -> float:
+        """On a GPU that is at a ``fraction`` of its peaks; at least what a launch takes."""
+        return max(self.moved(gpu.cached) / gpu.memory / fraction, self.macs / gpu.tensor / fraction, launch)
 
 
 @dataclass(frozen=True)
 class Prediction:
     """Seconds on a GPU: of the dense network as PyTorch runs it and compiled, and of the sparse one, also at DERATED of every
     peak; bytes to and from memory, of the dense network as PyTorch runs it and of the sparse one, its launches, and the steps that
-    it leaves to dense operators."""
+    it leaves to dense operators, which are taken to be at DERATED of the peaks anyway."""
 
     gpu: str
     eager: float
@@ -98,18 +98,20 @@ def _storage(t: Tensor) -> int:
 _Calls = list[tuple[str, list[Tensor], list[Tensor], int]]
 
 
-def _made(calls: _Calls) -> set[int]:
-    return {_storage(t) for _, _, outputs, _ in calls for t in outputs}
-
-
 def _operator(made: set[int], read: Iterable[Tensor], written: Iterable[Tensor], macs: int = 0) -> _Operator:
-    tensors = {(_storage(t), side): t for side, part in enumerate((read, written)) for t in part}
-    return _Operator([(t.numel() * t.itemsize, s in made) for (s, _), t in tensors.items()], macs)
+    """One that reads tensors, of which those in ``made`` were made before, and writes others."""
+    sides = ({_storage(t): t for t in part} for part in (read, written))
+    tensors = [(t, s in made or side == 1) for side, part in enumerate(sides) for s, t in part.items()]
+    return _Operator([(t.numel() * t.itemsize, kept) for t, kept in tensors], macs)
 
 
 def _eager(calls: _Calls) -> list[_Operator]:
-    made = _made(calls)
-    return [_operator(made, inputs, outputs, macs) for _, inputs, outputs, macs in calls]
+    made: set[int] = set()
+    found = []
+    for _, inputs, outputs, macs in calls:
+        found.append(_operator(made, inputs, outputs, macs))
+        made |= set(map(_storage, outputs))
+    return found
 
 
 def _compiled(calls: _Calls) -> list[_Operator]:
@@ -134,7 +136,7 @@ def _compiled(calls: _Calls) -> list[_Operator]:
                 parent[root(other)] = root(i)
         for t in outputs:
             group[_storage(t)], depth[_storage(t)] = -1 - i if macs else i, level
-    found, every = [], _made(calls)
+    found, every = [], {_storage(t) for _, _, outputs, _ in calls for t in outputs}
     members: dict[int, set[int]] = {}
     for i, (_, inputs, outputs, macs) in enumerate(calls):
         if macs:
@@ -184,19 +186,20 @@ def predict(network: PromptIR, shape: tuple[int, int, int], precision: str = "fl
     for name in gpus or GPUS:
         gpu = GPUS[name]
         progress(name)
-        sparse, dense = [], {}
-        for step, made in launches(network, shape, precision, gpu.cached if gpu.narrow else 0).items():
+        sparse: list[Launch] = []
+        each: list[Predicted] = []
+        dense = {}
+        for step, made in launches(packed, shape, gpu.cached if gpu.narrow else 0).items():
             made = [compile_for(gpu.architecture, launch)[0] for launch in made]
-            least = sum(predict_launch(launch, gpu).seconds() for launch in made)
-            if sum(o.seconds(gpu, LAUNCH, DERATED) for o in by_step[step]) < least:
+            predicted = [predict_launch(launch, gpu) for launch in made]
+            if sum(o.seconds(gpu, LAUNCH, DERATED) for o in by_step[step]) < sum(p.seconds() for p in predicted):
                 dense[step] = by_step[step]
             else:
-                sparse += made
+                sparse, each = sparse + made, each + predicted
         operators = [o for step in dense.values() for o in step]
         in_dense = sum(o.seconds(gpu, LAUNCH, DERATED) for o in operators)
         done = [work(launch) for launch in sparse]
         left = _left(zip(sparse, done, strict=True), gpu.cached)
-        each = [predict_launch(launch, gpu) for launch in sparse]
         rows.append(
             Prediction(
                 name,

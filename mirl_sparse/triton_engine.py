@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Container, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -26,8 +28,10 @@ from mirl_sparse.program import Buffer, Kernels, Program, Slice, Step
 
 PRECISIONS = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 _SIZES_KEPT = 4  # whose launches are kept as a CUDA graph
-_TIMED = 8  # how often a step is repeated to be timed
-_HIDDEN = 6  # the widest step's hidden channels, in widths of the full-resolution features: 2 * 2.66 of twice the width
+_TIMED = 8  # how often a call is repeated to be timed
+_AHEAD = 1 << 22  # cycles that a GPU waits for launches to be queued, some milliseconds
+_MARGIN = 0.95  # of its time at most for what is chosen instead of a sparse step
+_HIDDEN = 6  # the hidden channels of a step, in widths of its input: 2 * 2.66
 
 
 def check_package() -> None:
@@ -103,10 +107,12 @@ def _dense(dtype: torch.dtype) -> Kernels:
 
 
 class Packed:
-    """A PromptIR packed for the Triton kernels, and its run. ``dense`` are the same steps' ops by PyTorch, by their names."""
+    """A PromptIR packed for the Triton kernels, on the CPU at first, and its run. ``dense`` are the same steps' ops by PyTorch, by their
+    names."""
 
     @torch.no_grad()
     def __init__(self, network: PromptIR, dtype: torch.dtype) -> None:
+        network = deepcopy(network).cpu()
         self.steps, self._dtype = Program(network, _kernels(dtype)).steps, dtype
         self.dense: dict[str, nn.Module] = {step.name: step.op for step in Program(network, _dense(dtype)).steps}
         self._last = {
@@ -116,27 +122,28 @@ class Packed:
     def to(self, device: torch.device) -> None:
         for step in self.steps:
             step.op.to(device)
-            self.dense[step.name].to(device)
+        for op in self.dense.values():
+            op.to(device)
 
     def __call__(self, image: Tensor, dense: Container[str] = ()) -> Tensor:
-        """Restore an image, the steps named by ``dense`` with dense operators."""
+        """Restore an image, the steps named by ``dense`` with dense operators, but for those that `fits` excludes."""
+
+        def make(step: Step, x: Tensor, *args: Tensor, **more: Tensor) -> None:
+            (self.dense[step.name] if step.name in dense and fits(step, x) else step.op)(x, *args, **more)
+
         result = torch.empty_like(image)
-        self.run(
-            image,
-            result,
-            lambda step, *args, **more: (self.dense[step.name] if step.name in dense else step.op)(*args, **more),
-        )
+        self.run(image, result, make)
         return result
 
     def dense_where_faster(self, image: Tensor, seconds: Callable[[Callable[[], Any]], float]) -> frozenset[str]:
-        """The steps for which dense operators, which take memory for all hidden channels at once, take no more than `MOST` bytes of it,
-        and less time, as ``seconds`` says of a call."""
+        """The steps that take less time by dense operators, as ``seconds`` says of a call, which makes the step's output."""
         found = set()
 
         def compare(step: Step, x: Tensor, y: Tensor, **more: Tensor) -> None:
             sparse, dense = (partial(op, x, y, **more) for op in (step.op, self.dense[step.name]))
-            took = seconds(sparse)
-            if _HIDDEN * x.numel() * x.itemsize <= MOST and seconds(dense) < took:
+            if not fits(step, x):
+                sparse()
+            elif seconds(dense) < _MARGIN * seconds(sparse):
                 found.add(step.name)
 
         self.run(image, torch.empty_like(image), compare)
@@ -165,20 +172,27 @@ class Packed:
                 del kept[buffer]
 
 
-def _cached(device: torch.device) -> int:
+def fits(step: Step, x: Tensor) -> bool:
+    """Whether dense operators may make a step: a block takes memory for all its hidden channels then, up to three times at once, of which
+    `MOST` bytes are to suffice."""
+    return not isinstance(step.op, _Block) or 3 * _HIDDEN * x.numel() * x.itemsize <= MOST
+
+
+def cached(device: torch.device) -> int:
     """How much of hidden channels the cache of a GPU is to keep (`Workspace`): a quarter of what it holds, or nothing where memory
     is fast (HBM, on a bus of more than 512 bits), where strips would cost more in launches than they spare. Before PyTorch 2.8
     neither is known."""
+    if device.type != "cuda":
+        return Workspace.cached
     properties = torch.cuda.get_device_properties(device)
     size: int = getattr(properties, "L2_cache_size", 0)
     return size // 4 if 0 < getattr(properties, "memory_bus_width", 0) <= 512 else 0
 
 
 @torch.no_grad()
-def launches(network: PromptIR, shape: tuple[int, int, int], precision: str = "float16",
-             cached: int = Workspace.cached) -> dict[str, list[Launch]]:  # fmt: skip
-    """What each step of the network launches for an image of ``shape`` (batch, height, width), sides multiples of 8, on a GPU
-    whose cache keeps ``cached`` bytes of hidden channels; nothing is run, and no GPU is needed."""
+def launches(packed: Packed, shape: tuple[int, int, int], cached: int = Workspace.cached) -> dict[str, list[Launch]]:
+    """What each step of a network launches for an image of ``shape`` (batch, height, width), sides multiples of 8, on a GPU whose cache
+    keeps ``cached`` bytes of hidden channels; nothing is run, and no GPU is needed."""
     image = torch.empty(shape[0], 3, *shape[1:], device="meta")
     found: dict[str, list[Launch]] = {}
 
@@ -188,7 +202,7 @@ def launches(network: PromptIR, shape: tuple[int, int, int], precision: str = "f
         found[step.name] = made
 
     with Workspace(cached).used():
-        Packed(network, PRECISIONS[precision]).run(image, image, record)
+        packed.run(image, image, record)
     return found
 
 
@@ -197,29 +211,36 @@ def device() -> torch.device:
     return torch.device("cpu" if _interprets() else "cuda")
 
 
-def seconds(call: Callable[[], Any]) -> float:
-    """What a GPU takes for what a call launches, repeated in a CUDA graph; in the interpreter, what the call takes."""
+def seconds(call: Callable[[], Any], ahead: bool = True) -> float:
+    """What a GPU takes for what a call launches: the least of some turns, launches queued ``ahead`` of the GPU, as a graph's are, or not;
+    infinite where its memory does not suffice. In the interpreter, what the call takes."""
     if _interprets():
         began = time.perf_counter()
         call()
         return time.perf_counter() - began
-    call()  # compiles
-    graph, start, end = torch.cuda.CUDAGraph(), *(torch.cuda.Event(enable_timing=True) for _ in range(2))
-    with torch.cuda.graph(graph):
-        for _ in range(_TIMED):
-            call()
-    graph.replay()
-    start.record()
-    graph.replay()
-    end.record()
-    end.synchronize()
-    return float(start.elapsed_time(end)) / 1e3 / _TIMED
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    found = []
+    try:
+        call()  # compiles
+        for _ in range(3):
+            if ahead:
+                torch.cuda._sleep(_AHEAD)
+            start.record()
+            for _ in range(_TIMED):
+                call()
+            end.record()
+            end.synchronize()
+            found.append(float(start.elapsed_time(end)) / 1e3 / _TIMED)
+    except torch.OutOfMemoryError:
+        return math.inf
+    return min(found)
 
 
 class TritonEngine:
-    """A PromptIR packed for the Triton kernels, with activations of ``precision`` between float32 images. On a GPU each step is timed
-    against PyTorch's dense operators with the first image, and the faster is taken from then on; the launches of an image size are
-    recorded as a CUDA graph when it is seen for the second time."""
+    """A PromptIR packed for the Triton kernels, with activations of ``precision`` between float32 images. On a GPU, where precision is not
+    float32, each step is timed against PyTorch's dense operators with the first image, and the faster is taken from then on, so
+    that another process may round differently; the launches of an image size are recorded as a CUDA graph when it is seen for the
+    second time."""
 
     def __init__(self, network: PromptIR, precision: str = "float16") -> None:
         self.device = network.output.weight.device
@@ -240,7 +261,7 @@ class TritonEngine:
         a dense step makes of them."""
         features = batch * height * width * self._width * self._dtype.itemsize
         hidden = [min(2 * _HIDDEN * features >> level, MOST) for level in range(4)]
-        return 4 * features + sum(hidden) + (3 * hidden[0] if self.device.type == "cuda" else 0)
+        return 4 * features + sum(hidden) + min(3 * hidden[0], MOST)
 
     @torch.no_grad()
     def __call__(self, image: Tensor) -> Tensor:
@@ -250,20 +271,22 @@ class TritonEngine:
         if image.shape[2] % MULTIPLE or image.shape[3] % MULTIPLE:
             raise ValueError(f"input is {image.shape[2]}x{image.shape[3]}; expected multiples of {MULTIPLE}")
         if self.device.type != "cuda":
-            with Workspace().used():
+            with Workspace(cached(self.device)).used():
                 return self._program(image.contiguous())
-        with self._lock:
+        with self._lock, torch.cuda.device(self.device):
             return self._replayed(image.contiguous())
 
     def _replayed(self, image: Tensor) -> Tensor:
         key = tuple(image.shape)
         seen = self._seen.pop(key, None)
-        self._seen[key] = now = seen or _Seen(Workspace(_cached(self.device)))
+        self._seen[key] = now = seen or _Seen(Workspace(cached(self.device)))
         while len(self._seen) > _SIZES_KEPT:
             self._seen.popitem(last=False)
         with now.workspace.used():
             if self._dense is None:
-                self._dense = self._program.dense_where_faster(image, seconds)
+                none = self._dtype == torch.float32  # where PyTorch's convolutions are of fewer digits (TF32)
+                self._dense = frozenset() if none else self._program.dense_where_faster(image, seconds)
+                self._program.dense = {name: self._program.dense[name] for name in self._dense}
             if seen is None:  # compiles what is not compiled yet; one image alone is not worth a graph
                 return self._program(image, self._dense)
             if now.graph is None:

@@ -1,6 +1,7 @@
 """Predictions for GPUs: what they count, and that every launch of a network compiles for all of them without faults."""
 
 import os
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from mirl_kernels._triton.offline import SHARED, compile_for, specialised
 from mirl_kernels.pointwise.triton import TritonPointwise
 from mirl_sparse.network import PromptIR, PromptIRConfig
 from mirl_sparse.predict import _compiled, _eager, _left, _Recorder, predict
-from mirl_sparse.triton_engine import PRECISIONS, launches
+from mirl_sparse.triton_engine import PRECISIONS, Packed, launches
 
 TINY = PromptIRConfig(8, (1, 1, 1, 1), 1, (1, 1, 1, 1), prompt_dims=(4, 4, 4), prompt_sizes=(4, 4, 4), prompt_count=1,
                       unused_layers=False)  # fmt: skip
@@ -61,8 +62,9 @@ def faults_of(architecture: str, precision: str, found: list[Launch]) -> list[st
 def distinct(full: PromptIR, precision: str) -> list[Launch]:
     """The launches that are compiled each by itself: of a large and a small image, and of a tiny dense network."""
     found = {}
-    for network, shape in ((full, (1, 256, 256)), (full, (2, 72, 40)), (pruned(TINY, 1.0), (1, 24, 16))):
-        for step in launches(network, shape, precision).values():
+    large, tiny = (Packed(network, PRECISIONS[precision]) for network in (full, pruned(TINY, 1.0)))
+    for packed, shape in ((large, (1, 256, 256)), (large, (2, 72, 40)), (tiny, (1, 24, 16))):
+        for step in launches(packed, shape).values():
             found |= {specialised(launch): launch for launch in step}
     return list(found.values())
 
@@ -77,7 +79,11 @@ def test_every_launch_compiles_without_spills(full, architecture, precision):
 
 
 def test_traffic_is_a_fraction_of_the_dense_network(full):
-    done = [(launch, work(launch)) for step in launches(full, (1, 256, 256)).values() for launch in step]
+    done = [
+        (launch, work(launch))
+        for step in launches(Packed(full, torch.float16), (1, 256, 256)).values()
+        for launch in step
+    ]
     cached = Workspace.cached
     assert all(w.buffer <= cached for _, w in done)
     total = sum(moved(w, cached) for _, w in done) + _left(done, cached)
@@ -142,11 +148,25 @@ def test_fusing_spares_what_only_the_fused_read():
 
 
 def test_a_network_is_predicted_for_every_gpu():
-    found = predict(pruned(TINY, 0.3), (1, 64, 64), gpus=["A100 40GB", "L4"])
-    features = 2 * TINY.dim * 64 * 64 * 4  # of four blocks at least, each read and written
+    network = pruned(TINY, 0.3)
+    found = predict(network, (1, 64, 64), gpus=["A100 40GB", "L4"])
+    features = 2 * TINY.dim * 64 * 64 * 4  # read and written by two blocks at least, in float16
     assert [row.gpu for row in found] == ["A100 40GB", "L4"]
     for row in found:
         assert 0 < row.compiled <= row.eager
         assert row.launches * LAUNCH < row.sparse < row.sparse_derated
         assert features < row.sparse_bytes
-        assert len(row.dense_steps) == len(set(row.dense_steps)) < row.launches
+        assert set(row.dense_steps) < {"patch_embed", "output", *launches(Packed(network, torch.float16), (1, 64, 64))}
+
+
+def test_what_dense_operators_do_faster_is_left_to_them(monkeypatch):
+    network = pruned(TINY, 0.3)
+    rows = []
+    for memory in (1e9, 1e15):  # bytes/s: nothing but memory matters, or it does not matter
+        gpu = replace(GPUS["A100 40GB"], memory=memory, cache=1e16, tensor=1e19, cached=0, clock=1e15)
+        monkeypatch.setitem(GPUS, "made up", gpu)
+        rows += predict(network, (1, 256, 256), gpus=["made up"])
+    moves_much, none = rows
+    assert moves_much.dense_steps == ()  # which moves more at best
+    steps = launches(Packed(network, torch.float16), (1, 256, 256), 0)
+    assert set(none.dense_steps) == {"patch_embed"}, steps

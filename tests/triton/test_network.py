@@ -24,6 +24,7 @@ def test_it_restores_what_the_reference_restores(network, precision, tolerance, 
 def test_steps_may_be_left_to_dense_operators(network, share, dtype, tolerance, device):
     x = torch.rand(2, 3, 16, 24)
     want = SparseRestorer(network, "reference")(x)
+    tolerance = tolerance if device == "cpu" else 2e-2  # float32 convolutions are in TF32 there
     packed = Packed(network, dtype)
     packed.to(torch.device(device))
     with torch.no_grad(), Workspace().used():
@@ -35,17 +36,22 @@ def test_steps_may_be_left_to_dense_operators(network, share, dtype, tolerance, 
 def test_those_are_left_to_them_that_take_less_time_and_not_much_memory(network, device, monkeypatch):
     packed, x = Packed(network, torch.float32), torch.rand(1, 3, 16, 24, device=device)
     packed.to(torch.device(device))
-    fast = [packed.dense[name] for name in ("patch_embed", "latent.0", "output")]
-    dense = list(packed.dense.values())
+    fast = {"patch_embed", "encoder_level1.0", "latent.0"}
+    taking = {packed.dense[name]: 1 if name in fast else 3 for name in packed.dense}
 
     def seconds(call):
         call()
-        return 2 if call.func not in dense else 1 if call.func in fast else 3
+        return taking.get(call.func, 2)
 
     with torch.no_grad(), Workspace().used():
-        assert packed.dense_where_faster(x, seconds) == {"patch_embed", "latent.0", "output"}
-        monkeypatch.setattr(triton_engine, "MOST", 6 * 64 * 2 * 3 * 4)  # what latent.0 takes: 64 channels, 2x3 pixels
-        assert packed.dense_where_faster(x, seconds) == {"latent.0"}
+        assert packed.dense_where_faster(x, seconds) == fast
+        monkeypatch.setattr(triton_engine, "MOST", 3 * 6 * 64 * 2 * 3 * 4)  # what latent.0 takes: 64 channels, 2x3 pixels
+        assert packed.dense_where_faster(x, seconds) == {"patch_embed", "latent.0"}
+        made = []
+        for name in fast:
+            packed.dense[name].register_forward_hook(lambda op, *rest: made.append(op))
+        packed(x, fast)
+    assert len(made) == 2  # a block that would take too much memory is sparse whatever was chosen
 
 
 def test_it_gives_the_same_bits_every_time_and_replayed_as_a_graph(network, device):

@@ -125,29 +125,41 @@ _chosen: dict[Any, Tile] = {}
 
 
 def launch(kernel: Any, grid: _Grid, *arguments: Any, tiles: Sequence[Tile], **constants: Any) -> None:
-    """Launch a Triton kernel on the arguments, in its order, and constants, in the first of the tiles that spills no registers on this
-    GPU, or the one that spills least; ``grid`` is made of the tile's sizes."""
+    """Launch a Triton kernel on the arguments, in its order, and constants, in the first of the tiles that fits this GPU and spills no
+    registers there, or the one that spills least; ``grid`` is made of the tile's sizes. The GPU is the current device."""
     if (launches := _recorded.get()) is not None:
         names = [n for n in kernel.arg_names if n not in constants and n not in tiles[0].sizes]
         named = dict(zip(names, arguments, strict=True)) | constants
         first, *others = (Launch(kernel, grid(t.sizes), named | t.sizes, t) for t in tiles)
         launches.append(replace(first, others=tuple(others)))
         return
-    x: Tensor = arguments[0]
     amd = torch.version.hip is not None
 
     def spills(tile: Tile) -> int:
+        """Local memory of a thread, as the driver counts it."""
         made = kernel.warmup(*arguments, grid=grid(tile.sizes), **constants, **tile.sizes, **tile.options(amd))
         if made is None:  # in the interpreter
             return 0
-        made._init_handles()  # loads it, which tells
+        from triton.runtime.errors import OutOfResources
+
+        try:
+            made._init_handles()  # loads it, which tells
+        except OutOfResources:
+            return 1 << 30
         return int(made.n_spills)
 
-    key = kernel, x.dtype, x.device, *constants.values()
+    key = kernel, arguments[0].device, *constants.values(), *map(_special, arguments)
     if key not in _chosen:
         _chosen[key] = least(tiles, spills)
     tile = _chosen[key]
     kernel[grid(tile.sizes)](*arguments, **constants, **tile.sizes, **tile.options(amd))
+
+
+def _special(argument: Any) -> Any:
+    """What Triton compiles a kernel anew for."""
+    if isinstance(argument, Tensor):
+        return argument.dtype, argument.data_ptr() % 16 == 0
+    return (argument == 1, argument % 16 == 0) if isinstance(argument, int) else None
 
 
 _T = TypeVar("_T")
@@ -354,11 +366,11 @@ class Packed(nn.Module):
         self.dtype = dtype
 
     def check(self, x: Tensor, y: Tensor | None, shape: Sequence[int], kinds: Sequence[torch.dtype] = ()) -> Tensor:
-        """The tensor to write to, of ``shape``: ``y`` or a new one. ValueError unless x and y are (B, C, H, W) whose planes are
+        """The tensor to write to, of ``shape``: ``y`` or a new one. ValueError unless x and y are (B, C, H, W), not empty, whose planes are
         contiguous and side by side, as channels of a contiguous tensor are, of the weights' dtype or one of ``kinds``."""
         y = x.new_empty(shape, dtype=self.dtype) if y is None else y
         for name, t in (("x", x), ("y", y)):
-            planes = t.ndim == 4 and t.stride()[1:] == (t.shape[2] * t.shape[3], t.shape[3], 1)
+            planes = t.ndim == 4 and t.numel() > 0 and t[0].is_contiguous()
             if not planes or t.dtype not in (self.dtype, *kinds):
                 raise ValueError(
                     f"{name} is {t.dtype} {tuple(t.shape)} of strides {t.stride()}; expected {self.dtype} planes"

@@ -64,7 +64,8 @@ def specialised(launch: Launch) -> tuple[Any, ...]:
             constants[name] = value
         elif isinstance(value, Tensor):
             types[name] = f"*{_KINDS[value.dtype]}"
-            aligned.add(name)
+            if value.storage_offset() * value.itemsize % 16 == 0:  # memory itself starts at more than that
+                aligned.add(name)
         else:
             types[name] = "fp32" if isinstance(value, float) else "i32" if value < 1 << 31 else "i64"
             if isinstance(value, int) and value % 16 == 0 and name not in general:

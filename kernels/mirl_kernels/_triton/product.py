@@ -154,7 +154,7 @@ def project(
         pointwise_kernel, grid(begin + count - first, batch, matrix.groups),
         x, y, matrix.start, matrix.column, matrix.value, matrix.row, matrix.total, bias,
         x.stride(0), y.stride(0), y.stride(1), plane, first, begin, count, width, channels, matrix.groups, EPS,
-        HIDDEN=strip is not None, ALIGNED=width % PAD == 0, NORM=norm, CENTRED=centred, BIAS=bias is not None,
+        HIDDEN=strip is not None, ALIGNED=strip is not None and width % PAD == 0, NORM=norm, CENTRED=centred, BIAS=bias is not None,
         ROWS=matrix.height, BLOCK_K=matrix.step, BLOCK_C=min(8, triton.next_power_of_2(channels)),
         PAD=PAD, PRECISION="ieee", tiles=TILES,
     )  # fmt: skip

@@ -6,7 +6,6 @@ strip by strip, the cache alone.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 
 import torch
 import triton
@@ -26,9 +25,10 @@ _PROGRAMS = 128  # that sum them up, at least
 def gram_kernel(
     hidden, slot, taken, place, taps, tap_bias, sums, total_size,
     hidden_batch, hidden_plane, pixels, width, heads, blocks, span,
-    TAP_BIAS: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr, PAD: tl.constexpr, PRECISION: tl.constexpr,
+    FIRST: tl.constexpr, TAP_BIAS: tl.constexpr,
+    BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr, PAD: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Sums over ``span`` of a strip's pixels of q k^T, (B, heads, n, n), and behind it of q^2 and k^2, (B, heads, 2, n), of the n =
+    """Sums over ``span`` of a strip's pixels, and those of the strips before unless it is the FIRST, of q k^T, (B, heads, n, n), and behind it of q^2 and k^2, (B, heads, 2, n), of the n =
     blocks * BLOCK_C rows of each that the tables have; sums (S, total_size). Grid (S, B * heads, blocks of q times blocks of k)."""
     share, image = tl.program_id(0), tl.program_id(1)
     batch, head = (image // heads).to(tl.int64), image % heads
@@ -37,9 +37,19 @@ def gram_kernel(
     first_j = tl.program_id(2) % blocks * BLOCK_C
     i, j = first_i + tl.arange(0, BLOCK_C), first_j + tl.arange(0, BLOCK_C)
     hidden += batch * hidden_batch
-    total = tl.zeros([BLOCK_C, BLOCK_C], tl.float32)
-    q_norm = tl.zeros([BLOCK_C], tl.float32)
-    k_norm = tl.zeros([BLOCK_C], tl.float32)
+    sums += share.to(tl.int64) * total_size
+    products = sums + (image * size + i[:, None]) * size + j[None, :]
+    q_squares = sums + (tl.num_programs(1) * size + 2 * image) * size + i
+    k_squares = sums + (tl.num_programs(1) * size + (2 * image + 1)) * size + j
+    own_q, own_k = tl.full([BLOCK_C], first_j, tl.int32) == 0, tl.full([BLOCK_C], first_i, tl.int32) == 0
+    if FIRST:
+        total = tl.zeros([BLOCK_C, BLOCK_C], tl.float32)
+        q_norm = tl.zeros([BLOCK_C], tl.float32)
+        k_norm = tl.zeros([BLOCK_C], tl.float32)
+    else:
+        total = tl.load(products)
+        q_norm = tl.load(q_squares, own_q, 0.0)
+        k_norm = tl.load(k_squares, own_k, 0.0)
     for first in range(share * span, (share + 1) * span, BLOCK_P):
         pixel = first + tl.arange(0, BLOCK_P)
         inside = pixel < pixels
@@ -51,11 +61,9 @@ def gram_kernel(
         k_norm += tl.sum(k * k, 1)
         kind = hidden.dtype.element_ty
         total = tl.dot(q.to(kind), tl.trans(k.to(kind)), total, input_precision=PRECISION)
-    sums += share.to(tl.int64) * total_size
-    tl.store(sums + (image * size + i[:, None]) * size + j[None, :], total)
-    sums += (tl.num_programs(1) * size + 2 * image) * size
-    tl.store(sums + i, q_norm, tl.full([BLOCK_C], first_j, tl.int32) == 0)
-    tl.store(sums + size + j, k_norm, tl.full([BLOCK_C], first_i, tl.int32) == 0)
+    tl.store(products, total)
+    tl.store(q_squares, q_norm, own_q)
+    tl.store(k_squares, k_norm, own_k)
 
 
 @triton.jit(do_not_specialize=["shares"])  # a loop's end
@@ -88,11 +96,11 @@ def _gram_work(launch: Launch) -> Work:
     heads, blocks, block, pixels = a["heads"], a["blocks"], a["BLOCK_C"], a["BLOCK_P"]
     batch, steps = images // heads, parts * a["span"] // pixels
     found = [tap_work(a, half, block) for half in torch.arange(2 * heads * blocks * block).view(2, -1)]
-    features = batch * sum(image for image, *_ in found)
+    features, before = batch * sum(image for image, *_ in found), 0 if a["FIRST"] else size(a["sums"])
     return Work(
-        read=features + sum(tables for _, tables, *_ in found),
+        read=features + sum(tables for _, tables, *_ in found) + before,
         written=size(a["sums"]),
-        fetched=batch * blocks * sum(steps * pixels * tile + parts * tables for _, tables, tile, _ in found),
+        fetched=batch * blocks * sum(steps * pixels * tile + parts * tables for _, tables, tile, _ in found) + before,
         macs=steps * images * pairs * block * block * pixels,
         trips=(steps * images * pairs, *(batch * steps * blocks * sum(trips) for *_, trips in found)),
         hidden=features,
@@ -217,7 +225,7 @@ class TritonMDTA(Packed):
         self.register_buffer("bias", None if biases[2] is None else biases[2].detach().float())
 
     def forward(self, x: Tensor, y: Tensor | None = None, shares: int = 0) -> Tensor:
-        """x (B, C, H, W) of ``dtype`` to the same shape, written into ``y``, which is not x, if given; a strip's Gram matrix is summed up in
+        """x (B, C, H, W) of ``dtype`` to the same shape, written into ``y``, which is not x, if given; Gram matrices are summed up in
         ``shares`` parts, or as many as keep a large GPU busy."""
         y = self.check(x, y, x.shape)
         batch, channels, _, width = x.shape
@@ -226,20 +234,17 @@ class TritonMDTA(Packed):
         taps, block, blocks = self.taps, self.block, self.blocks
         shares = shares or triton.cdiv(_PROGRAMS, batch * self.heads * blocks**2)
         span = triton.cdiv(strips[0].rows * width, _PIXELS * shares) * _PIXELS  # pixels of a share
-        begins = [0]
-        for strip in strips:
-            begins.append(begins[-1] + triton.cdiv(strip.rows * width, span))
-        shares = begins[-1]
+        shares = triton.cdiv(strips[0].rows * width, span)
         size = batch * self.heads * blocks * block * (blocks * block + 2)
         sums = torch.empty(shares, size, device=x.device)
-        for strip, begin, end in zip(strips, begins, begins[1:], strict=False):
+        for strip in strips:
             if len(self.qk_offset):
                 project(x, qk, self.qk, self.qk_offset, norm=True, centred=self.centred, strip=strip)
             launch(
-                gram_kernel, partial(lambda shares, sizes: (shares, batch * self.heads, blocks**2), end - begin),
-                qk, *taps.tables(width), sums[begin:end], size,
+                gram_kernel, lambda sizes: (shares, batch * self.heads, blocks**2),
+                qk, *taps.tables(width), sums, size,
                 qk.stride(0), qk.stride(1), strip.rows * width, width, self.heads, blocks, span,
-                TAP_BIAS=taps.bias is not None, BLOCK_C=block, PAD=PAD, PRECISION="ieee",
+                FIRST=strip.first == 0, TAP_BIAS=taps.bias is not None, BLOCK_C=block, PAD=PAD, PRECISION="ieee",
                 tiles=[Tile({"BLOCK_P": p}, 8) for p in (_PIXELS, _PIXELS // 2)],
             )  # fmt: skip
         summed = torch.empty(size, device=x.device)
