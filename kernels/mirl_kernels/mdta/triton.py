@@ -17,7 +17,10 @@ from mirl_kernels._triton.product import in_plane, project
 from mirl_kernels._triton.taps import Taps, mix, slots, tap_work, tapped
 from mirl_kernels.gdfn import live_after_taps
 
-_GRAM, _PIXELS = 64, 64  # channels each way of the block of a Gram matrix that a program sums up, and pixels at a time, at most
+_GRAM, _PIXELS = (
+    64,
+    64,
+)  # channels each way of the block of a Gram matrix that a program sums up, and pixels at a time, at most
 _PROGRAMS = 128  # that sum them up, at least
 
 
@@ -216,7 +219,9 @@ class TritonMDTA(Packed):
         self.register_buffer("spot", torch.cat([slots(head) for head in q + k]).int())
         # v that is zero everywhere is left out of the last product.
         v = felt[2 * self.channels :].nonzero()[:, 0]
-        v = v[taps[2 * self.channels + v].count_nonzero(1).argsort(stable=True)]  # a step takes as long as its most taps
+        v = v[
+            taps[2 * self.channels + v].count_nonzero(1).argsort(stable=True)
+        ]  # a step takes as long as its most taps
         self.count = len(v)
         self.register_buffer("order", torch.full((self.channels,), -1).index_put((v,), torch.arange(len(v))).int())
         self.v_taps = _rows_of(slot, taps, tap_bias, v + 2 * self.channels)
@@ -245,7 +250,7 @@ class TritonMDTA(Packed):
                 qk, *taps.tables(width), sums, size,
                 qk.stride(0), qk.stride(1), strip.rows * width, width, self.heads, blocks, span,
                 FIRST=strip.first == 0, TAP_BIAS=taps.bias is not None, BLOCK_C=block, PAD=PAD, PRECISION="ieee",
-                tiles=[Tile({"BLOCK_P": p}, 8) for p in (_PIXELS, _PIXELS // 2)],
+                tiles=[Tile({"BLOCK_P": p}, warps) for p, warps in ((_PIXELS, 8), (_PIXELS // 2, 8), (_PIXELS, 16))],
             )  # fmt: skip
         summed = torch.empty(size, device=x.device)
         launch(
