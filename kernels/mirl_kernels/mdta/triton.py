@@ -17,10 +17,8 @@ from mirl_kernels._triton.product import in_plane, project
 from mirl_kernels._triton.taps import Taps, mix, slots, tap_work, tapped
 from mirl_kernels.gdfn import live_after_taps
 
-_GRAM, _PIXELS = (
-    64,
-    64,
-)  # channels each way of the block of a Gram matrix that a program sums up, and pixels at a time, at most
+# Channels each way of the block of a Gram matrix that a program sums up, and pixels at a time, at most.
+_GRAM, _PIXELS = 64, 64
 _PROGRAMS = 128  # that sum them up, at least
 
 
@@ -219,9 +217,8 @@ class TritonMDTA(Packed):
         self.register_buffer("spot", torch.cat([slots(head) for head in q + k]).int())
         # v that is zero everywhere is left out of the last product.
         v = felt[2 * self.channels :].nonzero()[:, 0]
-        v = v[
-            taps[2 * self.channels + v].count_nonzero(1).argsort(stable=True)
-        ]  # a step takes as long as its most taps
+        # Those of about as many taps side by side: a step of the kernel takes as long as the one with most.
+        v = v[taps[2 * self.channels + v].count_nonzero(1).argsort(stable=True)]
         self.count = len(v)
         self.register_buffer("order", torch.full((self.channels,), -1).index_put((v,), torch.arange(len(v))).int())
         self.v_taps = _rows_of(slot, taps, tap_bias, v + 2 * self.channels)
