@@ -4,7 +4,7 @@
     python benchmarks/study.py classical DATA                     scores and times what scikit-image and BM3D offer
     python benchmarks/study.py report                             writes study.md and study.png
 
-DATA holds train/ and test/ as training/configs/small.yaml and `mirl-sparse eval` expect them. Every row is one of `ROWS`, trained
+`classical` wants `pip install -e '.[classical]'`. DATA holds train/ and test/ as training/configs/small.yaml and `mirl-sparse eval` expect them. Every row is one of `ROWS`, trained
 alone by naming it; stop it whenever you like. Scores are kept as JSON lines in benchmarks/study.jsonl.
 """
 
@@ -230,7 +230,7 @@ def _classical() -> dict[str, Callable[[np.ndarray], np.ndarray]]:
 
         found["BM3D"] = lambda x: bm3d.bm3d_rgb(x, max(1e-3, _sigma(x)))
     except ImportError:
-        print("BM3D: not installed (pip install bm3d); left out")
+        print("BM3D: not installed (pip install -e '.[classical]'); left out")
     return found
 
 
