@@ -4,8 +4,9 @@
     python benchmarks/study.py classical DATA                     scores and times what scikit-image and BM3D offer
     python benchmarks/study.py report                             writes study.md and study.png
 
-`classical` wants `pip install -e '.[classical]'`. DATA holds train/ and test/ as training/configs/small.yaml and `mirl-sparse eval` expect them. Every row is one of `ROWS`, trained
-alone by naming it; stop it whenever you like. Scores are kept as JSON lines in benchmarks/study.jsonl.
+`classical` wants `pip install -e '.[classical]'`. DATA holds train/ and test/ as training/configs/small.yaml and `mirl-sparse eval`
+expect them. Every row is one of `ROWS`, trained alone by naming it; stop it whenever you like. Scores are kept as JSON lines in
+benchmarks/study.jsonl.
 """
 
 from __future__ import annotations
