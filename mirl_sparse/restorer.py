@@ -57,8 +57,8 @@ class SparseRestorer(nn.Module):
     they were built, else the reference with a warning. On "cpu" and "triton" the weights are packed at the first call
     and whenever they have changed. ``precision`` is that of the features in between: float16 (the default), bfloat16 or float32
     on "triton", float32 on the others; images are float32. The network is put in eval mode, and its weights want no gradients.
-    On "triton" the first image also decides, in about a second, which steps PyTorch's dense operators do faster on this GPU, and do
-    from then on (not in float32).
+    On "triton" the first image takes longer: it decides which steps PyTorch's dense operators do faster on this GPU, and do from
+    then on (not in float32).
 
     An image is restored as a whole, in buffers of about 0.8 KB per pixel at full size. Where these would take
     more than ``max_memory`` bytes (by default nine tenths of what the system has left), it is restored in overlapping tiles

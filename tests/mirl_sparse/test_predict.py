@@ -156,7 +156,7 @@ def test_a_network_is_predicted_for_every_gpu():
         assert 0 < row.compiled <= row.eager
         assert row.launches * LAUNCH < row.sparse < row.sparse_derated
         assert features < row.sparse_bytes
-        assert set(row.dense_steps) < {"patch_embed", "output", *launches(Packed(network, torch.float16), (1, 64, 64))}
+        assert set(row.dense_steps) < set(launches(Packed(network, torch.float16), (1, 64, 64)))
 
 
 def test_what_dense_operators_do_faster_is_left_to_them(monkeypatch):

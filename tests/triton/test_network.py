@@ -45,9 +45,8 @@ def test_those_are_left_to_them_that_take_less_time_and_not_much_memory(network,
 
     with torch.no_grad(), Workspace().used():
         assert packed.dense_where_faster(x, seconds) == fast
-        monkeypatch.setattr(
-            triton_engine, "MOST", 3 * 6 * 64 * 2 * 3 * 4
-        )  # what latent.0 takes: 64 channels, 2x3 pixels
+        # What latent.0 takes: 64 channels, 2x3 pixels.
+        monkeypatch.setattr(triton_engine, "MOST", 3 * 6 * 64 * 2 * 3 * 4)
         assert packed.dense_where_faster(x, seconds) == {"patch_embed", "latent.0"}
         made = []
         for name in fast:

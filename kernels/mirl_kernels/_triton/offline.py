@@ -32,8 +32,8 @@ _TENSOR_CORES = re.compile(r"\b(mma\.sync|wgmma\.mma_async|tcgen05\.mma|v_mfma_\
 
 @dataclass(frozen=True)
 class Compiled:
-    """One kernel for one architecture; ``tensor`` are its tensor-core instructions by name, ``spilled`` in bytes
-    (NVIDIA) or registers (AMD). ``loops`` are the instructions in the body of each loop, without those of loops inside it, in the order of
+    """One kernel for one architecture; ``tensor`` are its tensor-core instructions by name, ``spilled`` in bytes (NVIDIA) or
+    registers (AMD). ``loops`` are the instructions in the body of each loop, without those of loops inside it, in the order of
     the source, and ``outside`` those in none."""
 
     spilled: int
