@@ -1,6 +1,7 @@
 """Does a ticket of the tiny network hold what lottery tickets promise, and what is each criterion worth on a clock?
 
-    python benchmarks/study.py train DATA [ROW ...] [--seeds N]   trains, scores and times what is missing, in runs/study (hours)
+    python benchmarks/study.py train DATA [ROW ...] [--seed N]    trains and scores what is missing, in runs/study (hours)
+    python benchmarks/study.py clock                              times what is not timed yet; nothing else may run
     python benchmarks/study.py classical DATA                     scores and times what scikit-image and BM3D offer
     python benchmarks/study.py report                             writes study.md and study.png
 
@@ -12,6 +13,7 @@ benchmarks/study.jsonl.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import shutil
 import time
@@ -61,29 +63,29 @@ def config(seed: int, **pruning: Any) -> RunConfig:
     return RunConfig(**values)
 
 
-def trained(name: str, settings: RunConfig, data: Path, dense: Path | None = None) -> Path:
-    """The folder of a run that is trained to its end; its first round is that of another run of the same seed, if given."""
+def trained(name: str, settings: RunConfig, data: Path, before: Path | None = None) -> Path:
+    """The folder of a run that is trained to its end; its first rounds are all those of another run, if given."""
     folder = WORK / f"{name}-{settings.digest}"
     if (folder / f"round_{settings.pruning.rounds:02d}").exists():
         return folder
-    if dense is not None and not folder.exists():
+    if before is not None and not folder.exists():
         part = folder.with_suffix(".part")
         shutil.rmtree(part, ignore_errors=True)
-        shutil.copytree(dense, part, ignore=lambda at, names: {n for n in names if n not in KEPT and at == str(dense)})
-        lines = (dense / "log.jsonl").read_text().splitlines(keepends=True)
-        (part / "log.jsonl").write_text("".join(line for line in lines if json.loads(line)["round"] == 0))
+        part.mkdir()
+        for kept in [*before.glob("*.safetensors"), before / "log.jsonl", *before.glob("round_??")]:
+            (shutil.copytree if kept.is_dir() else shutil.copy)(kept, part / kept.name)
         part.rename(folder)
     Run(settings, data, folder, lambda report: None).go()
     return folder
 
 
-KEPT = {"start.safetensors", "rewind.safetensors", "log.jsonl", "round_00"}
+def dense(seed: int, data: Path) -> Path:
+    return trained("dense", config(seed, rewind=REWIND), data)
 
 
-def imp(seed: int, data: Path, rewind: str | int = REWIND) -> Path:
-    settings = config(seed, criterion="global", rate=RATE, rounds=ROUNDS if rewind == REWIND else TENTH, rewind=rewind)
-    first = None if rewind == REWIND else imp(seed, data)
-    return trained("imp", settings, data, first)
+def imp(seed: int, data: Path, rounds: int = TENTH, rewind: str | int = REWIND) -> Path:
+    settings = config(seed, criterion="global", rate=RATE, rounds=rounds, rewind=rewind)
+    return trained("imp", settings, data, dense(seed, data) if rounds == TENTH else imp(seed, data))
 
 
 def from_mask(name: str, seed: int, data: Path, mask: Mask, weights: dict[str, torch.Tensor]) -> Path:
@@ -114,7 +116,7 @@ def control(seed: int, data: Path, shuffled: bool) -> Path:
 
 def gradual(seed: int, data: Path, criterion: str, density: float = 0.1, **more: Any) -> Path:
     settings = config(seed, criterion=criterion, **GRADUAL, **({"rate": 1 - density ** (1 / 4)} | more))
-    return trained(f"gradual-{criterion}", settings, data, imp(seed, data)) / "round_04"
+    return trained(f"gradual-{criterion}", settings, data, dense(seed, data)) / "round_04"
 
 
 def as_fast_as_global(seed: int, data: Path, criterion: str, faster: float = 1) -> Path:
@@ -122,9 +124,8 @@ def as_fast_as_global(seed: int, data: Path, criterion: str, faster: float = 1) 
     model, first = cost_model(), load(gradual(seed, data, "global") / "weights.safetensors")
     full, budget = Mask.full(first), seconds(first, Mask.of(first), model) / faster
     if criterion == "latency":
-        dense = load(imp(seed, data) / "start.safetensors")
-        return gradual(seed, data, "latency", speedup=round(seconds(dense, full, model) / budget, 2), rate=RATE)
-    trained_dense = load(imp(seed, data) / "round_00/weights.safetensors")
+        return gradual(seed, data, "latency", speedup=round(seconds(first, full, model) / budget, 2), rate=RATE)
+    trained_dense = load(dense(seed, data) / "round_00/weights.safetensors")
     low, high = 0.01, 0.9
     for _ in range(12):
         middle = (low + high) / 2
@@ -135,16 +136,16 @@ def as_fast_as_global(seed: int, data: Path, criterion: str, faster: float = 1) 
 
 Row = Callable[[int, Path], Path]
 ROWS: dict[str, Row] = {
-    "dense": lambda seed, data: imp(seed, data) / "round_00",
+    "dense": lambda seed, data: dense(seed, data) / "round_00",
     "imp 51%": lambda seed, data: imp(seed, data) / "round_03",
     "imp 21%": lambda seed, data: imp(seed, data) / "round_07",
     "imp 10.7%": lambda seed, data: imp(seed, data) / f"round_{TENTH}",
-    "imp 3.5%": lambda seed, data: imp(seed, data) / f"round_{ROUNDS}",
-    "imp 10.7%, rewound to step 0": lambda seed, data: imp(seed, data, "initial") / f"round_{TENTH}",
+    "imp 3.5%": lambda seed, data: imp(seed, data, ROUNDS) / f"round_{ROUNDS}",
+    "imp 10.7%, rewound to step 0": lambda seed, data: imp(seed, data, rewind="initial") / f"round_{TENTH}",
     "random mask 10.7%": lambda seed, data: control(seed, data, shuffled=True),
     "fresh weights 10.7%": lambda seed, data: control(seed, data, shuffled=False),
     "one-shot 10.7%": lambda seed, data: trained(
-        "oneshot", config(seed, criterion="global", rate=1 - 0.8**TENTH, rounds=1, rewind=REWIND), data, imp(seed, data)
+        "oneshot", config(seed, criterion="global", rate=1 - 0.8**TENTH, rounds=1, rewind=REWIND), data, dense(seed, data)
     ) / "round_01",
     "gradual global 10%": lambda seed, data: gradual(seed, data, "global"),
     "gradual layerwise 10%": lambda seed, data: gradual(seed, data, "layerwise"),
@@ -189,25 +190,25 @@ def add(entry: dict[str, Any]) -> None:
     print(json.dumps(entry), flush=True)
 
 
-def train(data: Path, rows: list[str], seeds: int) -> None:
-    for seed in range(seeds):
-        for name in rows or ROWS:
-            if any((r["row"], r.get("seed")) == (name, seed) for r in results()):
-                continue
-            folder = ROWS[name](seed, data)
-            network = load(folder / "weights.safetensors")
-            density = Mask(load_file(folder / "mask.safetensors")).density
-            scores = psnr(SparseRestorer(network).restore, data)
-            add({"row": name, "seed": seed, "folder": str(folder), "density": density, **cost(folder), "psnr": scores})
-        clock(seed)
+def train(data: Path, rows: list[str], seeds: list[int]) -> None:
+    for seed, name in itertools.product(seeds, rows or ROWS):
+        if any((r["row"], r.get("seed")) == (name, seed) for r in results()):
+            continue
+        folder = ROWS[name](seed, data)
+        network = load(folder / "weights.safetensors")
+        density = Mask(load_file(folder / "mask.safetensors")).density
+        scores = psnr(SparseRestorer(network).restore, data)
+        add({"row": name, "seed": seed, "folder": str(folder), "density": density, **cost(folder), "psnr": scores})
 
 
-def clock(seed: int) -> None:
-    """Time the tickets of a seed that are not timed yet, and put that in their lines: what is compared was measured together."""
+def clock() -> None:
+    """Time the tickets that are not timed yet, all those of a seed interleaved, and put that in their lines."""
     every = results()
-    new = [r for r in every if r.get("seed") == seed and "ms" not in r]
-    for entry, taken in zip(new, timed(new), strict=True):
-        entry["ms"] = 1e3 * taken
+    for seed in {r["seed"] for r in every if "seed" in r}:
+        tickets = [r for r in every if r.get("seed") == seed]
+        if any("ms" not in r for r in tickets):
+            for entry, taken in zip(tickets, timed(tickets), strict=True):
+                entry["ms"] = 1e3 * taken
     write(RESULTS, every)
 
 
@@ -330,12 +331,15 @@ def main() -> None:
     training = commands.add_parser("train")
     training.add_argument("data", type=Path)
     training.add_argument("rows", nargs="*", choices=[*ROWS, []], metavar="ROW")
-    training.add_argument("--seeds", type=int, default=3)
+    training.add_argument("--seed", type=int, action="append", help="0, 1 and 2 if none is given")
+    commands.add_parser("clock")
     commands.add_parser("classical").add_argument("data", type=Path)
     commands.add_parser("report")
     given = parser.parse_args()
     if given.command == "train":
-        train(given.data, given.rows, given.seeds)
+        train(given.data, given.rows, given.seed or [0, 1, 2])
+    elif given.command == "clock":
+        clock()
     elif given.command == "classical":
         classical(given.data)
     else:

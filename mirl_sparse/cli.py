@@ -18,6 +18,7 @@ from rich.table import Table
 from mirl_kernels._cpu import BackendError
 from mirl_sparse import bench as benchmarking
 from mirl_sparse import restore as restoring
+from mirl_sparse import tuning
 from mirl_sparse.cost import cost_model
 from mirl_sparse.errors import UserError
 from mirl_sparse.gpu_bench import bench_on_gpu
@@ -26,6 +27,7 @@ from mirl_sparse.peers import COMPILED, DENSE, ENGINES
 from mirl_sparse.restorer import SparseRestorer
 from mirl_sparse.ticket import DEFAULT, find
 from mirl_sparse.to_ticket import Report, describe, load, to_ticket
+from mirl_sparse.triton_engine import PRECISIONS, check_gpu
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -72,12 +74,41 @@ def convert(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="The ticket [default: NAME.ticket.safetensors].")
     ] = None,
+    tune_for: Annotated[
+        float | None, typer.Option("--tune", help="Then find what is fastest on this GPU, for so many seconds.", min=0)
+    ] = None,
 ) -> None:
     """Pack a pruned checkpoint into a ticket, verified against the dense network."""
+    if tune_for is not None:
+        check_gpu()
     target = output or checkpoint.with_name(f"{checkpoint.stem}.ticket.safetensors")
     report = to_ticket(checkpoint, target)
     _print(report)
     print(f"removed {report.removed:,} weights of dead channels; wrote {target} ({target.stat().st_size / 1e6:.1f} MB)")
+    if tune_for is not None:
+        _tune(target, 256, tune_for, "float16")
+
+
+@app.command()
+def tune(
+    ticket: Annotated[str, typer.Argument(help="A ticket, or the name of a shipped one.")],
+    size: Annotated[int, typer.Option(help="Side of the square image to be fast on, a multiple of 8.", min=8)] = 256,
+    seconds: Annotated[float, typer.Option(help="How long to try other tiles.", min=0)] = 300,
+    precision: Annotated[str, typer.Option(help="float16, bfloat16 or float32.")] = "float16",
+) -> None:
+    """Find what a ticket runs fastest by on this GPU, and keep it beside the ticket; it runs without, too."""
+    _multiple(size)
+    if precision not in PRECISIONS:
+        raise UserError(f"--precision is {precision!r}; expected {', '.join(PRECISIONS)}")
+    _tune(find(ticket), size, seconds, precision)
+
+
+def _tune(ticket: Path, side: int, seconds: float, precision: str) -> None:
+    found = tuning.tune(ticket, side, seconds, precision)
+    print(
+        f"for {side}x{side} pixels in {precision}: {len(found.tiles)} kernels were timed in each of their tiles,"
+        f" {len(found.dense)} steps are left to dense operators; wrote {tuning.beside(ticket)}"
+    )
 
 
 @app.command()

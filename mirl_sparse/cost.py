@@ -107,17 +107,28 @@ def _samples() -> Iterator[tuple[Counter[str], Callable[[], object]]]:
         return op.quantities(1, side, side), lambda: next(turn)()
 
     ones, zeros = torch.ones, torch.zeros
+
+    def gdfn(c: int, density: float, taps: float) -> PackedGDFN:
+        h = int(c * 2.66)
+        return PackedGDFN(
+            ones(c), zeros(c), _weights(g, density, 2 * h, c), _weights(g, taps, 2 * h, 9), _weights(g, density, c, h)
+        )
+
+    def mdta(c: int, density: float, taps: float) -> PackedMDTA:
+        return PackedMDTA(ones(c), zeros(c), _weights(g, density, 3 * c, c), _weights(g, taps, 3 * c, 9),
+                          ones(max(1, c // 48), 1, 1), _weights(g, density, c, c))  # fmt: skip
+
     for c, side, density, taps in ((48, 256, 0.1, 0.1), (48, 128, 0.1, 0.1), (48, 128, 0.4, 0.8), (96, 128, 0.2, 0.5),
                                    (96, 256, 0.1, 0.1), (96, 256, 0.3, 0.6), (96, 64, 0.1, 0.1), (192, 64, 0.1, 0.3),
                                    (192, 64, 0.03, 0.03), (384, 32, 0.1, 0.2), (384, 32, 0.03, 0.03), (48, 128, 1, 1),
                                    (48, 256, 0.03, 0.03), (96, 256, 0.03, 0.03), (96, 128, 0.03, 0.03),
                                    (192, 32, 1, 1)):  # fmt: skip
-        h, heads = int(c * 2.66), max(1, c // 48)
-        gdfn = PackedGDFN(ones(c), zeros(c), _weights(g, density, 2 * h, c), _weights(g, taps, 2 * h, 9),
-                          _weights(g, density, c, h))  # fmt: skip
-        mdta = PackedMDTA(ones(c), zeros(c), _weights(g, density, 3 * c, c), _weights(g, taps, 3 * c, 9),
-                          ones(heads, 1, 1), _weights(g, density, c, c))  # fmt: skip
-        yield packed(PackedBlock(mdta, gdfn), c, side)
+        yield packed(PackedBlock(mdta(c, density, taps), gdfn(c, density, taps)), c, side)
+    # Much of one thing beside little of another: a block's quantities grow together, and their prices would not be told apart.
+    for op in mdta, gdfn:
+        for c, side, density, taps in ((16, 256, 0.5, 0.15), (16, 256, 0.5, 1), (48, 128, 0.1, 1), (48, 128, 1, 0.15),
+                                       (48, 128, 0.3, 0.15), (96, 64, 0.05, 1)):  # fmt: skip
+            yield packed(op(c, density, taps), c, side)
     for c, o, side, density in ((3, 48, 256, 1.0), (48, 24, 256, 0.1), (96, 48, 128, 0.3), (192, 192, 32, 0.1),
                                 (64, 64, 128, 0.05), (64, 64, 64, 1.0), (96, 3, 128, 0.1), (64, 64, 128, 0.2)):  # fmt: skip
         yield packed(PackedConv(_weights(g, density, o, c, 3, 3)), c, side, o)

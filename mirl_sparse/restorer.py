@@ -22,7 +22,8 @@ from mirl_sparse.images import read_image, to_rgb
 from mirl_sparse.network import MULTIPLE, PromptIR, PromptIRConfig
 from mirl_sparse.ticket import DEFAULT, find, read_ticket
 from mirl_sparse.tiles import restore_by_tiles, tile_size
-from mirl_sparse.triton_engine import PRECISIONS, TritonEngine, check_gpu
+from mirl_sparse.triton_engine import PRECISIONS, TritonEngine, Tuning, check_gpu
+from mirl_sparse.tuning import read_tuning
 
 BACKENDS = ("auto", "cpu", "reference", "triton")
 _REFERENCE_BYTES = 6500  # per pixel and `dim` of 48, what PyTorch holds at its peak
@@ -57,8 +58,8 @@ class SparseRestorer(nn.Module):
     they were built, else the reference with a warning. On "cpu" and "triton" the weights are packed at the first call
     and whenever they have changed. ``precision`` is that of the features in between: float16 (the default), bfloat16 or float32
     on "triton", float32 on the others; images are float32. The network is put in eval mode, and its weights want no gradients.
-    On "triton" the first image takes longer: it decides which steps PyTorch's dense operators do faster on this GPU, and do from
-    then on (not in float32).
+    On "triton" the first image takes longer, unless there is a ``tuning``: it decides which steps PyTorch's dense operators do faster
+    on this GPU, and do from then on (not in float32).
 
     An image is restored as a whole, in buffers of about 0.8 KB per pixel at full size. Where these would take
     more than ``max_memory`` bytes (by default nine tenths of what the system has left), it is restored in overlapping tiles
@@ -71,6 +72,7 @@ class SparseRestorer(nn.Module):
         backend: str = "auto",
         max_memory: int | None = None,
         precision: str | None = None,
+        tuning: Tuning | None = None,
     ) -> None:
         super().__init__()
         if backend not in BACKENDS:
@@ -92,7 +94,7 @@ class SparseRestorer(nn.Module):
             raise UserError(f"precision is {precision!r} on backend {backend!r}; expected {known}")
         self.network = network.eval().requires_grad_(False)
         self.backend = backend
-        self.max_memory = max_memory
+        self.max_memory, self.tuning = max_memory, tuning
         self._config = json.dumps(network.config.to_dict())  # as the op takes it
         self._engine: tuple[object, Engine | TritonEngine] | None = (
             None  # and the state of the weights it was packed from
@@ -109,8 +111,12 @@ class SparseRestorer(nn.Module):
         max_memory: int | None = None,
         precision: str | None = None,
     ) -> SparseRestorer:
-        """From a ticket file, or from a shipped ticket's name ("small"); on "triton" it is put on the GPU."""
-        restorer = cls(read_ticket(find(source))[0], backend, max_memory, precision)
+        """From a ticket file, or from a shipped ticket's name ("small"); on "triton" it is put on the GPU, and run by what `tuning.tune`
+        has kept beside the file."""
+        file = find(source)
+        restorer = cls(read_ticket(file)[0], backend, max_memory, precision)
+        if backend == "triton":
+            restorer.tuning = read_tuning(file, restorer.precision)
         return restorer.to("cuda") if backend == "triton" and torch.cuda.is_available() else restorer
 
     def forward(self, image: Tensor) -> Tensor:
@@ -166,7 +172,10 @@ class SparseRestorer(nn.Module):
         state = _state(self.network.parameters())
         kept = self._engine
         if kept is None or kept[0] != state:
-            engine = TritonEngine(self.network, self.precision) if self.backend == "triton" else Engine(self.network)
+            if self.backend == "triton":
+                engine: Engine | TritonEngine = TritonEngine(self.network, self.precision, self.tuning)
+            else:
+                engine = Engine(self.network)
             kept = self._engine = state, engine
         return kept[1]
 

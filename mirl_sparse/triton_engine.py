@@ -7,7 +7,8 @@ import os
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
+from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from mirl_kernels._cpu import BackendError
-from mirl_kernels._triton import MOST, Launch, Workspace, recording
+from mirl_kernels._triton import MOST, Launch, Tile, Tuner, Workspace, recording
 from mirl_kernels.conv.reference import conv
 from mirl_kernels.gdfn.reference import gdfn
 from mirl_kernels.mdta.reference import mdta
@@ -236,13 +237,21 @@ def seconds(call: Callable[[], Any], ahead: bool = True) -> float:
     return min(found)
 
 
-class TritonEngine:
-    """A PromptIR packed for the Triton kernels, with activations of ``precision`` between float32 images. On a GPU, where precision is not
-    float32, each step is timed against PyTorch's dense operators with the first image, and the faster is taken from then on, so
-    that another process may round differently; the launches of an image size are recorded as a CUDA graph when it is seen for the
-    second time."""
+@dataclass(frozen=True)
+class Tuning:
+    """What was found to be fastest on one GPU: the tile of each kernel, by how it is compiled, and the steps that dense operators do."""
 
-    def __init__(self, network: PromptIR, precision: str = "float16") -> None:
+    tiles: Mapping[str, Tile]
+    dense: frozenset[str]
+
+
+class TritonEngine:
+    """A PromptIR packed for the Triton kernels, with activations of ``precision`` between float32 images. Without a ``tuning``, and where
+    precision is not float32, each step is timed on a GPU against PyTorch's dense operators with the first image, and the faster is
+    taken from then on, so that another process may round differently; the launches of an image size are recorded as a CUDA graph
+    when it is seen for the second time."""
+
+    def __init__(self, network: PromptIR, precision: str = "float16", tuning: Tuning | None = None) -> None:
         self.device = network.output.weight.device
         check_gpu()
         if self.device.type != "cuda" and not _interprets():
@@ -253,7 +262,8 @@ class TritonEngine:
         self._program = Packed(network, self._dtype)
         self._program.to(self.device)
         self._seen: OrderedDict[tuple[int, ...], _Seen] = OrderedDict()
-        self._dense: frozenset[str] | None = None
+        self._tiles: Mapping[str, Tile] = tuning.tiles if tuning else {}
+        self._dense = tuning.dense if tuning else None
         self._lock = threading.Lock()
 
     def bytes(self, batch: int, height: int, width: int) -> int:
@@ -271,22 +281,40 @@ class TritonEngine:
         if image.shape[2] % MULTIPLE or image.shape[3] % MULTIPLE:
             raise ValueError(f"input is {image.shape[2]}x{image.shape[3]}; expected multiples of {MULTIPLE}")
         if self.device.type != "cuda":
-            with Workspace(cached(self.device)).used():
-                return self._program(image.contiguous())
+            with self._workspace().used():
+                return self._program(image.contiguous(), self._dense or ())
         with self._lock, torch.cuda.device(self.device):
             return self._replayed(image.contiguous())
+
+    def _workspace(self) -> Workspace:
+        return Workspace(cached(self.device), self._tiles)
+
+    def _dense_where_faster(self, image: Tensor) -> frozenset[str]:
+        if self._dtype == torch.float32:  # where PyTorch's convolutions are of fewer digits (TF32)
+            return frozenset()
+        return self._program.dense_where_faster(image, seconds)
+
+    @torch.no_grad()
+    def tune(self, image: Tensor, budget: float) -> Tuning:
+        """Find what is fastest for images such as this one, (B, 3, H, W): of each kernel the tile, as long as ``budget`` seconds last, then
+        the steps that dense operators do. To be asked of an engine that has restored nothing yet; it remains untuned."""
+        tuner = Tuner(seconds, time.monotonic() + budget)
+        with nullcontext() if self.device.type != "cuda" else torch.cuda.device(self.device):
+            with self._workspace().used(), tuner.at_work():
+                self._program(image.contiguous())
+            with Workspace(cached(self.device), tuner.fastest).used():
+                return Tuning(tuner.fastest, self._dense_where_faster(image.contiguous()))
 
     def _replayed(self, image: Tensor) -> Tensor:
         key = tuple(image.shape)
         seen = self._seen.pop(key, None)
-        self._seen[key] = now = seen or _Seen(Workspace(cached(self.device)))
+        self._seen[key] = now = seen or _Seen(self._workspace())
         while len(self._seen) > _SIZES_KEPT:
             self._seen.popitem(last=False)
         with now.workspace.used():
             if self._dense is None:
-                none = self._dtype == torch.float32  # where PyTorch's convolutions are of fewer digits (TF32)
-                self._dense = frozenset() if none else self._program.dense_where_faster(image, seconds)
-                self._program.dense = {name: self._program.dense[name] for name in self._dense}
+                self._dense = self._dense_where_faster(image)
+            self._program.dense = {n: op for n, op in self._program.dense.items() if n in self._dense}
             if seen is None:  # compiles what is not compiled yet; one image alone is not worth a graph
                 return self._program(image, self._dense)
             if now.graph is None:

@@ -1,10 +1,12 @@
 """In which tile a Triton kernel is launched; the kernel is made up."""
 
+import math
+
 import pytest
 import torch
 
 from mirl_kernels import _triton
-from mirl_kernels._triton import Tile, launch, recording
+from mirl_kernels._triton import Tile, Tuner, Workspace, launch, recording
 
 TILES = [Tile({"BLOCK_P": 128}, 4), Tile({"BLOCK_P": 128}, 8), Tile({"BLOCK_P": 64}, 4, pipelined=False)]
 
@@ -12,7 +14,7 @@ TILES = [Tile({"BLOCK_P": 128}, 4), Tile({"BLOCK_P": 128}, 8), Tile({"BLOCK_P": 
 class Kernel:
     """Spills what it is told by pixels and warps."""
 
-    arg_names = ("x", "y", "BLOCK_P", "ROWS")
+    arg_names, __name__ = ("x", "y", "BLOCK_P", "ROWS"), "kernel"
 
     def __init__(self, *spills):
         self.spills, self.compiled, self.launched = (
@@ -58,6 +60,51 @@ def test_the_first_tile_that_spills_nothing_or_least(spills, nth, monkeypatch):
             "num_stages": 3 if tile.pipelined else 1,
         }
     assert len(kernel.compiled) == len(set(kernel.compiled)) <= 3  # once
+
+
+def slow(*milliseconds):
+    """A clock that says of each tile what it is told, and runs the call."""
+
+    def seconds(call):
+        call()
+        return milliseconds[TILES.index(call.args[0])] / 1e3
+
+    return seconds
+
+
+@pytest.mark.parametrize(
+    ("spills", "times", "nth"), [((0, 0, 0), (3, 2, 1), 2), ((0, 8, 0), (3, 1, 2), 2), ((0, 0, 0), (1, 1, 1), 0)]
+)
+def test_a_tuner_finds_the_fastest_tile_that_spills_nothing(spills, times, nth, monkeypatch):
+    monkeypatch.setattr(_triton, "_chosen", {})
+    kernel, tuner = Kernel(*spills), Tuner(slow(*times), math.inf)
+    with tuner.at_work():
+        made(kernel)
+        made(kernel)  # twice: both launches count
+    (taken,) = tuner.taken.values()
+    assert [spent for spent, _ in taken] == [2 * t / 1e3 for t, spilt in zip(times, spills, strict=True) if not spilt]
+    with Workspace(tiles=tuner.fastest).used():
+        assert made(kernel)[1]["BLOCK_P"] == TILES[nth].sizes["BLOCK_P"]
+        assert made(kernel)[1]["num_warps"] == TILES[nth].warps
+    assert made(kernel)[1]["num_warps"] == TILES[0].warps  # elsewhere nothing has changed
+
+
+def test_without_time_left_nothing_is_timed(monkeypatch):
+    monkeypatch.setattr(_triton, "_chosen", {})
+    tuner = Tuner(lambda call: pytest.fail("timed"), -math.inf)
+    with tuner.at_work():
+        made(Kernel(0, 0, 0))
+    assert not tuner.fastest
+
+
+def test_a_tile_of_another_version_is_not_used(monkeypatch):
+    monkeypatch.setattr(_triton, "_chosen", {})
+    kernel, tuner = Kernel(0, 0, 0), Tuner(slow(3, 2, 1), math.inf)
+    with tuner.at_work():
+        made(kernel)
+    unknown = {compiled: Tile({"BLOCK_P": 32}, 2) for compiled in tuner.fastest}
+    with Workspace(tiles=unknown).used():
+        assert made(kernel)[1]["BLOCK_P"] == 128
 
 
 def test_what_is_recorded_has_the_other_tiles():

@@ -7,6 +7,7 @@ import torch
 from tiny import settings
 from torch.nn import functional as F
 
+from mirl_sparse.network import PromptIR
 from mirl_sparse.restorer import SparseRestorer
 from mirl_training.fused import choose_engine
 from mirl_training.masks import Mask, prune
@@ -37,6 +38,38 @@ def trainer(network, **changes):
 
 def gradients(network):
     return {n: p.grad.clone() for n, p in network.named_parameters()}
+
+
+@pytest.mark.parametrize("engine", ["fused", "reference"])
+def test_importance_is_the_square_of_what_a_weight_changes_the_loss_by(network, batch, engine):
+    mask = prune(network, Mask.full(network), 0.5, "global")
+    mask.apply(network)
+    t = trainer(network, mask=mask, engine=engine)
+    start = {k: v.clone() for k, v in network.state_dict().items()}
+    found = t.importance([batch])
+    exact = PromptIR(network.config).double()
+    degraded, clean = (images.double() for images in batch)
+
+    def loss(name: str, place: int, scale: float) -> float:
+        exact.load_state_dict(start)
+        with torch.no_grad():
+            exact.get_parameter(name).view(-1)[place] *= scale
+            return float((exact(degraded) - clean).abs().mean())
+
+    for name, values in list(found.items())[::5]:
+        assert torch.equal(network.get_parameter(name), start[name])
+        place = int(values.argmax())
+        slope = (loss(name, place, 1 + 1e-4) - loss(name, place, 1 - 1e-4)) / 2e-4
+        assert float(values.flatten()[place]) == pytest.approx(slope**2, rel=0.05), name
+    for name, keep in mask.alive.items():
+        assert not found[name][~keep].any()
+
+
+def test_importance_is_a_mean_over_batches(network, batch):
+    t, other = trainer(network), tuple(images.flip(-1) for images in batch)
+    first, second, both = (t.importance(batches) for batches in ([batch], [other], [batch, other]))
+    for name, values in both.items():
+        torch.testing.assert_close(values, (first[name] + second[name]) / 2)
 
 
 @pytest.mark.parametrize("parts", [2, 3])

@@ -123,7 +123,8 @@ class PruningSettings(_Settings):
     al., ICLR 2020, section 3.2).
 
     The criterion ``latency`` has no rate but a goal: after the last round the network is to restore ``speedup`` times as
-    fast as the first one, by the cost model of the machine that the run began on; each round takes its part of that.
+    fast as the first one, by the cost model of the machine that the run began on; each round takes its part of that. It ranks
+    by what a weight, and a whole hidden channel, adds to the loss per second, not by magnitudes (``latency.py``).
     """
 
     protocol: Literal["default", "mirl"] = "default"

@@ -157,10 +157,11 @@ class TrainingData:
 
     def _order_of_epoch(self, round_index: int, epoch: int) -> NDArray[np.intp]:
         key = round_index, epoch
-        if self._order is None or self._order[0] != key:
+        order = self._order  # two threads may draw
+        if order is None or order[0] != key:
             rng = _generator(self.config.training.seed, *key, 2**32)
-            self._order = key, rng.permutation(len(self._samples))
-        return self._order[1]
+            self._order = order = key, rng.permutation(len(self._samples))
+        return order[1]
 
     def _sample(self, round_index: int, step: int, place: int) -> tuple[Image, Image]:
         batch, size = self.config.training.shape(step, self.steps_of_round(round_index))

@@ -53,6 +53,7 @@ from mirl_training.trainer import Diverged, Trainer
 from mirl_training.world import World
 
 Report = Callable[[dict[str, Any]], None]
+_MEASURED = 48  # batches that the importance of weights is a mean over
 _SETTLED = 5  # masks in a row that must be alike (early-bird tickets)
 _SHORT = 60  # seconds
 _WHOLE = 1 << 60  # bytes: images are restored as wholes, whatever memory is free, for the same answers every time
@@ -141,7 +142,7 @@ class Run:
         self.network.requires_grad_(True).to(device)
         self._count_time()
         if config.pruning.protocol == "default":
-            self._prune(self._first, config.pruning.rounds, self.network.state_dict())
+            self._prune(self._first, config.pruning.rounds, self.network.state_dict(), measured=False)
         self.world.wait()  # for all to have seen what is there
         if self.world.leads:
             if config.pruning.criterion == "latency" and not (folder / "prices.json").exists():
@@ -178,17 +179,29 @@ class Run:
             self.world.wait()
         return self.round_folder(self.config.pruning.rounds)
 
-    def _prune(self, mask: Mask, index: int, weights: dict[str, Tensor]) -> Mask:
-        """The mask of round ``index``, nested in the given one, if the round before ended with these weights."""
+    def _prune(self, mask: Mask, index: int, weights: dict[str, Tensor], measured: bool = True) -> Mask:
+        """The mask of round ``index``, nested in the given one, if the round before ended with these weights. Where not
+        ``measured``, all weights are as important, which is enough to see that the goal can be reached."""
         network, pruning = self._restorer.network, self.config.pruning
         network.load_state_dict(weights)
         if pruning.protocol == "mirl":
             return prune_as_mirl(network, mask, pruning.rate, pruning.criterion)
         if pruning.speedup is not None:
             budget = self._seconds * pruning.speedup ** (-index / pruning.rounds)
-            return prune_to_latency(network, mask, budget, self._model, pruning.exempt)
+            importance = self._importance(mask, index - 1, weights) if measured else mask.alive
+            return prune_to_latency(network, importance, mask, budget, self._model, pruning.exempt)
         density = self._first.density * (1 - pruning.rate) ** index
         return prune(network, mask, density, pruning.criterion, pruning.exempt)
+
+    def _importance(self, mask: Mask, index: int, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        """`Trainer.importance` at the end of round ``index``, by the batches that it would train on next."""
+        network = PromptIR(self.network.config).to(next(self.network.parameters()).device)
+        network.load_state_dict(weights)
+        settings, steps = self.config.training, self.data.steps_of_round(index)
+        trainer = Trainer(network, mask, settings, settings.learning_rate, self.engine, self._teacher, self.world)
+        after = range(steps, steps + _MEASURED)
+        found = trainer.importance([self.data.batch(index, i, self.world.rank, self.world.ranks) for i in after])
+        return {n: values.cpu() for n, values in found.items()}
 
     def _count_time(self) -> None:
         """What the criterion latency counts with: the prices that the run began with, or else this machine's."""

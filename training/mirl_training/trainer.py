@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -70,25 +70,13 @@ class Trainer:
     def step(self, degraded: Tensor, clean: Tensor, rate: float) -> float:
         """One step of the optimizers at a learning rate, on (B, 3, H, W) in [0, 1] and what they should become; returns the
         loss. Raises Diverged when a gradient is not finite."""
-        for optimizer in self._optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            optimizer.zero_grad(set_to_none=True)
-        loss = 0.0
-        parts = list(zip(*(t.chunk(self.settings.accumulate) for t in (degraded, clean)), strict=True))
-        for i, pair in enumerate(parts):
-            shares = i == len(parts) - 1  # gradients with other processes, once
-            with nullcontext() if shares or not self._parallel else self._parallel.no_sync():
-                part = self._loss(*(t.to(self._device) for t in pair)) * (len(pair[0]) / len(degraded))
-                part.backward()
-            loss += part.item()
-        loss = self._world.mean(loss)
-        if self._masks_gradients:
-            self._mask.apply_to_gradients(self.network)
+        loss = self._gradients(degraded, clean)
         norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.clip_norm or math.inf)
         if not math.isfinite(norm.item()):
             raise Diverged(f"loss {loss}")
         for optimizer in self._optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
             optimizer.step()
         if self._masks_weights:
             self._mask.apply(self.network)
@@ -98,6 +86,32 @@ class Trainer:
             with torch.no_grad():
                 torch._foreach_lerp_(self._average, list(self.network.parameters()), 1 - decay)
         return loss
+
+    def importance(self, batches: Sequence[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+        """Per parameter the mean over batches of (weight * gradient)^2: to first order, the square of what the removal of each
+        weight would change the loss by (Molchanov et al., CVPR 2019, eq. 8)."""
+        sums = {n: torch.zeros_like(p) for n, p in self.network.named_parameters()}
+        for degraded, clean in batches:
+            self._gradients(degraded, clean)
+            for n, p in self.network.named_parameters():
+                if p.grad is not None:
+                    sums[n].addcmul_(p.grad, p.grad)
+        return {n: p.detach().square() * sums[n] / len(batches) for n, p in self.network.named_parameters()}
+
+    def _gradients(self, degraded: Tensor, clean: Tensor) -> float:
+        """Leave the loss's gradients in the parameters, of all processes' parts of the batch; returns the loss."""
+        self.network.zero_grad(set_to_none=True)
+        loss = 0.0
+        parts = list(zip(*(t.chunk(self.settings.accumulate) for t in (degraded, clean)), strict=True))
+        for i, pair in enumerate(parts):
+            shares = i == len(parts) - 1  # gradients with other processes, once
+            with nullcontext() if shares or not self._parallel else self._parallel.no_sync():
+                part = self._loss(*(t.to(self._device) for t in pair)) * (len(pair[0]) / len(degraded))
+                part.backward()
+            loss += part.item()
+        if self._masks_gradients:
+            self._mask.apply_to_gradients(self.network)
+        return self._world.mean(loss)
 
     def _loss(self, degraded: Tensor, clean: Tensor) -> Tensor:
         precision = torch.bfloat16 if self.settings.precision == "bfloat16" else torch.float32

@@ -5,11 +5,12 @@ Nothing here imports triton: it is there on Linux alone, and takes seconds to lo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from operator import itemgetter
 from typing import Any, NamedTuple, TypeVar
 
@@ -125,8 +126,9 @@ _chosen: dict[Any, Tile] = {}
 
 
 def launch(kernel: Any, grid: _Grid, *arguments: Any, tiles: Sequence[Tile], **constants: Any) -> None:
-    """Launch a Triton kernel on the arguments, in its order, and constants, in the first of the tiles that fits this GPU and spills no
-    registers there, or the one that spills least; ``grid`` is made of the tile's sizes. The GPU is the current device."""
+    """Launch a Triton kernel on the arguments, in its order, and constants, in the tile that the workspace was given for it, or else in
+    the first of ``tiles`` that fits this GPU and spills no registers there, or the one that spills least; ``grid`` is made of
+    the tile's sizes. The GPU is the current device."""
     if (launches := _recorded.get()) is not None:
         names = [n for n in kernel.arg_names if n not in constants and n not in tiles[0].sizes]
         named = dict(zip(names, arguments, strict=True)) | constants
@@ -134,6 +136,9 @@ def launch(kernel: Any, grid: _Grid, *arguments: Any, tiles: Sequence[Tile], **c
         launches.append(replace(first, others=tuple(others)))
         return
     amd = torch.version.hip is not None
+
+    def run(tile: Tile) -> None:
+        kernel[grid(tile.sizes)](*arguments, **constants, **tile.sizes, **tile.options(amd))
 
     def spills(tile: Tile) -> int:
         """Local memory of a thread, as the driver counts it."""
@@ -148,18 +153,57 @@ def launch(kernel: Any, grid: _Grid, *arguments: Any, tiles: Sequence[Tile], **c
             return 1 << 30
         return int(made.n_spills)
 
-    key = kernel, arguments[0].device, *constants.values(), *map(_special, arguments)
-    if key not in _chosen:
-        _chosen[key] = least(tiles, spills)
-    tile = _chosen[key]
-    kernel[grid(tile.sizes)](*arguments, **constants, **tile.sizes, **tile.options(amd))
+    compiled = f"{kernel.__name__} {constants} {[_special(a) for a in arguments]}"
+    if tuner := _tuner.get():
+        tuner.compare(compiled, [t for t in tiles if not spills(t)], run)
+    workspace = _workspace.get()
+    tile = None if workspace is None else workspace.tiles.get(compiled)
+    if tile is None or tile not in tiles:  # it may be of another version
+        key = arguments[0].device, compiled
+        if key not in _chosen:
+            _chosen[key] = least(tiles, spills)
+        tile = _chosen[key]
+    run(tile)
 
 
 def _special(argument: Any) -> Any:
     """What Triton compiles a kernel anew for."""
     if isinstance(argument, Tensor):
-        return argument.dtype, argument.data_ptr() % 16 == 0
+        return str(argument.dtype), argument.data_ptr() % 16 == 0
     return (argument == 1, argument % 16 == 0) if isinstance(argument, int) else None
+
+
+@dataclass
+class Tuner:
+    """Times what is launched meanwhile in every tile that does not spill, by ``seconds`` of a call, as long as there is time
+    (``until``, of time.monotonic)."""
+
+    seconds: Callable[[Callable[[], Any]], float]
+    until: float
+    taken: dict[str, list[tuple[float, Tile]]] = field(default_factory=dict)  # by all launches of a kernel compiled so
+
+    def compare(self, compiled: str, tiles: Sequence[Tile], run: Callable[[Tile], None]) -> None:
+        if len(tiles) < 2 or time.monotonic() > self.until:
+            return
+        before = self.taken.get(compiled, [(0.0, tile) for tile in tiles])
+        self.taken[compiled] = [(spent + self.seconds(partial(run, tile)), tile) for spent, tile in before]
+
+    @property
+    def fastest(self) -> dict[str, Tile]:
+        """By how a kernel is compiled; of equal times the first."""
+        return {compiled: min(taken, key=itemgetter(0))[1] for compiled, taken in self.taken.items()}
+
+    @contextmanager
+    def at_work(self) -> Iterator[None]:
+        """What is launched meanwhile is timed, several times, and then run."""
+        token = _tuner.set(self)
+        try:
+            yield
+        finally:
+            _tuner.reset(token)
+
+
+_tuner: ContextVar[Tuner | None] = ContextVar("tuner", default=None)
 
 
 _T = TypeVar("_T")
@@ -177,10 +221,11 @@ def least(choices: Iterable[_T], cost: Callable[[_T], int]) -> _T:
 
 @dataclass
 class Workspace:
-    """What the ops need again at the next image of a size, and how many bytes of hidden channels the GPU's second-level cache
-    can be trusted to keep from one launch to the next."""
+    """What the ops need again at the next image of a size, how many bytes of hidden channels the GPU's second-level cache
+    can be trusted to keep from one launch to the next, and the tiles that a `Tuner` found fastest."""
 
     cached: int = 8 << 20
+    tiles: Mapping[str, Tile] = field(default_factory=dict)
     tensors: dict[Any, Tensor] = field(default_factory=dict)
 
     @contextmanager
