@@ -19,8 +19,16 @@ def _supported(isa: str) -> bool:
     return done.stdout.strip() == isa
 
 
-@pytest.mark.parametrize("isa", ["avx512", "avx2", "portable"])
-@pytest.mark.parametrize("cache", ["4096", "1000000"])
+@pytest.mark.parametrize(
+    ("isa", "cache"),
+    [
+        ("avx512", "4096"),
+        ("avx2", "1000000"),
+        ("portable", "4096"),
+        *(pytest.param(*build, marks=pytest.mark.slow) for build in
+          (("avx512", "1000000"), ("avx2", "4096"), ("portable", "1000000"))),
+    ],
+)  # fmt: skip
 def test_every_build_passes_the_ops_tests(isa, cache):
     if not _supported(isa):
         assert isa != "portable"
