@@ -89,7 +89,7 @@ class Trainer:
 
     def importance(self, batches: Sequence[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
         """Per parameter the mean over batches of (weight * gradient)^2: to first order, the square of what the removal of each
-        weight would change the loss by (Molchanov et al., CVPR 2019, eq. 8)."""
+        weight would change the loss by (Molchanov et al., CVPR 2019)."""
         sums = {n: torch.zeros_like(p) for n, p in self.network.named_parameters()}
         for degraded, clean in batches:
             self._gradients(degraded, clean)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
@@ -111,14 +111,20 @@ _recorded: ContextVar[list[Launch] | None] = ContextVar("recorded", default=None
 
 
 @contextmanager
+def _during(variable: ContextVar[Any], value: Any) -> Iterator[None]:
+    token = variable.set(value)
+    try:
+        yield
+    finally:
+        variable.reset(token)
+
+
+@contextmanager
 def recording() -> Iterator[list[Launch]]:
     """Launches are listed, not made, so that tensors may be on the device "meta"."""
     launches: list[Launch] = []
-    token = _recorded.set(launches)
-    try:
+    with _during(_recorded, launches):
         yield launches
-    finally:
-        _recorded.reset(token)
 
 
 _Grid = Callable[[dict[str, int]], tuple[int, int, int]]
@@ -193,14 +199,9 @@ class Tuner:
         """By how a kernel is compiled; of equal times the first."""
         return {compiled: min(taken, key=itemgetter(0))[1] for compiled, taken in self.taken.items()}
 
-    @contextmanager
-    def at_work(self) -> Iterator[None]:
+    def at_work(self) -> AbstractContextManager[None]:
         """What is launched meanwhile is timed, several times, and then run."""
-        token = _tuner.set(self)
-        try:
-            yield
-        finally:
-            _tuner.reset(token)
+        return _during(_tuner, self)
 
 
 _tuner: ContextVar[Tuner | None] = ContextVar("tuner", default=None)
@@ -228,14 +229,9 @@ class Workspace:
     tiles: Mapping[str, Tile] = field(default_factory=dict)
     tensors: dict[Any, Tensor] = field(default_factory=dict)
 
-    @contextmanager
-    def used(self) -> Iterator[None]:
+    def used(self) -> AbstractContextManager[None]:
         """By the ops called meanwhile."""
-        token = _workspace.set(self)
-        try:
-            yield
-        finally:
-            _workspace.reset(token)
+        return _during(_workspace, self)
 
 
 _workspace: ContextVar[Workspace | None] = ContextVar("workspace", default=None)
