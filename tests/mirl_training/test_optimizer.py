@@ -29,13 +29,17 @@ def test_a_zero_gradient_moves_nothing_but_by_decay():
     assert torch.equal(p.detach(), torch.full_like(p, 0.95))
 
 
-def test_a_step_is_its_definition():
-    """Nesterov's momentum, orthogonalised, at the scale 0.2 sqrt(max(M, N)), after decay."""
+@pytest.mark.parametrize("dead", [(), ((0, 3), ()), ((), (0, 7, 35)), ((4,), tuple(range(1, 36)))])
+def test_a_step_is_its_definition(dead):
+    """Nesterov's momentum, orthogonalised, at the scale 0.2 sqrt(max(M, N)), after decay; with rows and columns pruned as well."""
+    live = torch.ones(5, 36)
+    for axis, indices in enumerate(dead):
+        live.index_fill_(axis, torch.tensor(indices, dtype=torch.int64), 0)
     p = torch.nn.Parameter(torch.randn(5, 4, 3, 3))
     expected, past = p.detach().clone().double(), torch.zeros(5, 36, dtype=torch.float64)
     optimizer = Muon([p], lr=0.01, weight_decay=0.1)
     for _ in range(3):
-        p.grad = torch.randn_like(p)
+        p.grad = torch.randn_like(p) * live.view_as(p)
         grad = p.grad.flatten(1).double()
         past = 0.95 * past + grad
         update = orthogonalised((grad + 0.95 * past)[None])[0]

@@ -7,7 +7,6 @@ share AdamW's learning rate and weight decay).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +30,8 @@ def orthogonalised(matrices: Tensor) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Convolutions' weights (O, I, k, k) are stepped as matrices (O, I * k * k), those of one shape together."""
+    """Convolutions' weights (O, I, k, k) are stepped as matrices (O, I * k * k), those of one shape together. Rows and columns
+    of zeros, a pruned channel's, stay zeros: they are left out, which changes nothing but the time."""
 
     def __init__(self, params: Iterable[nn.Parameter], lr: float, weight_decay: float, momentum: float = 0.95) -> None:
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
@@ -39,25 +39,25 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
-            alike: dict[torch.Size, list[nn.Parameter]] = {}
-            for p in group["params"]:
-                if p.grad is not None:
-                    alike.setdefault(p.shape, []).append(p)
-            for parameters in alike.values():
-                self._step(parameters, **{k: v for k, v in group.items() if k != "params"})
-
-    def _step(self, parameters: list[nn.Parameter], lr: float, weight_decay: float, momentum: float) -> None:
-        directions = []
-        for p in parameters:
-            state: dict[str, Any] = self.state[p]
-            past = state.setdefault("momentum", torch.zeros_like(p))
-            assert p.grad is not None
-            past.mul_(momentum).add_(p.grad)
-            directions.append((p.grad + momentum * past).flatten(1))
-        updates = orthogonalised(torch.stack(directions))
-        step = 0.2 * max(updates.shape[-2:]) ** 0.5 * lr
-        for p, update in zip(parameters, updates, strict=True):
-            p.mul_(1 - lr * weight_decay).sub_(update.view_as(p), alpha=step)
+            alike: dict[torch.Size, list[tuple[Tensor, Tensor, Tensor, Tensor]]] = {}
+            for p in (p for p in group["params"] if p.grad is not None):
+                past = self.state[p].setdefault("momentum", torch.zeros_like(p))
+                past.mul_(group["momentum"]).add_(p.grad)
+                direction = past.mul(group["momentum"]).add_(p.grad).flatten(1)
+                sizes = direction.abs()
+                rows, columns = (sizes.amax(axis).nonzero()[:, 0] for axis in (1, 0))
+                if len(rows) < len(direction):
+                    direction = direction.index_select(0, rows)
+                if len(columns) < direction.shape[1]:
+                    direction = direction.index_select(1, columns)
+                alike.setdefault(direction.shape, []).append((p, rows, columns, direction))
+            for steps in alike.values():
+                updates = orthogonalised(torch.stack([direction for *_, direction in steps]))
+                for (p, rows, columns, _), update in zip(steps, updates, strict=True):
+                    matrix = p.mul_(1 - group["lr"] * group["weight_decay"]).view(len(p), -1)
+                    if len(columns) < matrix.shape[1]:
+                        update = update.new_zeros(len(update), matrix.shape[1]).index_copy_(1, columns, update)
+                    matrix.index_add_(0, rows, update, alpha=-0.2 * max(matrix.shape) ** 0.5 * group["lr"])
 
 
 def optimizers(network: PromptIR, name: str, lr: float, weight_decay: float) -> list[torch.optim.Optimizer]:
