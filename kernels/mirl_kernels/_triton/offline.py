@@ -50,7 +50,7 @@ def target(architecture: str) -> GPUTarget:
     return GPUTarget("hip", architecture, 64)
 
 
-_KINDS = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32", torch.int32: "i32"}
+_KINDS = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32", torch.int32: "i32", torch.int64: "i64"}
 
 
 def specialised(launch: Launch) -> tuple[Any, ...]:

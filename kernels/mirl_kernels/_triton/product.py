@@ -32,23 +32,27 @@ def grid(pixels: int, batch: int, groups: int) -> Callable[[dict[str, int]], tup
 
 
 @triton.jit
-def moments(x, plane, pixel, inside, channels, eps, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr):
-    """Mean and reciprocal deviation of each pixel's channels in one pass: Welford's recurrence on every BLOCK_C-th channel, put together
-    by Chan's formula, since E[x^2] - E[x]^2 loses digits."""
+def moments(x, plane, pixel, inside, channels, eps, WHOLE: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr):
+    """Mean and reciprocal deviation of each pixel's channels, WHOLE blocks of BLOCK_C or not, in one pass. E[x^2] - E[x]^2 loses
+    digits; of x less the mean m of the first n of N channels it loses few, since (m - mean)^2 <= variance * (N - n) / n whatever
+    they are."""
     c = tl.arange(0, BLOCK_C)
-    means = tl.zeros([BLOCK_C, BLOCK_P], tl.float32)
+    sums = tl.zeros([BLOCK_C, BLOCK_P], tl.float32)
     squares = tl.zeros([BLOCK_C, BLOCK_P], tl.float32)
+    at = x + c.to(tl.int64)[:, None] * plane + pixel[None, :]
+    part = tl.load(at, (c < channels)[:, None] & inside[None, :], 0.0).to(tl.float32)
+    shift = (tl.sum(part, 0) / tl.minimum(channels, BLOCK_C))[None, :]
     for first in range(0, channels, BLOCK_C):
         here = (first + c < channels)[:, None]
         at = x + (first + c).to(tl.int64)[:, None] * plane + pixel[None, :]
-        part = tl.load(at, here & inside[None, :], 0.0).to(tl.float32)
-        off = tl.where(here, part - means, 0.0)
-        means += off * (1.0 / (first // BLOCK_C + 1))
-        squares += off * (part - means)
-    count = ((channels - c + BLOCK_C - 1) // BLOCK_C)[:, None]
-    mean = tl.sum(count * means, 0) / channels
-    off = means - mean[None, :]
-    return mean, tl.rsqrt(tl.sum(squares + count * off * off, 0) / channels + eps)
+        part = tl.load(at, here & inside[None, :], 0.0).to(tl.float32) - shift
+        if not WHOLE:
+            part = tl.where(here, part, 0.0)
+        sums += part
+        squares += part * part
+    mean = tl.sum(sums, 0) / channels
+    variance = tl.maximum(tl.sum(squares, 0) / channels - mean * mean, 0.0)
+    return tl.sum(shift, 0) + mean, tl.rsqrt(variance + eps)
 
 
 @triton.jit
@@ -70,7 +74,7 @@ def pointwise_kernel(
     x, y, start, column, value, row, total, bias,
     x_batch, y_batch, y_plane, plane, first, begin, count, width, channels, groups, eps,
     HIDDEN: tl.constexpr, ALIGNED: tl.constexpr, NORM: tl.constexpr, CENTRED: tl.constexpr, BIAS: tl.constexpr,
-    ROWS: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
+    WHOLE: tl.constexpr, ROWS: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
     PAD: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """y[row] = matrix @ norm(x) (+ bias), for BLOCK_P of the ``count`` pixels from ``begin`` on and every panel that is this
@@ -84,7 +88,7 @@ def pointwise_kernel(
     x += batch * x_batch
     y += batch * y_batch
     if NORM:
-        mean, scale = moments(x, plane, pixel, inside, channels, eps, BLOCK_C, BLOCK_P)
+        mean, scale = moments(x, plane, pixel, inside, channels, eps, WHOLE, BLOCK_C, BLOCK_P)
     to = place
     if HIDDEN:
         to = in_plane(tl.maximum(place, 0), width, PAD)
@@ -149,12 +153,11 @@ def project(
     batch, channels, height, width = x.shape
     plane = height * width
     begin, count = ((strip.first - 1) * width, (strip.rows + 2) * width) if strip else (0, plane)
-    first = begin // 16 * 16
+    first, block = begin // 16 * 16, min(8, triton.next_power_of_2(channels))
     launch(
         pointwise_kernel, grid(begin + count - first, batch, matrix.groups),
         x, y, matrix.start, matrix.column, matrix.value, matrix.row, matrix.total, bias,
         x.stride(0), y.stride(0), y.stride(1), plane, first, begin, count, width, channels, matrix.groups, EPS,
         HIDDEN=strip is not None, ALIGNED=strip is not None and width % PAD == 0, NORM=norm, CENTRED=centred, BIAS=bias is not None,
-        ROWS=matrix.height, BLOCK_K=matrix.step, BLOCK_C=min(8, triton.next_power_of_2(channels)),
-        PAD=PAD, PRECISION="ieee", tiles=TILES,
+        WHOLE=channels % block == 0, ROWS=matrix.height, BLOCK_K=matrix.step, BLOCK_C=block, PAD=PAD, PRECISION="ieee", tiles=TILES,
     )  # fmt: skip

@@ -12,9 +12,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mirl_kernels._triton import PAD, Launch, Packed, Tile, Work, counts, hidden, launch, pack_panels, size
+from mirl_kernels._triton import PAD, Launch, Packed, Panels, Strip, Tile, Work, counts, hidden, launch, pack_panels, size
 from mirl_kernels._triton.product import in_plane, project
-from mirl_kernels._triton.taps import Taps, mix, slots, tap_work, tapped
+from mirl_kernels._triton.taps import STEP, Taps, mix, slots, tap_work, tapped
 from mirl_kernels.gdfn import live_after_taps
 
 # Channels each way of the block of a Gram matrix that a program sums up, and pixels at a time, at most.
@@ -24,47 +24,52 @@ _PROGRAMS = 128  # that sum them up, at least
 
 @triton.jit
 def gram_kernel(
-    hidden, slot, taken, place, taps, tap_bias, sums, total_size,
-    hidden_batch, hidden_plane, pixels, width, heads, blocks, span,
+    hidden, most, offset, taps, tap_bias, sums, total_size,
+    hidden_batch, pixels, width, heads, q_blocks, k_blocks, span,
     FIRST: tl.constexpr, TAP_BIAS: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr, PAD: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Sums over ``span`` of a strip's pixels, and those of the strips before unless it is the FIRST, of q k^T, (B, heads, n, n), and behind it of q^2 and k^2, (B, heads, 2, n), of the n =
-    blocks * BLOCK_C rows of each that the tables have; sums (S, total_size). Grid (S, B * heads, blocks of q times blocks of k)."""
+    """Sums over ``span`` of a strip's pixels, and those of the strips before unless it is the FIRST, of q k^T, (B, heads, n, m), and
+    behind it of q^2, (B, heads, n), and k^2, (B, heads, m), of the n = q_blocks * BLOCK_C and m = k_blocks * BLOCK_C rows of each
+    head that the tables have, those of q first; sums (S, total_size). Grid (S, B * heads, blocks of q times blocks of k)."""
     share, image = tl.program_id(0), tl.program_id(1)
-    batch, head = (image // heads).to(tl.int64), image % heads
-    size = blocks * BLOCK_C
-    first_i = tl.program_id(2) // blocks * BLOCK_C
-    first_j = tl.program_id(2) % blocks * BLOCK_C
-    i, j = first_i + tl.arange(0, BLOCK_C), first_j + tl.arange(0, BLOCK_C)
+    batch, head, images = (image // heads).to(tl.int64), image % heads, tl.num_programs(1)
+    q_block, k_block = tl.program_id(2) // k_blocks, tl.program_id(2) % k_blocks
+    n, m = q_blocks * BLOCK_C, k_blocks * BLOCK_C
+    i, j = q_block * BLOCK_C + tl.arange(0, BLOCK_C), k_block * BLOCK_C + tl.arange(0, BLOCK_C)
     hidden += batch * hidden_batch
     sums += share.to(tl.int64) * total_size
-    products = sums + (image * size + i[:, None]) * size + j[None, :]
-    q_squares = sums + (tl.num_programs(1) * size + 2 * image) * size + i
-    k_squares = sums + (tl.num_programs(1) * size + (2 * image + 1)) * size + j
-    own_q, own_k = tl.full([BLOCK_C], first_j, tl.int32) == 0, tl.full([BLOCK_C], first_i, tl.int32) == 0
-    if FIRST:
-        total = tl.zeros([BLOCK_C, BLOCK_C], tl.float32)
-        q_norm = tl.zeros([BLOCK_C], tl.float32)
-        k_norm = tl.zeros([BLOCK_C], tl.float32)
-    else:
+    products = sums + (image * n + i[:, None]) * m + j[None, :]
+    q_squares = sums + images * n * m + image * n + i
+    k_squares = sums + images * n * (m + 1) + image * m + j
+    own_q, own_k = tl.full([BLOCK_C], k_block, tl.int32) == 0, tl.full([BLOCK_C], q_block, tl.int32) == 0
+    total = tl.zeros([BLOCK_C, BLOCK_C], tl.float32)
+    if not FIRST:
         total = tl.load(products)
-        q_norm = tl.load(q_squares, own_q, 0.0)
-        k_norm = tl.load(k_squares, own_k, 0.0)
+    q_norm = tl.zeros([BLOCK_C, BLOCK_P], tl.float32)  # summed up once, at the end
+    k_norm = tl.zeros([BLOCK_C, BLOCK_P], tl.float32)
+    step_q, step_k = head * q_blocks + q_block, heads * q_blocks + head * k_blocks + k_block
+    row = tl.arange(0, BLOCK_C)
     for first in range(share * span, (share + 1) * span, BLOCK_P):
         pixel = first + tl.arange(0, BLOCK_P)
         inside = pixel < pixels
-        at = in_plane(width + tl.where(inside, pixel, 0), width, PAD)
-        q = tapped(hidden, hidden_plane, slot, taken, place, taps, tap_bias, head * size + i, at, TAP_BIAS)
-        k = tapped(hidden, hidden_plane, slot, taken, place, taps, tap_bias, (heads + head) * size + j, at, TAP_BIAS)
-        q, k = tl.where(inside[None, :], q, 0.0), tl.where(inside[None, :], k, 0.0)
-        q_norm += tl.sum(q * q, 1)
-        k_norm += tl.sum(k * k, 1)
+        # Outside the strip, what is between two rows, where all is zero.
+        at = tl.where(inside, in_plane(width + pixel, width, PAD), width + PAD + PAD // 2)
+        q = tapped(hidden, most, offset, taps, tap_bias, step_q, step_q * BLOCK_C + row, at, TAP_BIAS)
+        k = tapped(hidden, most, offset, taps, tap_bias, step_k, step_k * BLOCK_C + row, at, TAP_BIAS)
+        if TAP_BIAS:
+            q, k = tl.where(inside[None, :], q, 0.0), tl.where(inside[None, :], k, 0.0)
+        q_norm += q * q
+        k_norm += k * k
         kind = hidden.dtype.element_ty
         total = tl.dot(q.to(kind), tl.trans(k.to(kind)), total, input_precision=PRECISION)
     tl.store(products, total)
-    tl.store(q_squares, q_norm, own_q)
-    tl.store(k_squares, k_norm, own_k)
+    q_sum, k_sum = tl.sum(q_norm, 1), tl.sum(k_norm, 1)
+    if not FIRST:
+        q_sum += tl.load(q_squares, own_q, 0.0)
+        k_sum += tl.load(k_squares, own_k, 0.0)
+    tl.store(q_squares, q_sum, own_q)
+    tl.store(k_squares, k_sum, own_k)
 
 
 @triton.jit(do_not_specialize=["shares"])  # a loop's end
@@ -94,16 +99,20 @@ def _sum_work(launch: Launch) -> Work:
 @counts(gram_kernel)
 def _gram_work(launch: Launch) -> Work:
     a, (parts, images, pairs) = launch.arguments, launch.grid
-    heads, blocks, block, pixels = a["heads"], a["blocks"], a["BLOCK_C"], a["BLOCK_P"]
+    heads, block, pixels = a["heads"], a["BLOCK_C"], a["BLOCK_P"]
     batch, steps = images // heads, parts * a["span"] // pixels
-    found = [tap_work(a, half, block) for half in torch.arange(2 * heads * blocks * block).view(2, -1)]
+    rows = [heads * a[name] * block for name in ("q_blocks", "k_blocks")]
+    beyond = parts * a["span"] > a["pixels"]
+    found = [tap_work(a, half, block, beyond) for half in torch.arange(sum(rows)).split(rows)]
+    others = a["k_blocks"], a["q_blocks"]  # that each block of one is multiplied by
     features, before = batch * sum(image for image, *_ in found), 0 if a["FIRST"] else size(a["sums"])
+    fetched = (n * (steps * pixels * tile + parts * tables) for n, (_, tables, tile, _) in zip(others, found, strict=True))
     return Work(
         read=features + sum(tables for _, tables, *_ in found) + before,
         written=size(a["sums"]),
-        fetched=batch * blocks * sum(steps * pixels * tile + parts * tables for _, tables, tile, _ in found) + before,
+        fetched=batch * sum(fetched) + before,
         macs=steps * images * pairs * block * block * pixels,
-        trips=(steps * images * pairs, *(batch * steps * blocks * sum(trips) for *_, trips in found)),
+        trips=(steps * images * pairs, *(batch * steps * n * sum(t) for n, (*_, t) in zip(others, found, strict=True))),
         hidden=features,
         buffer=size(a["hidden"]),
     )
@@ -112,12 +121,12 @@ def _gram_work(launch: Launch) -> Work:
 @triton.jit
 def compose_kernel(
     sums, spot, temperature, project_out, weight, order,
-    channels, heads, size, count,
+    channels, heads, n, m, count,
     BLOCK_I: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_O: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """weight (B, count, C): row ``order[v channel]`` is project_out @ softmax(temperature * q k^T)'s column of that channel, of
     normalised q and k; order is -1 for a v that is zero. spot (2, C) says where each q and k is in its head's sums, -1 for one
-    that is zero, whose logits are 0. project_out (C, C) float32. Grid (B * heads, tiles of outputs)."""
+    that is zero, whose logits are 0. project_out (C, C) of weight's dtype. Grid (B * heads, tiles of outputs)."""
     image = tl.program_id(0)
     batch, head = image // heads, image % heads
     inner = channels // heads
@@ -125,15 +134,16 @@ def compose_kernel(
     at_j = tl.load(spot + channels + head * inner + j, j < inner, -1)
     out = tl.program_id(1) * BLOCK_O + tl.arange(0, BLOCK_O)
     warmth = tl.load(temperature + head)
-    gram = sums + image * size * size
-    squares = sums + (tl.num_programs(0) * size + 2 * image) * size
-    k_norm = tl.maximum(tl.sqrt(tl.load(squares + size + at_j, at_j >= 0, 0.0)), 1e-12)
+    images = tl.num_programs(0)
+    gram = sums + image * n * m
+    q_squares, k_squares = sums + images * n * m + image * n, sums + images * n * (m + 1) + image * m
+    k_norm = tl.maximum(tl.sqrt(tl.load(k_squares + at_j, at_j >= 0, 0.0)), 1e-12)
     total = tl.zeros([BLOCK_J, BLOCK_O], tl.float32)
     for first in range(0, inner, BLOCK_I):
         i = first + tl.arange(0, BLOCK_I)
         at_i = tl.load(spot + head * inner + i, i < inner, -1)
-        q_norm = tl.maximum(tl.sqrt(tl.load(squares + at_i, at_i >= 0, 0.0)), 1e-12)
-        logits = tl.load(gram + at_i[:, None] * size + at_j[None, :], (at_i >= 0)[:, None] & (at_j >= 0)[None, :], 0.0)
+        q_norm = tl.maximum(tl.sqrt(tl.load(q_squares + at_i, at_i >= 0, 0.0)), 1e-12)
+        logits = tl.load(gram + at_i[:, None] * m + at_j[None, :], (at_i >= 0)[:, None] & (at_j >= 0)[None, :], 0.0)
         logits = logits / q_norm[:, None] / k_norm[None, :] * warmth
         logits = tl.where((j < inner)[None, :], logits, float("-inf"))
         attention = tl.exp(logits - tl.max(logits, 1)[:, None])
@@ -141,7 +151,7 @@ def compose_kernel(
         attention = tl.where(known, attention / tl.sum(attention, 1)[:, None], 0.0)
         known = (i < inner)[:, None] & (out < channels)[None, :]
         rows = tl.load(project_out + out[None, :] * channels + head * inner + i[:, None], known, 0.0)
-        total = tl.dot(tl.trans(attention), rows, total, input_precision=PRECISION)
+        total = tl.dot(tl.trans(attention).to(rows.dtype), rows, total, input_precision=PRECISION)
     at = tl.load(order + head * inner + j, j < inner, -1)
     place = weight + batch.to(tl.int64) * count * channels + at[:, None] * channels + out[None, :]
     tl.store(place, total.to(weight.dtype.element_ty), (at >= 0)[:, None] & (out < channels)[None, :])
@@ -158,16 +168,17 @@ def _compose_work(launch: Launch) -> Work:
         read=sums + tables,
         written=size(a["weight"]),
         fetched=tiles * sums + images // a["heads"] * tables,
-        macs=0,  # in float32
+        macs=images * tiles * steps * a["BLOCK_I"] * a["BLOCK_J"] * a["BLOCK_O"] if a["weight"].itemsize < 4 else 0,
         trips=(images * tiles * steps,),
     )
 
 
-def _rows_of(slot: Tensor, taps: Tensor, bias: Tensor | None, rows: Tensor) -> Taps:
+def _rows_of(slot: Tensor, taps: Tensor, bias: Tensor | None, rows: Tensor, step: int = STEP) -> Taps:
     """The taps of these channels, of nothing where -1."""
     none = rows < 0
     weight = taps[rows].masked_fill(none[:, None], 0)
-    return Taps(slot[rows].masked_fill(none, -1), weight, None if bias is None else bias[rows].masked_fill(none, 0))
+    bias = None if bias is None else bias[rows].masked_fill(none, 0)
+    return Taps(slot[rows].masked_fill(none, -1), weight, bias, step=step)
 
 
 class TritonMDTA(Packed):
@@ -177,8 +188,7 @@ class TritonMDTA(Packed):
     Activations are of ``dtype`` (float16, bfloat16 or float32), sums float32.
     """
 
-    qk_offset: Tensor
-    v_offset: Tensor
+    offset: Tensor
     spot: Tensor
     order: Tensor
     temperature: Tensor
@@ -199,21 +209,22 @@ class TritonMDTA(Packed):
         if norm_bias is not None:
             offset = offset + fan_in @ norm_bias.detach().float()
         scaled = fan_in * norm_weight.detach().float()
-        self.qk, self.v = pack_panels(scaled[ahead], dtype), pack_panels(scaled[behind], dtype)
-        self.register_buffer("qk_offset", offset[ahead])
-        self.register_buffer("v_offset", offset[behind])
+        self.qk, self.v, self.qkv = (pack_panels(scaled[rows], dtype) for rows in (ahead, behind, live))
+        self.register_buffer("offset", offset[live])
+        self.ahead = int(ahead.sum())
         slot = torch.where(ahead, slots(ahead), slots(behind))
         tap_bias = None if biases[1] is None else biases[1].detach().float()
         felt = live if tap_bias is None else live | (tap_bias != 0)  # not zero everywhere
         q, k = (list(half.view(self.heads, -1)) for half in felt.chunk(3)[:2])
-        most = max(1, *(int(head.sum()) for head in q + k))
-        self.block = min(_GRAM, max(16, 1 << (most - 1).bit_length()))
-        self.blocks = -(-most // self.block)
-        inner = self.channels // self.heads
-        rows = torch.full((2 * self.heads, self.blocks * self.block), -1)
-        for i, head in enumerate(q + k):
-            rows[i, : int(head.sum())] = head.nonzero()[:, 0] + i * inner
-        self.taps = _rows_of(slot, taps, tap_bias, rows.flatten())
+        most = [max(1, *(int(head.sum()) for head in part)) for part in (q, k)]
+        self.block = min(_GRAM, max(16, 1 << (max(most) - 1).bit_length()))
+        self.blocks = [-(-n // self.block) for n in most]
+        rows = []
+        for first, blocks, part in zip((0, self.channels), self.blocks, (q, k), strict=True):
+            for i, head in enumerate(part):
+                rows.append(torch.full((blocks * self.block,), -1))
+                rows[-1][: int(head.sum())] = first + i * self.channels // self.heads + head.nonzero()[:, 0]
+        self.taps = _rows_of(slot, taps, tap_bias, torch.cat(rows), self.block)
         self.register_buffer("spot", torch.cat([slots(head) for head in q + k]).int())
         # v that is zero everywhere is left out of the last product.
         v = felt[2 * self.channels :].nonzero()[:, 0]
@@ -223,7 +234,7 @@ class TritonMDTA(Packed):
         self.register_buffer("order", torch.full((self.channels,), -1).index_put((v,), torch.arange(len(v))).int())
         self.v_taps = _rows_of(slot, taps, tap_bias, v + 2 * self.channels)
         self.register_buffer("temperature", temperature.detach().float().flatten())
-        self.register_buffer("project_out", out)
+        self.register_buffer("project_out", out.to(dtype))
         self.register_buffer("bias", None if biases[2] is None else biases[2].detach().float())
 
     def forward(self, x: Tensor, y: Tensor | None = None, shares: int = 0) -> Tensor:
@@ -232,22 +243,30 @@ class TritonMDTA(Packed):
         y = self.check(x, y, x.shape)
         batch, channels, _, width = x.shape
         inner = channels // self.heads
-        qk, strips = hidden(x, len(self.qk_offset), self.dtype)
-        taps, block, blocks = self.taps, self.block, self.blocks
-        shares = shares or triton.cdiv(_PROGRAMS, batch * self.heads * blocks**2)
+        planes, strips = hidden(x, self.ahead, self.dtype)
+        whole = len(strips) == 1
+        if whole:  # v as well, by the same pass, if there is room for all
+            every, parts = hidden(x, len(self.offset), self.dtype)
+            whole = len(parts) == 1
+            planes = every if whole else planes
+        taps, block, images, (q_blocks, k_blocks) = self.taps, self.block, batch * self.heads, self.blocks
+        shares = shares or triton.cdiv(_PROGRAMS, images * q_blocks * k_blocks)
         span = triton.cdiv(strips[0].rows * width, _PIXELS * shares) * _PIXELS  # pixels of a share
         shares = triton.cdiv(strips[0].rows * width, span)
-        size = batch * self.heads * blocks * block * (blocks * block + 2)
+        n, m = q_blocks * block, k_blocks * block
+        size = images * (n * m + n + m)
         sums = torch.empty(shares, size, device=x.device)
         for strip in strips:
-            if len(self.qk_offset):
-                project(x, qk, self.qk, self.qk_offset, norm=True, centred=self.centred, strip=strip)
+            if whole:
+                self._project(x, planes, self.qkv, self.offset, strip)
+            else:
+                self._project(x, planes, self.qk, self.offset[: self.ahead], strip)
             launch(
-                gram_kernel, lambda sizes: (shares, batch * self.heads, blocks**2),
-                qk, *taps.tables(width), sums, size,
-                qk.stride(0), qk.stride(1), strip.rows * width, width, self.heads, blocks, span,
+                gram_kernel, lambda sizes: (shares, images, q_blocks * k_blocks),
+                planes, *taps.tables(width, planes.stride(1)), sums, size,
+                planes.stride(0), strip.rows * width, width, self.heads, q_blocks, k_blocks, span,
                 FIRST=strip.first == 0, TAP_BIAS=taps.bias is not None, BLOCK_C=block, PAD=PAD, PRECISION="ieee",
-                tiles=[Tile({"BLOCK_P": p}, warps) for p, warps in ((_PIXELS, 8), (_PIXELS // 2, 8), (_PIXELS, 16))],
+                tiles=[Tile({"BLOCK_P": p}, warps) for p, warps in ((_PIXELS, 8), (_PIXELS, 16), (_PIXELS // 2, 8))],
             )  # fmt: skip
         summed = torch.empty(size, device=x.device)
         launch(
@@ -257,15 +276,21 @@ class TritonMDTA(Packed):
         weight = x.new_empty(batch, self.count, channels)
         wide = max(16, triton.next_power_of_2(inner))
         launch(
-            compose_kernel, lambda sizes: (batch * self.heads, triton.cdiv(channels, sizes["BLOCK_O"]), 1),
+            compose_kernel, lambda sizes: (images, triton.cdiv(channels, sizes["BLOCK_O"]), 1),
             summed, self.spot, self.temperature, self.project_out, weight, self.order,
-            channels, self.heads, blocks * block, self.count,
+            channels, self.heads, n, m, self.count,
             BLOCK_I=16, BLOCK_J=wide, PRECISION="ieee",
             tiles=[Tile({"BLOCK_O": o}, 8 if wide > 64 else 4) for o in (16, 8)],
         )  # fmt: skip
-        v, strips = hidden(x, len(self.v_offset), self.dtype)
+        if whole:
+            mix(planes, self.v_taps, weight, self.bias, x, y, gate=False, strip=strips[0], before=self.ahead)
+            return y
+        planes, strips = hidden(x, len(self.offset) - self.ahead, self.dtype)
         for strip in strips:
-            if len(self.v_offset):
-                project(x, v, self.v, self.v_offset, norm=True, centred=self.centred, strip=strip)
-            mix(v, self.v_taps, weight, self.bias, x, y, gate=False, strip=strip)
+            self._project(x, planes, self.v, self.offset[self.ahead :], strip)
+            mix(planes, self.v_taps, weight, self.bias, x, y, gate=False, strip=strip)
         return y
+
+    def _project(self, x: Tensor, planes: Tensor, matrix: Panels, offset: Tensor, strip: Strip) -> None:
+        if len(offset):
+            project(x, planes, matrix, offset, norm=True, centred=self.centred, strip=strip)
