@@ -13,10 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from mirl_kernels._triton import Workspace
 from mirl_sparse.conversion import Call, Form, Target, Unsupported, padded, restormer_block
 from mirl_sparse.errors import UserError
-from mirl_sparse.triton_engine import PRECISIONS, cached, check_gpu, device, seconds
+from mirl_sparse.triton_engine import PRECISIONS, check_gpu, device, seconds, workspace
 
 _TOLERANCES = {"float16": 2e-2, "bfloat16": 1e-1, "float32": 2e-3}  # PyTorch's own convolutions of float32 are in TF32
 
@@ -29,7 +28,7 @@ class _Planes(nn.Module):
         self.op = op
 
     def forward(self, x: Tensor) -> Tensor:
-        with Workspace(cached(x.device)).used():
+        with workspace(x.device, {}).used():
             y: Tensor = self.op((x if x.ndim == 4 else x[None]).contiguous())
         return y if x.ndim == 4 else y[0]
 

@@ -4,8 +4,9 @@ The sparse network's come from its launches (`mirl_kernels._triton.model`). The 
 and writes its tensors once at the full bandwidth of the memory, those that fit in a quarter of the cache not at all, multiplies at
 the peak of the tensor cores, and, where it is compiled, whatever is not a convolution or matrix product is fused as far as
 dependencies allow. Depthwise convolutions, which are far from that on GPUs, are granted it too. Of the sparse network only hidden
-channels are taken to stay in the cache, not its features, though what it writes there takes the cache's time. A step is left to
-dense operators where these would take less time, at DERATED of every peak, than its sparse kernels at the peaks.
+channels and sums of Gram matrices are taken to stay in the cache, not its features, though what it writes there takes the cache's
+time. A step is left to dense operators where these would take less time, at DERATED of every peak, than its sparse kernels at the
+peaks.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
-from mirl_kernels._triton import Launch, Work, work
+from mirl_kernels._triton import Launch, Work, Workspace, work
 from mirl_sparse.network import PromptIR
 from mirl_sparse.program import Step
 from mirl_sparse.triton_engine import PRECISIONS, Packed, check_package, launches
@@ -153,7 +154,11 @@ def _compiled(calls: _Calls) -> list[_Operator]:
 
 def _left(done: Iterable[tuple[Launch, Work]], cached: int) -> int:
     """Bytes of hidden channels that the cache kept, and writes to memory after all when those of another level take their place."""
-    kept = ((launch.arguments["width"], w.buffer) for launch, w in done if w.hidden and w.buffer <= cached)
+    kept = (
+        (launch.arguments["width"], w.buffer)
+        for launch, w in done
+        if w.hidden and w.buffer <= cached and "width" in launch.arguments
+    )
     return sum(max(size for _, size in level) for _, level in groupby(kept, key=itemgetter(0)))
 
 
@@ -189,7 +194,7 @@ def predict(network: PromptIR, shape: tuple[int, int, int], precision: str = "fl
         sparse: list[Launch] = []
         each: list[Predicted] = []
         dense = {}
-        for step, made in launches(packed, shape, gpu.cached if gpu.narrow else 0).items():
+        for step, made in launches(packed, shape, Workspace(gpu.cached, gpu.processors)).items():
             made = [compile_for(gpu.architecture, launch)[0] for launch in made]
             predicted = [predict_launch(launch, gpu) for launch in made]
             if sum(o.seconds(gpu, LAUNCH, DERATED) for o in by_step[step]) < sum(p.seconds() for p in predicted):

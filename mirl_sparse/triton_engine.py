@@ -179,21 +179,22 @@ def fits(step: Step, x: Tensor) -> bool:
     return not isinstance(step.op, _Block) or 3 * _HIDDEN * x.numel() * x.itemsize <= MOST
 
 
-def cached(device: torch.device) -> int:
-    """How much of hidden channels the cache of a GPU is to keep (`Workspace`): a quarter of what it holds, or nothing where memory
-    is fast (HBM, on a bus of more than 512 bits), where strips would cost more in launches than they spare. Before PyTorch 2.8
-    neither is known."""
+def workspace(device: torch.device, tiles: Mapping[str, Tile]) -> Workspace:
+    """For a GPU: hidden channels may take a quarter of the cache that its processors share (on AMD's none; before PyTorch 2.8 its
+    size is not known)."""
     if device.type != "cuda":
-        return Workspace.cached
+        return Workspace(tiles=tiles)
     properties = torch.cuda.get_device_properties(device)
-    size: int = getattr(properties, "L2_cache_size", 0)
-    return size // 4 if 0 < getattr(properties, "memory_bus_width", 0) <= 512 else 0
+    cached = 0 if torch.version.hip else getattr(properties, "L2_cache_size", 0) // 4
+    return Workspace(cached, properties.multi_processor_count, tiles)
 
 
 @torch.no_grad()
-def launches(packed: Packed, shape: tuple[int, int, int], cached: int = Workspace.cached) -> dict[str, list[Launch]]:
-    """What each step of a network launches for an image of ``shape`` (batch, height, width), sides multiples of 8, on a GPU whose cache
-    keeps ``cached`` bytes of hidden channels; nothing is run, and no GPU is needed."""
+def launches(
+    packed: Packed, shape: tuple[int, int, int], workspace: Workspace | None = None
+) -> dict[str, list[Launch]]:
+    """What each step of a network launches for an image of ``shape`` (batch, height, width), sides multiples of 8, on a GPU that the
+    workspace is for; nothing is run, and no GPU is needed."""
     image = torch.empty(shape[0], 3, *shape[1:], device="meta")
     found: dict[str, list[Launch]] = {}
 
@@ -202,7 +203,7 @@ def launches(packed: Packed, shape: tuple[int, int, int], cached: int = Workspac
             step.op(*args, **more)
         found[step.name] = made
 
-    with Workspace(cached).used():
+    with (workspace or Workspace()).used():
         packed.run(image, image, record)
     return found
 
@@ -287,7 +288,7 @@ class TritonEngine:
             return self._replayed(image.contiguous())
 
     def _workspace(self) -> Workspace:
-        return Workspace(cached(self.device), self._tiles)
+        return workspace(self.device, self._tiles)
 
     def _dense_where_faster(self, image: Tensor) -> frozenset[str]:
         if self._dtype == torch.float32:  # where PyTorch's convolutions are of fewer digits (TF32)
@@ -302,7 +303,7 @@ class TritonEngine:
         with nullcontext() if self.device.type != "cuda" else torch.cuda.device(self.device):
             with self._workspace().used(), tuner.at_work():
                 self._program(image.contiguous())
-            with Workspace(cached(self.device), tuner.fastest).used():
+            with workspace(self.device, tuner.fastest).used():
                 return Tuning(tuner.fastest, self._dense_where_faster(image.contiguous()))
 
     def _replayed(self, image: Tensor) -> Tensor:

@@ -54,7 +54,8 @@ class Work:
     """What a launch does. ``read`` and ``written`` are bytes of distinct addresses, ``fetched`` those summed over the programs,
     each of which finds what it has touched before in its own cache; ``macs`` are multiply-adds on tensor cores, padding
     included; ``trips`` how often the body of each loop of the kernel runs, in the order of the source, over all programs.
-    ``hidden`` are those bytes, of the read or the written ones, that are hidden channels', which take ``buffer`` bytes in all."""
+    ``hidden`` are those bytes, of the read or the written ones, that are hidden channels' or the sums' of Gram matrices, which one
+    launch leaves to the next and which take ``buffer`` bytes in all."""
 
     read: int
     written: int
@@ -223,9 +224,10 @@ def least(choices: Iterable[_T], cost: Callable[[_T], int]) -> _T:
 @dataclass
 class Workspace:
     """What the ops need again at the next image of a size, how many bytes of hidden channels the GPU's second-level cache
-    can be trusted to keep from one launch to the next, and the tiles that a `Tuner` found fastest."""
+    can be trusted to keep from one launch to the next, how many processors it has, and the tiles that a `Tuner` found fastest."""
 
     cached: int = 8 << 20
+    processors: int = 108
     tiles: Mapping[str, Tile] = field(default_factory=dict)
     tensors: dict[Any, Tensor] = field(default_factory=dict)
 
@@ -235,6 +237,16 @@ class Workspace:
 
 
 _workspace: ContextVar[Workspace | None] = ContextVar("workspace", default=None)
+
+
+def turns(programs: int) -> int:
+    """How many programs of a launch the busiest processor has."""
+    return -(-programs // processors())
+
+
+def processors() -> int:
+    """Of the workspace's GPU."""
+    return (_workspace.get() or Workspace()).processors
 
 
 def kept(key: Any, make: Callable[[], Tensor], enough: Callable[[Tensor], bool] = lambda found: True) -> Tensor:

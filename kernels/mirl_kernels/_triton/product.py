@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mirl_kernels._triton import PAD, Launch, Panels, Strip, Tile, Work, counts, launch, size
+from mirl_kernels._triton import HEIGHTS, PAD, Launch, Panels, Strip, Tile, Work, counts, launch, size, turns
 from mirl_kernels.layer_norm import EPS
 
 # Of a program: 128 pixels where its registers suffice.
@@ -18,15 +18,24 @@ TILES = tuple(
         (128, 4, True), (128, 4, False), (128, 8, False), (64, 4, False), (64, 8, False), (32, 4, False),
     )
 )  # fmt: skip
-_PROGRAMS = 256  # that a launch has at least, if there are as many panels: enough for the largest GPUs to be busy
+# What a program that normalises takes before its panels, and for each channel, as `HEIGHTS` counts.
+_START, _CHANNEL = 430, 5
 
 
-def grid(pixels: int, batch: int, groups: int) -> Callable[[dict[str, int]], tuple[int, int, int]]:
-    """That of a product: tiles of pixels, images, and shares of the panels, each of which programs of its own work on."""
+def grid(pixels: int, batch: int, matrix: Panels, norm: int = 0) -> Callable[[dict[str, int]], tuple[int, int, int]]:
+    """That of a product: tiles of pixels, images, and shares of the panels, each of which programs of its own work on: as many as
+    leave the busiest processor least to do, where each program needs the ``norm`` of so many channels."""
+    column, panel = HEIGHTS[matrix.height]
+    each = panel + column * len(matrix.column) / max(1, matrix.groups)
+    before = norm and _START + _CHANNEL * norm
 
     def of(sizes: dict[str, int]) -> tuple[int, int, int]:
         tiles = triton.cdiv(pixels, sizes["BLOCK_P"])
-        return tiles, batch, max(1, min(groups, triton.cdiv(_PROGRAMS, tiles * batch)))
+
+        def busiest(shares: int) -> float:
+            return turns(tiles * batch * shares) * (before + triton.cdiv(matrix.groups, shares) * each)
+
+        return tiles, batch, min(range(1, max(1, matrix.groups) + 1), key=busiest)
 
     return of
 
@@ -155,7 +164,7 @@ def project(
     begin, count = ((strip.first - 1) * width, (strip.rows + 2) * width) if strip else (0, plane)
     first, block = begin // 16 * 16, min(8, triton.next_power_of_2(channels))
     launch(
-        pointwise_kernel, grid(begin + count - first, batch, matrix.groups),
+        pointwise_kernel, grid(begin + count - first, batch, matrix, channels if norm else 0),
         x, y, matrix.start, matrix.column, matrix.value, matrix.row, matrix.total, bias,
         x.stride(0), y.stride(0), y.stride(1), plane, first, begin, count, width, channels, matrix.groups, EPS,
         HIDDEN=strip is not None, ALIGNED=strip is not None and width % PAD == 0, NORM=norm, CENTRED=centred, BIAS=bias is not None,

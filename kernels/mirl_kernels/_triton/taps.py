@@ -9,12 +9,12 @@ import triton
 import triton.language as tl
 from torch import Tensor, nn
 
-from mirl_kernels._triton import PAD, Launch, Strip, Tile, Work, counts, kept, launch, size, touched
+from mirl_kernels._triton import PAD, Launch, Strip, Tile, Work, counts, kept, launch, size, touched, turns
 from mirl_kernels._triton.product import in_plane
 
 STEP = 16  # hidden channels that a step multiplies on tensor cores
 _CHANNELS, _SUMS, _PIXELS = 256, 1 << 14, (256, 128, 64, 32, 16)  # of a program, at most
-_PROGRAMS = 128  # that a launch has at least, where the image is large enough
+_ONCE = 8  # pixels that take as long as what a program does once a step
 
 
 @triton.jit
@@ -86,9 +86,7 @@ def mix_kernel(
     tl.store(y + batch * y_batch + at, total.to(y.dtype.element_ty), here)
 
 
-def tap_work(
-    a: dict[str, Any], channels: Tensor, block: int, beyond: bool = False
-) -> tuple[int, int, int, list[int]]:
+def tap_work(a: dict[str, Any], channels: Tensor, block: int, beyond: bool = False) -> tuple[int, int, int, list[int]]:
     """What `tapped` of these channels reads of the hidden ones: bytes of distinct addresses of an image, and of zeros between two
     rows if it goes ``beyond`` the image, and of the taps, bytes that a program of one pixel fetches for it, and the trips of its
     loop for each block of channels."""
@@ -142,9 +140,7 @@ class Taps(nn.Module):
     weight: Tensor
     bias: Tensor | None
 
-    def __init__(
-        self, slot: Tensor, weight: Tensor, bias: Tensor | None, halves: int = 1, step: int = STEP
-    ) -> None:
+    def __init__(self, slot: Tensor, weight: Tensor, bias: Tensor | None, halves: int = 1, step: int = STEP) -> None:
         super().__init__()
         slot, weight = _padded(slot, halves, step, -1), _padded(weight, halves, step, 0)
         bias = None if bias is None else _padded(bias, halves, step, 0)
@@ -158,7 +154,9 @@ class Taps(nn.Module):
             torch.arange(9) < taken[:, None], tap, torch.where(taken > 0, tap[:, 0], tap[some, 0])[:, None]
         )
         most = taken.view(-1, step).amax(1).int()
-        for name, tensor in (("slot", slot), ("most", most), ("tap", tap), ("weight", weight.contiguous()), ("bias", bias)):
+        for name, tensor in (
+            ("slot", slot), ("most", most), ("tap", tap), ("weight", weight.contiguous()), ("bias", bias),
+        ):  # fmt: skip
             self.register_buffer(name, tensor)
 
     def tables(self, width: int, plane: int, before: int = 0) -> list[Tensor | None]:
@@ -189,7 +187,7 @@ def mix(
     block = min(_CHANNELS, max(16, triton.next_power_of_2(channels)))
     blocks, pixels = triton.cdiv(channels, block), strip.rows * width
     sizes = [p for p in _PIXELS if p * block <= _SUMS]
-    enough = [p for p in sizes if triton.cdiv(pixels, p) * batch * blocks >= _PROGRAMS]
+    sizes.sort(key=lambda p: turns(triton.cdiv(pixels, p) * batch * blocks) * (p + _ONCE))
     launch(
         mix_kernel, lambda sizes: (triton.cdiv(pixels, sizes["BLOCK_P"]), batch, blocks),
         hidden, *taps.tables(width, hidden.stride(1), before), weight, bias, x, y,
@@ -197,7 +195,7 @@ def mix(
         height * width, pixels, width, channels, weight.shape[-2], len(taps.slot) // (2 if gate else 1),
         GATE=gate, TAP_BIAS=taps.bias is not None, BIAS=bias is not None,
         BLOCK_H=STEP, BLOCK_C=block, PAD=PAD, PRECISION="ieee",
-        tiles=[Tile({"BLOCK_P": p}, 8) for p in enough or sizes[-1:]],
+        tiles=[Tile({"BLOCK_P": p}, warps) for warps in (8, 16) for p in sizes],
     )  # fmt: skip
 
 

@@ -120,7 +120,7 @@ class TritonConv(Packed):
             shape = o * 4, height // 2, width // 2
         y = self.check(x, y, (len(x), *shape), (torch.float32,))
         launch(
-            conv_kernel, grid(height * width, len(x), self.matrix.groups),
+            conv_kernel, grid(height * width, len(x), self.matrix),
             x, y, self.matrix.start, self.channel, self.down, self.right, self.matrix.value, self.matrix.row, self.bias,
             residual, x.stride(0), y.stride(0), 0 if residual is None else residual.stride(0),
             *x.shape[2:], height, width, *self.stride, self.matrix.groups,

@@ -12,14 +12,28 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mirl_kernels._triton import PAD, Launch, Packed, Panels, Strip, Tile, Work, counts, hidden, launch, pack_panels, size
+from mirl_kernels._triton import (
+    PAD,
+    Launch,
+    Packed,
+    Panels,
+    Strip,
+    Tile,
+    Work,
+    counts,
+    hidden,
+    kept,
+    launch,
+    pack_panels,
+    processors,
+    size,
+)
 from mirl_kernels._triton.product import in_plane, project
 from mirl_kernels._triton.taps import STEP, Taps, mix, slots, tap_work, tapped
 from mirl_kernels.gdfn import live_after_taps
 
 # Channels each way of the block of a Gram matrix that a program sums up, and pixels at a time, at most.
 _GRAM, _PIXELS = 64, 64
-_PROGRAMS = 128  # that sum them up, at least
 
 
 @triton.jit
@@ -88,11 +102,13 @@ def sum_kernel(sums, result, shares, size, BLOCK_S: tl.constexpr, BLOCK: tl.cons
 def _sum_work(launch: Launch) -> Work:
     a = launch.arguments
     return Work(
-        size(a["sums"]),
-        size(a["result"]),
-        size(a["sums"]),
-        0,
-        (launch.grid[0] * triton.cdiv(a["shares"], a["BLOCK_S"]),),
+        read=size(a["sums"]),
+        written=size(a["result"]),
+        fetched=size(a["sums"]),
+        macs=0,
+        trips=(launch.grid[0] * triton.cdiv(a["shares"], a["BLOCK_S"]),),
+        hidden=size(a["sums"]),
+        buffer=size(a["sums"]),
     )
 
 
@@ -106,15 +122,17 @@ def _gram_work(launch: Launch) -> Work:
     found = [tap_work(a, half, block, beyond) for half in torch.arange(sum(rows)).split(rows)]
     others = a["k_blocks"], a["q_blocks"]  # that each block of one is multiplied by
     features, before = batch * sum(image for image, *_ in found), 0 if a["FIRST"] else size(a["sums"])
-    fetched = (n * (steps * pixels * tile + parts * tables) for n, (_, tables, tile, _) in zip(others, found, strict=True))
+    fetched = (
+        n * (steps * pixels * tile + parts * tables) for n, (_, tables, tile, _) in zip(others, found, strict=True)
+    )
     return Work(
         read=features + sum(tables for _, tables, *_ in found) + before,
         written=size(a["sums"]),
         fetched=batch * sum(fetched) + before,
         macs=steps * images * pairs * block * block * pixels,
         trips=(steps * images * pairs, *(batch * steps * n * sum(t) for n, (*_, t) in zip(others, found, strict=True))),
-        hidden=features,
-        buffer=size(a["hidden"]),
+        hidden=features + before + size(a["sums"]),
+        buffer=size(a["hidden"], a["sums"]),
     )
 
 
@@ -239,7 +257,7 @@ class TritonMDTA(Packed):
 
     def forward(self, x: Tensor, y: Tensor | None = None, shares: int = 0) -> Tensor:
         """x (B, C, H, W) of ``dtype`` to the same shape, written into ``y``, which is not x, if given; Gram matrices are summed up in
-        ``shares`` parts, or as many as keep a large GPU busy."""
+        ``shares`` parts, or as many as there are processors for."""
         y = self.check(x, y, x.shape)
         batch, channels, _, width = x.shape
         inner = channels // self.heads
@@ -250,12 +268,14 @@ class TritonMDTA(Packed):
             whole = len(parts) == 1
             planes = every if whole else planes
         taps, block, images, (q_blocks, k_blocks) = self.taps, self.block, batch * self.heads, self.blocks
-        shares = shares or triton.cdiv(_PROGRAMS, images * q_blocks * k_blocks)
+        shares = shares or max(1, processors() // (images * q_blocks * k_blocks))
         span = triton.cdiv(strips[0].rows * width, _PIXELS * shares) * _PIXELS  # pixels of a share
         shares = triton.cdiv(strips[0].rows * width, span)
         n, m = q_blocks * block, k_blocks * block
         size = images * (n * m + n + m)
-        sums = torch.empty(shares, size, device=x.device)
+        sums = kept(  # the next block's are summed up there as well, so that the cache keeps them
+            "sums", lambda: torch.empty(shares * size, device=x.device), lambda found: len(found) >= shares * size
+        )[: shares * size].view(shares, size)
         for strip in strips:
             if whole:
                 self._project(x, planes, self.qkv, self.offset, strip)
