@@ -248,10 +248,12 @@ def test_the_schedule_warms_up_and_falls_to_zero():
 def test_both_engines_train_alike(photos, tmp_path):
     config = settings(pruning={"criterion": "layerwise", "rounds": 1})
     ends = [Run(config, photos, tmp_path / e, quiet, e).go() for e in ("fused", "reference")]
-    for name in ("weights", "mask"):
-        fused, reference = (load_file(end / f"{name}.safetensors") for end in ends)
-        for key, want in reference.items():
-            torch.testing.assert_close(fused[key].float(), want.float(), atol=2e-3, rtol=0, msg=key)
+    fused, reference = (load_file(end.parent / "round_00/weights.safetensors") for end in ends)
+    for key, want in reference.items():
+        torch.testing.assert_close(fused[key], want, atol=1e-4, rtol=0, msg=key)
+    masks = [load_file(end / "mask.safetensors") for end in ends]
+    # Rounding may decide which of two weights of the same magnitude stays, on which all others of the last round depend a little.
+    assert sum(int((keep != masks[1][key]).sum()) for key, keep in masks[0].items()) <= 2
     scores = [json.loads((end / "metrics.json").read_text())["psnr"] for end in ends]
     assert scores[0] == pytest.approx(scores[1], abs=0.05)
 

@@ -132,8 +132,8 @@ def test_launches_do_what_they_are_said_to(op, batch, size, cached, device, monk
         assert trace.bytes(trace.written) == said.written, name
         if said.buffer:
             hidden = [launch.arguments[of] for of in PASSED[name]]
-            assert said.buffer == sum(t.numel() * t.itemsize for t in hidden)
-            assert said.buffer <= cached or "gram_kernel" in made
+            assert said.buffer == max(t.numel() * t.itemsize for t in hidden)
+            assert said.buffer <= cached or name in ("gram_kernel", "sum_kernel")
             touched = sum(trace.bytes(trace.read, t) + trace.bytes(trace.written, t) for t in hidden)
             assert said.hidden == pytest.approx(touched, rel=0.01), name
         else:

@@ -234,27 +234,34 @@ class Run:
         mask.apply(self.network)
         return mask
 
+    def _unfinished(self, index: int) -> dict[str, Any] | None:
+        """What was saved of round ``index``; None if it has not been begun."""
+        kept = self.folder / "state.pt"
+        if not kept.exists():
+            return None
+        state: dict[str, Any] = torch.load(kept, weights_only=True, map_location=next(self.network.parameters()).device)
+        if state["round"] != index:
+            return None
+        if state["engine"] != self.engine:
+            raise UserError(
+                f"{self.folder}: round {index} was begun by the engine {state['engine']}, this is {self.engine}; go on"
+                f" with --engine {state['engine']}, or remove {kept} to begin the round anew"
+            )
+        return state
+
     def _round(self, index: int) -> None:
         settings, pruning = self.config.training, self.config.pruning
         steps, unit = self.data.steps_of_round(index), self.data.unit
         peak = (pruning.learning_rate if index else None) or settings.learning_rate
-        mask = self._begin(index)
+        state = self._unfinished(index)
+        mask = Mask(state["mask"]).to(torch.device("cpu")) if state else self._begin(index)
         trainer = Trainer(self.network, mask, settings, peak, self.engine, self._teacher, self.world)
-        state_file, done = self.folder / "state.pt", 0
-        losses: list[float] = []
+        done, losses, density = 0, [], mask.density
         drawn: list[Mask] = []
-        density = mask.density
-        if state_file.exists():
-            state = torch.load(state_file, weights_only=True, map_location=next(self.network.parameters()).device)
-            if state["round"] == index:
-                if state.get("engine", self.engine) != self.engine:
-                    raise UserError(
-                        f"{self.folder}: round {index} was begun by the engine {state['engine']}, this is {self.engine}; go on"
-                        f" with --engine {state['engine']}, or remove {state_file} to begin the round anew"
-                    )
-                trainer.load_state_dict(state["trainer"])
-                done, losses = state["step"], state["losses"]
-                drawn = [Mask(alive).to(torch.device("cpu")) for alive in state["drawn"]]
+        if state:
+            trainer.load_state_dict(state["trainer"])
+            done, losses = state["step"], state["losses"]
+            drawn = [Mask(alive).to(torch.device("cpu")) for alive in state["drawn"]]
         self.world.wait()
         began, first = time.monotonic(), done
         durations: list[float] = []
@@ -309,8 +316,8 @@ class Run:
                 self._tell(report)
                 if done % settings.save_every == 0 and self.world.leads:
                     state = {"round": index, "step": done, "losses": losses, "drawn": [m.alive for m in drawn]}
-                    state |= {"engine": self.engine, "trainer": trainer.state_dict()}
-                    write_whole(state_file, partial(torch.save, state))
+                    state |= {"engine": self.engine, "mask": mask.alive, "trainer": trainer.state_dict()}
+                    write_whole(self.folder / "state.pt", partial(torch.save, state))
         if self.world.leads:
             if self.engine == "fused":
                 report["seconds_per_image"] = self._time()

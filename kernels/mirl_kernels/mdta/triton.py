@@ -132,7 +132,7 @@ def _gram_work(launch: Launch) -> Work:
         macs=steps * images * pairs * block * block * pixels,
         trips=(steps * images * pairs, *(batch * steps * n * sum(t) for n, (*_, t) in zip(others, found, strict=True))),
         hidden=features + before + size(a["sums"]),
-        buffer=size(a["hidden"], a["sums"]),
+        buffer=max(size(a["hidden"]), size(a["sums"])),
     )
 
 
