@@ -17,7 +17,7 @@ from mirl_kernels.mdta.backward import TrainableMDTA
 pytestmark = pytest.mark.skipif(not _cpu.available(), reason="the C++ kernels were not built")
 
 TOLERANCE = 1e-4  # of each gradient, relative to its largest value
-CASES = settings(max_examples=250, deadline=None)
+CASES = settings(max_examples=250)
 
 densities = st.sampled_from([0.0, 0.03, 0.1, 0.3, 0.7, 1.0])
 sides = st.integers(1, 24)
@@ -132,7 +132,7 @@ def test_mdta(seed, batches, heads, per_head, density, tap_density):
 
 
 # Layers wider than the first-level cache's panel, over so few pixels that panels are kept instead of every task's gradients.
-WIDE = settings(max_examples=30, deadline=None)
+WIDE = settings(max_examples=30)
 few = st.sampled_from([(2, 3), (5, 7), (8, 8), (3, 41), (16, 16)])
 dense = st.sampled_from([0.1, 0.7, 1.0])
 

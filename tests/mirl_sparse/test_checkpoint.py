@@ -305,7 +305,7 @@ def configs(draw: st.DrawFn) -> PromptIRConfig:
         return replace(SMALL, ffn_expansion=draw(st.floats(0.3, 4)))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(configs())
 def test_any_config_is_inferred(config: PromptIRConfig) -> None:
     shapes = shapes_of(config)
@@ -317,7 +317,7 @@ def test_any_config_is_inferred(config: PromptIRConfig) -> None:
 WITHOUT_HIDDEN = {k: v for k, v in shapes_of(SMALL).items() if not k.endswith("ffn.project_in.weight")}
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.lists(st.integers(1, 900), min_size=1, max_size=9), st.floats(1, 5) | st.integers(100, 500))
 def test_expansion_reproduces_every_hidden_width(channels: list[int], given_factor: float) -> None:
     factor = given_factor / 100 if isinstance(given_factor, int) else given_factor  # two decimals: often on an edge
@@ -546,7 +546,7 @@ def test_truncated_files_are_refused(form: str, state: State, tmp_path: Path) ->
         refused(tmp_path / name, "expected")
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.binary(max_size=60), st.sampled_from([b"", b"\x80\x02", b"PK\x03\x04", b"\x20" + bytes(7) + b"{"]))
 def test_no_bytes_escape_as_another_error(tmp_path_factory: pytest.TempPathFactory, tail: bytes, head: bytes) -> None:
     path = tmp_path_factory.getbasetemp() / "any.pt"

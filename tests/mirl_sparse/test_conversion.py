@@ -204,7 +204,7 @@ def test_activations_stay_where_a_layer_is_used_without_them():
 sides = st.integers(1, 4)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.sampled_from(["zeros", "reflect", "replicate", "circular"]), st.tuples(sides, sides), st.tuples(sides, sides),
        st.one_of(st.tuples(st.integers(0, 3), st.integers(0, 3)), st.just("same"), st.just("valid")),
        st.tuples(st.integers(1, 2), st.integers(1, 2)), st.sampled_from([(1, 6), (2, 6), (3, 6), (6, 6), (6, 12)]),

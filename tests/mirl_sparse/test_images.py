@@ -416,7 +416,7 @@ class TestErrors:
         self.message(tmp_path / "a\nb.png")
         self.message(tmp_path / "a\udcff.png").encode()  # the name can be printed
 
-    @settings(max_examples=150, deadline=None)
+    @settings(max_examples=150)
     @given(
         format=st.sampled_from(["PNG", "JPEG", "WEBP", "TIFF", "BMP"]),
         changes=st.lists(st.tuples(st.integers(0, 400), st.integers(0, 255)), min_size=1, max_size=8),
