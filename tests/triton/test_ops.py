@@ -13,8 +13,13 @@ import torch
 
 pytest.importorskip("triton")
 
+import triton
+import triton.language as tl
+
 from mirl_kernels import _triton
 from mirl_kernels._triton import HEIGHTS, PAD, Workspace, cluster, pack_panels, recording
+from mirl_kernels._triton.product import moments
+from mirl_kernels._triton.taps import gelu
 from mirl_kernels.conv.reference import conv
 from mirl_kernels.conv.triton import TritonConv
 from mirl_kernels.gdfn.reference import gdfn
@@ -107,6 +112,39 @@ def test_gdfn(seed, dtype, device):
     x = case.image(c)
     want = gdfn(*double((x, *norm, *weights)), double(biases))
     case.check(device, TritonGDFN(*norm, *weights, biases, dtype=dtype), x, want)
+
+
+@triton.jit
+def gelu_kernel(x, y, EXACT: tl.constexpr):
+    at = tl.program_id(0) * 128 + tl.arange(0, 128)
+    tl.store(y + at, gelu(tl.load(x + at), EXACT))
+
+
+@pytest.mark.parametrize(("exact", "error"), [(True, 5e-7), (False, 2.6e-5)])
+def test_gelu_is_as_near_as_it_says(exact, error, device):
+    x = torch.cat([torch.linspace(-9, 9, 4096), torch.linspace(-24, 24, 1024)]).to(device)
+    y = torch.full_like(x, torch.nan)
+    gelu_kernel[(len(x) // 128,)](x, y, exact)
+    assert (y - torch.nn.functional.gelu(x.double())).abs().max() < error
+
+
+@triton.jit
+def moments_kernel(x, y, channels, WHOLE: tl.constexpr, BLOCK_C: tl.constexpr):
+    at = tl.arange(0, 128)
+    mean, scale = moments(x, 128, at, at >= 0, channels, 1e-5, WHOLE, BLOCK_C, 128)
+    tl.store(y + at, mean)
+    tl.store(y + 128 + at, scale)
+
+
+@pytest.mark.parametrize("channels", [3, 8, 21, 96, 384])
+@pytest.mark.parametrize("jump", [0, -100])  # of the first channels, which all are summed up around
+def test_moments_keep_their_digits_whatever_the_first_channels_are(channels, jump, device):
+    x = 50 + torch.randn(channels, 128, generator=torch.Generator().manual_seed(channels))
+    x[: max(1, channels // 12)] += jump
+    y, block = torch.full((2, 128), torch.nan, device=device), min(8, triton.next_power_of_2(channels))
+    moments_kernel[(1,)](x.to(device), y, channels, channels % block == 0, block)
+    mean, variance = x.double().mean(0), x.double().var(0, correction=0)
+    torch.testing.assert_close(y.cpu().double(), torch.stack([mean, (variance + 1e-5).rsqrt()]), rtol=3e-6, atol=0)
 
 
 @pytest.mark.parametrize(("seed", "dtype"), cases(8))

@@ -3,8 +3,8 @@
 A launch takes as long as the busiest of four parts of the GPU, each at the same fraction of its peak, and its launch:
 
 - memory: the bytes of the distinct addresses that it reads and writes, but for hidden channels and sums of Gram matrices of which
-  the second-level cache keeps all: memory that one launch writes, the next reads and the one after overwrites, of a quarter of what the cache holds
-  at most. Features are taken not to be left there, though small ones would be;
+  the second-level cache keeps all: memory that one launch writes, the next reads and the one after overwrites, of a quarter of
+  what the cache holds at most. Features are taken not to be left there, though small ones would be;
 - that cache: the bytes that each program fetches once, and those that are written;
 - tensor cores: the multiply-adds issued, padding included;
 - the schedulers: the instructions issued, counted loop by loop in the kernel as it is compiled for that architecture. What the

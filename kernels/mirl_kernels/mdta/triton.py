@@ -262,11 +262,11 @@ class TritonMDTA(Packed):
         batch, channels, _, width = x.shape
         inner = channels // self.heads
         planes, strips = hidden(x, self.ahead, self.dtype)
-        whole = len(strips) == 1
-        if whole:  # v as well, by the same pass, if there is room for all
+        whole = False  # v as well, by the same pass, if one strip has room for all
+        if len(strips) == 1:
             every, parts = hidden(x, len(self.offset), self.dtype)
-            whole = len(parts) == 1
-            planes = every if whole else planes
+            if whole := len(parts) == 1:
+                planes = every
         taps, block, images, (q_blocks, k_blocks) = self.taps, self.block, batch * self.heads, self.blocks
         shares = shares or max(1, processors() // (images * q_blocks * k_blocks))
         span = triton.cdiv(strips[0].rows * width, _PIXELS * shares) * _PIXELS  # pixels of a share
