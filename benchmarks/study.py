@@ -278,6 +278,8 @@ def _about(values: list[float]) -> str:
 def report() -> None:
     every = results()
     tickets = [r for r in every if "seed" in r]
+    if not all("ms" in r for r in tickets):
+        raise SystemExit("some rows are not timed yet: python benchmarks/study.py clock")
     tasks = list(tickets[0]["psnr"])
     lines = [
         "| row | density | ms | against global | steps | hours | seeds | mean | against global | "
@@ -288,19 +290,19 @@ def report() -> None:
     points = []
     usual = {r["seed"]: r for r in tickets if r["row"] == USUAL}
     for name in ROWS:
-        rows = [r for r in tickets if r["row"] == name]
+        rows = [r for r in tickets if r["row"] == name and r["seed"] in usual]  # else there is nothing to compare with
         if not rows:
             continue
         ms = mean(r["ms"] for r in rows)
         means = [mean(r["psnr"].values()) for r in rows]
-        points.append((name, 100 * rows[0]["density"], ms, mean(means)))
+        points.append((name, 100 * mean(r["density"] for r in rows), ms, mean(means)))
         beside = [usual[r["seed"]] for r in rows]  # of the same seed, which moves all rows alike
         faster = mean(u["ms"] / r["ms"] for u, r in zip(beside, rows, strict=True))
         better = [m - mean(u["psnr"].values()) for m, u in zip(means, beside, strict=True)]
         scores = " | ".join(_about([r["psnr"][t] for r in rows]) for t in tasks)
         lines.append(
             f"| {name} | {mean(r['density'] for r in rows):.1%} | {ms:.1f} | {faster:.2f}x | {rows[0]['steps']}"
-            f" | {rows[0]['hours']:.2f} | {len(rows)} | {_about(means)} | {_about(better)} | {scores} |"
+            f" | {mean(r['hours'] for r in rows):.2f} | {len(rows)} | {_about(means)} | {_about(better)} | {scores} |"
         )
     lines += [
         "",
@@ -320,16 +322,17 @@ def report() -> None:
 def _plot(points: list[tuple[str, float, float, float]]) -> None:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11, 5), layout="constrained")
+    figure = Figure(figsize=(12, 5), layout="constrained")
+    looks = [{"color": f"C{i % 10}", "marker": "o^"[i // 10]} for i in range(len(points))]
     for axes, column, what in zip(
         figure.subplots(1, 2, sharey=True), (1, 2), ("density, %", "ms for 256x256"), strict=True
     ):
-        for point in points:
-            axes.plot(point[column], point[3], "o")
-            axes.annotate(point[0], (point[column], point[3]), fontsize=6, xytext=(3, 3), textcoords="offset points")
+        for point, look in zip(points, looks, strict=True):
+            axes.plot(point[column], point[3], linestyle="none", label=point[0], **look)
         axes.set(xlabel=what, ylabel="PSNR, mean over the test sets, dB")
         axes.set_xscale("log")
         axes.grid(alpha=0.3)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside right center", fontsize="small")
     figure.savefig(HERE / "study.png", dpi=120)
 
 

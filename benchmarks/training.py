@@ -191,7 +191,7 @@ def curve(data: Path) -> None:
         "validate_every": 1000,
         "save_every": 1000,
     }
-    given["pruning"] = {"criterion": "layerwise", "rate": 0.2, "rounds": 1, "round_steps": 1}
+    given["pruning"] = {"criterion": "layerwise", "rate": 0.2, "rounds": 1, "final_steps": 31}
     losses: dict[str, list[float]] = {}
     masks = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -205,7 +205,7 @@ def curve(data: Path) -> None:
                 with torch.no_grad():
                     for p in run.network.parameters():
                         p.mul_(1 + 6e-8 * torch.randn(p.shape, generator=noise))
-                save_weights(run.folder / "start.safetensors", run.network)
+                save_weights(run.folder / "start.safetensors", run.network.state_dict(), run.network)
             masks[name] = load_file(run.go() / "mask.safetensors")
     for name in ("fused", "last bit"):
         pairs = list(zip(losses[name][:299], losses["reference"][:299], strict=True))  # the last is a mean
@@ -238,7 +238,7 @@ def imp(data: Path) -> None:
 
 
 def main() -> None:
-    command, *arguments = sys.argv[1:]
+    command, *arguments = sys.argv[1:] or [""]
     if command == "--memory":
         measure_memory(arguments[0], int(arguments[1]), float(arguments[2]))
     elif command in ("step", "memory"):

@@ -224,12 +224,12 @@ def bench(
     _multiple(size)
     if backend not in ("cpu", "triton") or (profile and backend == "triton"):
         raise UserError(f"--backend is {backend!r}; expected cpu or, without --profile, triton")
-    network = load(find(ticket))
+    network = load(file := find(ticket))
     image = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0))
     if profile:
         result = benchmarking.profile(network, image, runs)
     elif backend == "triton":
-        result = bench_on_gpu(network, image, runs, compile)
+        result = bench_on_gpu(network, image, runs, compile, tuning.read_tuning(file, "float16"))
     else:
         left = (() if compile else COMPILED) + (() if peers else ENGINES)
         result = benchmarking.bench(network, image, runs, [name for name in DENSE if name not in left])
@@ -308,6 +308,10 @@ def main() -> None:
         what = f"{error.filename}: " if error.filename else ""
         print(f"mirl-sparse: {what}{error.strerror or error}", file=sys.stderr)
         sys.exit(2)
-    except MemoryError as error:
-        print(f"mirl-sparse: not enough memory ({error}); give a smaller image", file=sys.stderr)
+    except (MemoryError, RuntimeError) as error:
+        memory = isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError))
+        if not memory and "can't allocate memory" not in str(error):  # as PyTorch says it on processors
+            raise
+        reason = " ".join(str(error).split())
+        print(f"mirl-sparse: not enough memory ({reason}); give a smaller image", file=sys.stderr)
         sys.exit(2)

@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import prune
 from torch.utils._pytree import tree_map
 
 from mirl_kernels import _cpu
@@ -33,7 +32,7 @@ from mirl_kernels.prompt import PackedPrompt
 from mirl_sparse.attention import SparseAttention
 from mirl_sparse.cost import cost_model, dense_quantities
 from mirl_sparse.errors import UserError
-from mirl_sparse.network import PromptIR
+from mirl_sparse.network import PromptIR, remove_pruning
 from mirl_sparse.restorer import SparseRestorer
 from mirl_sparse.to_ticket import describe
 
@@ -488,10 +487,7 @@ def _copied(module: nn.Module) -> nn.Module:
     memo = {id(v): v.detach().clone() for m in module.modules() for v in vars(m).values()
             if isinstance(v, Tensor) and not v.is_leaf}  # fmt: skip
     copied = copy.deepcopy(module, memo)
-    for m in copied.modules():
-        for hook in list(m._forward_pre_hooks.values()):
-            if isinstance(hook, prune.BasePruningMethod):
-                prune.remove(m, hook._tensor_name)
+    remove_pruning(copied)
     return copied
 
 

@@ -25,7 +25,7 @@ from mirl_sparse.program import Buffer, Kernels, Program, Slice, Step
 _KERNELS = Kernels(
     PackedConv, PackedPointwise, PackedPrompt, lambda mdta, gdfn: PackedBlock(PackedMDTA(*mdta), PackedGDFN(*gdfn))
 )
-_PLANS_KEPT, _BYTES_KEPT = 2, 1 << 30  # how many sizes' buffers are kept, while they are no larger than this
+_PLANS_KEPT, _BYTES_KEPT = 2, 1 << 30  # how many sizes' buffers are kept, and how many bytes when another size comes
 
 
 class Measured(NamedTuple):
@@ -135,9 +135,20 @@ class Engine:
         """(B, 3, H, W) float32 on the CPU, H and W multiples of 8, to a new tensor of that shape."""
         return self._run(image, lambda call, x, y: call(x, y))
 
-    def has_plan(self, batch: int, channels: int, height: int, width: int) -> bool:
-        """Whether the buffers for such an image are there already."""
-        return (batch, height, width) in self._plans
+    def has_plan(self, image: Tensor) -> bool:
+        """Whether the buffers for an image of that shape are there already."""
+        return (len(image), *image.shape[2:]) in self._plans
+
+    @property
+    def kept(self) -> int:
+        """Bytes of buffers that are kept for the next image of their sizes."""
+        with self._lock:
+            return sum(plan.bytes for plan in self._plans.values())
+
+    def release(self) -> None:
+        """Keep no buffers."""
+        with self._lock:
+            self._plans.clear()
 
     def calls(self, batch: int, height: int, width: int) -> list[tuple[_cpu.Packed, tuple[int, int, int]]]:
         """Each step's op and the (B, H, W) that it is called on for an image of (batch, 3, height, width)."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -11,8 +12,16 @@ from pathlib import Path
 def write_whole(path: Path, write: bytes | Callable[[Path], object]) -> None:
     """Put bytes, or what ``write`` puts into the file it is given, at ``path``; its folder is made if need be.
 
-    The file appears under its name only when it is complete; OSError leaves what was there before.
+    The file appears under its name only when it is complete; OSError leaves what was there before. A link stays one, to the new file;
+    what is no file, such as a pipe, is written to.
     """
+    if path.exists() and not path.is_file():
+        with tempfile.TemporaryDirectory() as folder:
+            write_whole(whole := Path(folder, "whole"), write)
+            with path.open("wb") as stream:
+                stream.write(whole.read_bytes())
+        return
+    path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{uuid.uuid4().hex}.part")  # short: the name itself may be as long as names can be
     try:

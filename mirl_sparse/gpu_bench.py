@@ -14,14 +14,15 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mirl_sparse.bench import Turns, expected
 from mirl_sparse.errors import UserError
 from mirl_sparse.network import PromptIR
-from mirl_sparse.peers import Call
+from mirl_sparse.peers import Call, in_channels_last
 from mirl_sparse.predict import predict
 from mirl_sparse.restorer import SparseRestorer
+from mirl_sparse.triton_engine import Tuning
 
 SPARSE = "sparse triton"
 _TOLERANCE = 2e-2  # of float16, as in `bench.TOLERANCE`
@@ -36,11 +37,11 @@ _NAMES = {
 _CLOCKS = "clocks.sm,clocks.mem,clocks.max.sm,power.limit,driver_version"
 
 
-def _eager(network: PromptIR, image: Tensor) -> Call:
+def _eager(network: nn.Module, image: Tensor) -> Call:
     return lambda: network(image).float()
 
 
-def _compiled(network: PromptIR, image: Tensor) -> Call:
+def _compiled(network: nn.Module, image: Tensor) -> Call:
     compiled: Callable[[Tensor], Tensor] = torch.compile(network, mode="max-autotune", dynamic=False)
     return lambda: compiled(image).float()
 
@@ -49,22 +50,14 @@ def _half(network: PromptIR) -> PromptIR:
     return deepcopy(network).half()
 
 
-def _channels_last(network: PromptIR, image: Tensor) -> tuple[PromptIR, Tensor]:
-    copy = _half(network)
-    for p in copy.parameters():
-        if p.ndim == 4:
-            p.data = p.data.contiguous(memory_format=torch.channels_last)
-    return copy, image.half().contiguous(memory_format=torch.channels_last)
-
-
 # What is first is what one has who installs PyTorch and does nothing else; the others are float16. "compiled" replays a graph,
 # as the sparse network does.
 DENSE: dict[str, Callable[[PromptIR, Tensor], Call]] = {
     "dense eager float32": _eager,
     "dense eager": lambda network, image: _eager(_half(network), image.half()),
-    "dense channels_last": lambda network, image: _eager(*_channels_last(network, image)),
+    "dense channels_last": lambda network, image: _eager(*in_channels_last(_half(network), image.half())),
     "dense compiled": lambda network, image: _compiled(_half(network), image.half()),
-    "dense compiled channels_last": lambda network, image: _compiled(*_channels_last(network, image)),
+    "dense compiled channels_last": lambda network, image: _compiled(*in_channels_last(_half(network), image.half())),
 }
 
 
@@ -98,7 +91,9 @@ def _gpu(device: torch.device, busy: Call) -> dict[str, Any]:
     if tool := shutil.which("nvidia-smi"):
         for _ in range(50):
             busy()  # is only put in the queue
-        command = [tool, f"--query-gpu={_CLOCKS}", "--format=csv,noheader", f"--id={torch.cuda.current_device()}"]
+        uuid = getattr(torch.cuda.get_device_properties(device), "uuid", None)  # CUDA_VISIBLE_DEVICES counts otherwise
+        which = torch.cuda.current_device() if uuid is None else f"GPU-{uuid}"
+        command = [tool, f"--query-gpu={_CLOCKS}", "--format=csv,noheader", f"--id={which}"]
         asked = subprocess.run(command, capture_output=True, text=True)
         found["clocks"] = f"{_CLOCKS}: {asked.stdout.strip() or asked.stderr.strip()}"
         torch.cuda.synchronize(device)
@@ -106,19 +101,23 @@ def _gpu(device: torch.device, busy: Call) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def bench_on_gpu(network: PromptIR, image: Tensor, runs: int = 7, compile: bool = True) -> dict[str, Any]:
-    """Compare `SparseRestorer` on the Triton kernels with the dense network on the same GPU, both in float16, on ``image``
-    (B, 3, H, W), H and W multiples of 8: `Turns.compared` after so many rounds, the GPU and its clocks, and ``predicted``, the
+def bench_on_gpu(
+    network: PromptIR, image: Tensor, runs: int = 7, compile: bool = True, tuning: Tuning | None = None
+) -> dict[str, Any]:
+    """Compare `SparseRestorer` on the Triton kernels, by a ``tuning`` where there is one, with the dense network on the same GPU, both in
+    float16, on ``image`` (B, 3, H, W), H and W multiples of 8: `Turns.compared` after so many rounds, the GPU and its clocks, and ``predicted``, the
     `predict.Prediction` for it, None if it is none that predictions are made for. UserError when no GPU is there, or the
     sparse network restores something else."""
     if not torch.cuda.is_available():
         raise UserError(
             "--backend triton measures a GPU, and PyTorch sees none; mirl-sparse inspect TICKET --gpus predicts"
         )
-    return _bench(network, image, runs, compile, torch.device("cuda"))
+    return _bench(network, image, runs, compile, torch.device("cuda"), tuning)
 
 
-def _bench(network: PromptIR, image: Tensor, runs: int, compile: bool, device: torch.device) -> dict[str, Any]:
+def _bench(
+    network: PromptIR, image: Tensor, runs: int, compile: bool, device: torch.device, tuning: Tuning | None = None
+) -> dict[str, Any]:
     right = expected(network, image).to(device)
     network, image = deepcopy(network).to(device), image.to(device)
     turns = _Events(device)
@@ -132,7 +131,7 @@ def _bench(network: PromptIR, image: Tensor, runs: int, compile: bool, device: t
     if not turns.times:
         reasons = "; ".join(f"{name} {reason}" for name, reason in turns.left_out.items())
         raise UserError(f"no dense network runs here to compare with: {reasons}")
-    restorer = SparseRestorer(network, "triton")
+    restorer = SparseRestorer(network, "triton", tuning=tuning)
     turns.admit(SPARSE, partial(partial, restorer, image), right, _TOLERANCE)
     if SPARSE not in turns.times:
         raise UserError(f"{SPARSE} {turns.left_out[SPARSE]}, so nothing is timed")

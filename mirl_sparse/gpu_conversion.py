@@ -4,6 +4,7 @@ interpreter has.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from copy import deepcopy
 from functools import partial
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from mirl_kernels._triton import Workspace
 from mirl_sparse.conversion import Call, Form, Target, Unsupported, padded, restormer_block
 from mirl_sparse.errors import UserError
 from mirl_sparse.triton_engine import PRECISIONS, check_gpu, device, seconds, workspace
@@ -20,29 +22,51 @@ from mirl_sparse.triton_engine import PRECISIONS, check_gpu, device, seconds, wo
 _TOLERANCES = {"float16": 2e-2, "bfloat16": 1e-1, "float32": 2e-3}  # PyTorch's own convolutions of float32 are in TF32
 
 
-class _Planes(nn.Module):
-    """Ops of the Triton kernels on images (B, C, H, W) or (C, H, W) of any strides."""
+_SHAPES_KEPT = 4
+
+
+class _Op(nn.Module):
+    """An op of the Triton kernels, and what it needs again at the next input of a shape, of each stream."""
 
     def __init__(self, op: nn.Module) -> None:
         super().__init__()
         self.op = op
+        self._seen: OrderedDict[Any, Workspace] = OrderedDict()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_seen": OrderedDict()}
+
+    def run(self, x: Tensor) -> Tensor:
+        """Of x (B, C, H, W), contiguous."""
+        if x.device.type != "cuda":
+            with workspace(x.device, {}).used():
+                return self.op(x)
+        with torch.cuda.device(x.device):
+            key = x.shape, x.device, torch.cuda.current_stream().cuda_stream
+            kept = self._seen.pop(key, None) or workspace(x.device, {})
+            with kept.used():
+                y: Tensor = self.op(x)
+            if not torch.cuda.is_current_stream_capturing():  # else its memory is the graph's
+                self._seen[key] = kept
+                while len(self._seen) > _SHAPES_KEPT:
+                    self._seen.popitem(last=False)
+        return y
+
+
+class _Planes(_Op):
+    """On images (B, C, H, W) or (C, H, W) of any strides."""
 
     def forward(self, x: Tensor) -> Tensor:
-        with workspace(x.device, {}).used():
-            y: Tensor = self.op((x if x.ndim == 4 else x[None]).contiguous())
+        y = self.run((x if x.ndim == 4 else x[None]).contiguous())
         return y if x.ndim == 4 else y[0]
 
 
-class _Rows(nn.Module):
+class _Rows(_Op):
     """A 1x1 convolution as a linear layer: (..., C) to (..., O), whose rows become pixels and back."""
-
-    def __init__(self, op: nn.Module) -> None:
-        super().__init__()
-        self.op = op
 
     def forward(self, x: Tensor) -> Tensor:
         planes = x.reshape(-1, x.shape[-1]).T.contiguous()
-        y: Tensor = self.op(planes[None, :, None])
+        y = self.run(planes[None, :, None])
         return y[0, :, 0].T.reshape(*x.shape[:-1], y.shape[1])
 
 
@@ -111,12 +135,12 @@ class GPUTarget(Target):
 
     def _seconds(self, module: nn.Module, shape: tuple[int, ...]) -> float:
         x = torch.randn(shape, dtype=self._dtype, device=self.device)
-        return seconds(partial(self.put(module), x), ahead=False)
+        return seconds(partial(self.put(module), x), replayed=False)
 
 
 def _cast(module: nn.Module, dtype: torch.dtype) -> None:
     """In place, but for sparse ops, which are of the types that they were packed in."""
-    if isinstance(module, (_Planes, _Rows)):
+    if isinstance(module, _Op):
         return
     for child in module.children():
         _cast(child, dtype)

@@ -17,7 +17,7 @@ from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
 
 from mirl_sparse.errors import UserError
 from mirl_sparse.files import write_whole
@@ -81,7 +81,7 @@ class Photo:
     pixels: RGB uint8 (H, W, 3), where there is alpha not multiplied by it.
     alpha: uint8 (H, W), 255 is opaque; None if the image has no transparency.
     exif: EXIF without orientation, as Pillow takes it; empty if there is none.
-    icc: RGB colour profile; empty if there is none (that of a CMYK or grey file does not fit the pixels, and is dropped).
+    icc: RGB colour profile; empty if there is none (pixels of a CMYK file are converted by its own; that of a grey one is dropped).
     """
 
     pixels: NDArray[np.uint8]
@@ -125,6 +125,8 @@ def image_size(path: Path) -> tuple[int, int]:
             return (image.width, image.height) if turned else (image.height, image.width)
     except ImageError:
         raise
+    except Image.DecompressionBombError:
+        raise _too_large(shown(path)) from None
     except Exception as error:  # as in _decode
         raise ImageError(f"{shown(path)}: cannot be read as an image ({_reason(error)})") from error
 
@@ -178,15 +180,22 @@ def _decode(stream: IO[bytes], name: str) -> Photo:
     try:
         with Image.open(stream, formats=_READABLE) as image:
             _check_single(image, name)
-            pixels, alpha = _split(_upright(image))
+            pixels, alpha = _split(_in_rgb(_upright(image)))
             icc = image.info.get("icc_profile") or b""
             return Photo(pixels, alpha, _exif(image), icc if icc[16:20] == b"RGB " else b"")
     except ImageError:
         raise
+    except Image.DecompressionBombError:
+        raise _too_large(name) from None
     except UnidentifiedImageError:
         raise ImageError(f"{name}: not an image in a known format (PNG, JPEG, WebP, TIFF, BMP)") from None
     except Exception as error:  # broken files make Pillow raise nearly anything, from struct.error to KeyError
         raise ImageError(f"{name}: cannot be decoded ({_reason(error)})") from error
+
+
+def _too_large(name: str) -> ImageError:
+    most = 2 * (Image.MAX_IMAGE_PIXELS or 0)
+    return ImageError(f"{name}: has more than {most / 1e6:.0f} million pixels; split it first")
 
 
 def _check_single(image: Image.Image, name: str) -> None:
@@ -221,6 +230,22 @@ def _orientation(image: Image.Image) -> object:
         return image.getexif().get(ExifTags.Base.Orientation)
     except _BROKEN_EXIF:
         return None
+
+
+def _in_rgb(image: Image.Image) -> Image.Image:
+    """A CMYK image that says by its profile what its inks look like, in sRGB; any other as it is."""
+    profile = image.info.get("icc_profile") or b""
+    if image.mode != "CMYK" or profile[16:20] != b"CMYK":
+        return image
+    try:
+        converted = ImageCms.profileToProfile(
+            image, ImageCms.ImageCmsProfile(BytesIO(profile)), ImageCms.createProfile("sRGB"),
+            ImageCms.Intent.RELATIVE_COLORIMETRIC, "RGB", flags=ImageCms.Flags.BLACKPOINTCOMPENSATION,
+        )  # fmt: skip
+    except (ImageCms.PyCMSError, OSError):  # a broken profile
+        return image
+    assert converted is not None
+    return converted
 
 
 def _split(image: Image.Image) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:

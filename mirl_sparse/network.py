@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 from mirl_kernels.conv.reference import conv
 from mirl_kernels.gdfn.reference import gdfn
@@ -300,3 +301,16 @@ class PromptIR(nn.Module):
         x = self.reduce_noise_level1(self.noise_level1(torch.cat([x, self.prompt1(x)], 1)))
         x = self.decoder_level1(torch.cat([self.up2_1(x), level1], 1))
         return self.conv(self.refinement(x), self.output.weight, residual=image)
+
+
+def remove_pruning(module: nn.Module) -> bool:
+    """Make weights that are masked by torch.nn.utils.prune into weights again; whether there were any."""
+    found = [
+        (m, hook._tensor_name)
+        for m in module.modules()
+        for hook in m._forward_pre_hooks.values()
+        if isinstance(hook, prune.BasePruningMethod)
+    ]
+    for m, name in found:
+        prune.remove(m, name)
+    return bool(found)

@@ -27,8 +27,17 @@ def _eager(network: nn.Module, image: Tensor) -> Call:
     return lambda: network(image)
 
 
+def in_channels_last(network: nn.Module, image: Tensor) -> tuple[nn.Module, Tensor]:
+    """A copy of both whose images and convolutions' weights are laid out so."""
+    copy = deepcopy(network)
+    for p in copy.parameters():
+        if p.ndim == 4:
+            p.data = p.data.contiguous(memory_format=torch.channels_last)
+    return copy, image.contiguous(memory_format=torch.channels_last)
+
+
 def _channels_last(network: nn.Module, image: Tensor) -> Call:
-    return _eager(network, image.contiguous(memory_format=torch.channels_last))
+    return _eager(*in_channels_last(network, image))
 
 
 def _compiled(network: nn.Module, image: Tensor, **options: Any) -> Call:
@@ -40,7 +49,7 @@ def _compiled(network: nn.Module, image: Tensor, **options: Any) -> Call:
 
 
 def _compiled_channels_last(network: nn.Module, image: Tensor) -> Call:
-    return _compiled(network, image.contiguous(memory_format=torch.channels_last))
+    return _compiled(*in_channels_last(network, image))
 
 
 def _needs_bfloat16() -> None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from copy import deepcopy
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import chain, groupby
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
@@ -171,7 +171,7 @@ def predict(network: PromptIR, shape: tuple[int, int, int], precision: str = "fl
     check_package()
     from mirl_kernels._triton.model import EAGER_LAUNCH, GPUS, LAUNCH, moved
     from mirl_kernels._triton.model import predict as predict_launch
-    from mirl_kernels._triton.offline import compile_for
+    from mirl_kernels._triton.offline import compile_ahead, compile_for
 
     image = torch.empty(shape[0], 3, *shape[1:], device="meta")
     dense_network, dense_image = deepcopy(network).to("meta", PRECISIONS[precision]), image.to(PRECISIONS[precision])
@@ -194,7 +194,9 @@ def predict(network: PromptIR, shape: tuple[int, int, int], precision: str = "fl
         sparse: list[Launch] = []
         each: list[Predicted] = []
         dense = {}
-        for step, made in launches(packed, shape, Workspace(gpu.cached, gpu.processors)).items():
+        steps = launches(packed, shape, Workspace(gpu.cached, gpu.processors))
+        compile_ahead(gpu.architecture, chain.from_iterable(steps.values()))
+        for step, made in steps.items():
             made = [compile_for(gpu.architecture, launch)[0] for launch in made]
             predicted = [predict_launch(launch, gpu) for launch in made]
             if sum(o.seconds(gpu, LAUNCH, DERATED) for o in by_step[step]) < sum(p.seconds() for p in predicted):

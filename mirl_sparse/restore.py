@@ -88,13 +88,20 @@ def run(jobs: Iterable[Job], restorer: Restorer, on_progress: Callable[[Job, Use
     MemoryError) are bugs and pass through.
     """
     failures = 0
+    written: set[tuple[int, int] | str] = set()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\.")  # "could be decompression bomb" would break the progress bar
         for job in jobs:
             start = time.perf_counter()
             error: UserError | None = None
             try:
+                if job.target and job.target.exists() and _identity(job.target) in written:  # where case does not count
+                    raise UserError(
+                        f"{job}: would be written over the result of another photo, {shown(job.target)}; rename one"
+                    )
                 _restore(job, restorer)
+                if job.target:
+                    written.add(_identity(job.target))
             except UserError as problem:
                 error = problem
                 failures += 1

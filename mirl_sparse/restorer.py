@@ -6,6 +6,7 @@ import json
 import warnings
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from mirl_kernels import _cpu
 from mirl_sparse.engine import Engine
 from mirl_sparse.errors import UserError
 from mirl_sparse.images import read_image, to_rgb
-from mirl_sparse.network import MULTIPLE, PromptIR, PromptIRConfig
+from mirl_sparse.network import MULTIPLE, PromptIR, PromptIRConfig, remove_pruning
 from mirl_sparse.ticket import DEFAULT, find, read_ticket
 from mirl_sparse.tiles import restore_by_tiles, tile_size
 from mirl_sparse.triton_engine import PRECISIONS, TritonEngine, Tuning, check_gpu
@@ -30,19 +31,43 @@ _REFERENCE_BYTES = 6500  # per pixel and `dim` of 48, what PyTorch holds at its 
 _IMAGE_BYTES = 60  # per pixel: the image, padded, and its results
 
 
+# A container's limit and what it uses (control groups, version 2 and 1); of the latter, what files of its disk take can be had back.
+_CONTAINERS = [
+    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory.stat", "inactive_file"),
+    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes",
+     "/sys/fs/cgroup/memory/memory.stat", "total_inactive_file"),
+]  # fmt: skip
+
+
 def available_memory() -> int | None:
-    """Bytes of memory that could be used now, where the system says so."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
+    """Bytes of memory that could be used now, where the system says so: the machine's, or what a container leaves of it."""
+
+    def values(path: str) -> dict[str, int]:
+        lines = (line.split() for line in Path(path).read_text().splitlines())
+        return {words[0].rstrip(":"): int(words[1]) for words in lines if len(words) > 1}
+
+    found = []
+    with suppress(OSError, ValueError, KeyError):
+        found.append(1024 * values("/proc/meminfo")["MemAvailable"])
+    for limit, used, statistics, files in _CONTAINERS:
+        with suppress(OSError, ValueError, KeyError):  # no such limit: the file says "max", or is not there
+            free = int(Path(limit).read_text()) - int(Path(used).read_text())
+            found.append(max(0, free + values(statistics)[files]))
+    return min(found, default=None)
 
 
-def _reflected(length: int, padded: int) -> Tensor:
+def _available(device: torch.device) -> int | None:
+    """Bytes that could be used now on a device, those included that PyTorch has reserved there and does not use."""
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused
+    return available_memory() if device.type == "cpu" else None
+
+
+def _reflected(length: int, padded: int, device: torch.device) -> Tensor:
     """Indices 0 .. padded - 1 reflected into [0, length); a single pixel repeats."""
     period = max(1, 2 * (length - 1))
-    index = torch.arange(padded) % period
+    index = torch.arange(padded, device=device) % period
     return torch.minimum(index, period - index) if length > 1 else torch.zeros_like(index)
 
 
@@ -56,13 +81,14 @@ class SparseRestorer(nn.Module):
 
     ``backend`` is "cpu" (C++ kernels), "triton" (GPUs), "reference" (PyTorch, any device) or "auto": the C++ kernels where
     they were built, else the reference with a warning. On "cpu" and "triton" the weights are packed at the first call
-    and whenever they have changed. ``precision`` is that of the features in between: float16 (the default), bfloat16 or float32
+    and whenever they have changed; what is changed through ``.data``, PyTorch does not count: call `repack` then. Masks of
+    torch.nn.utils.prune are made permanent. ``precision`` is that of the features in between: float16 (the default), bfloat16 or float32
     on "triton", float32 on the others; images are float32. The network is put in eval mode, and its weights want no gradients.
     On "triton" the first image takes longer, unless there is a ``tuning``: it decides which steps PyTorch's dense operators do faster
     on this GPU, and do from then on (not in float32).
 
     An image is restored as a whole, in buffers of about 0.8 KB per pixel at full size. Where these would take
-    more than ``max_memory`` bytes (by default nine tenths of what the system has left), it is restored in overlapping tiles
+    more than ``max_memory`` bytes (by default nine tenths of what the system, or the GPU, has left), it is restored in overlapping tiles
     instead, with a warning: attention and prompts then see a tile each, so the result is not quite the same.
     """
 
@@ -92,6 +118,7 @@ class SparseRestorer(nn.Module):
         if self.precision not in (PRECISIONS if backend == "triton" else ("float32",)):
             known = ", ".join(PRECISIONS) if backend == "triton" else "float32"
             raise UserError(f"precision is {precision!r} on backend {backend!r}; expected {known}")
+        remove_pruning(network)
         self.network = network.eval().requires_grad_(False)
         self.backend = backend
         self.max_memory, self.tuning = max_memory, tuning
@@ -127,38 +154,43 @@ class SparseRestorer(nn.Module):
             weights, memory = list(self.network.parameters()), self.max_memory or 0
             return restore_op(image, weights, self._config, self.backend, memory, self.precision)
         height, width = image.shape[2:]
-        rows, columns = (_reflected(n, -(-n // MULTIPLE) * MULTIPLE).to(image.device) for n in (height, width))
-        padded = image[:, :, rows][:, :, :, columns].contiguous()
+        padded = image
+        for axis, n in ((2, height), (3, width)):
+            if n % MULTIPLE:
+                padded = padded.index_select(axis, _reflected(n, -(-n // MULTIPLE) * MULTIPLE, image.device))
         with torch.no_grad():
-            return self._within_memory(padded)[:, :, :height, :width]
+            return self._within_memory(padded.contiguous())[:, :, :height, :width]
 
     def _within_memory(self, image: Tensor) -> Tensor:
         """The image as a whole, or by tiles where its buffers would be too large."""
-        limit = self.max_memory
-        if limit is None and image.device.type == "cpu" and (free := available_memory()):
-            limit = free * 9 // 10
-        batch, _, height, width = image.shape
-        if limit is None or self._has_plan(image):
+        engine = None if self.backend == "reference" else self._packed()
+        if engine and engine.has_plan(image):
             return self._run(image)
+        batch, _, height, width = image.shape
+
+        def limit() -> int | None:
+            free = _available(image.device) if self.max_memory is None else None
+            return self.max_memory if free is None else free * 9 // 10
 
         def needs(h: int, w: int) -> int:
             return self._needs(batch, h, w) + _IMAGE_BYTES * batch * height * width
 
-        tile = tile_size(height, width, limit, needs)
+        allowed = limit()
+        if allowed is None:
+            return self._run(image)
+        if engine and engine.kept and engine.kept + needs(height, width) > allowed:
+            engine.release()  # what other sizes left is no reason for tiles
+            allowed = limit() or allowed
+        tile = tile_size(height, width, allowed, needs)
         if tile == (height, width):
             return self._run(image)
         warnings.warn(
             f"the whole image of {height}x{width} needs {needs(height, width) / 1e6:,.0f} MB of memory, more than the"
-            f" {limit / 1e6:,.0f} MB allowed: restored in tiles of {tile[0]}x{tile[1]}, whose attention and prompts see"
+            f" {allowed / 1e6:,.0f} MB allowed: restored in tiles of {tile[0]}x{tile[1]}, whose attention and prompts see"
             " no more than the tile, so the result differs from the whole image's, most of all in haze",
             stacklevel=4,
         )
         return restore_by_tiles(image, tile, self._run)
-
-    def _has_plan(self, image: Tensor) -> bool:
-        """Whether buffers of the image's size are there already."""
-        engine = None if self.backend == "reference" else self._packed()
-        return isinstance(engine, Engine) and engine.has_plan(*image.shape)
 
     def _needs(self, batch: int, height: int, width: int) -> int:
         if self.backend != "reference":
@@ -168,10 +200,20 @@ class SparseRestorer(nn.Module):
     def _run(self, image: Tensor) -> Tensor:
         return self.network(image) if self.backend == "reference" else self._packed()(image)
 
+    def repack(self) -> None:
+        """Pack the weights anew at the next call."""
+        self._engine = None
+
     def _packed(self) -> Engine | TritonEngine:
-        state = _state(self.network.parameters())
-        kept = self._engine
+        def now() -> object:
+            names, weights = zip(*self.network.named_parameters(), strict=True)
+            return names, _state(weights)
+
+        state, kept = now(), self._engine
         if kept is None or kept[0] != state:
+            if remove_pruning(self.network):
+                self.network.requires_grad_(False)
+                state = now()
             if self.backend == "triton":
                 engine: Engine | TritonEngine = TritonEngine(self.network, self.precision, self.tuning)
             else:
@@ -215,12 +257,16 @@ def _restorer_of(
     return _restorers[key]
 
 
-@torch.library.custom_op("mirl::restore", mutates_args=())
+# It records graphs of its own: newer versions of PyTorch are told to put it into none of theirs.
+_TAGS: dict[str, Any] = {"tags": (torch.Tag.cudagraph_unsafe,)} if hasattr(torch.Tag, "cudagraph_unsafe") else {}
+
+
+@torch.library.custom_op("mirl::restore", mutates_args=(), **_TAGS)
 def restore_op(
     image: Tensor, weights: Sequence[Tensor], config: str, backend: str, max_memory: int, precision: str = "float32"
 ) -> Tensor:
     """`SparseRestorer.forward` as one op: image (B, 3, H, W), the network's parameters in their order and its config
-    as JSON; ``max_memory`` in bytes, 0 for the default."""
+    as JSON; ``max_memory`` in bytes, 0 for the default. Without a tuning, which no graph could hold."""
     return _restorer_of(weights, config, backend, max_memory, precision)(image).contiguous()
 
 

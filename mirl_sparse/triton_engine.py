@@ -8,7 +8,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Container, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
@@ -30,16 +30,12 @@ from mirl_sparse.program import Buffer, Kernels, Program, Slice, Step
 PRECISIONS = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 _SIZES_KEPT = 4  # whose launches are kept as a CUDA graph
 _TIMED = 8  # how often a call is repeated to be timed
-_AHEAD = 1 << 22  # cycles that a GPU waits for launches to be queued, some milliseconds
 _MARGIN = 0.95  # of its time at most for what is chosen instead of a sparse step
 _HIDDEN = 6  # the hidden channels of a step, in widths of its input: 2 * 2.66
 
 
 def check_package() -> None:
     """Raise BackendError unless Triton is installed."""
-    os.environ.setdefault(
-        "TRITON_DEFAULT_FP_FUSION", "1"
-    )  # multiply-adds in one; Triton 3.9 warns where it is not said
     try:
         import triton  # noqa: F401
     except ImportError:
@@ -213,27 +209,40 @@ def device() -> torch.device:
     return torch.device("cpu" if _interprets() else "cuda")
 
 
-def seconds(call: Callable[[], Any], ahead: bool = True) -> float:
-    """What a GPU takes for what a call launches: the least of some turns, launches queued ``ahead`` of the GPU, as a graph's are, or not;
-    infinite where its memory does not suffice. In the interpreter, what the call takes."""
+def _recorded(graph: torch.cuda.CUDAGraph) -> AbstractContextManager[Any]:
+    """What is launched meanwhile is recorded, on a stream of the current device. (PyTorch's own choice is one of the device that
+    recorded first.) Other threads may allocate memory meanwhile."""
+    return torch.cuda.graph(graph, stream=torch.cuda.Stream(), capture_error_mode="thread_local")
+
+
+def seconds(call: Callable[[], Any], replayed: bool = True) -> float:
+    """What the current GPU takes for what a call launches: the least of some turns, launches ``replayed`` as a graph, which costs the host
+    nothing, or made by the host; infinite where its memory does not suffice. In the interpreter, what the call takes."""
     if _interprets():
         began = time.perf_counter()
         call()
         return time.perf_counter() - began
+
+    def calls() -> None:
+        for _ in range(_TIMED):
+            call()
+
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    found = []
+    found, run = [], calls
     try:
         call()  # compiles
-        for _ in range(3):
-            if ahead:
-                torch.cuda._sleep(_AHEAD)
+        if replayed:
+            graph = torch.cuda.CUDAGraph()
+            with _recorded(graph):
+                calls()
+            run = graph.replay
+        for _ in range(4):  # the first of a graph prepares it
             start.record()
-            for _ in range(_TIMED):
-                call()
+            run()
             end.record()
             end.synchronize()
             found.append(float(start.elapsed_time(end)) / 1e3 / _TIMED)
-    except torch.OutOfMemoryError:
+    except torch.cuda.OutOfMemoryError:
         return math.inf
     return min(found)
 
@@ -250,7 +259,7 @@ class TritonEngine:
     """A PromptIR packed for the Triton kernels, with activations of ``precision`` between float32 images. Without a ``tuning``, and where
     precision is not float32, each step is timed on a GPU against PyTorch's dense operators with the first image, and the faster is
     taken from then on, so that another process may round differently; the launches of an image size are recorded as a CUDA graph
-    when it is seen for the second time."""
+    when it is seen for the second time. Several threads may call it, on streams of their own: each stream has buffers of its own."""
 
     def __init__(self, network: PromptIR, precision: str = "float16", tuning: Tuning | None = None) -> None:
         self.device = network.output.weight.device
@@ -262,7 +271,7 @@ class TritonEngine:
         self._dtype, self._width = PRECISIONS[precision], network.config.dim
         self._program = Packed(network, self._dtype)
         self._program.to(self.device)
-        self._seen: OrderedDict[tuple[int, ...], _Seen] = OrderedDict()
+        self._seen: OrderedDict[tuple[tuple[int, ...], int], _Seen] = OrderedDict()  # by shape and stream
         self._tiles: Mapping[str, Tile] = tuning.tiles if tuning else {}
         self._dense = tuning.dense if tuning else None
         self._lock = threading.Lock()
@@ -274,6 +283,23 @@ class TritonEngine:
         hidden = [min(2 * _HIDDEN * features >> level, MOST) for level in range(4)]
         return 4 * features + sum(hidden) + min(3 * hidden[0], MOST)
 
+    @property
+    def kept(self) -> int:
+        """About how many bytes are kept for the next images of the sizes seen."""
+        return sum(self.bytes(batch, height, width) for (batch, _, height, width), _ in self._seen)
+
+    def release(self) -> None:
+        """Keep nothing of the images seen."""
+        with self._lock:
+            self._seen.clear()
+
+    def has_plan(self, image: Tensor) -> bool:
+        """Whether an image of that shape takes no more memory, or none may be looked for, since a graph is being recorded."""
+        if image.device.type != "cuda" or torch.cuda.is_current_stream_capturing():
+            return image.device.type == "cuda"
+        seen = self._seen.get(self._key(image))
+        return seen is not None and seen.graph is not None
+
     @torch.no_grad()
     def __call__(self, image: Tensor) -> Tensor:
         """(B, 3, H, W) float32, H and W multiples of 8, to a new tensor of that shape."""
@@ -284,8 +310,12 @@ class TritonEngine:
         if self.device.type != "cuda":
             with self._workspace().used():
                 return self._program(image.contiguous(), self._dense or ())
-        with self._lock, torch.cuda.device(self.device):
+        # Tensors made in inference mode could not be written to outside of it.
+        with self._lock, torch.cuda.device(self.device), torch.inference_mode(False), torch.no_grad():
             return self._replayed(image.contiguous())
+
+    def _key(self, image: Tensor) -> tuple[tuple[int, ...], int]:
+        return tuple(image.shape), torch.cuda.current_stream(self.device).cuda_stream
 
     def _workspace(self) -> Workspace:
         return workspace(self.device, self._tiles)
@@ -307,7 +337,10 @@ class TritonEngine:
                 return Tuning(tuner.fastest, self._dense_where_faster(image.contiguous()))
 
     def _replayed(self, image: Tensor) -> Tensor:
-        key = tuple(image.shape)
+        if torch.cuda.is_current_stream_capturing():  # by the caller, into a graph of whose memory nothing is kept
+            with self._workspace().used():
+                return self._program(image, self._dense or ())
+        key = self._key(image)
         seen = self._seen.pop(key, None)
         self._seen[key] = now = seen or _Seen(self._workspace())
         while len(self._seen) > _SIZES_KEPT:
@@ -318,11 +351,16 @@ class TritonEngine:
             self._program.dense = {n: op for n, op in self._program.dense.items() if n in self._dense}
             if seen is None:  # compiles what is not compiled yet; one image alone is not worth a graph
                 return self._program(image, self._dense)
-            if now.graph is None:
+            if now.graph is None and now.room:
                 now.x, graph = image.clone(), torch.cuda.CUDAGraph()
-                with torch.cuda.graph(graph):
-                    now.y = self._program(now.x, self._dense)
-                now.graph = graph
+                try:
+                    with _recorded(graph):
+                        now.y = self._program(now.x, self._dense)
+                    now.graph = graph
+                except torch.cuda.OutOfMemoryError:
+                    now.x, now.room = None, False
+            if now.graph is None:
+                return self._program(image, self._dense)
         assert now.x is not None and now.y is not None
         now.x.copy_(image)
         now.graph.replay()
@@ -331,9 +369,10 @@ class TritonEngine:
 
 @dataclass
 class _Seen:
-    """What is kept for an image size, the launches too once it was seen twice, with their input and result."""
+    """What is kept for an image size and a stream, the launches too once it was seen twice, with their input and result."""
 
     workspace: Workspace
+    room: bool = True  # for a graph, whose memory is its own
     graph: torch.cuda.CUDAGraph | None = None
     x: Tensor | None = None
     y: Tensor | None = None

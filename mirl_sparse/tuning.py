@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from importlib.metadata import version
+import os
 from pathlib import Path
 
 import torch
@@ -32,12 +32,19 @@ def tune(ticket: Path, side: int = 256, budget: float = 300, precision: str = "f
     """Find what is fastest on this GPU for images of side x side pixels, in about ``budget`` seconds, and keep it beside the ticket.
     BackendError without a GPU."""
     check_gpu()
+    target = beside(ticket)
+    if not os.access(target if target.exists() else target.parent, os.W_OK):
+        raise UserError(f"{target}: may not be written; copy the ticket to where you may, and tune it there")
+    try:
+        tunings = _read(ticket)
+    except UserError:  # damaged: it is written anew
+        tunings = {}
     network = read_ticket(ticket)[0].to(device())
     found = TritonEngine(network, precision).tune(torch.rand(1, 3, side, side, device=device()), budget)
-    tunings = _read(ticket) | {_key(precision): found}
+    tunings |= {_key(precision): found}
     values = {key: {"tiles": dict(t.tiles), "dense": sorted(t.dense)} for key, t in tunings.items()}
     kept = {"format": FORMAT, "ticket": _digest(ticket), "tunings": values}
-    write_whole(beside(ticket), json.dumps(kept, indent=1).encode() + b"\n")
+    write_whole(target, json.dumps(kept, indent=1).encode() + b"\n")
     return found
 
 
@@ -47,8 +54,10 @@ def read_tuning(ticket: Path, precision: str) -> Tuning | None:
 
 
 def _key(precision: str) -> str:
+    import triton
+
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "Triton's interpreter"
-    return f"{gpu}, {precision}, Triton {version('triton')}"
+    return f"{gpu}, {precision}, Triton {triton.__version__}"
 
 
 def _digest(ticket: Path) -> str:

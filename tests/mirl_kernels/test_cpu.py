@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.nn.functional import leaky_relu
 
 from mirl_kernels import _cpu
 from mirl_kernels.block import PackedBlock
@@ -50,12 +51,34 @@ def noise(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     return torch.randn(shape, generator=generator, dtype=torch.float64)
 
 
+GUARD = 64  # floats in front of an image and behind it
+
+
+def poisoned(layout, shape) -> tuple[Tensor, Tensor]:
+    """An image without its pixels, and the memory that it lies in: what is read or left that should not be, shows as NaN."""
+    like = layout(*shape)
+    memory = torch.full((like.untyped_storage().nbytes() // 4 + 2 * GUARD,), torch.nan)
+    return memory.as_strided(like.shape, like.stride(), GUARD), memory
+
+
 def check(op, expected, x, *args, tolerance=TOLERANCE) -> None:
     for layout in (torch.empty, _cpu.empty):  # planes, and the engine's rows
-        out = layout(*expected.shape).fill_(float("nan"))  # poisoned: what is not written shows
-        op.bind(layout(*x.shape).copy_(x), out, *args)()
+        (given, _), (out, memory) = poisoned(layout, x.shape), poisoned(layout, expected.shape)
+        op.bind(given.copy_(x), out, *args)()
+        assert memory[:GUARD].isnan().all()
+        assert memory[-GUARD:].isnan().all()
         atol = tolerance * max(1.0, expected.abs().max().item())
         torch.testing.assert_close(out.double(), expected, atol=atol, rtol=0)
+
+
+def test_activations_of_what_is_infinite_or_no_number():
+    op = PackedPointwise(torch.ones(1, 1, 1, 1))
+    x = torch.tensor([torch.nan, torch.inf, -torch.inf, -1, 2]).view(1, 1, 1, 5)
+    for op.activation, op.slope, want in (
+        ("relu", 0.0, x.relu()),
+        ("leaky_relu", 0.1, leaky_relu(x, 0.1)),
+    ):
+        torch.testing.assert_close(op(x), want, equal_nan=True, rtol=0, atol=0)
 
 
 def maybe(shape: tuple[int, ...], given: bool, generator: torch.Generator) -> Tensor | None:

@@ -23,7 +23,7 @@ class Kernel:
             [],
         )
 
-    def warmup(self, x, y, grid, BLOCK_P, ROWS, num_warps, num_stages):
+    def warmup(self, x, y, grid, BLOCK_P, ROWS, num_warps, num_stages, enable_fp_fusion):
         self.compiled.append((BLOCK_P, num_warps))
         return _Compiled(self.spills[BLOCK_P, num_warps])
 
@@ -48,7 +48,7 @@ def made(kernel):
 
 @pytest.mark.parametrize(("spills", "nth"), [((0, 0, 0), 0), ((8, 0, 0), 1), ((8, 4, 0), 2), ((8, 4, 6), 1)])
 def test_the_first_tile_that_spills_nothing_or_least(spills, nth, monkeypatch):
-    monkeypatch.setattr(_triton, "_chosen", {})
+    monkeypatch.setattr(_triton, "_spilled", {})
     kernel, tile = Kernel(*spills), TILES[nth]
     for _ in range(2):
         grid, constants = made(kernel)
@@ -58,8 +58,18 @@ def test_the_first_tile_that_spills_nothing_or_least(spills, nth, monkeypatch):
             **tile.sizes,
             "num_warps": tile.warps,
             "num_stages": 3 if tile.pipelined else 1,
+            "enable_fp_fusion": True,
         }
     assert len(kernel.compiled) == len(set(kernel.compiled)) <= 3  # once
+
+
+def test_each_launch_takes_its_own_first_tile_of_those_that_spill_nothing(monkeypatch):
+    monkeypatch.setattr(_triton, "_spilled", {})
+    kernel = Kernel(0, 8, 0)
+    for order, nth in ((TILES, 0), (TILES[::-1], 2), (TILES[1:], 2)):
+        launch(kernel, lambda sizes: (1, 1, 1), torch.zeros(1), 3, ROWS=16, tiles=order)
+        assert kernel.launched[-1][1]["BLOCK_P"] == TILES[nth].sizes["BLOCK_P"]
+    assert len(kernel.compiled) == len(set(kernel.compiled))
 
 
 def slow(*milliseconds):
@@ -76,7 +86,7 @@ def slow(*milliseconds):
     ("spills", "times", "nth"), [((0, 0, 0), (3, 2, 1), 2), ((0, 8, 0), (3, 1, 2), 2), ((0, 0, 0), (1, 1, 1), 0)]
 )
 def test_a_tuner_finds_the_fastest_tile_that_spills_nothing(spills, times, nth, monkeypatch):
-    monkeypatch.setattr(_triton, "_chosen", {})
+    monkeypatch.setattr(_triton, "_spilled", {})
     kernel, tuner = Kernel(*spills), Tuner(slow(*times), math.inf)
     with tuner.at_work():
         made(kernel)
@@ -90,7 +100,7 @@ def test_a_tuner_finds_the_fastest_tile_that_spills_nothing(spills, times, nth, 
 
 
 def test_without_time_left_nothing_is_timed(monkeypatch):
-    monkeypatch.setattr(_triton, "_chosen", {})
+    monkeypatch.setattr(_triton, "_spilled", {})
     tuner = Tuner(lambda call: pytest.fail("timed"), -math.inf)
     with tuner.at_work():
         made(Kernel(0, 0, 0))
@@ -98,7 +108,7 @@ def test_without_time_left_nothing_is_timed(monkeypatch):
 
 
 def test_a_tile_of_another_version_is_not_used(monkeypatch):
-    monkeypatch.setattr(_triton, "_chosen", {})
+    monkeypatch.setattr(_triton, "_spilled", {})
     kernel, tuner = Kernel(0, 0, 0), Tuner(slow(3, 2, 1), math.inf)
     with tuner.at_work():
         made(kernel)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import warnings
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageCms
 
 from mirl_sparse.errors import UserError
+from mirl_sparse.files import write_whole
 from mirl_sparse.images import (
     FORMATS,
     ImageError,
@@ -59,6 +61,25 @@ def encoded(image: Image.Image, format: str, **options: object) -> io.BytesIO:
     image.save(stream, format, **options)
     stream.seek(0)
     return stream
+
+
+def press(lab: tuple[int, int, int]) -> bytes:
+    """The profile of a press whose cyan is of the colour ``lab``, and whose magenta and yellow cannot be seen (ICC.1:2001-04)."""
+
+    def entry(lightness: int, a: int, b: int) -> bytes:
+        return bytes([lightness * 255 // 100, a + 128, b + 128])
+
+    # Two places each way; cyan varies slowest, black fastest.
+    grid = (entry(100, 0, 0) + entry(0, 0, 0)) * 4 + (entry(*lab) + entry(0, 0, 0)) * 4
+    ramp = bytes(range(256))
+    identity = [65536 * (i % 4 == 0) for i in range(9)]
+    table = b"mft1" + bytes(4) + bytes([4, 3, 2, 0]) + struct.pack(">9i", *identity) + ramp * 4 + grid + ramp * 3
+    white = b"XYZ " + bytes(4) + struct.pack(">3i", 63190, 65536, 54061)
+    first = 128 + 4 + 2 * 12
+    tags = struct.pack(">I4sII4sII", 2, b"A2B0", first, len(table), b"wtpt", first + len(table), len(white))
+    header = struct.pack(">I4sI4s4s4s12s4s", first + len(table) + len(white), bytes(4), 0x02400000, b"prtr", b"CMYK", b"Lab ",
+                         bytes(12), b"acsp") + bytes(28) + struct.pack(">3i", 63190, 65536, 54061)  # fmt: skip
+    return header + bytes(128 - len(header)) + tags + table + white
 
 
 def only(folder: Path) -> list[str]:
@@ -205,6 +226,19 @@ class TestModes:
     def test_cmyk_jpeg(self) -> None:
         white = Image.new("CMYK", (8, 8))
         assert read_image(encoded(white, "JPEG")).min() >= 254
+
+    @pytest.mark.parametrize("format", ["JPEG", "TIFF"])
+    def test_inks_look_as_their_profile_says(self, format: str) -> None:
+        ink, lab = (
+            (255, 0, 0, 0),
+            (46, 68, 48),
+        )  # a cyan that is red, by this press; in sRGB (211, 23, 33), by the equations of CIE and IEC 61966-2-1
+        file = encoded(Image.new("CMYK", (8, 8), ink), format, icc_profile=press(lab))
+        seen = read_photo(file)
+        assert np.abs(seen.pixels.astype(int) - (211, 23, 33)).max() <= 1
+        assert seen.icc == b""
+        for broken in (SRGB[:16] + b"CMYK" + SRGB[20:], press(lab)[:300]):  # then as Pillow converts them
+            assert read_image(encoded(Image.new("CMYK", (8, 8), ink), format, icc_profile=broken))[0, 0, 0] < 5
 
 
 class TestAlpha:
@@ -395,7 +429,7 @@ class TestErrors:
 
     def test_decompression_bomb(self) -> None:
         header = struct.pack("<2sIHHIIiiHHIIiiII", b"BM", 54, 0, 0, 54, 40, 60_000, 60_000, 1, 24, 0, 0, 0, 0, 0, 0)
-        assert "3600000000 pixels" in self.message(io.BytesIO(header + bytes(64)))
+        assert "has more than 179 million pixels; split it first" in self.message(io.BytesIO(header + bytes(64)))
 
     def test_several_frames(self, tmp_path: Path) -> None:
         frames = [Image.new("RGB", (2, 2), c) for c in ("red", "blue")]
@@ -452,6 +486,24 @@ class TestWriting:
         with pytest.raises(ImageError, match=r"cannot be written \(Is a directory\)"):
             write_image(tmp_path / "a.png", noise(2, 2, 3))
         assert only(tmp_path) == []
+
+    def test_a_link_stays_one(self, tmp_path: Path) -> None:
+        (tmp_path / "disk").mkdir()
+        write_image(tmp_path / "disk/b.png", noise(3, 3, 3))
+        (tmp_path / "a.png").symlink_to("disk/b.png")
+        write_image(tmp_path / "a.png", noise(2, 2, 3))
+        assert (tmp_path / "a.png").is_symlink()
+        np.testing.assert_array_equal(read_image(tmp_path / "disk/b.png"), noise(2, 2, 3))
+
+    def test_what_is_no_file_is_written_to(self, tmp_path: Path) -> None:
+        os.mkfifo(tmp_path / "pipe.png")
+        with ThreadPoolExecutor(1) as pool:
+            read = pool.submit((tmp_path / "pipe.png").read_bytes)
+            write_image(tmp_path / "pipe.png", noise(2, 2, 3))
+        np.testing.assert_array_equal(read_image(io.BytesIO(read.result())), noise(2, 2, 3))
+        assert (tmp_path / "pipe.png").is_fifo()
+        write_whole(Path(os.devnull), b"nothing")
+        assert Path(os.devnull).is_char_device()
 
     def test_full_disk_leaves_the_old_file_and_no_part(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         write_image(tmp_path / "a.png", noise(2, 2, 3))

@@ -13,7 +13,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 from mirl_kernels._triton import Launch, Tile, Work, Workspace, recording, work
 from mirl_kernels._triton.model import GPUS, LAUNCH, moved
 from mirl_kernels._triton.model import predict as predict_launch
-from mirl_kernels._triton.offline import SHARED, compile_for, specialised
+from mirl_kernels._triton.offline import SHARED, compile_ahead, compile_for, specialised
 from mirl_kernels.pointwise.triton import TritonPointwise
 from mirl_sparse.network import PromptIR, PromptIRConfig
 from mirl_sparse.predict import _compiled, _eager, _left, _Recorder, predict
@@ -42,6 +42,7 @@ def full():
 
 def faults_of(architecture: str, precision: str, found: list[Launch]) -> list[str]:
     """What is wrong with the launches as they are compiled."""
+    compile_ahead(architecture, found)
     faults = []
     for launch in found:
         (chosen, done), name = compile_for(architecture, launch), launch.kernel.fn.__name__

@@ -303,6 +303,17 @@ class TestRun:
             np.testing.assert_array_equal(seen, read_image(job.source))
             np.testing.assert_array_equal(read_image(job.target), 255 - read_image(job.source))
 
+    def test_where_case_does_not_count_no_result_replaces_another(self) -> None:
+        tree("in/A.png", "in/a.png")
+        jobs = plan(["in"], "out")
+        Path("out").mkdir()
+        write_image(Path("out/a.png"), photo(1))
+        Path("out/A.png").symlink_to("a.png")  # one file by two names, as on such a disk
+        log = Log()
+        assert run(jobs, Inverter(), log) == 1
+        assert "would be written over the result of another photo" in str(log.errors[1])
+        assert (read_image(Path("out/a.png")) == 255 - read_image(Path("in/A.png"))).all()
+
     @given(height=st.integers(1, 40), width=st.integers(1, 40))
     def test_any_size(self, height: int, width: int) -> None:
         write_image(Path("a.png"), photo(7, height, width))

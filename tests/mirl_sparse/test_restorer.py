@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.nn.utils import prune
 
 from mirl_kernels import _cpu
 from mirl_sparse import PromptIR, PromptIRConfig, SparseRestorer, UserError
@@ -41,6 +42,24 @@ def test_what_is_no_image_is_refused_in_one_line(network, image):
 def test_what_is_no_batch_is_refused(network, shape):
     with pytest.raises(ValueError, match="expected"):
         SparseRestorer(network)(torch.zeros(shape))
+
+
+def test_masks_of_torch_count_whenever_they_are_put_on(network):
+    layer = network.refinement[0].ffn.project_out
+    prune.random_unstructured(layer, "weight", 0.5)
+    model, x = SparseRestorer(network), torch.rand(1, 3, 16, 24)
+    for amount in (0, 0.4):
+        if amount:
+            prune.l1_unstructured(layer, "weight", amount)
+        restored = model(x)
+        assert not next(layer.parameters()).requires_grad
+        torch.testing.assert_close(restored, SparseRestorer(network, "reference")(x), rtol=0, atol=1e-5)
+        assert float((layer.weight == 0).float().mean()) >= 0.5
+        assert torch.equal(torch.compile(model, fullgraph=True)(x), restored)
+    layer.weight.data.zero_()  # which PyTorch does not count
+    assert torch.equal(model(x), restored)
+    model.repack()
+    torch.testing.assert_close(model(x), SparseRestorer(network, "reference")(x), rtol=0, atol=1e-5)
 
 
 def test_an_unknown_backend_is_refused(network):

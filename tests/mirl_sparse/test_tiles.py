@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mirl_sparse import SparseRestorer, UserError
+from mirl_sparse import SparseRestorer, UserError, restorer
 from mirl_sparse.tiles import OVERLAP, restore_by_tiles, tile_size, tiles
 
 sides = st.integers(1, 120).map(lambda n: 8 * n)
@@ -70,3 +70,35 @@ def test_the_reference_backend_is_bounded_too(network):
     restorer = SparseRestorer(network, "reference", max_memory=30_000_000)
     with pytest.warns(UserWarning, match="restored in tiles"):
         assert restorer(torch.rand(1, 3, 200, 328)).shape == (1, 3, 200, 328)
+
+
+def test_what_other_sizes_left_is_no_reason_for_tiles(network, monkeypatch):
+    """A machine that has memory for one of three sizes at a time: the buffers kept of one are given back for the next."""
+    model = SparseRestorer(network)
+    images = [torch.rand(1, 3, *size) for size in ((200, 328), (328, 200), (256, 256))]
+    expected = [model(image) for image in images]
+    model.repack()
+    whole = max(model._packed().bytes(1, *image.shape[2:]) for image in images)
+    monkeypatch.setattr(restorer, "available_memory", lambda: int(1.6 * whole) - model._packed().kept)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(2):
+            assert all(torch.equal(model(image), want) for image, want in zip(images, expected, strict=True))
+    monkeypatch.undo()
+    model.max_memory = int(1.6 * whole)
+    for image in images:
+        model(image)
+        assert model._packed().kept <= model.max_memory
+
+
+def test_a_container_has_what_its_limit_leaves(monkeypatch, tmp_path):
+    machine = restorer.available_memory()
+    assert machine is not None
+    files = {"max": f"{10**9}", "current": f"{3 * 10**8}", "stat": "anon 5\nfile 7\ninactive_file 100000000\n"}
+    for name, content in files.items():
+        (tmp_path / name).write_text(content)
+    limits = [(*(str(tmp_path / name) for name in files), "inactive_file")]
+    monkeypatch.setattr(restorer, "_CONTAINERS", limits)
+    assert restorer.available_memory() == min(machine, 8 * 10**8)
+    (tmp_path / "max").write_text("max\n")
+    assert restorer.available_memory() > 8 * 10**8

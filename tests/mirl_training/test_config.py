@@ -34,6 +34,8 @@ def changed(*path, value):
     (("pruning", "speedup"), 2.0, "with no other"),
     (("pruning", "speedup"), 1.0, "greater than 1"),
     (("pruning", "rewind"), 9, "at most training.steps"),
+    (("training", "warmup_steps"), 4, "round 0 is 4 steps long.*expected a shorter warm-up"),
+    (("pruning", "final_steps"), 1, "round 2 is 1 steps long"),
     (("data", "tasks"), {"snow": 1}, "snow"),
     (("data", "haze"), None, "names no folder"),
 ])  # fmt: skip

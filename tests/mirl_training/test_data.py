@@ -1,5 +1,6 @@
 """What is drawn when: epochs, shares of a batch, folders in MIR-L's layout, memory."""
 
+import shutil
 from collections import Counter
 
 import numpy as np
@@ -67,6 +68,25 @@ def test_pairs_come_from_their_own_folders(mirl_layout):
         degraded, clean = data.batch(0, step)
         found |= {(a, b) for a, b in zip(colours(degraded), colours(clean), strict=True) if b >= 30}
     assert found == {(60, 30), (61, 31), (70, 40), (71, 41)}
+
+
+def test_nothing_is_drawn_of_a_scene_that_is_held_back(mirl_layout, tmp_path):
+    """Haze sets hold a clean photo once for every haze that was put over it; one may lie among the clean photos, too."""
+    shutil.copytree(mirl_layout, tmp_path / "data")
+    target = tmp_path / "data/train/dehaze/OTS/target"
+    for name in ("0001_0.8_0.1", "0002_0.8_0.1", "0002_1_0.3"):
+        shutil.copy(target / f"{name[:4]}_0.9_0.2_gt.jpg", target / f"{name}_gt.jpg")
+        write_image(target.parent / f"input/{name}_hazy.jpg", np.full((24, 40, 3), 80, np.uint8))
+    shutil.copy(target / "0002_1_0.3_gt.jpg", tmp_path / "data/train/denoise/BSD400/0.jpg")
+    data = TrainingData(config(batch_size=2), tmp_path / "data")
+    ((_, clean),) = data.validation()["haze"]
+    assert colours(clean) == [42]
+    seen = Counter()
+    for step in range(data.steps_per_epoch):
+        seen += Counter(colours(data.batch(0, step)[1]))
+    assert {c: n for c, n in seen.items() if 40 <= c < 50} == {40: 1, 41: 2}
+    with pytest.raises(UserError, match=r"data\.haze .*expected more than"):
+        TrainingData(settings(data=data.config.data.model_dump() | {"validation_images": 3}), tmp_path / "data")
 
 
 @pytest.mark.parametrize("epochs", [True, False])

@@ -1,9 +1,12 @@
 """Masks: exact density, nesting, ties, exemptions, gradients."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
+from mirl_sparse.network import PromptIR
 from mirl_training.masks import Mask, MaskError, prune, prune_as_mirl
 
 
@@ -100,6 +103,14 @@ def test_norms_prompts_temperatures_and_biases_are_not_prunable(network):
     others = [n for n, _ in network.named_parameters() if n not in names]
     assert all(n.endswith(("temperature", "prompt_param", "bias")) or "norm" in n for n in others)
     assert not any("norm" in n or "prompt_param" in n for n in names)
+
+
+def test_what_is_never_called_is_not_prunable(network):
+    """Nothing of it is trained, and tickets leave it out."""
+    published = PromptIR(replace(network.config, unused_layers=True))
+    assert Mask.full(published).alive.keys() == Mask.full(network).alive.keys()
+    as_mirl = Mask.full(published, gains=True).alive.keys() - Mask.full(network, gains=True).alive.keys()
+    assert as_mirl == {n for n, _ in published.named_parameters()} - {n for n, _ in network.named_parameters()}
 
 
 def test_dead_queries_do_not_stop_learning(network):

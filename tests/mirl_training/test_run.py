@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import pytest
 import torch
@@ -10,11 +11,12 @@ from tiny import settings
 
 from mirl_sparse import SparseRestorer
 from mirl_sparse.errors import UserError
-from mirl_sparse.images import read_image
+from mirl_sparse.images import read_image, write_image
+from mirl_sparse.network import PromptIR
 from mirl_sparse.ticket import write_ticket
 from mirl_training.config import RunConfig
 from mirl_training.masks import Mask
-from mirl_training.run import Run, learning_rate, learning_rate_of_epoch
+from mirl_training.run import Run, _locked, learning_rate, learning_rate_of_epoch
 
 
 class Stopped(Exception):
@@ -211,6 +213,65 @@ def test_a_round_goes_on_with_the_engine_that_began_it(photos, tmp_path):
         Run(settings(), photos, tmp_path / "run", quiet, "fused").go()
 
 
+def test_a_run_is_of_the_photos_that_it_began_with(photos, tmp_path):
+    teacher, other, moved = tmp_path / "teacher.pt", tmp_path / "other", tmp_path / "moved"
+    shutil.copytree(photos, other)
+    shutil.copytree(photos, moved)
+    write_image(other / "clean/3.png", read_image(photos / "clean/0.png"))
+    network = PromptIR(settings().network)
+    torch.save(network.state_dict(), teacher)
+    config = settings(training={"teacher": str(teacher)})
+    Run(config, photos, tmp_path / "run", quiet)
+    Run(config, moved, tmp_path / "run", quiet)
+    with pytest.raises(UserError, match="was begun with other photos"):
+        Run(config, other, tmp_path / "run", quiet)
+    network.output.weight.data.zero_()
+    torch.save(network.state_dict(), teacher)
+    with pytest.raises(UserError, match="or another teacher"):
+        Run(config, photos, tmp_path / "run", quiet)
+
+
+def test_who_may_not_train_a_run_leaves_its_files_alone(photos, tmp_path):
+    run = Run(settings(), photos, tmp_path / "run", quiet)
+    part = tmp_path / "run/.half.part"
+    part.touch()
+    with _locked(run.folder):
+        other = Run(settings(), photos, tmp_path / "run", quiet)
+        with pytest.raises(UserError, match="another process trains this run"):
+            other.go()
+        assert part.exists()
+    run.go()
+    assert not part.exists()
+
+
+def test_rounds_are_as_long_and_learn_as_fast_as_the_settings_say(photos, tmp_path):
+    told = []
+    pruning = {"round_steps": 2, "final_steps": 3, "learning_rate": 5e-4, "rounds": 2}
+    run = Run(
+        settings(training={"steps": 4, "warmup_steps": 1}, pruning=pruning), photos, tmp_path / "run", told.append
+    )
+    run.go()
+    expected = [
+        (i, step + 1, steps, learning_rate(step, steps, peak, 1))
+        for i, (steps, peak) in enumerate(((4, 1e-3), (2, 5e-4), (3, 5e-4)))
+        for step in range(steps)
+    ]
+    assert [(r["round"], r["step"], r["steps"], r["learning_rate"]) for r in told] == expected
+    assert json.loads((tmp_path / "run/round_01/metrics.json").read_text())["steps"] == 2
+
+
+def test_a_round_that_goes_on_with_other_threads_says_so(photos, tmp_path):
+    with pytest.raises(Stopped):
+        Run(settings(), photos, tmp_path / "run", stop_at(0, 3)).go()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads + 1)
+    try:
+        with pytest.warns(UserWarning, match=f"begun on {threads} threads and goes on on {threads + 1}"):
+            Run(settings(), photos, tmp_path / "run", quiet).go()
+    finally:
+        torch.set_num_threads(threads)
+
+
 def test_a_corrected_config_is_not_taken_for_another_run(photos, tmp_path):
     values = settings().model_dump() | {"network": None, "start": "nowhere"}
     with pytest.raises(UserError, match="nor a shipped ticket"):
@@ -229,6 +290,8 @@ def test_a_diverging_run_says_so(photos, tmp_path):
     ({"data": {"clean": "nowhere"}}, "no such folder"),
     ({"data": {"validation_images": 3}}, "validation_images"),
     ({"training": {"patch_size": 32}}, "patch size"),
+    ({"training": {"steps": None, "epochs": 1, "warmup_steps": 0, "batch_size": 100}}, "expected at least a batch"),
+    ({"pruning": {"exempt": ["*"], "criterion": "latency", "speedup": 2}}, "exempt fewer layers"),
 ])  # fmt: skip
 def test_what_does_not_serve_is_refused_before_anything_is_written(photos, tmp_path, change, message):
     with pytest.raises(UserError, match=message):

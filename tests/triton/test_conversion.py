@@ -43,7 +43,7 @@ def net():
 def faster(monkeypatch, *kinds):
     """Modules of these kinds are said to take less time than others; in the interpreter nothing else would ever be chosen."""
 
-    def seconds(call, ahead):
+    def seconds(call, replayed):
         call()
         return 1 if isinstance(call.func, kinds) else 2
 

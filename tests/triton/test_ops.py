@@ -191,8 +191,13 @@ def test_strips_are_the_image(size, bound, dtype, device, monkeypatch):
 @pytest.mark.parametrize("nth", [1, -1])
 @pytest.mark.parametrize("size", [(16, 24), (13, 10)])
 def test_other_tiles_do_the_same(size, nth, device, monkeypatch):
-    monkeypatch.setattr(_triton, "least", lambda choices, cost: list(choices)[min(nth, len(choices) - 1)])
-    monkeypatch.setattr(_triton, "_chosen", {})
+    alternatives = []
+
+    def least(tiles, spills):
+        alternatives.append(len(tiles))
+        return tiles[min(nth, len(tiles) - 1)]
+
+    monkeypatch.setattr(_triton, "least", least)
     case = Case(4, torch.float32)
     case.size, c = size, 24
     norm, x = (torch.ones(c), torch.zeros(c)), case.image(c)
@@ -202,12 +207,9 @@ def test_other_tiles_do_the_same(size, nth, device, monkeypatch):
     case.check(device, TritonMDTA(*norm, *qkv, dtype=torch.float32), x, mdta(*double((x, *norm, *qkv))))
     weight = case.sparse(20, c, 3, 3)
     case.check(device, TritonConv(weight, dtype=torch.float32), x, conv(*double((x, weight))))
-    assert {compiled.split()[0] for _, compiled in _triton._chosen} >= {
-        "pointwise_kernel",
-        "mix_kernel",
-        "gram_kernel",
-        "conv_kernel",
-    }
+    assert (
+        sum(n > 1 for n in alternatives) >= 6
+    )  # a product and a gate; two products, Gram matrices, a product; a convolution
 
 
 def test_gram_matrices_of_wide_heads_are_summed_in_blocks_and_shares(device):

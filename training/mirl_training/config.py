@@ -184,6 +184,13 @@ class RunConfig(_Settings):
                 f"pruning.rewind is {pruning.rewind}; expected at most training.steps or .epochs"
                 f" ({training.steps or training.epochs})"
             )
+        warmup = training.warmup_steps or training.warmup_epochs
+        for index in range(pruning.rounds + 1):
+            if warmup and warmup >= self.length_of_round(index):
+                raise ConfigError(
+                    f"round {index} is {self.length_of_round(index)} {'steps' if training.steps else 'epochs'} long, and"
+                    f" training.warmup_{'steps' if training.steps else 'epochs'} {warmup}; expected a shorter warm-up"
+                )
         smallest = min(size for _, size, _ in training.shapes)
         if smallest < training.accumulate:
             raise ConfigError(

@@ -6,7 +6,10 @@ whom, so an interrupted run goes on with the very batches it would have seen, an
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -104,8 +107,39 @@ class _Photos:
         return image
 
 
+class _Scenes:
+    """Which pairs show the same clean photo: sets of haze have it many times, under names of its own, degraded in other ways."""
+
+    def __init__(self) -> None:
+        self._sizes: dict[Path, int] = {}
+
+    def _size(self, path: Path) -> int:
+        if path not in self._sizes:
+            self._sizes[path] = path.stat().st_size
+        return self._sizes[path]
+
+    def _same(self, a: Path, b: Path) -> bool:
+        return a == b or (self._size(a) == self._size(b) and a.read_bytes() == b.read_bytes())
+
+    def last(self, sources: list[Source], count: int) -> list[Source]:
+        """One source of each of the last ``count`` scenes, in their order."""
+        found: list[Source] = []
+        for source in reversed(sources):
+            if len(found) < count and not any(self._same(source[1], other[1]) for other in found):
+                found.insert(0, source)
+        return found
+
+    def of(self, sources: Iterable[Source]) -> Callable[[Source], bool]:
+        """Whether a source shows a scene of those given."""
+        by_size: dict[int, list[Path]] = {}
+        for _, clean in sources:
+            by_size.setdefault(self._size(clean), []).append(clean)
+        return lambda source: any(self._same(source[1], clean) for clean in by_size.get(self._size(source[1]), ()))
+
+
 class TrainingData:
-    """The photos of a run; draws batches and holds the validation pairs. Photos beyond the memory that they may take are
+    """The photos of a run; draws batches and holds the validation pairs, whose scenes it draws nothing of. ``digest`` tells apart
+    which photos these are, by their names and sizes. Photos beyond the memory that they may take are
     decoded again whenever they are drawn; of these, the size alone is checked before."""
 
     def __init__(self, config: RunConfig, root: Path) -> None:
@@ -126,8 +160,15 @@ class TrainingData:
         self._photos = _Photos(patch, data.memory * 2**30)
         used = {_folder(task, every) for task in data.tasks}
         self._photos.fill([source for name in every if name in used for source in every[name]])
-        self._held = {name: sources[-held_back:] for name, sources in every.items()}
-        self._sources = {name: sources[:-held_back] for name, sources in every.items()}
+        scenes = _Scenes()
+        self._held = {name: scenes.last(sources, held_back) for name, sources in every.items()}
+        held = scenes.of(source for sources in self._held.values() for source in sources)
+        self._sources = {name: [s for s in sources if not held(s)] for name, sources in every.items()}
+        for name, sources in self._sources.items():
+            if every[name] and not sources:
+                raise DataError(f"data.{name} shows no scene but those held back; expected more than {held_back}")
+        listed = [(n, *(p and (os.path.relpath(p, root), p.stat().st_size) for p in s)) for n in used for s in every[n]]
+        self.digest = sha256(repr(sorted(listed, key=repr)).encode()).hexdigest()
         self._samples = [
             (task, i)
             for task, times in data.tasks.items()

@@ -1,8 +1,8 @@
-"""PSNR and SSIM of a restorer per task, as the field reports them.
+"""PSNR and SSIM of a restorer per task.
 
-scikit-image's definitions on RGB, data range 1, images cropped to a multiple of 16, the result
-rounded to 8 bits; Gaussian noise is seeded per image and clipped to 8 bits (design of MIR-L and
-PromptIR's test sets).
+scikit-image's definitions on RGB, data range 1, images cropped to a multiple of 16; Gaussian noise is seeded per image and clipped
+to 8 bits (design of MIR-L and PromptIR's test sets). The result is rounded to 8 bits, as the file is that a user gets; MIR-L's code does
+not round, which at 38 dB is worth 0.03 dB, at 30 dB less than 0.01.
 """
 
 from __future__ import annotations

@@ -135,7 +135,7 @@ def prune_to_latency(
 
     if taken(0) <= budget:
         return at(0)
-    high = max(float((worth[n] / cost[n]).max()) for n in ranked)
+    high = max((float((worth[n] / cost[n]).max()) for n in ranked), default=0.0)
     if (least := taken(high)) > budget:
         raise MaskError(
             f"a budget of {budget * 1e3:.1f} ms for {SIZE}x{SIZE} pixels cannot be reached: without the weights that may be"

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 
 import numpy as np
@@ -19,9 +19,17 @@ class MaskError(UserError):
 
 
 def prunable_names(network: nn.Module, gains: bool = False) -> list[str]:
-    """The weights that pruning may remove: those of convolutions and linear layers, with ``gains`` also those of norms; not
-    the prompts or the temperatures."""
-    return [name for name, p in network.named_parameters() if name.endswith("weight") and (gains or p.ndim > 1)]
+    """The weights that pruning may remove: those of convolutions and linear layers, but for layers that are never called; with
+    ``gains`` all that are called weight, as MIR-L's code has it; not the prompts or the temperatures."""
+    unused: Collection[str] = ()
+    if isinstance(network, PromptIR) and not gains:
+        every, used = (PromptIR.names(replace(network.config, unused_layers=kept)) for kept in (True, False))
+        unused = every - used
+    return [
+        name
+        for name, p in network.named_parameters()
+        if name.endswith("weight") and (gains or p.ndim > 1) and name not in unused
+    ]
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """A run: the dense round, then rounds of prune, rewind and train, each finished one a folder.
 
     RUN/config.yaml            the settings, defaults filled in
+    RUN/photos.sha256          which photos it is trained on: their names and sizes
     RUN/start.safetensors      the initial weights
     RUN/rewind.safetensors     the weights to rewind to, when that is a later step of round 0
     RUN/prices.json            what the criterion latency counts with: the cost model of the machine that the run began on
@@ -21,10 +22,12 @@ import json
 import math
 import shutil
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -126,6 +129,18 @@ class Run:
         for _, size, _ in config.training.shapes:
             self.world.check(size)
         self.data = TrainingData(config, root)
+        self._steps_before = [0]
+        for index in range(config.pruning.rounds + 1):
+            self._steps_before.append(self._steps_before[-1] + self.data.steps_of_round(index))
+        drawn_from, teacher = self.data.digest, config.training.teacher
+        if teacher is not None:
+            drawn_from += sha256(find(teacher).read_bytes()).hexdigest()
+        photos = folder / "photos.sha256"
+        if photos.exists() and photos.read_text() != drawn_from:
+            raise UserError(
+                f"{folder}: was begun with other photos than those of {root}, or another teacher ({photos}); give those again, or"
+                " another --output"
+            )
         self.validation = self.data.validation()
         torch.manual_seed(config.training.seed)
         if start.exists():
@@ -135,7 +150,6 @@ class Run:
         backend = "cpu" if self.engine == "fused" else "reference"
         # What validation restores with: it takes the weights of the network that trains.
         self._restorer = SparseRestorer(PromptIR(self.network.config), backend, _WHOLE)
-        teacher = config.training.teacher
         self._teacher = None if teacher is None else SparseRestorer(load(find(teacher)), backend, _WHOLE)
         gains = config.pruning.protocol == "mirl"
         self._first = (Mask.full if config.start is None else Mask.of)(self.network, gains)
@@ -149,15 +163,12 @@ class Run:
                 write_whole(folder / "prices.json", json.dumps(self._model.prices).encode())
             if not written.exists():
                 write_whole(written, yaml.safe_dump(config.to_dict(), sort_keys=False).encode())
+            if not photos.exists():
+                write_whole(photos, drawn_from.encode())
             if not start.exists():
                 save_weights(start, self.network.state_dict(), self.network)
-            for left in folder.glob(".*.part"):  # of a run that was killed while it wrote
-                left.unlink()
         self.world.wait()
         self._count_time()  # with the prices that all processes share
-        self._steps_before = [0]
-        for index in range(config.pruning.rounds + 1):
-            self._steps_before.append(self._steps_before[-1] + self.data.steps_of_round(index))
 
     def round_folder(self, index: int) -> Path:
         return self.folder / f"round_{index:02d}"
@@ -165,11 +176,14 @@ class Run:
     def go(self) -> Path:
         """Train every round that is not finished; returns the last round's folder. UserError if another process is at it."""
         with _locked(self.folder) if self.world.leads else nullcontext():
+            if self.world.leads:
+                for left in self.folder.glob(".*.part"):  # of a run that was killed while it wrote
+                    left.unlink(missing_ok=True)
             return self._go()
 
     def _go(self) -> Path:
         for index in range(self.config.pruning.rounds + 1):
-            left, began = not self.round_folder(index).exists(), time.monotonic()
+            left, began = not self.world.shared(self.round_folder(index).exists), time.monotonic()
             if left:
                 self._round(index)
             last = index == self.config.pruning.rounds
@@ -197,19 +211,26 @@ class Run:
         """`Trainer.importance` at the end of round ``index``, by the batches that it would train on next."""
         network = PromptIR(self.network.config).to(next(self.network.parameters()).device)
         network.load_state_dict(weights)
-        settings, steps = self.config.training, self.data.steps_of_round(index)
-        trainer = Trainer(network, mask, settings, settings.learning_rate, self.engine, self._teacher, self.world)
+        settings, steps = self.config.training.model_copy(update={"ema": None}), self.data.steps_of_round(index)
+        trainer = Trainer(network, mask, settings, self._peak(index), self.engine, self._teacher, self.world)
         after = range(steps, steps + _MEASURED)
-        found = trainer.importance([self.data.batch(index, i, self.world.rank, self.world.ranks) for i in after])
+        try:
+            found = trainer.importance([self.data.batch(index, i, self.world.rank, self.world.ranks) for i in after])
+        except Diverged as diverged:
+            raise self._error(diverged, index) from None
         return {n: values.cpu() for n, values in found.items()}
 
     def _count_time(self) -> None:
-        """What the criterion latency counts with: the prices that the run began with, or else this machine's."""
+        """What the criterion latency counts with: the prices that the run began with, or else the first process's."""
         if self.config.pruning.criterion != "latency":
             return
         kept = self.folder / "prices.json"
+
+        def prices() -> dict[str, float]:
+            return json.loads(kept.read_text()) if kept.exists() else cost_model().prices
+
         try:
-            self._model = CostModel(json.loads(kept.read_text())) if kept.exists() else cost_model()
+            self._model = CostModel(self.world.shared(prices))
             self._seconds = seconds(self.network, self._first, self._model)
         except BackendError as error:
             raise UserError(
@@ -242,6 +263,11 @@ class Run:
         state: dict[str, Any] = torch.load(kept, weights_only=True, map_location=next(self.network.parameters()).device)
         if state["round"] != index:
             return None
+        if (threads := state["threads"]) != torch.get_num_threads():
+            warnings.warn(
+                f"round {index} was begun on {threads} threads and goes on on {torch.get_num_threads()}: sums round differently",
+                stacklevel=2,
+            )
         if state["engine"] != self.engine:
             raise UserError(
                 f"{self.folder}: round {index} was begun by the engine {state['engine']}, this is {self.engine}; go on"
@@ -252,7 +278,7 @@ class Run:
     def _round(self, index: int) -> None:
         settings, pruning = self.config.training, self.config.pruning
         steps, unit = self.data.steps_of_round(index), self.data.unit
-        peak = (pruning.learning_rate if index else None) or settings.learning_rate
+        peak = self._peak(index)
         state = self._unfinished(index)
         mask = Mask(state["mask"]).to(torch.device("cpu")) if state else self._begin(index)
         trainer = Trainer(self.network, mask, settings, peak, self.engine, self._teacher, self.world)
@@ -280,11 +306,7 @@ class Run:
                 try:
                     losses.append(trainer.step(degraded, clean, rate))
                 except Diverged as diverged:
-                    raise UserError(
-                        f"{self.folder}: training diverged ({diverged}); lower"
-                        f" {'pruning' if index and pruning.learning_rate else 'training'}.learning_rate ({peak}) and start anew"
-                        " in another folder"
-                    ) from None
+                    raise self._error(diverged, index) from None
                 durations.append(time.perf_counter() - step_began)
                 done += 1
                 if index == 0 and pruning.rewind == done / unit and self.world.leads:
@@ -316,7 +338,8 @@ class Run:
                 self._tell(report)
                 if done % settings.save_every == 0 and self.world.leads:
                     state = {"round": index, "step": done, "losses": losses, "drawn": [m.alive for m in drawn]}
-                    state |= {"engine": self.engine, "mask": mask.alive, "trainer": trainer.state_dict()}
+                    state |= {"engine": self.engine, "threads": torch.get_num_threads(), "mask": mask.alive}
+                    state["trainer"] = trainer.state_dict()
                     write_whole(self.folder / "state.pt", partial(torch.save, state))
         if self.world.leads:
             if self.engine == "fused":
@@ -327,6 +350,17 @@ class Run:
                 index, mask, trainer.weights, {k: report[k] for k in ("round", "steps", "loss", "density", "psnr")}
             )
         self.world.wait()
+
+    def _error(self, diverged: Diverged, index: int) -> UserError:
+        which = "pruning" if index and self.config.pruning.learning_rate else "training"
+        return UserError(
+            f"{self.folder}: training diverged ({diverged}); lower {which}.learning_rate ({self._peak(index)}) and start anew in"
+            " another folder"
+        )
+
+    def _peak(self, index: int) -> float:
+        """The highest learning rate of round ``index``."""
+        return (self.config.pruning.learning_rate if index else None) or self.config.training.learning_rate
 
     @torch.no_grad()
     def validate(self, weights: dict[str, Tensor]) -> dict[str, float]:

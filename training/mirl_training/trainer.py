@@ -89,14 +89,17 @@ class Trainer:
 
     def importance(self, batches: Sequence[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
         """Per parameter the mean over batches of (weight * gradient)^2: to first order, the square of what the removal of each
-        weight would change the loss by (Molchanov et al., CVPR 2019)."""
+        weight would change the loss by (Molchanov et al., CVPR 2019). Raises Diverged where that is not finite."""
         sums = {n: torch.zeros_like(p) for n, p in self.network.named_parameters()}
         for degraded, clean in batches:
             self._gradients(degraded, clean)
             for n, p in self.network.named_parameters():
                 if p.grad is not None:
                     sums[n].addcmul_(p.grad, p.grad)
-        return {n: p.detach().square() * sums[n] / len(batches) for n, p in self.network.named_parameters()}
+        found = {n: p.detach().square() * sums[n] / len(batches) for n, p in self.network.named_parameters()}
+        if not all(values.isfinite().all() for values in found.values()):
+            raise Diverged("a gradient is not finite")
+        return found
 
     def _gradients(self, degraded: Tensor, clean: Tensor) -> float:
         """Leave the loss's gradients in the parameters, of all processes' parts of the batch; returns the loss."""

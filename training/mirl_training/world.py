@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import distributed
 
 from mirl_sparse.errors import UserError
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,14 @@ class World:
         """Until every process has come here."""
         if self.ranks > 1:
             distributed.barrier()
+
+    def shared(self, find: Callable[[], T]) -> T:
+        """What the first process finds: of several that look, a disk over a network may tell each something else."""
+        if self.ranks == 1:
+            return find()
+        found = [find() if self.leads else None]
+        distributed.broadcast_object_list(found)
+        return found[0]  # type: ignore[return-value]
 
     def mean(self, value: float) -> float:
         """The mean over all processes of what each of them gives."""

@@ -135,7 +135,9 @@ inline void product(const MirlRows& m, const float* panel, int64_t n, Emit&& emi
 }
 
 inline Vec activated(Vec x, const MirlActivation& a) {
-  return a.gelu ? gelu(x) : a.slope == 1 ? x : vmax(x, x * float(a.slope));
+  if (a.gelu || a.slope == 1) return a.gelu ? gelu(x) : x;
+  const Vec below = a.slope == 0 ? Vec{} : x * float(a.slope);  // no 0 * infinity
+  return x < 0.0f ? below : x;
 }
 
 // A padded channel stride: whole vectors, never a multiple of 4 KiB, where all channels would meet in one cache set.

@@ -291,12 +291,12 @@ struct Items {
 template <class Fill, class Consume>
 void run_strips(const Strips& s, const Items& items, int64_t panel_floats, int64_t extra, int64_t threads, Fill fill, Consume consume) {
   const int64_t per_item = s.across * s.down;
+  panel_floats = round_up(panel_floats, 16);
   auto task = [&](int64_t i) {
     const int64_t t = items.first * per_item + i;
     const Part part = s.part(t);
     const int64_t b = part.b, x0 = part.x0, x1 = part.x1, top = part.top, bottom = part.bottom;
     const int64_t first = part.first, last = part.last;
-    panel_floats = round_up(panel_floats, 16);
     const int64_t ring = s.hidden * s.hidden_stride + s.margin;
     float* panel = mirl::scratch(panel_floats + ring + extra);
     float *hidden = panel + panel_floats, *own = hidden + ring;

@@ -32,9 +32,10 @@ class Tile(NamedTuple):
     warps: int
     pipelined: bool = True
 
-    def options(self, amd: bool) -> dict[str, int]:
+    def options(self, amd: bool) -> dict[str, int | bool]:
         """Triton's, for the compiler."""
-        return {"num_warps": self.warps, "num_stages": 3 if self.pipelined and not amd else 1}
+        stages = 3 if self.pipelined and not amd else 1
+        return {"num_warps": self.warps, "num_stages": stages, "enable_fp_fusion": True}  # default until Triton 3.10
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,7 @@ def recording() -> Iterator[list[Launch]]:
 
 
 _Grid = Callable[[dict[str, int]], tuple[int, int, int]]
-_chosen: dict[Any, Tile] = {}
+_spilled: dict[Any, int] = {}  # by device, and what was compiled in which tile
 
 
 def launch(kernel: Any, grid: _Grid, *arguments: Any, tiles: Sequence[Tile], **constants: Any) -> None:
@@ -149,6 +150,12 @@ def launch(kernel: Any, grid: _Grid, *arguments: Any, tiles: Sequence[Tile], **c
 
     def spills(tile: Tile) -> int:
         """Local memory of a thread, as the driver counts it."""
+        key = arguments[0].device, compiled, *tile.sizes.items(), *tile[1:]
+        if key not in _spilled:
+            _spilled[key] = counted(tile)
+        return _spilled[key]
+
+    def counted(tile: Tile) -> int:
         made = kernel.warmup(*arguments, grid=grid(tile.sizes), **constants, **tile.sizes, **tile.options(amd))
         if made is None:  # in the interpreter
             return 0
@@ -166,10 +173,7 @@ def launch(kernel: Any, grid: _Grid, *arguments: Any, tiles: Sequence[Tile], **c
     workspace = _workspace.get()
     tile = None if workspace is None else workspace.tiles.get(compiled)
     if tile is None or tile not in tiles:  # it may be of another version
-        key = arguments[0].device, compiled
-        if key not in _chosen:
-            _chosen[key] = least(tiles, spills)
-        tile = _chosen[key]
+        tile = least(tiles, spills)
     run(tile)
 
 

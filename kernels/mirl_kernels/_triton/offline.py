@@ -8,6 +8,8 @@ import re
 import subprocess
 import tempfile
 from collections import Counter
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
@@ -55,8 +57,8 @@ _KINDS = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32", 
 
 def specialised(launch: Launch) -> tuple[Any, ...]:
     """What a launch is compiled for, as Triton does it: the kernel, its constants (ones and what is not there among them), types,
-    warps and stages, and which arguments are multiples of 16."""
-    types, constants, aligned = {}, {}, set()
+    which arguments are multiples of 16 and which tensors' memory ends within 2 GiB, warps and stages."""
+    types, constants, aligned, near = {}, {}, set(), set()
     names = [p.name for p in launch.kernel.params if p.is_constexpr]
     general = [p.name for p in launch.kernel.params if p.do_not_specialize]
     for name, value in launch.arguments.items():
@@ -66,19 +68,32 @@ def specialised(launch: Launch) -> tuple[Any, ...]:
             types[name] = f"*{_KINDS[value.dtype]}"
             if value.storage_offset() * value.itemsize % 16 == 0:  # memory itself starts at more than that
                 aligned.add(name)
+            if value.untyped_storage().nbytes() < 1 << 31:
+                near.add(name)
         else:
             types[name] = "fp32" if isinstance(value, float) else "i32" if value < 1 << 31 else "i64"
             if isinstance(value, int) and value % 16 == 0 and name not in general:
                 aligned.add(name)
-    return launch.kernel, frozenset(types.items()), frozenset(constants.items()), frozenset(aligned), *launch.tile[1:]
+    return (
+        launch.kernel,
+        frozenset(types.items()),
+        frozenset(constants.items()),
+        frozenset(aligned),
+        frozenset(near),
+        *launch.tile[1:],
+    )
 
 
 @cache
 def _compile(architecture: str, key: tuple[Any, ...]) -> Compiled:
-    kernel, types, constants, aligned, *tile = key[0], dict(key[1]), dict(key[2]), *key[3:]
+    kernel, types, constants, aligned, near, *tile = key[0], dict(key[1]), dict(key[2]), *key[3:]
     signature = {n: "constexpr" if n in constants else types[n] for n in kernel.arg_names}
-    attributes = {(i,): [["tt.divisibility", 16]] for i, n in enumerate(kernel.arg_names) if n in aligned}
     amd = architecture.startswith("gfx")
+    attributes: dict[tuple[int], list[list[Any]]] = {}
+    for i, name in enumerate(kernel.arg_names):
+        known = [["tt.divisibility", 16]] * (name in aligned) + [["tt.pointer_range", 32]] * (amd and name in near)
+        if known:
+            attributes[i,] = known
     source = ASTSource(kernel, signature, {(kernel.arg_names.index(n),): v for n, v in constants.items()}, attributes)
     done = triton.compile(source, target=target(architecture), options=Tile({}, *tile).options(amd))
     if not amd:
@@ -98,6 +113,13 @@ def compile_for(architecture: str, launch: Launch) -> tuple[Launch, Compiled]:
     """A launch in the tile that it would have on one of SHARED's architectures, and what its kernel is compiled to."""
     made = ((one, _compile(architecture, specialised(one))) for one in (launch, *launch.others))
     return least(made, lambda one: one[1].spilled)
+
+
+def compile_ahead(architecture: str, launches: Iterable[Launch]) -> None:
+    """What `compile_for` will be asked for, as many kernels at a time as PyTorch has threads."""
+    distinct = {specialised(launch): launch for launch in launches}
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        list(pool.map(lambda launch: compile_for(architecture, launch), distinct.values()))
 
 
 _BLOCK = re.compile(r"^(?:\$L__|\.L)?(BB\w+):|^\s*[;/]+\s*%bb\.\d+:")

@@ -274,7 +274,9 @@ class TritonMDTA(Packed):
         n, m = q_blocks * block, k_blocks * block
         size = images * (n * m + n + m)
         sums = kept(  # the next block's are summed up there as well, so that the cache keeps them
-            "sums", lambda: torch.empty(shares * size, device=x.device), lambda found: len(found) >= shares * size
+            "sums",
+            lambda: torch.empty(shares * size, dtype=torch.float32, device=x.device),
+            lambda found: len(found) >= shares * size,
         )[: shares * size].view(shares, size)
         for strip in strips:
             if whole:
@@ -288,7 +290,7 @@ class TritonMDTA(Packed):
                 FIRST=strip.first == 0, TAP_BIAS=taps.bias is not None, BLOCK_C=block, PAD=PAD, PRECISION="ieee",
                 tiles=[Tile({"BLOCK_P": p}, warps) for p, warps in ((_PIXELS, 8), (_PIXELS, 16), (_PIXELS // 2, 8))],
             )  # fmt: skip
-        summed = torch.empty(size, device=x.device)
+        summed = torch.empty(size, dtype=torch.float32, device=x.device)
         launch(
             sum_kernel, lambda sizes: (triton.cdiv(size, sizes["BLOCK"]), 1, 1),
             sums, summed, shares, size, BLOCK_S=16, tiles=[Tile({"BLOCK": 64}, 4)],

@@ -99,7 +99,7 @@ class TritonPrompt(Packed):
         batch, channels, height, width = x.shape
         count, planes, size, _ = self.prompts.shape
         y = self.check(x, y, (batch, planes, height, width))
-        mean = torch.empty(batch, channels, device=x.device)
+        mean = torch.empty(batch, channels, dtype=torch.float32, device=x.device)
         launch(
             mean_kernel, lambda sizes: (channels, batch, 1),
             x, mean, x.stride(0), height * width, tiles=[Tile({"BLOCK_P": 1024}, 4)],
