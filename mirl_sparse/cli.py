@@ -179,7 +179,10 @@ def doctor() -> None:
 def restore(
     inputs: Annotated[list[str], typer.Argument(help="Files, folders, globs, or - for standard input.")],
     output: Annotated[
-        str | None, typer.Option("--output", "-o", help="A file, a folder, or - for standard output.")
+        str | None,
+        typer.Option(
+            "--output", "-o", help="A file, a folder, or - for standard output; earlier results are replaced."
+        ),
     ] = None,
     ticket: Annotated[str, typer.Option(help="A ticket file or the name of a shipped one.")] = DEFAULT,
     backend: Annotated[str, typer.Option(help="auto, cpu, reference, or triton for a GPU.")] = "auto",

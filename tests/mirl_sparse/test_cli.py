@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from mirl_kernels import _cpu
+from mirl_sparse import cli
 from mirl_sparse.ticket import write_ticket
 
 
@@ -85,6 +86,20 @@ def test_inspect_predicts_what_a_ticket_costs_here(tmp_path, monkeypatch):
     assert re.search(r"predicted for 64x64 on \d+ threads here: [1-9]\d* ms$", done.stdout.strip()), done.stderr
     assert (tmp_path / "mirl-sparse" / "prices.json").exists()
     assert mirl("inspect", "small", "--cost", "--size", 64, cwd=tmp_path).stdout == done.stdout
+
+
+def test_too_little_memory_is_one_line(monkeypatch, capsys):
+    monkeypatch.setattr(cli, "entry_points", lambda group: [])
+    monkeypatch.setattr(cli, "app", lambda: torch.empty(1 << 50))
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith("mirl-sparse: not enough memory (")
+    assert said.count("\n") == 1
+    monkeypatch.setattr(cli, "app", lambda: torch.ones(2) @ torch.ones(3))  # a bug passes through
+    with pytest.raises(RuntimeError, match="size"):
+        cli.main()
 
 
 no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there")

@@ -1,5 +1,7 @@
 """A whole network on the Triton kernels, in the interpreter."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 
@@ -8,14 +10,17 @@ pytest.importorskip("triton")
 from mirl_kernels._triton import Workspace
 from mirl_sparse import triton_engine
 from mirl_sparse.restorer import SparseRestorer
-from mirl_sparse.triton_engine import Packed
+from mirl_sparse.triton_engine import Packed, TritonEngine, Tuning
 
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("float32", 1e-4), ("float16", 2e-2)])
 def test_it_restores_what_the_reference_restores(network, precision, tolerance, device):
     x = torch.rand(1, 3, 13, 18)
     want = SparseRestorer(network, "reference")(x)
-    restored = SparseRestorer(network.to(device), "triton", precision=precision)(x.to(device)).cpu()
+    restorer = SparseRestorer(
+        network.to(device), "triton", precision=precision, tuning=Tuning({}, frozenset())
+    )  # no dense steps
+    restored = restorer(x.to(device)).cpu()
     assert restored.dtype == torch.float32
     assert float((restored - want).abs().max()) <= tolerance * float((want - x).abs().max())
 
@@ -55,10 +60,47 @@ def test_those_are_left_to_them_that_take_less_time_and_not_much_memory(network,
     assert len(made) == 2  # a block that would take too much memory is sparse whatever was chosen
 
 
+def test_a_size_seen_again_is_recorded_and_then_replayed(network, device, monkeypatch):
+    if device == "cuda":
+        pytest.skip("graphs are real there")
+    engine, recorded = TritonEngine(network, "float32"), []
+
+    class Graph:
+        def replay(self):
+            (now,) = [seen for seen in engine._seen.values() if seen.graph is self]
+            now.y.copy_(engine._program(now.x))
+
+    def record(graph):
+        recorded.append(graph)
+        return nullcontext()
+
+    def no_memory(graph):
+        raise torch.cuda.OutOfMemoryError
+
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(triton_engine, "_recorded", record)
+    monkeypatch.setattr(TritonEngine, "_key", lambda self, image: (tuple(image.shape), 0))
+    with torch.no_grad():
+        for times in (0, 1, 1):
+            image = torch.rand(1, 3, 16, 24)
+            want = SparseRestorer(network, "reference")(image)
+            torch.testing.assert_close(engine._replayed(image), want, rtol=0, atol=1e-4)
+            assert len(recorded) == times
+        monkeypatch.setattr(triton_engine, "_recorded", no_memory)
+        image = torch.rand(1, 3, 8, 8)
+        want = SparseRestorer(network, "reference")(image)
+        for _ in range(3):
+            torch.testing.assert_close(engine._replayed(image), want, rtol=0, atol=1e-4)
+    assert engine.kept == engine.bytes(1, 16, 24) + engine.bytes(1, 8, 8)
+    engine.release()
+    assert engine.kept == 0
+
+
 def test_it_gives_the_same_bits_every_time_and_replayed_as_a_graph(network, device):
     if device != "cuda":
         pytest.skip("graphs want a GPU")
-    restorer = SparseRestorer(network.to(device), "triton")
+    restorer = SparseRestorer(network.to(device), "triton", tuning=Tuning({}, frozenset()))  # no dense steps
     images = [torch.rand(1, 3, 40, 56, device=device) for _ in range(2)]
     first = [restorer(image) for image in images]  # the second run records the graph, those after replay it
     memory = torch.cuda.memory_allocated()
