@@ -40,7 +40,7 @@ from mirl_sparse.network import PromptIR
 from mirl_sparse.peers import COMPILED, DENSE, STOCK
 from mirl_sparse.restorer import SparseRestorer
 from mirl_sparse.ticket import DEFAULT, find
-from mirl_sparse.to_ticket import load
+from mirl_sparse.to_ticket import describe, load
 
 DENSITIES = (0.01, 0.0352, 0.107, 0.2, 0.35, 0.5, 0.75, 1.0)
 OP_DENSITIES = (0.01, 0.035, 0.1, 0.2, 0.5, 1.0)
@@ -234,7 +234,7 @@ def _restorers(tickets: tuple[tuple[str, float], ...], batch: int, height: int, 
     return Subjects(_pruned(*tickets[0]), image, sparse)
 
 
-SMALL = (("small", TENTH),)
+SMALL = (("small", describe(load(find(DEFAULT))).statistics["density"]),)
 FULL10 = (("layerwise", 0.107),)
 HEADLINE = (*FULL10, ("layerwise", 0.0352), ("uneven", TENTH), ("uneven", 0.0352), ("layerwise", 1.0))
 SWEEP = tuple((c, d) for c in ("layerwise", "uneven") for d in DENSITIES if (c, d) != ("uneven", 1.0))

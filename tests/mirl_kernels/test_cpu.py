@@ -1,5 +1,7 @@
 """Every CPU op against its reference in float64, over shapes, densities and dead channels."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -79,6 +81,26 @@ def test_activations_of_what_is_infinite_or_no_number():
         ("leaky_relu", 0.1, leaky_relu(x, 0.1)),
     ):
         torch.testing.assert_close(op(x), want, equal_nan=True, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("shuffle", [1, 2, -2])
+def test_ops_refuse_weights_of_another_layer(shuffle):
+    x, weight = torch.rand(1, 8, 8, 8), torch.rand(16, 8, 1, 1)
+    conv, pointwise = PackedConv(weight, shuffle=shuffle).packed, PackedPointwise(weight).packed
+    linear, depthwise = PackedLinear(weight[:, :, 0, 0]).packed, PackedDepthwise(torch.rand(8, 1, 1, 1)).packed
+    r, u = max(shuffle, 1), max(-shuffle, 1)
+    for outputs, right in ((16, True), (12, False), (20, False)):
+        calls = [
+            lambda n=outputs: torch.ops.mirl.conv(
+                x, conv, 8, n * u * u // (r * r), 8 * r // u, 8 * r // u, 1, 1, shuffle, "none", 0.0
+            ),
+            lambda n=outputs: torch.ops.mirl.pointwise(x, pointwise, 8, n, "none", 0.0),
+            lambda n=outputs: torch.ops.mirl.linear(x, linear, 8, n, "none", 0.0),
+            lambda n=outputs: torch.ops.mirl.depthwise(x, depthwise, 8, n // 2, 8, 8, 1, 1, "none", 0.0),
+        ]
+        for call in calls:
+            with nullcontext() if right else pytest.raises(_cpu.BackendError, match="packed weights have"):
+                call()
 
 
 def maybe(shape: tuple[int, ...], given: bool, generator: torch.Generator) -> Tensor | None:

@@ -278,6 +278,15 @@ def header(packed: Tensor) -> tuple[int, int]:
     return rows, columns
 
 
+def expect(packed: Tensor, rows: int, columns: int | None = None) -> None:
+    """BackendError unless a packed matrix has so many rows, and columns where these are inputs: the kernels would write beyond an
+    image."""
+    found = header(packed)
+    if found[0] != rows or columns not in (None, found[1]):
+        wanted = f"{rows} rows" if columns is None else f"{rows} rows and {columns} columns"
+        raise BackendError(f"packed weights have {found[0]} rows and {found[1]} columns; expected {wanted}")
+
+
 class PackedModule(nn.Module, ABC):
     """The surviving weights of one op, in the form that its kernel reads, as a module: its buffers are packed matrices."""
 

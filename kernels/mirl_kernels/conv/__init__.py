@@ -37,6 +37,8 @@ def prepare(x: Tensor, out: Tensor, packed: Tensor, inputs: int, stride: tuple[i
 def op(x: Tensor, packed: Tensor, inputs: int, outputs: int, height: int, width: int, stride_y: int, stride_x: int,
        shuffle: int, activation: str, slope: float) -> Tensor:  # fmt: skip
     """A convolution by the taps of ``packed``: x (B, inputs, H, W) to (B, outputs, height, width)."""
+    r, u = max(shuffle, 1), max(-shuffle, 1)
+    _cpu.expect(packed, outputs * r * r // (u * u))
     x = _cpu.with_rows(x)
     out = _cpu.result(x, outputs, height, width)
     prepare(x, out, packed, inputs, (stride_y, stride_x), shuffle, _cpu.activation(activation, slope))()

@@ -35,6 +35,7 @@ def prepare(x: Tensor, out: Tensor, packed: Tensor, inputs: int, stride: tuple[i
 def op(x: Tensor, packed: Tensor, inputs: int, outputs: int, height: int, width: int, stride_y: int,
        stride_x: int, activation: str, slope: float) -> Tensor:  # fmt: skip
     """A depthwise convolution by the taps of ``packed``: x (B, inputs, H, W) to (B, outputs, height, width)."""
+    _cpu.expect(packed, outputs)
     x = _cpu.with_rows(x)
     out = _cpu.result(x, outputs, height, width)
     prepare(x, out, packed, inputs, (stride_y, stride_x), _cpu.activation(activation, slope))()

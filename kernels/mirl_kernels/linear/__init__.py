@@ -39,6 +39,7 @@ def op(x: Tensor, packed: Tensor, inputs: int, outputs: int, activation: str, sl
         raise _cpu.BackendError(
             f"input is {x.dtype} {tuple(x.shape)} on {x.device}; expected float32 (..., {inputs}) on the CPU"
         )
+    _cpu.expect(packed, outputs, inputs)
     out = x.new_empty(*x.shape[:-1], outputs)
     if x.numel():
         tokens = _tokens(x)

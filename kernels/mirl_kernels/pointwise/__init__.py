@@ -22,6 +22,7 @@ class _Args(Structure):
 @torch.library.custom_op("mirl::pointwise", mutates_args=())
 def op(x: Tensor, packed: Tensor, inputs: int, outputs: int, activation: str, slope: float) -> Tensor:
     """A 1x1 convolution by a packed matrix: x (B, inputs, H, W) to (B, outputs, H, W)."""
+    _cpu.expect(packed, outputs, inputs)
     x = _cpu.with_rows(x)
     out = x.new_empty(x.shape[0], outputs, *x.shape[2:])
     prepare(x, out, packed, inputs, _cpu.activation(activation, slope))()
