@@ -79,7 +79,7 @@ def sweep(rows: Iterable[Row], network: str, by: str) -> list[Row]:
     """The shipped ticket, or a network's at a tenth, as timed by ``by``: "size" (of one square image, on all threads), "batch" (of 64x64, on all
     threads) or "threads" (of one of 128x128)."""
     own = [r for r in rows if r.get("network") == network and "speedup" in r and r["criterion"] != "uneven"
-           and (network == "small" or 0.1 <= r["density"] < 0.11)]  # fmt: skip
+           and (r["criterion"] == "small" or 0.1 <= r["density"] < 0.11)]  # fmt: skip
     most = max((r["threads"] for r in own), default=0)
     found = {}
     for r in own:

@@ -194,8 +194,7 @@ def _decode(stream: IO[bytes], name: str) -> Photo:
 
 
 def _too_large(name: str) -> ImageError:
-    most = 2 * (Image.MAX_IMAGE_PIXELS or 0)
-    return ImageError(f"{name}: has more than {most / 1e6:.0f} million pixels; split it first")
+    return ImageError(f"{name}: has more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels; split it first")
 
 
 def _check_single(image: Image.Image, name: str) -> None:

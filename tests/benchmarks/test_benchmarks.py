@@ -182,7 +182,14 @@ def swept(batch: int, side: int, threads: int, density: float = 0.1, criterion: 
 def test_a_sweep_is_of_one_thing():
     of_size, of_batch, one_thread = swept(1, 256, 2), swept(4, 64, 2), swept(1, 128, 1)
     both = [swept(1, 64, 2), swept(1, 128, 2)]
-    every = [of_size, of_batch, one_thread, *both, swept(1, 64, 2, density=0.5), swept(1, 64, 2, criterion="uneven")]
+    every = [
+        of_size,
+        of_batch,
+        one_thread,
+        *both,
+        swept(1, 64, 2, 0.5, "layerwise"),
+        swept(1, 64, 2, criterion="uneven"),
+    ]
     assert results.sweep(every, "small", "size") == [*both, of_size]
     assert results.sweep(every, "small", "batch") == [both[0], of_batch]
     assert results.sweep(every, "small", "threads") == [one_thread, both[1]]

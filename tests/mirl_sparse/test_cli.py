@@ -137,8 +137,8 @@ def test_bad_input_is_one_line_and_status_2(checkpoint, tmp_path, arguments, mes
     (tmp_path / "text.ckpt").write_text("just words")
     (tmp_path / "run.yaml").write_text("start: small\ndata: {clean: ., validation_images: 1, tasks: {rain: 1}}\n"
                                        "training: {steps: 1, patch_size: 8}\n")  # fmt: skip
-    for name in ("a.png", "b.png"):
-        Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / name)
+    for value, name in enumerate(("a.png", "b.png")):
+        Image.fromarray(np.full((8, 8, 3), value, np.uint8)).save(tmp_path / name)
     before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
     done = mirl(*arguments, cwd=tmp_path)
     assert done.returncode == 2

@@ -398,7 +398,7 @@ class TestRun:
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 5)
         log = Log()
         assert run(plan(["a.png"], "b.png"), Inverter(), log) == 1
-        assert "15 pixels" in str(log.errors[0])
+        assert "has more than 10 pixels" in str(log.errors[0])
 
 
 class TestStreams:

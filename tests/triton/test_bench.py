@@ -29,7 +29,7 @@ def test_rows_and_ratios(network, image, device):
 
 def test_a_wrong_result_is_not_timed(network, image, device, monkeypatch):
     restorer = gpu_bench.SparseRestorer
-    monkeypatch.setattr(gpu_bench, "SparseRestorer", lambda *given: lambda x: restorer(*given)(x) + 0.1)
+    monkeypatch.setattr(gpu_bench, "SparseRestorer", lambda *given, **more: lambda x: restorer(*given, **more)(x) + 0.1)
     with pytest.raises(UserError, match=r"sparse triton differs .* nothing is timed"):
         gpu_bench._bench(network, image, 2, False, torch.device(device))
 

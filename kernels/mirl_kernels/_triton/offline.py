@@ -7,6 +7,7 @@ from __future__ import annotations
 import re
 import subprocess
 import tempfile
+import threading
 from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -84,6 +85,22 @@ def specialised(launch: Launch) -> tuple[Any, ...]:
     )
 
 
+_ONE_PARSES = threading.RLock()
+
+
+class _Source(ASTSource):
+    """A kernel, which one thread at a time parses: Python 3.11's parser is not safe otherwise, and gains nothing by several. What takes
+    the time, the compiler proper, needs no lock."""
+
+    def hash(self) -> str:
+        with _ONE_PARSES:
+            return str(super().hash())
+
+    def make_ir(self, *args: Any, **more: Any) -> Any:
+        with _ONE_PARSES:
+            return super().make_ir(*args, **more)
+
+
 @cache
 def _compile(architecture: str, key: tuple[Any, ...]) -> Compiled:
     kernel, types, constants, aligned, near, *tile = key[0], dict(key[1]), dict(key[2]), *key[3:]
@@ -94,7 +111,7 @@ def _compile(architecture: str, key: tuple[Any, ...]) -> Compiled:
         known = [["tt.divisibility", 16]] * (name in aligned) + [["tt.pointer_range", 32]] * (amd and name in near)
         if known:
             attributes[i,] = known
-    source = ASTSource(kernel, signature, {(kernel.arg_names.index(n),): v for n, v in constants.items()}, attributes)
+    source = _Source(kernel, signature, {(kernel.arg_names.index(n),): v for n, v in constants.items()}, attributes)
     done = triton.compile(source, target=target(architecture), options=Tile({}, *tile).options(amd))
     if not amd:
         code = done.asm["ptx"]

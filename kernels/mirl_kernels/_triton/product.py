@@ -11,11 +11,11 @@ from torch import Tensor
 from mirl_kernels._triton import HEIGHTS, PAD, Launch, Panels, Strip, Tile, Work, counts, launch, size, turns
 from mirl_kernels.layer_norm import EPS
 
-# Of a program: 128 pixels where its registers suffice.
+# Of a program: 128 pixels where its registers suffice, 16 where AMD's scalar ones would not even for 32.
 TILES = tuple(
     Tile({"BLOCK_P": pixels}, warps, pipelined)
     for pixels, warps, pipelined in (
-        (128, 4, True), (128, 4, False), (128, 8, False), (64, 4, False), (64, 8, False), (32, 4, False),
+        (128, 4, True), (128, 4, False), (128, 8, False), (64, 4, False), (64, 8, False), (32, 4, False), (16, 4, False),
     )
 )  # fmt: skip
 # What a program that normalises takes before its panels, and for each channel, as `HEIGHTS` counts.
