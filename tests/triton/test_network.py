@@ -65,10 +65,16 @@ def test_a_size_seen_again_is_recorded_and_then_replayed(network, device, monkey
         pytest.skip("graphs are real there")
     engine, recorded = TritonEngine(network, "float32"), []
 
+    class Doubling:
+        dense: dict = {}  # noqa: RUF012
+
+        def __call__(self, image, dense=()):
+            return 2 * image
+
     class Graph:
         def replay(self):
             (now,) = [seen for seen in engine._seen.values() if seen.graph is self]
-            now.y.copy_(engine._program(now.x))
+            now.y.copy_(2 * now.x)
 
     def record(graph):
         recorded.append(graph)
@@ -77,21 +83,19 @@ def test_a_size_seen_again_is_recorded_and_then_replayed(network, device, monkey
     def no_memory(graph):
         raise torch.cuda.OutOfMemoryError
 
+    monkeypatch.setattr(engine, "_program", Doubling())
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
     monkeypatch.setattr(triton_engine, "_recorded", record)
     monkeypatch.setattr(TritonEngine, "_key", lambda self, image: (tuple(image.shape), 0))
-    with torch.no_grad():
-        for times in (0, 1, 1):
-            image = torch.rand(1, 3, 16, 24)
-            want = SparseRestorer(network, "reference")(image)
-            torch.testing.assert_close(engine._replayed(image), want, rtol=0, atol=1e-4)
-            assert len(recorded) == times
-        monkeypatch.setattr(triton_engine, "_recorded", no_memory)
+    for times in (0, 1, 1):
+        image = torch.rand(1, 3, 16, 24)
+        assert torch.equal(engine._replayed(image), 2 * image)
+        assert len(recorded) == times
+    monkeypatch.setattr(triton_engine, "_recorded", no_memory)
+    for _ in range(3):
         image = torch.rand(1, 3, 8, 8)
-        want = SparseRestorer(network, "reference")(image)
-        for _ in range(3):
-            torch.testing.assert_close(engine._replayed(image), want, rtol=0, atol=1e-4)
+        assert torch.equal(engine._replayed(image), 2 * image)
     assert engine.kept == engine.bytes(1, 16, 24) + engine.bytes(1, 8, 8)
     engine.release()
     assert engine.kept == 0
