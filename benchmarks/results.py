@@ -76,8 +76,8 @@ _BASE = {"batch": 64, "threads": 128}  # the side of the images that batches and
 
 
 def sweep(rows: Iterable[Row], network: str, by: str) -> list[Row]:
-    """The shipped ticket, or a network's at a tenth, as timed by ``by``: "size" (of one square image, on all threads), "batch" (of 64x64, on all
-    threads) or "threads" (of one of 128x128)."""
+    """The shipped ticket, or a network's at a tenth, as timed by ``by``: "size" (of one square image, on all threads), "batch" (of
+    64x64, on all threads) or "threads" (of one of 128x128)."""
     own = [r for r in rows if r.get("network") == network and "speedup" in r and r["criterion"] != "uneven"
            and (r["criterion"] == "small" or 0.1 <= r["density"] < 0.11)]  # fmt: skip
     most = max((r["threads"] for r in own), default=0)
