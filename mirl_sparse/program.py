@@ -52,35 +52,42 @@ class Step:
 
 
 class Program:
-    """The network as a list of steps. What will be concatenated is written side by side in the first place."""
+    """The network as a list of steps. Blocks work in place, and what will be concatenated is written side by side in the first place."""
 
     def __init__(self, network: PromptIR, kernels: Kernels) -> None:
         self.steps: list[Step] = []
         self._kernels = kernels
         self._network = n = network
         d, prompts = n.config.dim, n.config.prompt_dims
-        x = self._add("patch_embed", kernels.conv(n.patch_embed.proj.weight), None, Buffer(d, 0).slice())
-        joined = []  # [upsampled, encoder's result] of each level
-        for level, (down, up) in enumerate((("down1_2", "up2_1"), ("down2_3", "up3_2"), ("down3_4", "up4_3"))):
-            width, above = d << level, len(self._weight(up)) // 4
-            joined.append(Buffer(above + width, level))
-            x = self._stage(f"encoder_level{level + 1}", x, joined[level].slice(above))
-            x = self._add(down, kernels.conv(self._weight(down), shuffle=-2), x, Buffer(2 * width, level + 1).slice())
+        above = [len(self._weight(up)) // 4 for up in ("up2_1", "up3_2", "up4_3")]
+        joined = [Buffer(c + (d << level), level) for level, c in enumerate(above)]  # [upsampled, encoder's result]
+
+        def with_prompt(width: int, level: int) -> Slice:
+            """A level's features, with room for its prompt behind them."""
+            return Buffer(width + prompts[level - 1], level).slice(0, width)
+
+        x = self._add("patch_embed", kernels.conv(n.patch_embed.proj.weight), None, joined[0].slice(above[0]))
+        for level, down in ((1, "down1_2"), (2, "down2_3"), (3, "down3_4")):
+            target = joined[level].slice(above[level]) if level < 3 else with_prompt(d << level, level)
+            conv = kernels.conv(self._weight(down), shuffle=-2)
+            x = self._add(down, conv, self._stage(f"encoder_level{level}", x), target)
         for level, stage, up, reduce in ((3, "latent", "up4_3", "reduce_chan_level3"),
                                          (2, "decoder_level3", "up3_2", "reduce_chan_level2"),
                                          (1, "decoder_level2", "up2_1", None)):  # fmt: skip
-            width = x.last - x.first
-            both = Buffer(width + prompts[level - 1], level)  # [features, prompt]
-            x = self._stage(stage, x, both.slice(0, width))
+            x = self._stage(stage, x)
             block = n.get_submodule(f"prompt{level}")
             assert isinstance(block, PromptBlock)
             linear = block.linear_layer
             prompt = kernels.prompt(linear.weight, linear.bias, block.prompt_param, block.conv3x3.weight)
-            self._add(f"prompt{level}", prompt, x, both.slice(width))
-            x = self._pointwise(f"reduce_noise_level{level}", self._stage(f"noise_level{level}", both.slice()), level)
-            target = joined[level - 1]
-            self._add(up, kernels.conv(self._weight(up), shuffle=2), x, target.slice(0, len(self._weight(up)) // 4))
-            x = self._pointwise(reduce, target.slice(), level - 1) if reduce else target.slice()
+            self._add(f"prompt{level}", prompt, x, x.buffer.slice(x.last))
+            x = self._stage(f"noise_level{level}", x.buffer.slice())
+            noise = f"reduce_noise_level{level}"
+            x = self._pointwise(noise, x, Buffer(len(self._weight(noise)), level).slice())
+            below = level - 1
+            conv = kernels.conv(self._weight(up), shuffle=2)
+            x = self._add(up, conv, x, joined[below].slice(0, above[below])).buffer.slice()
+            if reduce:
+                x = self._pointwise(reduce, x, with_prompt(len(self._weight(reduce)), below))
         x = self._stage("refinement", self._stage("decoder_level1", x))
         self.steps.append(Step("output", kernels.conv(n.output.weight), x, None))
 
@@ -93,17 +100,15 @@ class Program:
         self.steps.append(Step(name, op, x, y))
         return y
 
-    def _pointwise(self, name: str, x: Slice, level: int) -> Slice:
-        weight = self._weight(name)
-        return self._add(name, self._kernels.pointwise(weight), x, Buffer(len(weight), level).slice())
+    def _pointwise(self, name: str, x: Slice, y: Slice) -> Slice:
+        return self._add(name, self._kernels.pointwise(self._weight(name)), x, y)
 
-    def _stage(self, where: str, x: Slice, target: Slice | None = None) -> Slice:
-        """A stage's blocks in place, the last one's result in ``target``."""
+    def _stage(self, where: str, x: Slice) -> Slice:
         stage = self._network.get_submodule(where)
-        found = [(n, b) for n, b in stage.named_modules(prefix=where) if isinstance(b, TransformerBlock)]
-        for i, (name, block) in enumerate(found):
-            a, n, f, m = block.attn, block.norm1.body, block.ffn, block.norm2.body
-            mdta = n.weight, n.bias, a.qkv.weight, a.qkv_dwconv.weight, a.temperature, a.project_out.weight
-            gdfn = m.weight, m.bias, f.project_in.weight, f.dwconv.weight, f.project_out.weight
-            x = self._add(name, self._kernels.block(mdta, gdfn), x, target if target and i == len(found) - 1 else x)
+        for name, block in stage.named_modules(prefix=where):
+            if isinstance(block, TransformerBlock):
+                a, n, f, m = block.attn, block.norm1.body, block.ffn, block.norm2.body
+                mdta = n.weight, n.bias, a.qkv.weight, a.qkv_dwconv.weight, a.temperature, a.project_out.weight
+                gdfn = m.weight, m.bias, f.project_in.weight, f.dwconv.weight, f.project_out.weight
+                self._add(name, self._kernels.block(mdta, gdfn), x, x)
         return x

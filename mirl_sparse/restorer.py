@@ -231,7 +231,7 @@ class SparseRestorer(nn.Module):
             what = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
             raise UserError(f"image is {what}; expected a path, a PIL image or a uint8 array (H, W, 3)")
         x = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))).float().div_(255)[None]
-        y = self.forward(x.to(self.network.output.weight.device))[0].clamp(0, 1).mul(255).round().to(torch.uint8)
+        y = self.forward(x.to(self.network.output.weight.device))[0].clamp(0, 1).mul_(255).round_().to(torch.uint8)
         return np.ascontiguousarray(y.permute(1, 2, 0).cpu().numpy())
 
 

@@ -26,6 +26,8 @@ def changed(*path, value):
     (("network", "depth"), 7, "unknown network setting 'depth'"),
     (("network",), None, "network"),
     (("start",), "small", "either network"),
+    (("regrow",), {"source": "small"}, "regrow is given without start"),
+    (("regrow",), {"source": "small", "layers": []}, "regrow.layers: .* at least 1"),
     (("training", "steps"), 0, "greater than or equal to 1"),
     (("training", "patch_size"), 20, "multiple of 8"),
     (("pruning", "rate"), 1.0, "less than 1"),

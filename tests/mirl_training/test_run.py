@@ -171,6 +171,41 @@ def test_training_goes_on_from_a_ticket_and_keeps_its_mask(photos, tmp_path):
     assert not same(trained, network.state_dict())
 
 
+def test_pruned_weights_come_back_where_the_source_has_them(photos, tmp_path):
+    config = settings(pruning={"rounds": 0})
+    source = Run(config, photos, tmp_path / "first", quiet).network
+    network, generator = PromptIR(source.config), torch.Generator().manual_seed(0)
+    for each, density in ((source, 0.5), (network, 0.3)):
+        for name in Mask.full(each).alive:
+            p = each.get_parameter(name)
+            p.data *= torch.rand(p.shape, generator=generator) < density
+        write_ticket(tmp_path / f"{density}.safetensors", each, {})
+    values = config.model_dump() | {"network": None, "start": str(tmp_path / "0.3.safetensors")}
+    regrow = {"source": str(tmp_path / "0.5.safetensors"), "layers": ["latent.*", "encoder_level3.*"]}
+
+    def begun(folder, **changes):
+        return Run(RunConfig(**values | {"regrow": regrow | changes}), photos, tmp_path / folder, quiet)
+
+    last = begun("second").go()
+    start, trained = (load_file(path) for path in (tmp_path / "second/start.safetensors", last / "weights.safetensors"))
+    mask = Mask(load_file(last / "mask.safetensors"))
+    for name, keep in mask.alive.items():
+        before, there = network.get_parameter(name), source.get_parameter(name)
+        expected = (
+            torch.where(before == 0, there, before) if name.startswith(("latent.", "encoder_level3.")) else before
+        )
+        assert torch.equal(start[name], expected), name
+        assert torch.equal(keep, expected != 0), name
+        assert not trained[name][~keep].any(), name
+
+    assert same(begun("second").network.state_dict(), start)  # what is there is not grown again
+    with pytest.raises(UserError, match=r"regrow.layers 'latnet.\*' matches no prunable weight"):
+        begun("third", layers=["latnet.*"])
+    with pytest.raises(UserError, match="another shape than start"):
+        begun("third", source="small")
+    assert not (tmp_path / "third").exists()
+
+
 def test_another_config_in_the_same_folder_is_refused(photos, tmp_path):
     Run(settings(), photos, tmp_path / "run", quiet)
     with pytest.raises(UserError, match="other settings"):

@@ -140,16 +140,25 @@ class PruningSettings(_Settings):
     exempt: tuple[str, ...] = ()
 
 
+class Regrowth(_Settings):
+    """Pruned weights that come back: where the start has zeros in a layer whose name matches one of ``layers`` (shell wildcards), and
+    ``source``, named as ``start`` is, has not, they take its values."""
+
+    source: str
+    layers: tuple[str, ...] = Field(("*",), min_length=1)
+
+
 class RunConfig(_Settings):
     """One run: the network, the data, how a round trains, and how the rounds prune.
 
     Either ``network`` describes a new one, or ``start`` names a checkpoint, a ticket file or a shipped
-    ticket whose weights are trained further; its zeros stay, and count in the density.
+    ticket whose weights are trained further; its zeros stay, but for what is to ``regrow``, and count in the density.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
     network: PromptIRConfig | None = None
     start: str | None = None
+    regrow: Regrowth | None = None
     data: DataSettings
     training: TrainingSettings
     pruning: PruningSettings = PruningSettings()
@@ -164,6 +173,8 @@ class RunConfig(_Settings):
         training, pruning = self.training, self.pruning
         if (self.network is None) == (self.start is None):
             raise ConfigError("expected either network (a new one) or start (a checkpoint or ticket to go on from)")
+        if self.regrow and self.start is None:
+            raise ConfigError("regrow is given without start; expected a start, some of whose zeros it ends")
         if "haze" in self.data.tasks and not self.data.haze:
             raise ConfigError("data.tasks asks for haze, but data.haze names no folder")
         if (pruning.criterion == "latency") != (pruning.speedup is not None):
@@ -224,6 +235,8 @@ class RunConfig(_Settings):
         """All that decides what is trained. As text, since the order of the tasks does, too."""
         values = self.to_dict()
         del values["data"]["memory"], values["training"]["save_every"]
+        if values["regrow"] is None:  # as runs are named that know nothing of it
+            del values["regrow"]
         return json.dumps(values)
 
     def draws_as(self, other: RunConfig) -> bool:

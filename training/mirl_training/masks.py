@@ -114,12 +114,29 @@ def keep_largest(scores: Tensor, alive: Tensor, count: int) -> Tensor:
     return kept
 
 
-def exempted(mask: Mask, patterns: tuple[str, ...]) -> set[str]:
-    """The names of the mask that match one of the patterns (shell wildcards). MaskError for a pattern that matches none."""
+def matching(names: Collection[str], patterns: tuple[str, ...], setting: str) -> set[str]:
+    """Which names of prunable weights match one of the patterns (shell wildcards). MaskError, which names the ``setting`` they are
+    from, for a pattern that matches none."""
     for pattern in patterns:
-        if not any(fnmatch(n, pattern) for n in mask.alive):
-            raise MaskError(f"pruning.exempt {pattern!r} matches no prunable weight, such as {next(iter(mask.alive))}")
-    return {n for n in mask.alive if any(fnmatch(n, pattern) for pattern in patterns)}
+        if not any(fnmatch(n, pattern) for n in names):
+            raise MaskError(f"{setting} {pattern!r} matches no prunable weight, such as {next(iter(names))}")
+    return {n for n in names if any(fnmatch(n, pattern) for pattern in patterns)}
+
+
+def exempted(mask: Mask, patterns: tuple[str, ...]) -> set[str]:
+    """The names of the mask that pruning leaves alone."""
+    return matching(mask.alive, patterns, "pruning.exempt")
+
+
+@torch.no_grad()
+def regrow(network: PromptIR, source: PromptIR, patterns: tuple[str, ...]) -> None:
+    """Give the network, where it has zeros in prunable weights that match a pattern, the values of ``source``, a network of the
+    same shape."""
+    if network.config != source.config:
+        raise MaskError("regrow.source is a network of another shape than start; expected the same")
+    for name in matching(prunable_names(network), patterns, "regrow.layers"):
+        p = network.get_parameter(name)
+        p.copy_(torch.where(p == 0, source.get_parameter(name), p))
 
 
 def _lamp(magnitude: Tensor, alive: Tensor) -> Tensor:

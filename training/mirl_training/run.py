@@ -50,7 +50,7 @@ from mirl_training.config import RunConfig, load_config
 from mirl_training.data import TrainingData
 from mirl_training.fused import choose_engine
 from mirl_training.latency import prune_to_latency, seconds
-from mirl_training.masks import Mask, prune, prune_as_mirl
+from mirl_training.masks import Mask, prune, prune_as_mirl, regrow
 from mirl_training.report import write_report
 from mirl_training.trainer import Diverged, Trainer
 from mirl_training.world import World
@@ -147,6 +147,8 @@ class Run:
             self.network = load(start)
         else:
             self.network = PromptIR(config.network) if config.start is None else load(find(config.start))
+            if config.regrow:
+                regrow(self.network, load(find(config.regrow.source)), config.regrow.layers)
         backend = "cpu" if self.engine == "fused" else "reference"
         # What validation restores with: it takes the weights of the network that trains.
         self._restorer = SparseRestorer(PromptIR(self.network.config), backend, _WHOLE)
