@@ -37,7 +37,7 @@ from mirl_sparse.allocator import Allocator
 from mirl_sparse.bench import Candidate, Comparison, environment, expected
 from mirl_sparse.engine import Engine
 from mirl_sparse.network import PromptIR
-from mirl_sparse.peers import COMPILED, DENSE, STOCK
+from mirl_sparse.peers import COMPILED, DENSE, STOCK, in_channels_last
 from mirl_sparse.restorer import SparseRestorer
 from mirl_sparse.ticket import DEFAULT, find
 from mirl_sparse.to_ticket import describe, load
@@ -294,12 +294,12 @@ def profile(name: str, runs: int = 5) -> dict[str, Any]:
     Allocator().tune()  # for the dense one's sake
     engine, machine = Engine(made), measure()
     stages = [n for n, m in made.named_children() if list(m.parameters())]
-    last = image.contiguous(memory_format=torch.channels_last)
+    dense, last = in_channels_last(made, image)
     times: dict[str, list[float]] = {}
     begun: dict[str, float] = {}
     hooks = []
     for stage in stages:
-        module = made.get_submodule(stage)
+        module = dense.get_submodule(stage)
         hooks.append(module.register_forward_pre_hook(lambda *_, s=stage: begun.__setitem__(s, time.perf_counter())))
         hooks.append(module.register_forward_hook(
             lambda *_, s=stage: times.setdefault(s, []).append(time.perf_counter() - begun[s])
@@ -307,7 +307,7 @@ def profile(name: str, runs: int = 5) -> dict[str, Any]:
     sparse: dict[str, list[float]] = {}
     limit = 0.0
     for run in range(runs + 1):
-        made(last)
+        dense(last)
         steps, found, limit = engine.profile(image), Counter[str](), 0.0
         for step in steps:
             found[step.name.split(".")[0]] += step.seconds

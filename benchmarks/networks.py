@@ -143,10 +143,13 @@ def main() -> None:
     )
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)  # in a process of its own
     args = parser.parse_args()
+    if unknown := [name for name in args.names if name not in NETWORKS]:
+        parser.error(f"no network is named {unknown[0]}; expected some of {', '.join(NETWORKS)}")
     if args.one:
         print(json.dumps(measure(args.names[0], args.runs)))
         return
     rows: list[dict[str, Any]] = json.loads(args.json.read_text()) if args.json and args.json.exists() else []
+    failed = False
     for name in args.names:
         if any(row["name"] == name for row in rows):
             continue
@@ -154,12 +157,14 @@ def main() -> None:
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
         if done.returncode:
             print(f"{name}: failed", file=sys.stderr)
+            failed = True
             continue
         rows.append(json.loads(done.stdout.splitlines()[-1]))
         print(table(rows[-1:]).splitlines()[-1], file=sys.stderr)
         if args.json:
             write_whole(args.json, json.dumps(rows, indent=1).encode())
     print(table(rows))
+    sys.exit(failed)
 
 
 if __name__ == "__main__":

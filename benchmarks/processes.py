@@ -129,7 +129,6 @@ def main() -> None:
     if contender not in (STOCK, SPARSE):
         Allocator().tune()
     loaded = time.perf_counter()
-    before = _peak()
     with torch.no_grad(), peers.quiet():
         if contender == SPARSE:
             call = partial(SparseRestorer(network, "cpu"), image)
@@ -149,7 +148,7 @@ def main() -> None:
                 subprocess.run(command, check=True, capture_output=True)
                 if switch == "on":
                     call()
-    print(json.dumps(row | {"base_bytes": before, "peak_bytes": _peak(), **bench.environment()}))
+    print(json.dumps(row | {"peak_bytes": _peak(), **bench.environment()}))
 
 
 if __name__ == "__main__":

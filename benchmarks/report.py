@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import results
 import scaling
+from cases import SMALL
 from results import Row
 
 from mirl_sparse.files import write_whole
@@ -67,6 +68,23 @@ class Report:
                  if r["contender"] in DENSE and "bfloat16" not in r["contender"] and "median" in r]  # fmt: skip
         return f"{min(dense) / row['median']:.1f}x"
 
+    @property
+    def by_round(self) -> bool:
+        """Whether ratios are medians of those by round; earlier suites kept medians alone."""
+        return any("times" in r for r in self.rows)
+
+    @property
+    def remarks(self) -> list[str]:
+        """What these results are not: those of the shipped ticket, or of the suite as it is."""
+        found = []
+        measured = {f"{r['density']:.1%}" for r in self.timed("network", network="small")}
+        if measured - {(shipped := f"{SMALL[0][1]:.1%}")}:
+            found.append(f"`small` is an earlier ticket of that name here, with {', '.join(sorted(measured))} of its weights; the shipped"
+                         f" one has {shipped}.")  # fmt: skip
+        if not self.by_round:
+            found.append("These are results of an earlier form of the suite: ratios are those of medians.")
+        return found
+
     def has(self, part: Callable[[Report], list[str]]) -> bool:
         """Whether all was measured that a part of the page is about."""
         return all(map(self.section, PARTS[part]))
@@ -120,7 +138,7 @@ def _network(report: Report) -> list[str]:
     for case in report.cases("network"):
         run = {r["contender"] for r in report.section("network", case=case)}
         if missing := [name.removeprefix("dense ") for name in DENSE if name not in run]:
-            lines += [f"Not run with {case}, for the minutes it takes to build: {', '.join(missing)}.", ""]
+            lines += [f"Not among the dense runs of {case}: {', '.join(missing)}.", ""]
     return lines
 
 
@@ -184,10 +202,16 @@ def _scale(report: Report) -> list[str]:
 
 
 def _processes(report: Report) -> list[str]:
-    lines = ["## From a cold start", "", "Seconds until the first 256x256 image is restored, in a new process:", ""]
+    lines = [
+        "## From a cold start",
+        "",
+        "Seconds until the first 256x256 image is restored, in a new process (the full-size network is drawn, not loaded):",
+        "",
+    ]
     rows = [
         [r["network"], r["contender"],
-         *([_ms(r[k]) for k in ("import", "load", "build", "first", "second")] if "import" in r else ["-"] * 4 + [r["left_out"]])]
+         *(["-" if k == "load" and r["network"] == "full-size" else _ms(r[k]) for k in ("import", "load", "build", "first", "second")]
+           if "import" in r else ["-"] * 4 + [r["left_out"]])]
         for r in report.section("cold")
     ]  # fmt: skip
     lines += _table(["network", "", "import", "load", "build", "first image", "second image"], rows)
@@ -307,7 +331,6 @@ def markdown(report: Report) -> str:
     m = report.machine
     left_out = sorted({(r["contender"], r["left_out"]) for r in report.rows if "left_out" in r and "case" in r})
     wrong = [r for r in report.rows if "differs" in r.get("left_out", "")]
-    by_round = any("times" in r for r in report.rows)  # older results have medians alone
     lines = [
         f"# Dense against sparse, {m['isa']}",
         "",
@@ -318,14 +341,15 @@ def markdown(report: Report) -> str:
         " themselves; the figures are in full.jsonl, each row with its date.",
         "",
         "Times are medians of runs in turns within one process. A ratio is over the strongest dense run of the same process:"
-        f" {'the median of those by round' if by_round else 'that of the medians'}, with its 95% interval (bootstrap over rounds, which are"
+        f" {'the median of those by round' if report.by_round else 'that of the medians'}, with its 95% interval (bootstrap over rounds, which are"
         " few for full-size networks: `runs` in full.jsonl); dense runs in bfloat16 count too, whose results are off by 0.01, while"
         " sparse ones compute in float32; over the strongest in float32 it is a ratio of medians. By density, size, batch and threads, dense is PyTorch by default, what was strongest at"
-        f" 256x256{' or within a tenth of it' if by_round else ''}, and the strongest that is not compiled."
-        f"{' A dense run that took more than 1.5 times as long as the strongest in the first rounds is in no more.' if by_round else ''}"
+        f" 256x256{' or within a tenth of it' if report.by_round else ''}, and the strongest that is not compiled."
+        f"{' A dense run that took more than 1.5 times as long as the strongest in the first rounds is in no more.' if report.by_round else ''}"
         " Nothing is timed whose result is wrong"
         f" ({'all were right' if not wrong else f'{len(wrong)} were'}). Random weights, but for `small`.",
         "",
+        *(line for remark in report.remarks for line in (remark, "")),
         *(line for part in PARTS if report.has(part) for line in part(report)),
         "## What could not be compared",
         "",
@@ -346,8 +370,9 @@ def html(page: str) -> str:
 def readme(reports: list[Report]) -> str:
     """The README's part: the network on every machine that there are results of."""
     lines = [
-        "No GPU was measured; these are processors with two cores' worth of threads, and random weights but for `small`, which where it"
-        " has 10.0% of its weights is an earlier one, of dim 16. Dense runs in bfloat16 count where a processor has it, though their results are off by 0.01; sparse ones compute in float32.",
+        "No GPU was measured; these are processors with two cores' worth of threads, and random weights but for `small`. Dense runs in bfloat16"
+        " count where a processor has it, though their results are off by 0.01; sparse ones compute in float32. Left out of the dense"
+        " runs is what takes minutes to build: XNNPACK, and of the full-size network `torch.compile` in channels_last.",
         "",
     ]
     for report in reports:
@@ -356,7 +381,7 @@ def readme(reports: list[Report]) -> str:
                  f"{_ms(report.strongest(r)['median'])} ({r['speedup']['over'].removeprefix('dense ')})", _ms(r["median"]),
                  f"**{r['speedup']['ratio']:.1f}x**", report.over_float32(r), f"{r['over_default']['ratio']:.1f}x"] for r in report.timed("network")]  # fmt: skip
         lines += [
-            f"256x256 pixels, {m['threads']} threads of {m['processor']} ({m['isa']}), torch {m['torch']}, {m['date'][:10]}:",
+            f"256x256 pixels, {m['threads']} threads of {m['processor']} ({m['isa']}), torch {m['torch']}, {m['date'][:10]}:{''.join(f' {remark}' for remark in report.remarks)}",
             "",
             *_table(["network", "weights kept", "multiply-adds", "strongest dense", "sparse", "over it", "over float32", "over PyTorch by default"], rows),
             *(f"- {line}" for line in _findings(report)),

@@ -3,7 +3,7 @@
 A model of few parameters, fitted to what was measured here, for each way to run a network:
 
 - by pixels: seconds = a + b * pixels (least squares on relative errors over the sizes measured);
-- by threads: Amdahl's law, whose serial part is what a second thread did not halve;
+- by threads: Amdahl's law, from what one thread takes and what all do;
 - by bandwidth: no photo takes less than its bytes at the server's memory bandwidth.
 
 A core of a server is taken to be as fast as one of this machine's. Bytes are counted for the sparse network; the dense one, which
@@ -36,8 +36,9 @@ def fit(rows: list[Row], network: str) -> dict[str, Row]:
         matrix = np.stack([np.ones_like(x), x], 1) / y[:, None]
         fixed, per_pixel = nnls(matrix, np.ones_like(y))[0].tolist()
         by_threads = {row["threads"]: _seconds(row, way) for row in threads}
-        serial = min(1.0, max(0.0, 2 * by_threads[2] / by_threads[1] - 1))
-        alone = by_threads[1] / by_threads[2]
+        most = max(by_threads)
+        alone = by_threads[1] / by_threads[most]
+        serial = min(1.0, max(0.0, (most / alone - 1) / (most - 1))) if most > 1 else 0.0
         bytes_per_pixel = sizes[-1]["bytes"] / x[-1] if way == "sparse" else 0.0
         off = float(np.abs((fixed + per_pixel * x) / y - 1).max())
         found[way] = {"fixed": fixed * alone, "per_pixel": per_pixel * alone, "serial": serial, "bytes": bytes_per_pixel,

@@ -278,6 +278,8 @@ def _about(values: list[float]) -> str:
 def report() -> None:
     every = results()
     tickets = [r for r in every if "seed" in r]
+    if not tickets:
+        raise SystemExit("nothing is trained yet: python benchmarks/study.py train DATA")
     if not all("ms" in r for r in tickets):
         raise SystemExit("some rows are not timed yet: python benchmarks/study.py clock")
     tasks = list(tickets[0]["psnr"])

@@ -66,6 +66,8 @@ def network(criterion: str, density: float, config: PromptIRConfig | None = None
 
 
 def main() -> None:
+    if len(sys.argv) != 2:
+        sys.exit("expected one argument, the folder to write tickets to")
     folder = Path(sys.argv[1])
     folder.mkdir(parents=True, exist_ok=True)
     for name, (criterion, density) in TICKETS.items():

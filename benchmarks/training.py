@@ -10,6 +10,7 @@ DIM is 16 or 48, with one block per level; DATA is the root that the paths of th
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
@@ -28,12 +29,16 @@ from torch.nn import functional as F
 
 from mirl_sparse.allocator import Allocator
 from mirl_sparse.network import PromptIR, PromptIRConfig
-from mirl_training.config import RunConfig, load_config
+from mirl_training.config import RunConfig
 from mirl_training.fused import fuse
 from mirl_training.masks import Mask, prune
 from mirl_training.run import Run, save_weights
 
-SMALL = load_config(Path(__file__).parents[1] / "training/configs/small.yaml")
+PHOTOS = {
+    "clean": "train/clean/BSDS400",
+    "haze": "train/dehaze/SOTS_train",
+    "tasks": {"noise15": 1, "noise25": 1, "noise50": 1, "rain": 2, "haze": 2},
+}
 BATCH, SIZE, RUNS = 8, 64, 11
 DENSITIES = 0.1, 1.0
 TOLERANCE = 1e-3  # largest difference of a gradient from PyTorch's float32 one, of its largest value
@@ -167,39 +172,33 @@ def memory(dims: list[int]) -> None:
         for density in DENSITIES:
             found = {}
             for name in ("fused", "eager", "compiled"):
-                command = [sys.executable, __file__, "--memory", name, str(dim), str(density)]
+                command = [sys.executable, __file__, "one-memory", name, str(dim), str(density)]
                 found[name] = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
             best = min(found["eager"], found["compiled"])
             listed = ", ".join(f"{name} {size / 2**20:.0f} MB" for name, size in found.items())
             print(f"dim {dim}, {density:.0%}: 1/{best / found['fused']:.1f} of the best; {listed}", flush=True)
 
 
-def changed(training: dict[str, Any], pruning: dict[str, Any]) -> RunConfig:
-    """small.yaml with some settings changed."""
-    given = SMALL.to_dict()
-    return RunConfig(**given | {"training": given["training"] | training, "pruning": given["pruning"] | pruning})
+def settings(what: dict[str, Any], training: dict[str, Any], pruning: dict[str, Any]) -> RunConfig:
+    """A run by AdamW and MIR-L's loss, of a new network or from a ticket."""
+    optimizer = {"batch_size": BATCH, "patch_size": SIZE, "weight_decay": 1e-4, "clip_norm": 0.5, "save_every": 1000}
+    return RunConfig(**what, data=PHOTOS, training=optimizer | training, pruning=pruning)
 
 
 def curve(data: Path) -> None:
     """From the shipped ticket, at MIR-L's learning rate. (From fresh weights training is chaotic: PyTorch's own losses come to
     differ by a third from weights that differ in their last bit.) What such a change does here is printed as well."""
-    given = SMALL.to_dict() | {"network": None, "start": "small"}
-    given["training"] |= {
-        "learning_rate": 2e-4,
-        "steps": 300,
-        "warmup_steps": 30,
-        "validate_every": 1000,
-        "save_every": 1000,
-    }
-    given["pruning"] = {"criterion": "layerwise", "rate": 0.2, "rounds": 1, "final_steps": 31}
+    given = settings(
+        {"start": "small"},
+        {"learning_rate": 2e-4, "steps": 300, "warmup_steps": 30, "validate_every": 1000},
+        {"criterion": "layerwise", "rate": 0.2, "rounds": 1, "final_steps": 31},
+    )
     losses: dict[str, list[float]] = {}
     masks = {}
     with tempfile.TemporaryDirectory() as folder:
         for name, engine in (("fused", "fused"), ("reference", "reference"), ("last bit", "reference")):
             found = losses.setdefault(name, [])
-            run = Run(
-                RunConfig(**given), data, Path(folder, name), lambda r, found=found: found.append(r["loss"]), engine
-            )
+            run = Run(given, data, Path(folder, name), lambda r, found=found: found.append(r["loss"]), engine)
             if name == "last bit":
                 noise = torch.Generator().manual_seed(0)
                 with torch.no_grad():
@@ -219,34 +218,54 @@ def curve(data: Path) -> None:
 
 def imp(data: Path) -> None:
     Allocator().tune()
-    run = {"steps": 60, "warmup_steps": 6, "validate_every": 60, "save_every": 1000}
-    settings = changed(
-        run, {"criterion": "layerwise", "rate": 0.2, "rounds": 10, "round_steps": 60, "final_steps": 60, "exempt": []}
+    run = settings(
+        {"network": config(16)},
+        {"learning_rate": 1e-3, "steps": 60, "warmup_steps": 6, "validate_every": 60},
+        {"criterion": "layerwise", "rate": 0.2, "rounds": 10},
     )
     with tempfile.TemporaryDirectory() as folder:
         totals = {}
         for engine in ("fused", "reference"):
             begin = time.perf_counter()
-            Run(settings, data, Path(folder, engine), lambda _: None, engine).go()
+            Run(run, data, Path(folder, engine), lambda _: None, engine).go()
             totals[engine] = time.perf_counter() - begin
         logs = [[json.loads(line) for line in Path(folder, e, "log.jsonl").read_text().splitlines()] for e in totals]
         for fused, reference in zip(*logs, strict=True):
             a, b = fused["seconds_per_step"], reference["seconds_per_step"]
-            print(f"density {fused['density']:6.1%}: a step {a:.3f} s, reference {b:.3f} s, {b / a:.2f}x")
-    print(f"ten rounds in all: {totals['fused']:.0f} s, reference {totals['reference']:.0f} s,"
+            print(f"density {fused['density']:6.1%}: a step {a:.3f} s, eager PyTorch {b:.3f} s, {b / a:.2f}x")
+    print(f"ten rounds in all: {totals['fused']:.0f} s, eager PyTorch {totals['reference']:.0f} s,"
           f" {totals['reference'] / totals['fused']:.2f}x")  # fmt: skip
 
 
+def _dim(text: str) -> int:
+    if text not in ("16", "48"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not 16 or 48")
+    return int(text)
+
+
 def main() -> None:
-    command, *arguments = sys.argv[1:] or [""]
-    if command == "--memory":
-        measure_memory(arguments[0], int(arguments[1]), float(arguments[2]))
-    elif command in ("step", "memory"):
-        (steps if command == "step" else memory)([int(dim) for dim in arguments] or [16, 48])
-    elif command in ("curve", "imp"):
-        (curve if command == "curve" else imp)(Path(arguments[0]))
-    else:
-        sys.exit(__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name in ("step", "memory"):
+        commands.add_parser(name).add_argument("dims", nargs="*", type=_dim, metavar="DIM", default=[16, 48])
+    for name in ("curve", "imp"):
+        commands.add_parser(name).add_argument("data", type=Path)
+    one = commands.add_parser("one-memory")  # of a process that `memory` starts
+    one.add_argument("name")
+    one.add_argument("dim", type=int)
+    one.add_argument("density", type=float)
+    given = parser.parse_args()
+    match given.command:
+        case "step":
+            steps(given.dims)
+        case "memory":
+            memory(given.dims)
+        case "curve":
+            curve(given.data)
+        case "imp":
+            imp(given.data)
+        case "one-memory":
+            measure_memory(given.name, given.dim, given.density)
 
 
 if __name__ == "__main__":

@@ -30,9 +30,9 @@ def _eager(network: nn.Module, image: Tensor) -> Call:
 def in_channels_last(network: nn.Module, image: Tensor) -> tuple[nn.Module, Tensor]:
     """A copy of both whose images and convolutions' weights are laid out so."""
     copy = deepcopy(network)
-    for p in copy.parameters():
-        if p.ndim == 4:
-            p.data = p.data.contiguous(memory_format=torch.channels_last)
+    for weight in (*copy.parameters(), *copy.buffers()):
+        if weight.ndim == 4:
+            weight.data = weight.data.contiguous(memory_format=torch.channels_last)
     return copy, image.contiguous(memory_format=torch.channels_last)
 
 

@@ -47,6 +47,15 @@ def test_a_wrong_op_has_no_speed_up(monkeypatch):
 
 
 @needs_kernels
+@pytest.mark.parametrize("path", results.FOLDER.glob("*/quick.jsonl"), ids=lambda path: path.parent.name)
+def test_what_is_to_be_compared_again_is_still_measured(path):
+    built = {(case.name, name) for case in cases.QUICK for name in case.build().sparse}
+    kept = {(row["case"], row["contender"]) for row in results.read(path) if "speedup" in row}
+    assert kept
+    assert kept <= built
+
+
+@needs_kernels
 @pytest.mark.slow
 def test_a_slow_down_of_a_fifth_is_found(monkeypatch):
     case = gdfn_case(96, 128, cases.QUICK[0].runs)
@@ -156,7 +165,8 @@ def test_a_process_that_fails_says_why(status, printed, reason):
     assert reason in processes._reason(subprocess.CalledProcessError(status, "python", stderr=printed))
 
 
-def test_the_scaling_model_finds_what_it_was_given():
+@pytest.mark.parametrize("threads", [2, 4])
+def test_the_scaling_model_finds_what_it_was_given(threads):
     fixed, per_pixel, serial = 0.004, 3e-7, 0.1
 
     def measured(side: int, threads: int) -> results.Row:
@@ -164,7 +174,7 @@ def test_the_scaling_model_finds_what_it_was_given():
         return {"network": "small", "criterion": "small", "density": 0.1, "shape": [1, 3, side, side], "threads": threads,
                 "bytes": 100 * side**2, "median": seconds, "speedup": {"ratio": 2.0}}  # fmt: skip
 
-    found = scaling.fit([*(measured(side, 2) for side in (64, 128, 1024)), measured(128, 1)], "small")
+    found = scaling.fit([*(measured(side, threads) for side in (64, 128, 1024)), measured(128, 1)], "small")
     assert found["sparse"]["fixed"] == pytest.approx(fixed)
     assert found["sparse"]["per_pixel"] == pytest.approx(per_pixel)
     assert found["sparse"]["serial"] == pytest.approx(serial)

@@ -117,12 +117,6 @@ def test_inference_mode_comes_and_goes(network, tmp_path):
         assert torch.equal(restorer(x.clone()), expected)
 
 
-@pytest.mark.parametrize("x", [torch.rand(1, 3, 8, 8).double(), torch.rand(1, 3, 8, 8).half()])
-def test_other_dtypes_are_refused_in_one_line(network, x):
-    with pytest.raises(_cpu.BackendError, match=f"input is {x.dtype}.*expected float32"):
-        SparseRestorer(network, "cpu")(x)
-
-
 def test_sizes_take_turns(network):
     """More sizes than the engine keeps buffers for."""
     restorer, reference = SparseRestorer(network, "cpu"), SparseRestorer(network, "reference")
@@ -252,15 +246,6 @@ def test_buffers_share_memory_and_stay_within_what_is_promised():
     assert engine.bytes(1, 3000, 4000) / 12e6 < 800
     assert engine.bytes(2, 256, 256) / 2 / 65536 < 900
     assert engine.bytes(1, 3000, 4000) / engine.bytes(1, 1504, 2000) == pytest.approx(4, rel=0.03)
-
-
-def test_results_do_not_depend_on_what_was_in_the_buffers(network):
-    """The second image of a size finds the first one's buffers."""
-    restorer = SparseRestorer(network)
-    image = torch.rand(1, 3, 40, 72)
-    first = restorer(image)
-    restorer(torch.full_like(image, float("nan")))
-    torch.testing.assert_close(restorer(image), first, rtol=0, atol=0)
 
 
 @torch.no_grad()

@@ -49,9 +49,10 @@ def files(folder):
 
 
 def test_a_run_that_is_killed_at_any_moment_ends_with_the_same_bits(photos, tmp_path, kills=2):
-    training = {"steps": 12, "save_every": 1, "validate_every": 2, "optimizer": "muon", "ema": 0.9}
+    training = {"steps": 6 * kills, "save_every": 1, "validate_every": 2, "optimizer": "muon", "ema": 0.9}
     config = write_config(tmp_path / "c.yaml", training=training, pruning={"settled": 1e-6, "rewind": 3})
     run(command(config, photos, tmp_path / "whole"))
+    first = json.loads((tmp_path / "whole/log.jsonl").read_text().splitlines()[0])
     log = tmp_path / "killed/log.jsonl"
     generator, killed = random.Random(0), 0
     while not (tmp_path / "killed/round_02").exists():
@@ -62,7 +63,7 @@ def test_a_run_that_is_killed_at_any_moment_ends_with_the_same_bits(photos, tmp_
             size = log.stat().st_size if log.exists() else 0
             while process.poll() is None and (log.stat().st_size if log.exists() else 0) == size:
                 time.sleep(0.01)  # it is under way once it has logged something more
-            time.sleep(generator.uniform(0, 0.5))
+            time.sleep(generator.uniform(0, 4 * first["seconds_per_step"]))
             process.send_signal(signal.SIGKILL)
             killed += process.wait() == -signal.SIGKILL
         process.communicate()
