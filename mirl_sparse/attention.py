@@ -41,6 +41,8 @@ class SparseAttention(nn.Module):
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """As `torch.nn.MultiheadAttention.forward`; ``is_causal`` is a hint beside attn_mask there and here."""
+        if is_causal and attn_mask is None:
+            raise RuntimeError("is_causal is given without attn_mask; expected both: it is a hint about that mask")
         batched = query.ndim == 3
         if batched and not self.batch_first:
             query, key, value = (t.transpose(0, 1) for t in (query, key, value))

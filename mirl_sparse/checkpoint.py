@@ -14,13 +14,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from fractions import Fraction
 from functools import cache
+from itertools import dropwhile
 from pathlib import Path
+from zipfile import ZIP_STORED, ZipFile, is_zipfile
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from mirl_sparse.errors import UserError
+from mirl_sparse.errors import UserError, printable
 from mirl_sparse.network import ConfigError, PromptIR, PromptIRConfig
 
 WRAPPERS = frozenset({"net", "module", "model"})  # Lightning's, DataParallel's and trainers' own attribute
@@ -45,8 +47,7 @@ class CheckpointError(UserError):
     """A file or state dict that holds no PromptIR; the message is one line for the user."""
 
     def __init__(self, message: str) -> None:
-        # Names come from the file: neither a newline nor a terminal's escape sequence may pass.
-        super().__init__("".join(c if c.isprintable() else repr(c)[1:-1] for c in message))
+        super().__init__(printable(message))
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,7 +130,10 @@ def _read(path: Path) -> Checkpoint:
         kind = "Lightning checkpoint" if lightning else f"nested state dict under {where!r}"
     weights, masks = _join_pruned(_publish(found))
     config = infer_config(weights)
-    shapes = _shapes(config)
+    try:
+        shapes = _shapes(config)
+    except RuntimeError as error:  # sizes that overflow
+        raise CheckpointError(f"the shapes of the tensors describe no PromptIR: {error}; {_ADVICE}") from error
     _compare(weights, shapes)
     if stated := metadata.get("config"):
         config = _agreed(config, stated)
@@ -167,8 +171,14 @@ def _load(path: Path) -> tuple[object, dict[str, str], str]:
                 f"not a whole safetensors file ({error}); expected one, so download or save it again"
             ) from error
     try:
+        if is_zipfile(path) and any(record.compress_type != ZIP_STORED for record in ZipFile(path).infolist()):
+            raise CheckpointError(
+                "its records are compressed, which none of PyTorch's are; expected a file of torch.save"
+            )
         # Not memory-mapped: a file that a training run rewrites meanwhile would end the process by a signal.
         return torch.load(path, map_location="cpu", weights_only=True), {}, "state dict"
+    except CheckpointError:
+        raise
     except Exception as error:  # a damaged pickle raises anything, from struct.error to AssertionError
         raise CheckpointError(_why_refused(head, error)) from error
 
@@ -224,9 +234,7 @@ def _find(content: object) -> tuple[dict[str, Tensor], str]:
 def _published(name: str) -> str:
     """``net._orig_mod.module.x`` to ``x``."""
     parts = [part for part in name.split(".") if part != COMPILED]
-    while parts and parts[0] in WRAPPERS:
-        del parts[0]
-    return ".".join(parts)
+    return ".".join(dropwhile(WRAPPERS.__contains__, parts))
 
 
 def _publish(found: Mapping[str, Tensor]) -> dict[str, Tensor]:

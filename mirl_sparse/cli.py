@@ -56,9 +56,10 @@ def _bytes(size: str | None) -> int | None:
     if size is None:
         return None
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)i?b?", size.strip().lower())
-    if not found or float(found[1]) <= 0:
+    given = float(found[1]) * 1000 ** " kmgt".index(found[2] or " ") if found else 0
+    if not 1 <= given < 2**63:
         raise UserError(f"--max-memory is {size!r}; expected a size such as 4G or 500M")
-    return int(float(found[1]) * 1000 ** " kmgt".index(found[2] or " "))
+    return int(given)
 
 
 def _multiple(size: int) -> None:
@@ -232,6 +233,7 @@ def bench(
     if profile:
         result = benchmarking.profile(network, image, runs)
     elif backend == "triton":
+        check_gpu()
         result = bench_on_gpu(network, image, runs, compile, tuning.read_tuning(file, "float16"))
     else:
         left = (() if compile else COMPILED) + (() if peers else ENGINES)

@@ -10,7 +10,7 @@ import copy
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from itertools import zip_longest
 from typing import Any, NamedTuple
 
@@ -24,6 +24,7 @@ from mirl_kernels.conv import PackedConv
 from mirl_kernels.conv_transpose import PackedConvTranspose
 from mirl_kernels.depthwise import PackedDepthwise
 from mirl_kernels.gdfn import PackedGDFN
+from mirl_kernels.layer_norm import EPS
 from mirl_kernels.linear import PackedLinear
 from mirl_kernels.mdta import PackedMDTA
 from mirl_kernels.naf import PackedNAF
@@ -36,7 +37,9 @@ from mirl_sparse.network import PromptIR, remove_pruning
 from mirl_sparse.restorer import SparseRestorer
 from mirl_sparse.to_ticket import describe
 
-TOLERANCE = 1e-4  # of a swapped module against the dense one, relative to the largest result
+TOLERANCE = (
+    1e-4  # of a swapped module against the dense one, relative to the largest result, or to 1 where that is less
+)
 _NOMINAL_SIDE = 64  # of the images that layers see, where no example input says more
 
 
@@ -171,6 +174,11 @@ def _kept(weights: list[nn.Parameter]) -> tuple[int, int]:
     return sum(int(w.count_nonzero()) for w in weights), sum(w.numel() for w in weights)
 
 
+def _hooked(m: nn.Module) -> bool:
+    """Whether the network's owner is told when a module is called."""
+    return bool(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks)
+
+
 def _layer(m: nn.Module, forms: Mapping[type[nn.Module], Callable[[Any], Form]]) -> Form:
     """The sparse form of a layer, one of ``forms`` by its type, or why there is none."""
     base = next((t for t in forms if isinstance(m, t)), None)
@@ -181,7 +189,7 @@ def _layer(m: nn.Module, forms: Mapping[type[nn.Module], Callable[[Any], Form]])
         raise Unsupported(f"{type(m).__name__} has its own {own[0]}")
     if nn.utils.parametrize.is_parametrized(m):
         raise Unsupported("its weight is computed (torch.nn.utils.parametrize)")
-    if m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks:
+    if _hooked(m):
         raise Unsupported("it has hooks")
     for weight in _weights(m):
         if weight.dtype != torch.float32 or weight.device.type != "cpu":
@@ -195,7 +203,9 @@ def _absorbed(layer: nn.Module | None, follower: nn.Module) -> bool:
     """Whether the sparse layer could be made to apply the activation or pixel shuffle behind it to what it stores."""
     if isinstance(layer, nn.Sequential):  # a padding and the layer
         layer = layer[-1]
-    if not isinstance(layer, (PackedConv, PackedConvTranspose, PackedDepthwise, PackedPointwise, PackedLinear)):
+    if not isinstance(
+        layer, (PackedConv, PackedConvTranspose, PackedDepthwise, PackedPointwise, PackedLinear)
+    ) or _hooked(follower):
         return False
     free = layer.activation == "none"
     if type(follower) is nn.ReLU and free:
@@ -214,11 +224,12 @@ def _absorbed(layer: nn.Module | None, follower: nn.Module) -> bool:
 
 
 def _difference(expected: Any, got: Any) -> float:
-    """How far results are apart, relative to the largest values; infinite where they are not of one kind."""
+    """How far results are apart, relative to the largest values, or to 1 where these are less; infinite where they are not of one kind."""
     pairs = list(zip_longest(_tensors(expected), _tensors(got)))
     if any(a is None or b is None or a.shape != b.shape for a, b in pairs):
         return math.inf
-    differences = [((b - a).abs().max() / a.abs().max().clamp(1.0)).item() for a, b in pairs if a.numel()]
+    wide = [[t if t.is_complex() else t.double() for t in pair] for pair in pairs if pair[0].numel()]
+    differences = [((b - a).abs().max() / a.abs().max().clamp(1.0)).item() for a, b in wide]
     return max((math.inf if math.isnan(x) else x for x in differences), default=0.0)
 
 
@@ -233,6 +244,8 @@ class Block(NamedTuple):
 def fused_half(op: Any, norm: Any, *parts: Any) -> Any:
     """One half of a block from its norm, its convolutions and, for MDTA, its temperature."""
     body = getattr(norm, "body", norm)
+    if getattr(body, "eps", EPS) != EPS:
+        raise TypeError("another epsilon")
     weights = [part if isinstance(part, Tensor) else part.weight for part in parts]
     biases = [part.bias for part in parts if not isinstance(part, Tensor)]
     return op(body.weight, getattr(body, "bias", None), *weights, biases=biases)
@@ -325,23 +338,26 @@ class Target:
 
 
 @torch.no_grad()
-def _calls(network: nn.Module, example: tuple[Any, ...]) -> tuple[dict[int, list[Call]], Any]:
-    """What each module of the network was called on for the example, by its id, and the network's result."""
+def _calls(network: nn.Module, example: tuple[Any, ...]) -> tuple[dict[int, list[Call]], set[int], Any]:
+    """What each module of the network was called on for the example, by its id; which were called otherwise than with one
+    argument; and the network's result."""
     seen: dict[int, Counter[tuple[int, ...]]] = {}
-    hooks = []
-    for m in network.modules():
+    odd: set[int] = set()
 
-        def note(module: nn.Module, args: tuple[Any, ...], seen: Any = seen) -> None:
-            if args and isinstance(args[0], Tensor):
-                seen.setdefault(id(module), Counter())[tuple(args[0].shape)] += 1
+    def note(module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
+        first = next((x for x in (*args, *named.values()) if isinstance(x, Tensor)), None)
+        if first is not None:
+            seen.setdefault(id(module), Counter())[tuple(first.shape)] += 1
+        if named or len(args) != 1:
+            odd.add(id(module))
 
-        hooks.append(m.register_forward_pre_hook(note))
+    hooks = [m.register_forward_pre_hook(note, with_kwargs=True) for m in network.modules()]
     try:
         result = network(*example)
     finally:
         for hook in hooks:
             hook.remove()
-    return {key: [Call(*item) for item in shapes.items()] for key, shapes in seen.items()}, result
+    return {key: [Call(*item) for item in shapes.items()] for key, shapes in seen.items()}, odd, result
 
 
 @dataclass
@@ -349,7 +365,10 @@ class _Conversion:
     """One conversion under way."""
 
     calls: dict[int, list[Call]] | None
+    odd: set[int]  # modules that are called otherwise than with one argument
+    read: Mapping[str, str]  # modules that stay as they are, by name, for what the network reads of them
     target: Target
+    names: dict[int, str] = field(default_factory=dict)  # of what was swapped, by the ids of what stands in its place
     layers: list[ConvertedLayer] = field(default_factory=list)
     done: dict[int, nn.Module] = field(default_factory=dict)  # a module may be used in several places
 
@@ -361,21 +380,20 @@ class _Conversion:
         return self.done[id(m)]
 
     def _convert(self, m: nn.Module, name: str) -> nn.Module:
-        for block in filter(None, (recognise(m) for recognise in self.target.blocks)):
-            probe = torch.randn(1, block.channels, 17, 23, generator=torch.Generator().manual_seed(0))
+        whole = name not in self.read and id(m) not in self.odd and not any(map(_hooked, m.modules()))
+        for block in filter(None, (recognise(m) for recognise in self.target.blocks if whole)):
+            probe = _noise(1, block.channels, 17, 23)
             calls = [Call((1, block.channels, _NOMINAL_SIDE, _NOMINAL_SIDE), 1)]
             if self.calls is not None:
                 calls = self.calls.get(id(m), [])
-            if calls and self._same(m, block.module, probe) and self.target.block_pays(m, block.module, calls):
+            # Dark images show what small numbers a norm adds.
+            same = calls and self._same(m, block.module, probe) and self._same(m, block.module, probe * 1e-3)
+            if same and self.target.block_pays(m, block.module, calls):
                 for part, implementation, reason in block.parts:
                     where = ".".join(filter(None, (name, part)))
                     self._report(m.get_submodule(part), where, implementation, reason)
+                self.names[id(block.module)] = name
                 return block.module
-        # Their fast paths read weights that are packed by then.
-        if isinstance(m, nn.TransformerEncoderLayer):
-            m.activation_relu_or_gelu = 0
-        if isinstance(m, nn.TransformerEncoder):
-            m.use_nested_tensor = False
         if own := [p for p in m.parameters(recurse=False) if p.numel()]:
             return self._swap(m, name, own)
         return self._children(m, name)
@@ -422,6 +440,10 @@ class _Conversion:
             self.layers.append(ConvertedLayer(name, type(m).__name__, kept, total, implementation, reason, *times))
 
         try:
+            if name in self.read:
+                raise Unsupported(f"the network reads its {self.read[name]}")
+            if id(m) in self.odd and not isinstance(m, nn.MultiheadAttention):
+                raise Unsupported("it is called with more than its input, or by name")
             form = _layer(m, self.target.layers)
         except Unsupported as error:
             report("dense", str(error))
@@ -441,6 +463,7 @@ class _Conversion:
             report("dense", "dense is faster", sparse * 1e3, dense * 1e3)
             return m
         report(form.name, "sparse is faster", sparse * 1e3, dense * 1e3)
+        self.names |= dict.fromkeys(map(id, (form.module, *form.ops)), name)
         return form.module
 
     def _shapes(self, m: nn.Module) -> list[Call]:
@@ -477,8 +500,11 @@ def _probe(m: nn.Module) -> list[Tensor]:
         assert isinstance(m, (nn.Conv2d, nn.ConvTranspose2d))
         spans = [d * (k - 1) + 1 for d, k in zip(m.dilation, m.kernel_size, strict=True)]
         shapes = [(1, m.in_channels, spans[0] + 11, spans[1] + 17)]
-    generator = torch.Generator().manual_seed(0)
-    return [torch.randn(shape, generator=generator) for shape in shapes]
+    return [_noise(*shape) for shape in shapes]
+
+
+def _noise(*shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
 
 
 def _copied(module: nn.Module) -> nn.Module:
@@ -497,7 +523,7 @@ def _own(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def _tensors(result: Any) -> Iterator[Tensor]:
-    """All tensors in nested lists, tuples and dicts."""
+    """All tensors in nested lists, tuples, dicts and dataclasses."""
     if isinstance(result, Tensor):
         yield result
     elif isinstance(result, dict):
@@ -506,6 +532,9 @@ def _tensors(result: Any) -> Iterator[Tensor]:
     elif isinstance(result, (list, tuple)):
         for value in result:
             yield from _tensors(value)
+    elif is_dataclass(result):
+        for part in fields(result):
+            yield from _tensors(getattr(result, part.name))
 
 
 @torch.no_grad()
@@ -516,10 +545,11 @@ def convert(module: nn.Module, example_input: Tensor | tuple[Any, ...] | None = 
 
     ``example_input`` (a tensor, or a tuple of arguments) is run through the network once: it says how large the images
     are that each layer sees, which decides what pays, and the converted network must give the same for it
-    (relative to its largest value within 1e-4, else UserError). Without it, layers are chosen for images of 64x64.
+    (within 1e-4 of its largest value, or of 1 where that is less, else UserError). Without it, layers are chosen for images of 64x64.
 
-    A `PromptIR` becomes a `SparseRestorer`. The result runs float32 on the CPU, for inference only. It can be copied, pickled, saved by its state_dict
-    and loaded into another conversion of the same network, compiled by torch.compile and exported.
+    A `PromptIR` becomes a `SparseRestorer`, with no need for an example. The result runs float32 on the CPU, for inference only. It can be copied, pickled, saved by its state_dict
+    and loaded into another conversion of the same network, compiled by torch.compile and exported. The fast path of
+    torch.nn.TransformerEncoder is turned off: what it makes zero, padded positions, is not then.
 
     With ``backend`` "triton" it runs on the GPU instead, for inputs there of ``precision`` ("float16", the default, "bfloat16" or "float32"), within
     2e-2 (1e-1, 2e-3) of the dense network in float32: convolutions but depthwise ones, linear layers and Restormer's blocks are
@@ -539,28 +569,55 @@ def convert(module: nn.Module, example_input: Tensor | tuple[Any, ...] | None = 
     else:
         target = Target()
     copied = target.take(_copied(module).eval().requires_grad_(False))
-    if isinstance(copied, PromptIR):
+    if (
+        isinstance(copied, PromptIR)
+        and type(copied).forward is PromptIR.forward
+        and not any(map(_hooked, copied.modules()))
+    ):
         restorer = SparseRestorer(copied.to(target.device), backend, precision=precision)
         restorer.report = ConversionReport(tuple(
             ConvertedLayer(x.name, "PromptIR", x.kept, x.total, "SparseRestorer", x.implementation)
             for x in describe(copied).layers
         ))  # type: ignore[assignment]  # fmt: skip
         return restorer
-    calls = expected = None
     example = example_input if isinstance(example_input, tuple) or example_input is None else (example_input,)
     if example is not None:
         example = tree_map(target.take, example)
-        calls, result = _calls(copied, _own(example))
-        expected = [t.clone() for t in _tensors(result)]  # which the network may write to again
-    conversion = _Conversion(calls, target)
-    converted = target.put(conversion.visit(copied, ""))
-    if example is not None:
-        difference = _difference(expected, list(_tensors(target.run(converted, *_own(example)))))
+    read: dict[str, str] = {}
+    while True:
+        # Fast paths read weights that will be packed.
+        for m in copied.modules():
+            if isinstance(m, nn.TransformerEncoderLayer):
+                m.activation_relu_or_gelu = 0
+            if isinstance(m, nn.TransformerEncoder):
+                m.use_nested_tensor = False
+        calls, odd, expected = None, set[int](), None
+        if example is not None:
+            calls, odd, result = _calls(copied, _own(example))
+            expected = [t.clone() for t in _tensors(result)]  # which the network may write to again
+            if not expected:
+                raise UserError(
+                    f"the network gives {type(result).__name__} for the example input; expected tensors, to compare them"
+                )
+        conversion = _Conversion(calls, odd, read, target)
+        converted = target.put(conversion.visit(copied, ""))
+        converted.report = ConversionReport(tuple(conversion.layers))  # type: ignore[assignment]
+        if example is None:
+            return converted
+        try:
+            got = list(_tensors(target.run(converted, *_own(example))))
+        except AttributeError as error:
+            name = conversion.names.get(id(error.obj))
+            if name is None or name in read:
+                raise
+            read[name] = error.name or "attributes"
+            copied = target.take(_copied(module).eval().requires_grad_(False))
+            continue
+        difference = _difference(expected, got)
         if difference > target.tolerance:
             raise UserError(
                 f"the converted network differs from the dense one by {difference:.1e} of its largest value for the"
                 f" example input; expected at most {target.tolerance:.0e}: it may draw random numbers, or depend on more"
                 f" than its layers' results{target.doubt}"
             )
-    converted.report = ConversionReport(tuple(conversion.layers))  # type: ignore[assignment]
-    return converted
+        return converted

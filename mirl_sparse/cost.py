@@ -102,7 +102,7 @@ def _samples() -> Iterator[tuple[Counter[str], Callable[[], object]]]:
         turns = 3 if channels * side * side >= 1 << 20 else 1
         x = [_cpu.empty(1, channels, side, side).normal_(generator=g) for _ in range(turns)]
         out = [_cpu.empty(1, outputs or channels, side, side).zero_() for _ in range(turns)]
-        scratch = torch.empty(op.scratch_floats(1, side, side))
+        scratch = torch.empty(op.scratch_floats(1, side, side), dtype=torch.float32)
         turn = itertools.cycle([op.bind(*images, scratch) for images in zip(x, out, strict=True)])
         return op.quantities(1, side, side), lambda: next(turn)()
 

@@ -26,12 +26,19 @@ def _triton() -> str:
     return str(triton.__version__)
 
 
+def _kernels() -> str:
+    try:
+        return f"for {_cpu.isa()}"
+    except _cpu.BackendError as error:
+        return str(error)
+
+
 def machine() -> dict[str, str]:
     """What there is, by name."""
     found = {
         "system": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
         "processor": f"{processor()}, {os.cpu_count()} cores, PyTorch uses {torch.get_num_threads()} threads",
-        "C++ kernels": f"for {_cpu.isa()}" if _cpu.available() else "not built",
+        "C++ kernels": _kernels(),
         "PyTorch": torch.__version__,
         "Triton": _triton(),
     }

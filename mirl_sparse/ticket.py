@@ -21,7 +21,7 @@ from torch import Tensor
 
 from mirl_kernels.gdfn import live_pairs
 from mirl_kernels.mdta import live_channels
-from mirl_sparse.errors import UserError
+from mirl_sparse.errors import UserError, printable
 from mirl_sparse.files import write_whole
 from mirl_sparse.network import PromptIR, PromptIRConfig, TransformerBlock
 
@@ -32,6 +32,9 @@ DEFAULT = "small"
 
 class TicketError(UserError):
     """A file that holds no ticket; the message is one line for the user."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))
 
 
 def shipped() -> list[str]:
@@ -113,7 +116,8 @@ def pack(network: PromptIR, statistics: dict[str, Any]) -> bytes:
 
 
 def unpack(data: bytes) -> tuple[PromptIR, dict[str, Any]]:
-    """The inverse of `pack`: (network in eval mode, statistics); TicketError says what is wrong with the data."""
+    """The inverse of `pack`: (network in eval mode, statistics); TicketError says what is wrong with the data. It may come from
+    anywhere: nothing is allocated that is not in proportion to it."""
     try:
         stored = load(data)
         header = int.from_bytes(data[:8], "little")  # of a safetensors file: its length, then JSON
@@ -122,26 +126,43 @@ def unpack(data: bytes) -> tuple[PromptIR, dict[str, Any]]:
             raise TicketError(
                 f"its format is {metadata.get('format')!r}; expected {FORMAT!r}: convert the checkpoint (again)"
             )
-        network = PromptIR(PromptIRConfig.from_dict(json.loads(metadata["config"])))
+        config = PromptIRConfig.from_dict(json.loads(metadata["config"]))
+        if (blocks := sum(config.num_blocks) + config.num_refinement_blocks) > len(stored):
+            raise TicketError(f"its config has {blocks} blocks, for which it holds {len(stored)} tensors")
+        with torch.device("meta"):
+            network = PromptIR(config)
         state = {}
         for name, value in network.state_dict().items():
             if name in stored:
                 state[name] = stored.pop(name)
-                continue
-            bits, values = stored.pop(f"{name}.mask"), stored.pop(f"{name}.values")
-            alive = torch.from_numpy(np.unpackbits(bits.numpy(), count=value.numel()).astype(bool))
-            if alive.sum() != values.numel():
-                raise TicketError(f"has {values.numel()} values for {int(alive.sum())} alive weights of {name}")
-            state[name] = torch.zeros(value.shape).masked_scatter_(alive.view(value.shape), values)
+            else:
+                state[name] = _unmasked(name, value.shape, stored.pop(f"{name}.mask"), stored.pop(f"{name}.values"))
+            if state[name].shape != value.shape:
+                raise TicketError(f"{name} is {tuple(state[name].shape)}; expected {tuple(value.shape)}")
+            if state[name].dtype != torch.float32 or not state[name].isfinite().all():
+                raise TicketError(f"{name} is {state[name].dtype}, or not finite; expected finite float32 weights")
         if stored:
             raise TicketError(f"holds a tensor that no such network has, {sorted(stored)[0]}")
-        network.load_state_dict(state)
+        network.to_empty(device="cpu").load_state_dict(state)
         return network.eval(), json.loads(metadata.get("statistics", "{}"))
+    except UserError:
+        raise
     except KeyError as error:
         raise TicketError(f"lacks {error}; the ticket is damaged, convert the checkpoint again") from None
-    except (SafetensorError, RuntimeError, TypeError, json.JSONDecodeError) as error:
+    except (SafetensorError, RuntimeError, TypeError, ValueError, OverflowError, AttributeError) as error:
         reason = " ".join(str(error).split())
         raise TicketError(f"no ticket ({reason}); expected a file that mirl-sparse convert wrote") from None
+
+
+def _unmasked(name: str, shape: torch.Size, bits: Tensor, values: Tensor) -> Tensor:
+    if bits.dtype != torch.uint8 or bits.shape != (-(-shape.numel() // 8),):
+        raise TicketError(
+            f"its mask of {name} is {bits.dtype} {tuple(bits.shape)}; expected a bit for each of {shape.numel()} weights"
+        )
+    alive = torch.from_numpy(np.unpackbits(bits.numpy(), count=shape.numel()).astype(bool))
+    if alive.sum() != values.numel():
+        raise TicketError(f"has {values.numel()} values for {int(alive.sum())} alive weights of {name}")
+    return torch.zeros(shape, dtype=torch.float32).masked_scatter_(alive.view(shape), values)
 
 
 def write_ticket(path: Path, network: PromptIR, statistics: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mirl_kernels import _cpu
+from mirl_kernels._cpu.training import Pattern
 from mirl_kernels.conv import reference as conv
 from mirl_kernels.conv.backward import TrainableConv
 from mirl_kernels.gdfn import reference as gdfn
@@ -180,3 +181,9 @@ def test_an_image_of_other_channels_is_refused():
     with pytest.raises(_cpu.BackendError, match="expected 4 channels"):
         qkv, taps, out = (m.float() for m in masks)
         TrainableMDTA(*masks, 2)(ones(1, 3, 8, 8), *norm, qkv, taps, ones(2, 1, 1), out)
+
+
+def test_a_layer_of_more_weights_than_can_be_numbered_is_refused():
+    alive = torch.ones(2, 3, dtype=torch.bool)
+    with pytest.raises(_cpu.BackendError, match="more than 16777216 weights"):
+        Pattern(alive, torch.tensor([0, 2**24]), torch.arange(3))

@@ -6,6 +6,8 @@ import json
 import math
 import pickle
 import re
+import time
+import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
+from mirl_sparse import checkpoint
 from mirl_sparse.checkpoint import Checkpoint, CheckpointError, infer_config, read_checkpoint
 from mirl_sparse.network import ConfigError, PromptIR, PromptIRConfig
 
@@ -524,6 +527,30 @@ def test_an_image_is_refused(tmp_path: Path) -> None:
         refused(tmp_path / name, "neither a PyTorch checkpoint")
     (tmp_path / "a.png").rename(tmp_path / "b.safetensors")
     refused(tmp_path / "b.safetensors", "not a whole safetensors file")
+
+
+def test_compressed_records_are_refused(state: State, tmp_path: Path) -> None:
+    """A few bytes of them may stand for a memory full."""
+    torch.save(state, tmp_path / "a.pt")
+    with (
+        zipfile.ZipFile(tmp_path / "a.pt") as whole,
+        zipfile.ZipFile(tmp_path / "b.pt", "w", zipfile.ZIP_DEFLATED) as small,
+    ):
+        for record in whole.infolist():
+            small.writestr(record.filename, whole.read(record))
+    refused(tmp_path / "b.pt", "records are compressed")
+
+
+def test_shapes_that_overflow_are_refused(state: State, tmp_path: Path) -> None:
+    """Empty tensors take no bytes, whatever their other sizes are."""
+    save_file(state | {"patch_embed.proj.weight": torch.zeros(2**31, 0, 3, 3)}, tmp_path / "a.safetensors")
+    refused(tmp_path / "a.safetensors", "the shapes of the tensors describe no PromptIR", "overflowed")
+
+
+def test_names_of_many_parts_are_read_in_no_time() -> None:
+    began = time.perf_counter()
+    assert checkpoint._published("net." * 300_000 + "x") == "x"
+    assert time.perf_counter() - began < 2
 
 
 def test_paths_that_are_no_files_are_refused(tmp_path: Path) -> None:

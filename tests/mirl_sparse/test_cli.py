@@ -120,6 +120,8 @@ no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there")
     (("restore", "a.png", "--ticket", "nothing"), "nor a shipped ticket (small)"),
     (("restore", "a.png", "--backend", "gpu"), "expected one of auto, cpu, reference"),
     (("restore", "a.png", "--max-memory", "much"), "expected a size such as 4G or 500M"),
+    (("restore", "a.png", "--max-memory", "0.5"), "expected a size such as 4G or 500M"),
+    (("restore", "a.png", "--max-memory", "9" * 310), "expected a size such as 4G or 500M"),
     (("bench", "mirl.ckpt", "--size", "30"), "multiple of 8"),
     (("bench", "mirl.ckpt", "--backend", "gpu"), "expected cpu or"),
     (("bench", "mirl.ckpt", "--backend", "triton", "--profile"), "without --profile"),

@@ -3,6 +3,7 @@
 import copy
 import io
 import pickle
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -25,6 +26,7 @@ from mirl_kernels.pointwise import PackedPointwise
 from mirl_kernels.prompt import PackedPrompt
 from mirl_sparse import SparseRestorer, UserError, convert
 from mirl_sparse.cost import CostModel
+from mirl_sparse.network import PromptIR
 
 
 class SparseIsFree(CostModel):
@@ -220,9 +222,9 @@ def test_conv2d_of_any_geometry(mode, kernel, stride, padding, dilation, groups,
 
 
 class Norm(nn.Module):
-    def __init__(self, channels: int, centred: bool) -> None:
+    def __init__(self, channels: int, centred: bool, epsilon: float = 1e-5) -> None:
         super().__init__()
-        self.body = nn.Module()
+        self.body, self.small = nn.Module(), epsilon
         self.body.weight = nn.Parameter(torch.ones(channels))
         if centred:
             self.body.bias = nn.Parameter(torch.zeros(channels))
@@ -230,7 +232,7 @@ class Norm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         variance, mean = torch.var_mean(x, 1, correction=0, keepdim=True)
         bias = getattr(self.body, "bias", None)
-        x = (x if bias is None else x - mean) / torch.sqrt(variance + 1e-5) * self.body.weight[:, None, None]
+        x = (x if bias is None else x - mean) / torch.sqrt(variance + self.small) * self.body.weight[:, None, None]
         return x if bias is None else x + bias[:, None, None]
 
 
@@ -266,11 +268,17 @@ class Block(nn.Module):
     """A block of Restormer's family; ``scale`` makes it look like one that it is not."""
 
     def __init__(
-        self, channels: int = 8, heads: int = 2, bias: bool = False, centred: bool = True, scale: float = 1.0
+        self,
+        channels: int = 8,
+        heads: int = 2,
+        bias: bool = False,
+        centred: bool = True,
+        scale: float = 1.0,
+        epsilon: float = 1e-5,
     ) -> None:
         super().__init__()
-        self.norm1, self.attn = Norm(channels, centred), Attention(channels, heads, bias)
-        self.norm2, self.ffn = Norm(channels, centred), FeedForward(channels, bias)
+        self.norm1, self.attn = Norm(channels, centred, epsilon), Attention(channels, heads, bias)
+        self.norm2, self.ffn = Norm(channels, centred, epsilon), FeedForward(channels, bias)
         self.scale = scale
 
     def forward(self, x: Tensor) -> Tensor:
@@ -347,9 +355,114 @@ def test_prompt_blocks_are_fused_wherever_they_occur(network):
 
 def test_weights_read_by_others_are_missed_by_name():
     converted = convert(nn.Sequential(nn.Conv2d(3, 8, 3)))
-    with pytest.raises(AttributeError, match="weight of this PackedConv is packed"):
+    with pytest.raises(AttributeError, match="this PackedConv stands for a layer, whose weight it has no more"):
         converted[0].weight  # noqa: B018
     assert not hasattr(converted[0], "bias")
+
+
+class AsksItsLayers(nn.Module):
+    """A network that reads its layers, calls them by name, or with more than their input, as well as it calls them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.read, self.named, self.plain = (nn.Conv2d(4, 4, 1) for _ in range(3))
+        self.block = Block(4, 2)
+        self.up = nn.ConvTranspose2d(4, 4, 3, stride=2, padding=1)
+        self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.plain(self.named(input=self.read(x.to(self.read.weight.dtype)))) / self.read.out_channels
+        x = self.up(self.block(x), output_size=[2 * n for n in x.shape[2:]]) * self.block.scale
+        tokens = x.flatten(2).transpose(1, 2)
+        return self.attention(query=tokens, key=tokens, value=tokens)[0]
+
+
+def test_layers_that_a_network_asks_more_of_stay_dense_and_say_why():
+    dense, x = pruned(AsksItsLayers(), 0.5), rand(1, 4, 6, 6)
+    converted = convert(dense, x)
+    layers = {layer.name: layer for layer in converted.report.layers}
+    assert layers["read"].reason == "the network reads its weight"
+    assert layers["named"].reason == layers["up"].reason == "it is called with more than its input, or by name"
+    assert layers["plain"].implementation == layers["block.attn.qkv"].implementation == "sparse 1x1"
+    assert layers["attention"].implementation == "sparse projections"
+    same(converted, dense, x)
+
+
+def test_a_block_whose_norm_adds_another_number_is_converted_layer_by_layer():
+    """As large as noise is, nothing tells the two apart."""
+    for epsilon in (1e-6, 1e-3):
+        dense = pruned(Block(epsilon=epsilon), 0.5)
+        converted = convert(dense, rand(1, 8, 9, 9))
+        assert "fused MDTA" not in implementations(converted).values()
+        for scale in (1, 1e-2, 1e-3):
+            same(converted, dense, scale * rand(1, 8, 9, 9))
+
+
+def test_a_block_with_a_hook_inside_is_converted_layer_by_layer():
+    dense, seen = pruned(nn.Sequential(Block(), nn.Conv2d(8, 8, 1), nn.ReLU()), 0.5), []
+    for module in (dense[0].ffn, dense[2]):
+        module.register_forward_hook(lambda module, args, result: seen.append(type(module)))
+    converted = convert(dense, rand(1, 8, 9, 9))
+    seen.clear()
+    same(converted, dense, rand(1, 8, 9, 9))
+    assert len(seen) == 4  # two of either network
+
+
+def test_a_promptir_that_does_more_is_converted_block_by_block(network):
+    class Halved(PromptIR):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x * 0.5).clamp(0, 1)
+
+    dense, image = Halved(network.config), torch.rand(1, 3, 24, 32)
+    dense.load_state_dict(network.state_dict())
+    converted = convert(dense.eval(), image)
+    assert "fused MDTA" in implementations(converted).values()
+    same(converted, dense, image)
+
+
+@pytest.mark.parametrize("wrapped", [lambda y: (y, y > 0), lambda y: {"a": [y]}, lambda y: Result(y, "name")])
+def test_results_of_any_kind_are_compared(wrapped):
+    class Wraps(nn.Module):
+        def __init__(self, noise: float) -> None:
+            super().__init__()
+            self.conv, self.noise = nn.Conv2d(3, 3, 1), noise
+
+        def forward(self, x: Tensor) -> object:
+            return wrapped(self.conv(x) + self.noise * torch.rand(1))
+
+    convert(pruned(Wraps(0.0), 0.5), IMAGE)
+    with pytest.raises(UserError, match="differs from the dense one"):
+        convert(pruned(Wraps(1.0), 0.5), IMAGE)
+
+
+@dataclass
+class Result:
+    image: Tensor
+    name: str
+
+
+def test_a_result_without_tensors_is_refused():
+    class Counts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 3, 1)
+
+        def forward(self, x: Tensor) -> float:
+            return float(self.conv(x).sum())
+
+    with pytest.raises(UserError, match="gives float for the example input; expected tensors"):
+        convert(pruned(Counts()), IMAGE)
+
+
+def test_another_default_dtype_changes_nothing():
+    dense = pruned(nn.Sequential(nn.Conv2d(3, 8, 3), Block(8)), 0.5)
+    torch.set_default_dtype(torch.float64)
+    try:
+        converted = convert(dense, IMAGE)
+        same(converted, dense, IMAGE)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert implementations(converted) == {"0": "sparse convolution", "1.attn": "fused MDTA", "1.ffn": "fused GDFN"}
 
 
 def test_a_block_that_only_looks_like_one_is_converted_layer_by_layer():
@@ -433,6 +546,9 @@ def test_attention_takes_all_arguments_of_pytorchs(batch_first, kdim):
                 assert (got is None) == (expected is None)
                 if got is not None:
                     torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
+    for attention in (converted, dense):
+        with pytest.raises(RuntimeError, match="attn_mask"):
+            attention(q, k, k, is_causal=True)
     single = convert(dense)(rand(7, 12), rand(9, kdim or 12), rand(9, kdim or 12))
     with torch.no_grad():
         torch.testing.assert_close(
@@ -468,10 +584,10 @@ def test_attention_that_the_example_never_calls_stays_dense():
 def test_transformer_encoders_of_pytorch_are_converted(example):
     layer = nn.TransformerEncoderLayer(12, 2, 24, batch_first=True)
     dense, x = pruned(nn.TransformerEncoder(layer, 2)), rand(2, 7, 12)
-    converted = convert(dense, x if example else None)
-    assert [x.implementation for x in converted.report.layers].count("sparse projections") == 2
     padding = torch.zeros(2, 7, dtype=torch.bool)
     padding[1, 5:] = True
+    converted = convert(dense, (x, None, padding) if example else None)
+    assert [x.implementation for x in converted.report.layers].count("sparse projections") == 2
     with torch.no_grad():
         torch.testing.assert_close(converted(x), dense(x), atol=1e-5, rtol=1e-5)
         got, expected = (m(x, src_key_padding_mask=padding)[~padding] for m in (converted, dense))
@@ -499,13 +615,37 @@ def test_the_state_of_another_layer_is_refused():
     for one, other in ((nn.Conv2d(3, 8, 3), nn.Conv2d(4, 8, 3)), (nn.Conv2d(3, 8, 3), nn.Conv2d(3, 9, 3)),
                        (nn.Linear(3, 8), nn.Linear(4, 8)), (nn.Conv2d(3, 8, 1), nn.Conv2d(4, 8, 1)), (Block(8), Block(16)),
                        (nn.ConvTranspose2d(3, 8, 2, 2), nn.ConvTranspose2d(5, 8, 2, 2)),
-                       (nn.Conv2d(6, 6, 3, groups=6), nn.Conv2d(8, 8, 3, groups=8))):  # fmt: skip
+                       (nn.Conv2d(6, 6, 3, groups=6), nn.Conv2d(8, 8, 3, groups=8)),
+                       (nn.Conv2d(3, 8, 3), nn.Conv2d(3, 8, 5)), (nn.ConvTranspose2d(3, 8, 4, 2), nn.ConvTranspose2d(3, 8, 8, 2))):  # fmt: skip
         a, b = (convert(nn.Sequential(pruned(m, 1.0))) for m in (one, other))
         before = copy.deepcopy(a.state_dict())
         with pytest.raises(RuntimeError, match="layer of another shape"):
             a.load_state_dict(b.state_dict())
         for name, value in a.state_dict().items():
             assert torch.equal(value, before[name])
+
+
+@pytest.mark.parametrize(("name", "value"), [("q_index", 8), ("v_index", -1), ("qkv", 0)])
+def test_a_state_that_names_memory_of_others_is_refused(name, value):
+    converted = convert(pruned(Block(8), 1.0))
+    state = converted.state_dict()
+    state[f"mdta.{name}"] = torch.full_like(state[f"mdta.{name}"], value)
+    with pytest.raises(RuntimeError, match="layer of another shape"):
+        converted.load_state_dict(state)
+
+
+def test_a_state_of_fewer_values_is_refused(network):
+    converted = convert(nn.Sequential(copy.deepcopy(network.prompt1)))
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        converted.load_state_dict({"0.linear_bias": torch.zeros(1)}, strict=False)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+def test_weights_that_were_cast_are_refused(network, dtype):
+    for module, channels in ((Block(8), 8), (copy.deepcopy(network.prompt1), network.prompt1.linear_layer.in_features)):
+        converted = convert(nn.Sequential(pruned(module, 0.5)))
+        with pytest.raises(_cpu.BackendError, match=f"weights are {dtype}.*expected float32"):
+            converted.to(dtype)(rand(1, channels, 9, 9))
 
 
 def test_compiled_whole_it_answers_the_same(zoo):

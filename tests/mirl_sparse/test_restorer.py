@@ -181,6 +181,8 @@ def test_each_instruction_set(network, tmp_path, isa):
 
 
 def test_an_impossible_instruction_set_is_an_error(tmp_path):
+    told = run_python("from mirl_sparse import doctor; print(doctor.machine()['C++ kernels'])", MIRL_CPU_ISA="sse9")
+    assert "MIRL_CPU_ISA is 'sse9'" in told.stdout
     done = run_python("from mirl_kernels import _cpu; _cpu.library()", MIRL_CPU_ISA="sse9")
     assert "MIRL_CPU_ISA is 'sse9', which this processor cannot run; expected avx512, avx2 or portable" in done.stderr
 

@@ -1,11 +1,15 @@
 """From checkpoint to ticket to restorer, on a small network."""
 
+import json
+import math
+
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load, save
 
 from mirl_sparse import SparseRestorer, UserError
-from mirl_sparse.ticket import read_ticket, remove_dead_channels, write_ticket
+from mirl_sparse.ticket import FORMAT, TicketError, pack, read_ticket, remove_dead_channels, unpack, write_ticket
 from mirl_sparse.to_ticket import to_ticket
 
 
@@ -69,3 +73,33 @@ def test_what_is_no_ticket_is_refused(network, tmp_path):
             SparseRestorer.from_pretrained(tmp_path / "cut.safetensors")
     with pytest.raises(UserError, match="no such file"):
         SparseRestorer.from_pretrained("nothing")
+
+
+@pytest.mark.parametrize(("config", "message"), [
+    ({"num_blocks": [10**9, 1, 1, 1]}, "has 1000000004 blocks"),
+    ({"dim": 4096}, "patch_embed.proj.weight is .*; expected"),
+    ({"prompt_sizes": [10**9] * 3}, "no ticket"),
+    ({"ffn_expansion": math.inf}, "no ticket"),
+    ({"ffn_expansion": math.nan}, "no ticket"),
+])  # fmt: skip
+def test_a_config_that_asks_for_more_than_the_file_holds_is_refused_before_memory_is(network, config, message):
+    stored = load(pack(network, {}))
+    config = json.dumps(network.config.to_dict() | {"unused_layers": False} | config)
+    with pytest.raises(TicketError, match=message):
+        unpack(save(stored, {"format": FORMAT, "config": config}))
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    (lambda t: t | {"x\n\x1b[2J": torch.zeros(1)}, r"no such network has, x\\n\\x1b\[2J$"),
+    (lambda t: t | {"output.weight.mask": torch.zeros(1, dtype=torch.uint8)}, "expected a bit for each of"),
+    (lambda t: t | {"output.weight.mask": t["output.weight.mask"] * 0}, "values for 0 alive weights"),
+    (lambda t: t | {"output.weight.values": t["output.weight.values"] * math.nan}, "not finite"),
+    (lambda t: t | {"prompt1.prompt_param": t["prompt1.prompt_param"].half()}, "expected finite float32"),
+    (lambda t: t | {"prompt1.prompt_param": t["prompt1.prompt_param"][:, :1]}, "prompt1.prompt_param is .*; expected"),
+])  # fmt: skip
+def test_a_damaged_ticket_says_what_is_damaged_in_one_line(network, change, message):
+    stored = change(load(pack(network, {})))
+    config = json.dumps(network.config.to_dict() | {"unused_layers": False})
+    with pytest.raises(TicketError, match=message) as caught:
+        unpack(save(stored, {"format": FORMAT, "config": config}))
+    assert str(caught.value).isprintable()

@@ -188,6 +188,13 @@ def address(packed: Tensor) -> int:
     return packed.data_ptr()
 
 
+def floats(values: Tensor) -> int:
+    """Where the kernels find a vector or matrix that is not packed; BackendError when it was moved away or cast."""
+    if values.device.type != "cpu" or values.dtype != torch.float32 or not values.is_contiguous():
+        raise BackendError(f"weights are {values.dtype} on {values.device}; expected float32 on the CPU")
+    return values.data_ptr()
+
+
 class _Transpose(Structure):
     _fields_ = [("x", c_void_p), ("y", c_void_p), ("batch", c_int64), ("rows", c_int64), ("columns", c_int64),
                 ("x_batch", c_int64), ("x_row", c_int64), ("threads", c_int64)]  # fmt: skip
@@ -233,7 +240,8 @@ def image(x: Tensor) -> Image:
 def empty(batch: int, channels: int, height: int, width: int) -> Tensor:
     """An uninitialised (B, C, H, W) image laid out as the kernels like it: by image rows, all channels of a
     row together, so that a strip of rows is one stretch of memory. Slices of its channels are images too."""
-    return torch.empty(batch, height, channels, padded(width)).permute(0, 2, 1, 3)[..., :width]
+    image = torch.empty(batch, height, channels, padded(width), dtype=torch.float32)
+    return image.permute(0, 2, 1, 3)[..., :width]
 
 
 def check(x: Tensor, channels: int, out: Tensor, shape: tuple[int, ...], scratch: Tensor | None = None,
@@ -294,12 +302,15 @@ class PackedModule(nn.Module, ABC):
     slope = 0.0
 
     def __getattr__(self, name: str) -> Any:
-        if name in ("weight", "bias"):
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
             raise AttributeError(
-                f"the {name} of this {type(self).__name__} is packed; a network that reads it itself must be converted"
-                " with an example input, which shows that, and keeps the layer as it was"
-            )
-        return super().__getattr__(name)
+                f"this {type(self).__name__} stands for a layer, whose {name} it has no more; a network that reads it must be"
+                " converted with an example input, which shows that: the layer then stays as it was",
+                name=name,
+                obj=self,
+            ) from None
 
     @abstractmethod
     def _fits(self) -> bool:
@@ -310,10 +321,14 @@ class PackedModule(nn.Module, ABC):
         before = dict(self._buffers)
         for name, buffer in before.items():  # those of another mask have other lengths
             given = state_dict.get(prefix + name)
-            if isinstance(given, Tensor) and buffer is not None and given.dtype == buffer.dtype:
+            if isinstance(given, Tensor) and buffer is not None and given.dtype == buffer.dtype == torch.int32:
                 self._buffers[name] = torch.empty_like(given, device=buffer.device)
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing, unexpected, errors)
-        if not self._fits():
+        try:
+            fits = self._fits()
+        except (IndexError, ValueError, RuntimeError):  # no packed matrix at all
+            fits = False
+        if not fits:
             self._buffers.update(before)
             errors.append(f"the packed weights of {prefix.removesuffix('.')} are those of a layer of another shape")
 

@@ -37,8 +37,8 @@ def empty(batch: int, channels: int, height: int, width: int) -> Tensor:
     """An uninitialised (B, C, H, W) image. The channels of each of its rows lie together (where planes lie a power of two
     apart, all channels of a pixel meet in one set of the cache), unless all rows do."""
     if flat(batch, channels, height, width):
-        return torch.empty(batch, channels, height, width)
-    return torch.empty(batch, height, channels, width).permute(0, 2, 1, 3)
+        return torch.empty(batch, channels, height, width, dtype=torch.float32)
+    return torch.empty(batch, height, channels, width, dtype=torch.float32).permute(0, 2, 1, 3)
 
 
 class _Weight(Structure):
@@ -55,13 +55,18 @@ class _Weights(Structure):
     _fields_ = [("weights", c_void_p), ("count", c_int64), ("threads", c_int64)]
 
 
+_EXACT = 1 << 24  # integers up to here are floats
+
+
 class Pattern:
     """A packed matrix whose values come from a weight: value (r, c) from place ``row_at[r] + column_at[c]`` of it where
     ``alive`` (rows, columns), bool, says so. ``taps`` (columns, 3), as for `_cpu.pack_taps`, make it that of a convolution."""
 
     def __init__(self, alive: Tensor, row_at: Tensor, column_at: Tensor, taps: Tensor | None = None,
                  forms: Forms = Forms.EITHER) -> None:  # fmt: skip
-        numbers = (row_at[:, None] + column_at + 1).float() * alive  # exact: no layer has 2^24 weights
+        if alive.numel() and int(row_at.max() + column_at.max()) >= _EXACT:
+            raise _cpu.BackendError(f"a layer has more than {_EXACT} weights, which the training kernels cannot number")
+        numbers = (row_at[:, None] + column_at + 1).float() * alive
         if taps is None:
             chunks = [torch.arange(alive.shape[1])]
             self.packed = _cpu.pack(numbers, forms=forms)

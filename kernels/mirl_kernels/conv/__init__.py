@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection
 from ctypes import Structure, c_int64, c_void_p
 
 import torch
@@ -51,11 +52,15 @@ def _(x: Tensor, packed: Tensor, inputs: int, outputs: int, height: int, width: 
     return x.new_empty(x.shape[0], outputs, height, width)
 
 
-def taps_fit(packed: Tensor, rows: int, channels: int) -> bool:
-    """Whether a packed convolution has so many rows, and taps into so many channels."""
-    columns, taps = (int(packed[i]) for i in (1, 4))
-    read = packed[taps : taps + 3 * columns : 3]
-    return _cpu.header(packed)[0] == rows and not bool(((read < 0) | (read >= channels)).any())
+def taps_fit(packed: Tensor, rows: int, channels: int, window: Collection[tuple[int, int, int]]) -> bool:
+    """Whether a packed convolution has so many rows, and taps into so many channels, each of a phase and at a distance of
+    those in ``window`` (`Window.taps`)."""
+    (found, columns), at = _cpu.header(packed), int(packed[4])
+    if found != rows or len(packed) < at + 3 * columns:
+        return False
+    phases = 1 + max(phase for phase, _, _ in window)
+    taps = packed[at : at + 3 * columns].view(-1, 3).tolist()
+    return {(c % phases, dy, dx) for c, dy, dx in taps} <= set(window) and all(0 <= c < channels for c, _, _ in taps)
 
 
 def conv_quantities(packed: Tensor, vectors: int, groups: int) -> Counter[str]:
@@ -92,14 +97,14 @@ class PackedConv(PackedWindow):
         self.register_buffer("packed", packed)
 
     def _fits(self) -> bool:
-        return taps_fit(self.packed, self.outputs, self.inputs * self.window.phases)
+        return taps_fit(self.packed, self.outputs, self.inputs * self.window.phases, self.window.taps())
 
     def _shape(self, x: Tensor) -> tuple[int, int, int]:
         """Channels, height and width of the result."""
         height, width = self.window.result(*x.shape[2:])
         r, u = max(self.shuffle, 1), max(-self.shuffle, 1)  # shuffled by r, unshuffled by u
         if u > 1 and (height % u or width % u):
-            raise _cpu.BackendError(f"input is {height}x{width}; expected multiples of {u} to unshuffle")
+            raise _cpu.BackendError(f"the result is {height}x{width}; expected multiples of {u} to unshuffle")
         return self.outputs * u * u // (r * r), height * r // u, width * r // u
 
     def _quantities(self, batch: int, height: int, width: int) -> Counter[str]:

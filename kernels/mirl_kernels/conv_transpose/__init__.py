@@ -15,7 +15,8 @@ __all__ = ["PackedConvTranspose", "reference"]
 
 
 class PackedConvTranspose(_cpu.Packed):
-    """The surviving weights of a transposed convolution; arguments as in `reference`.
+    """The surviving weights of a transposed convolution; arguments as in `reference`. Where an input is infinite or NaN, more
+    pixels around it may be NaN than PyTorch's.
 
     Of an output pixel stride * Y + i, the taps k with i + padding - dilation * k = stride * dy read input pixel Y + dy:
     for each i a convolution of its own (sub-pixel convolution: Shi et al., CVPR 2016).
@@ -41,6 +42,7 @@ class PackedConvTranspose(_cpu.Packed):
         reads = [[(i, k, (i + p - d * k) // stride) for i in range(stride) for k in range(n)
                   if (i + p - d * k) % stride == 0] for n, d, p in zip(kernel, dilation, padding, strict=True)]  # fmt: skip
         rows, columns = (sorted({at for _, _, at in axis}) for axis in reads)
+        self.window = [(0, dy, dx) for dy in rows for dx in columns]
         near = self.inputs // groups
         taps = torch.tensor([(c, dy, dx) for c in range(near) for dy in rows for dx in columns])
         packed = []
@@ -54,7 +56,7 @@ class PackedConvTranspose(_cpu.Packed):
         self.register_buffer("packed", _cpu.pack_taps(packed, offset))
 
     def _fits(self) -> bool:
-        return conv_room.taps_fit(self.packed, self.outputs * self.stride**2, self.inputs)
+        return conv_room.taps_fit(self.packed, self.outputs * self.stride**2, self.inputs, self.window)
 
     def _shape(self, x: Tensor) -> tuple[int, int, int]:
         return self.outputs, x.shape[2] * self.stride + self.grow[0], x.shape[3] * self.stride + self.grow[1]

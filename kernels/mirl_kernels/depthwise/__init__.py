@@ -68,7 +68,7 @@ class PackedDepthwise(PackedWindow):
         self.register_buffer("packed", _cpu.pack_taps([(weight.detach().flatten(1), taps)], bias, chunk=None))
 
     def _fits(self) -> bool:
-        return taps_fit(self.packed, self.outputs, self.window.phases)
+        return taps_fit(self.packed, self.outputs, self.window.phases, self.window.taps())
 
     def _shape(self, x: Tensor) -> tuple[int, int, int]:
         """Channels, height and width of the result."""

@@ -60,7 +60,7 @@ def arguments(x: Tensor, out: Tensor, qkv: Tensor, dwconv: Tensor, project_out: 
     given = (None if t is None else t.data_ptr() for t in (gain, offset))
     kept = (None if t is None else t.data_ptr() for t in (scratch, sums))
     return Args(_cpu.image(x), _cpu.image(out), _cpu.size(x, flat), *map(_cpu.address, (qkv, dwconv, project_out)),
-                temperature.data_ptr(), centred, *given, temperature.numel(), *map(len, live), *map(_cpu.address, live),
+                _cpu.floats(temperature), centred, *given, temperature.numel(), *map(len, live), *map(_cpu.address, live),
                 *kept)  # fmt: skip
 
 
@@ -115,7 +115,8 @@ class PackedMDTA(_cpu.Packed):
     def _fits(self) -> bool:
         (hidden, channels), taps, out = map(_cpu.header, (self.qkv, self.dwconv, self.project_out))
         counted = hidden == sum(map(len, self.live)) and taps == (hidden, 9)
-        return counted and channels == self.channels and out == (channels, channels)
+        inside = all(bool(((index >= 0) & (index < self.channels)).all()) for index in self.live)
+        return counted and inside and channels == self.channels and out == (channels, channels)
 
     @property
     def live(self) -> list[Tensor]:

@@ -15,6 +15,9 @@ from mirl_kernels.prompt.reference import prompt as reference
 __all__ = ["PackedPrompt", "reference"]
 
 
+_WINDOW = [(0, dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1)]
+
+
 class _Args(Structure):
     _fields_ = [("x", _cpu.Image), ("y", _cpu.Image), ("size", _cpu.Size), ("linear_weight", c_void_p),
                 ("linear_bias", c_void_p), ("prompt_param", c_void_p), ("count", c_int64), ("channels", c_int64),
@@ -25,8 +28,8 @@ def prepare(x: Tensor, out: Tensor, linear_weight: Tensor, linear_bias: Tensor, 
         scratch: Tensor) -> _cpu.Call:  # fmt: skip
     """What computes ``out`` = the prompts for x; conv3x3 is packed."""
     _, count, channels, side, _ = prompt_param.shape
-    args = _Args(_cpu.image(x), _cpu.image(out), _cpu.size(x), linear_weight.data_ptr(), linear_bias.data_ptr(),
-                 prompt_param.data_ptr(), count, channels, side, _cpu.address(conv3x3), scratch.data_ptr())  # fmt: skip
+    args = _Args(_cpu.image(x), _cpu.image(out), _cpu.size(x), *map(_cpu.floats, (linear_weight, linear_bias, prompt_param)),
+                 count, channels, side, _cpu.address(conv3x3), scratch.data_ptr())  # fmt: skip
     return _cpu.Call("prompt", args, x, out, linear_weight, linear_bias, prompt_param, conv3x3, scratch)
 
 
@@ -65,7 +68,7 @@ class PackedPrompt(_cpu.Packed):
 
     def _fits(self) -> bool:
         prompts = self.prompt_param.shape[2]
-        return taps_fit(self.conv3x3, prompts, prompts)
+        return taps_fit(self.conv3x3, prompts, prompts, _WINDOW)
 
     def scratch_floats(self, batch: int, height: int, width: int) -> int:
         return batch * self.prompt_param.shape[2] * height * width
