@@ -207,8 +207,8 @@ struct Strips {
       : size(s), hidden(hidden), reach(reach), source_height(source_height), source_width(source_width) {
     const int64_t rows = reach.above + 1 + reach.below, sideways = reach.left + reach.right;
     margin = round_up(std::max<int64_t>(1, std::max(reach.left, reach.right)), 16);
-    // A group costs its vectors and some more; a strip that overflows the second-level cache costs a little, halos and
-    // small groups cost much.
+    // A group costs its vectors and some more; a strip that takes more than half of the second-level cache, through which
+    // the image passes too, costs a little, halos and small groups cost much.
     auto groups = [](int64_t columns) {
       const int64_t n = (columns + L - 1) / L;
       return n + 0.75 * double((n + WIDE - 1) / WIDE);
@@ -218,7 +218,7 @@ struct Strips {
       const int64_t w = (s.width + n - 1) / n, computed = n == 1 ? w : w + sideways;
       const double floats = double(hidden * rows * (round_up(computed, L) + margin));
       const double kept = floats / double(mirl::second_level_floats());
-      const double cost = double(n) * (groups(computed) + groups(w)) * (1 + 0.1 * std::max(0.0, kept - 0.75));
+      const double cost = double(n) * (groups(computed) + groups(w)) * (1 + 0.1 * std::max(0.0, kept - 0.5));
       if (cost < best) best = cost, across = n, width = w;
     }
     across = (s.width + width - 1) / width;
