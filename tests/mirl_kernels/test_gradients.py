@@ -60,7 +60,8 @@ def check(
     """op(*arguments) and its gradients; ``masks`` by the arguments that they are of. A gradient's error is relative to the
     largest value of that gradient, or of one item's part in it: what items cancel, no float32 sum brings back. So it is with what
     else one argument is broadcast over, if ``spread`` has its shape there. Where PyTorch itself loses more in float32 (a q of
-    norm 1e-3 magnifies its gradient's rounding a thousandfold), up to four times that."""
+    norm 1e-3 magnifies its gradient's rounding a thousandfold), up to sixteen times that, and a hundredth: what PyTorch happens
+    to lose is one draw of that rounding."""
     single, upstream = [a.float() for a in arguments], upstream.float()
     exact = [a.double() for a in single]
     expected, wanted = gradients(reference, exact, upstream)
@@ -80,7 +81,7 @@ def check(
             assert not ours[~masks[i]].any()
             want, theirs, parts = want * masks[i], theirs * masks[i], [part * masks[i] for part in parts]
         scale = max(1e-3, *(part.abs().max().item() for part in (want, *parts)))
-        allowed = max(lost, 4 * (theirs - want).abs().max().item() / scale)
+        allowed = max(lost, 16 * (theirs - want).abs().max().item() / scale)
         torch.testing.assert_close(ours.double(), want, atol=max(TOLERANCE, min(allowed, 1e-2)) * scale, rtol=0)
 
 
