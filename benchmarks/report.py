@@ -371,8 +371,8 @@ def readme(reports: list[Report]) -> str:
     """The README's part: the network on every machine that there are results of."""
     lines = [
         "No GPU was measured; these are processors with two cores' worth of threads, and random weights but for `small`. Dense runs in bfloat16"
-        " count where a processor has it, though their results are off by 0.01; sparse ones compute in float32. Left out of the dense"
-        " runs is what takes minutes to build: XNNPACK, and of the full-size network `torch.compile` in channels_last.",
+        " count where a processor has it, though their results are off by 0.01; sparse ones compute in float32. Of the full-size"
+        " network, XNNPACK and `torch.compile` in channels_last are left out, which take minutes to build; the pages say what else is.",
         "",
     ]
     for report in reports:
