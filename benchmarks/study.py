@@ -37,6 +37,7 @@ from mirl_training.config import RunConfig, load_config
 from mirl_training.evaluate import Pixels, test_sets
 from mirl_training.latency import seconds
 from mirl_training.masks import Mask, prune
+from mirl_training.report import logged
 from mirl_training.run import Run, save_weights
 
 HERE = Path(__file__).parent
@@ -172,8 +173,7 @@ def cost(folder: Path) -> dict[str, float]:
     """Steps and hours of training that led to a round, its own and those before it."""
     last = int(folder.name.removeprefix("round_"))
     ends = {}  # a round that was stopped at its end has two lines
-    for line in (folder.parent / "log.jsonl").read_text().splitlines():
-        entry = json.loads(line)
+    for entry in logged(folder.parent):
         if entry["round"] <= last and entry["step"] == entry["steps"]:
             ends[entry["round"]] = entry
     return {

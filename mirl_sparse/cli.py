@@ -318,5 +318,5 @@ def main() -> None:
         if not memory and "can't allocate memory" not in str(error):  # as PyTorch says it on processors
             raise
         reason = " ".join(str(error).split())
-        print(f"mirl-sparse: not enough memory ({reason}); give a smaller image", file=sys.stderr)
+        print(f"mirl-sparse: not enough memory ({reason}); give less at once, such as a smaller image", file=sys.stderr)
         sys.exit(2)

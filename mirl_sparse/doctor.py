@@ -44,7 +44,11 @@ def machine() -> dict[str, str]:
     }
     if torch.cuda.is_available():
         for i in range(torch.cuda.device_count()):
-            gpu = torch.cuda.get_device_properties(i)
+            try:
+                gpu = torch.cuda.get_device_properties(i)
+            except RuntimeError as error:  # another process has it to itself, the driver is of another version
+                found[f"GPU {i}"] = str(error).splitlines()[0]
+                continue
             architecture = gpu.gcnArchName if torch.version.hip else f"sm_{gpu.major}{gpu.minor}"
             name = f"{gpu.name}, {gpu.total_memory / 2**30:.0f} GiB, {architecture}"
             found[f"GPU {i}"] = (

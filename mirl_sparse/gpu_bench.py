@@ -89,14 +89,15 @@ def _gpu(device: torch.device, busy: Call) -> dict[str, Any]:
         return {"gpu": "none: Triton's interpreter", "clocks": "-"}
     found = {"gpu": torch.cuda.get_device_name(device), "clocks": "not known: nvidia-smi is not there"}
     if tool := shutil.which("nvidia-smi"):
-        for _ in range(50):
-            busy()  # is only put in the queue
         uuid = getattr(torch.cuda.get_device_properties(device), "uuid", None)  # CUDA_VISIBLE_DEVICES counts otherwise
         which = torch.cuda.current_device() if uuid is None else f"GPU-{uuid}"
         command = [tool, f"--query-gpu={_CLOCKS}", "--format=csv,noheader", f"--id={which}"]
-        asked = subprocess.run(command, capture_output=True, text=True)
-        found["clocks"] = f"{_CLOCKS}: {asked.stdout.strip() or asked.stderr.strip()}"
-        torch.cuda.synchronize(device)
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as asked:
+            while asked.poll() is None:
+                busy()
+                torch.cuda.synchronize(device)
+            said = asked.communicate()[0]
+        found["clocks"] = f"{_CLOCKS}: {said.strip()}"
     return found
 
 

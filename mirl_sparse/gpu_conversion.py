@@ -5,7 +5,8 @@ interpreter has.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from functools import partial
 from typing import Any
@@ -22,34 +23,45 @@ from mirl_sparse.triton_engine import PRECISIONS, check_gpu, device, seconds, wo
 _TOLERANCES = {"float16": 2e-2, "bfloat16": 1e-1, "float32": 2e-3}  # PyTorch's own convolutions of float32 are in TF32
 
 
-_SHAPES_KEPT = 4
+_SIZES_KEPT = 16  # of features: those of four images at four levels
 
 
-class _Op(nn.Module):
-    """An op of the Triton kernels, and what it needs again at the next input of a shape, of each stream."""
+class _Workspaces:
+    """What the ops of one network, of which one runs after the other, need again at the next features of a size, of each stream."""
 
-    def __init__(self, op: nn.Module) -> None:
-        super().__init__()
-        self.op = op
+    def __init__(self) -> None:
         self._seen: OrderedDict[Any, Workspace] = OrderedDict()
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_seen": OrderedDict()}
+        return {"_seen": OrderedDict()}
+
+    @contextmanager
+    def used(self, x: Tensor) -> Iterator[None]:
+        """By the ops called meanwhile on x (B, C, H, W). What a graph that is being recorded needs is the graph's."""
+        if x.device.type != "cuda" or torch.cuda.is_current_stream_capturing():
+            with workspace(x.device, {}).used():
+                yield
+            return
+        key = len(x), x.shape[2:], x.device, torch.cuda.current_stream().cuda_stream
+        kept = self._seen.pop(key, None) or workspace(x.device, {})
+        with kept.used():
+            yield
+        self._seen[key] = kept
+        while len(self._seen) > _SIZES_KEPT:
+            self._seen.popitem(last=False)
+
+
+class _Op(nn.Module):
+    """An op of the Triton kernels, with the workspaces that it shares with others."""
+
+    def __init__(self, op: nn.Module, workspaces: _Workspaces) -> None:
+        super().__init__()
+        self.op, self.workspaces = op, workspaces
 
     def run(self, x: Tensor) -> Tensor:
         """Of x (B, C, H, W), contiguous."""
-        if x.device.type != "cuda":
-            with workspace(x.device, {}).used():
-                return self.op(x)
-        with torch.cuda.device(x.device):
-            key = x.shape, x.device, torch.cuda.current_stream().cuda_stream
-            kept = self._seen.pop(key, None) or workspace(x.device, {})
-            with kept.used():
-                y: Tensor = self.op(x)
-            if not torch.cuda.is_current_stream_capturing():  # else its memory is the graph's
-                self._seen[key] = kept
-                while len(self._seen) > _SHAPES_KEPT:
-                    self._seen.popitem(last=False)
+        with torch.cuda.device(x.device) if x.device.type == "cuda" else nullcontext(), self.workspaces.used(x):
+            y: Tensor = self.op(x)
         return y
 
 
@@ -67,7 +79,7 @@ class _Rows(_Op):
     def forward(self, x: Tensor) -> Tensor:
         planes = x.reshape(-1, x.shape[-1]).T.contiguous()
         y = self.run(planes[None, :, None])
-        return y[0, :, 0].T.reshape(*x.shape[:-1], y.shape[1])
+        return y[0, :, 0].T.contiguous().view(*x.shape[:-1], y.shape[1])
 
 
 class GPUTarget(Target):
@@ -80,11 +92,13 @@ class GPUTarget(Target):
         from mirl_kernels.gdfn.triton import TritonGDFN
         from mirl_kernels.mdta.triton import TritonMDTA
 
+        workspaces = _Workspaces()
+        self._planes, self._rows = (partial(kind, workspaces=workspaces) for kind in (_Planes, _Rows))
         self._dtype, self.device, self.tolerance = PRECISIONS[precision], device(), _TOLERANCES[precision]
         self.doubt = f", or want more digits than {precision} has"
         self.layers = {nn.Conv2d: self._conv, nn.Linear: self._linear}
         mdta, gdfn = (partial(op, dtype=self._dtype) for op in (TritonMDTA, TritonGDFN))
-        self.blocks = [lambda m: restormer_block(m, mdta, gdfn, lambda *halves: _Planes(nn.Sequential(*halves)))]
+        self.blocks = [lambda m: restormer_block(m, mdta, gdfn, lambda *halves: self._planes(nn.Sequential(*halves)))]
 
     def _conv(self, m: nn.Conv2d) -> Form:
         from mirl_kernels.conv.triton import TritonConv
@@ -100,13 +114,13 @@ class GPUTarget(Target):
             stride, dilation = (m.stride[0], m.stride[1]), (m.dilation[0], m.dilation[1])
             op = TritonConv(m.weight, m.bias, stride, padding, dilation, m.groups, dtype=self._dtype)
             name = "sparse convolution"
-        op = _Planes(op)
+        op = self._planes(op)
         return Form(nn.Sequential(pad, op) if pad else op, (op,), name)
 
     def _linear(self, m: nn.Linear) -> Form:
         from mirl_kernels.pointwise.triton import TritonPointwise
 
-        op = _Rows(TritonPointwise(m.weight[:, :, None, None], m.bias, self._dtype))
+        op = self._rows(TritonPointwise(m.weight[:, :, None, None], m.bias, self._dtype))
         return Form(op, (op,), "sparse linear")
 
     def take(self, what: Any) -> Any:

@@ -6,7 +6,8 @@ the peak of the tensor cores, and, where it is compiled, whatever is not a convo
 dependencies allow. Depthwise convolutions, which are far from that on GPUs, are granted it too. Of the sparse network only hidden
 channels and sums of Gram matrices are taken to stay in the cache, not its features, though what it writes there takes the cache's
 time. A step is left to dense operators where these would take less time, at DERATED of every peak, than its sparse kernels at the
-peaks.
+peaks. Nor do latencies count: where few programs share a processor, as sums of Gram matrices of small images do, what waits for
+memory may not be hidden behind what computes, and takes longer than predicted even at DERATED.
 """
 
 from __future__ import annotations
@@ -23,10 +24,11 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
+from mirl_kernels._cpu import BackendError
 from mirl_kernels._triton import Launch, Work, Workspace, work
 from mirl_sparse.network import PromptIR
 from mirl_sparse.program import Step
-from mirl_sparse.triton_engine import PRECISIONS, Packed, check_package, launches
+from mirl_sparse.triton_engine import PRECISIONS, PackedNetwork, check_package, launches
 
 if TYPE_CHECKING:
     from mirl_kernels._triton.model import GPU, Predicted
@@ -167,8 +169,14 @@ def predict(network: PromptIR, shape: tuple[int, int, int], precision: str = "fl
             progress: Callable[[str], None] = lambda gpu: None) -> list[Prediction]:  # fmt: skip
     """What ``network`` would take for an image of ``shape`` (batch, height, width), sides multiples of 8, on each of
     `mirl_kernels._triton.model.GPUS`, or on those named. Kernels are compiled for each, which takes a minute; ``progress`` is
-    told which. BackendError without Triton."""
+    told which. BackendError without Triton, or with one that is older than what has been tried."""
     check_package()
+    import triton
+
+    if tuple(int(part) for part in triton.__version__.split(".")[:2]) < (3, 9):
+        raise BackendError(
+            f"predictions read what Triton 3.9 compiles, this is {triton.__version__}: pip install -U triton"
+        )
     from mirl_kernels._triton.model import EAGER_LAUNCH, GPUS, LAUNCH, moved
     from mirl_kernels._triton.model import predict as predict_launch
     from mirl_kernels._triton.offline import compile_ahead, compile_for
@@ -178,7 +186,7 @@ def predict(network: PromptIR, shape: tuple[int, int, int], precision: str = "fl
     with _Recorder() as recorder:
         dense_network(dense_image)
     eager, compiled = _eager(recorder.calls), _compiled(recorder.calls)
-    packed, by_step = Packed(network, PRECISIONS[precision]), {}
+    packed, by_step = PackedNetwork(network, PRECISIONS[precision]), {}
 
     def record(step: Step, *args: Tensor, **more: Tensor) -> None:
         op = packed.dense[step.name].to("meta")

@@ -95,7 +95,7 @@ def run(jobs: Iterable[Job], restorer: Restorer, on_progress: Callable[[Job, Use
             start = time.perf_counter()
             error: UserError | None = None
             try:
-                if job.target and job.target.exists() and _identity(job.target) in written:  # where case does not count
+                if job.target and _identity(job.target) in written:  # where case does not count
                     raise UserError(
                         f"{job}: would be written over the result of another photo, {shown(job.target)}; rename one"
                     )

@@ -7,8 +7,8 @@ import os
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Container, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
@@ -46,6 +46,10 @@ def check_gpu() -> None:
     """Raise BackendError unless there is a GPU that PyTorch can use, and Triton is installed."""
     if not torch.cuda.is_available() and not _interprets():
         raise BackendError('backend "triton" runs on GPUs, and PyTorch sees none here; use backend "cpu"')
+    if torch.cuda.is_available() and not torch.version.hip and (found := torch.cuda.get_device_capability()) < (8, 0):
+        raise BackendError(
+            f'backend "triton" wants a GPU from sm_80 on, this is sm_{found[0]}{found[1]}; use backend "cpu"'
+        )
     check_package()
 
 
@@ -103,7 +107,7 @@ def _dense(dtype: torch.dtype) -> Kernels:
     )
 
 
-class Packed:
+class PackedNetwork:
     """A PromptIR packed for the Triton kernels, on the CPU at first, and its run. ``dense`` are the same steps' ops by PyTorch, by their
     names."""
 
@@ -187,7 +191,7 @@ def workspace(device: torch.device, tiles: Mapping[str, Tile]) -> Workspace:
 
 @torch.no_grad()
 def launches(
-    packed: Packed, shape: tuple[int, int, int], workspace: Workspace | None = None
+    packed: PackedNetwork, shape: tuple[int, int, int], workspace: Workspace | None = None
 ) -> dict[str, list[Launch]]:
     """What each step of a network launches for an image of ``shape`` (batch, height, width), sides multiples of 8, on a GPU that the
     workspace is for; nothing is run, and no GPU is needed."""
@@ -209,10 +213,15 @@ def device() -> torch.device:
     return torch.device("cpu" if _interprets() else "cuda")
 
 
-def _recorded(graph: torch.cuda.CUDAGraph) -> AbstractContextManager[Any]:
+_ONE_RECORDS = threading.Lock()  # in a process, of all GPUs
+
+
+@contextmanager
+def _recorded(graph: torch.cuda.CUDAGraph) -> Iterator[None]:
     """What is launched meanwhile is recorded, on a stream of the current device. (PyTorch's own choice is one of the device that
     recorded first.) Other threads may allocate memory meanwhile."""
-    return torch.cuda.graph(graph, stream=torch.cuda.Stream(), capture_error_mode="thread_local")
+    with _ONE_RECORDS, torch.cuda.graph(graph, stream=torch.cuda.Stream(), capture_error_mode="thread_local"):
+        yield
 
 
 def seconds(call: Callable[[], Any], replayed: bool = True) -> float:
@@ -269,11 +278,13 @@ class TritonEngine:
                 f'backend "triton" runs on GPUs, the weights are on {self.device}: move the module to one (.to("cuda"))'
             )
         self._dtype, self._width = PRECISIONS[precision], network.config.dim
-        self._program = Packed(network, self._dtype)
-        self._program.to(self.device)
+        self._program = PackedNetwork(network, self._dtype)
         self._seen: OrderedDict[tuple[tuple[int, ...], int], _Seen] = OrderedDict()  # by shape and stream
         self._tiles: Mapping[str, Tile] = tuning.tiles if tuning else {}
-        self._dense = tuning.dense if tuning else None
+        self._dense: frozenset[str] | None = None
+        if tuning:
+            self._choose(tuning.dense)
+        self._program.to(self.device)
         self._lock = threading.Lock()
 
     def bytes(self, batch: int, height: int, width: int) -> int:
@@ -286,7 +297,7 @@ class TritonEngine:
     @property
     def kept(self) -> int:
         """About how many bytes are kept for the next images of the sizes seen."""
-        return sum(self.bytes(batch, height, width) for (batch, _, height, width), _ in self._seen)
+        return sum(self.bytes(batch, height, width) for (batch, _, height, width), _ in list(self._seen))
 
     def release(self) -> None:
         """Keep nothing of the images seen."""
@@ -320,6 +331,11 @@ class TritonEngine:
     def _workspace(self) -> Workspace:
         return workspace(self.device, self._tiles)
 
+    def _choose(self, dense: frozenset[str]) -> None:
+        """These steps by dense operators, whose memory alone is kept."""
+        self._dense = dense
+        self._program.dense = {n: op for n, op in self._program.dense.items() if n in dense}
+
     def _dense_where_faster(self, image: Tensor) -> frozenset[str]:
         if self._dtype == torch.float32:  # where PyTorch's convolutions are of fewer digits (TF32)
             return frozenset()
@@ -347,8 +363,7 @@ class TritonEngine:
             self._seen.popitem(last=False)
         with now.workspace.used():
             if self._dense is None:
-                self._dense = self._dense_where_faster(image)
-            self._program.dense = {n: op for n, op in self._program.dense.items() if n in self._dense}
+                self._choose(self._dense_where_faster(image))
             if seen is None:  # compiles what is not compiled yet; one image alone is not worth a graph
                 return self._program(image, self._dense)
             if now.graph is None and now.room:

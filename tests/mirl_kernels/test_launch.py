@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from mirl_kernels import _triton
+from mirl_kernels._cpu import BackendError
 from mirl_kernels._triton import Tile, Tuner, Workspace, launch, recording
 
 TILES = [Tile({"BLOCK_P": 128}, 4), Tile({"BLOCK_P": 128}, 8), Tile({"BLOCK_P": 64}, 4, pipelined=False)]
@@ -101,10 +102,23 @@ def test_a_tuner_finds_the_fastest_tile_that_spills_nothing(spills, times, nth, 
 
 def test_without_time_left_nothing_is_timed(monkeypatch):
     monkeypatch.setattr(_triton, "_spilled", {})
-    tuner = Tuner(lambda call: pytest.fail("timed"), -math.inf)
+    kernel, tuner = Kernel(0, 0, 0), Tuner(lambda call: pytest.fail("timed"), -math.inf)
     with tuner.at_work():
-        made(Kernel(0, 0, 0))
+        made(kernel)
     assert not tuner.fastest
+    assert len(kernel.compiled) == 1  # the one that is launched
+
+
+def test_what_triton_refuses_is_one_line(monkeypatch):
+    monkeypatch.setattr(_triton, "_spilled", {})
+    errors = pytest.importorskip("triton.errors")
+
+    class Refused(Kernel):
+        def warmup(self, *arguments, **constants):
+            raise errors.TritonError("no such\n  instruction")
+
+    with pytest.raises(BackendError, match=r"^kernel does not run on this GPU \(TritonError: no such instruction\)$"):
+        made(Refused(0, 0, 0))
 
 
 def test_a_tile_of_another_version_is_not_used(monkeypatch):

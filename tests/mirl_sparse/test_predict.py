@@ -17,7 +17,7 @@ from mirl_kernels._triton.offline import SHARED, compile_ahead, compile_for, spe
 from mirl_kernels.pointwise.triton import TritonPointwise
 from mirl_sparse.network import PromptIR, PromptIRConfig
 from mirl_sparse.predict import _compiled, _eager, _left, _Recorder, predict
-from mirl_sparse.triton_engine import PRECISIONS, Packed, launches
+from mirl_sparse.triton_engine import PRECISIONS, PackedNetwork, launches
 
 TINY = PromptIRConfig(8, (1, 1, 1, 1), 1, (1, 1, 1, 1), prompt_dims=(4, 4, 4), prompt_sizes=(4, 4, 4), prompt_count=1,
                       unused_layers=False)  # fmt: skip
@@ -76,9 +76,11 @@ PROCESSORS = {
 def distinct(full: PromptIR, architecture: str, precision: str) -> list[Launch]:
     """The launches that are compiled each by itself: of a large and a small image, and of a tiny dense network."""
     found = {}
-    large, tiny = (Packed(network, PRECISIONS[precision]) for network in (full, pruned(TINY, 1.0)))
+    large, tiny = (PackedNetwork(network, PRECISIONS[precision]) for network in (full, pruned(TINY, 1.0)))
     for packed, shape in ((large, (1, 256, 256)), (large, (2, 72, 40)), (tiny, (1, 24, 16))):
-        for step in launches(packed, shape, Workspace(processors=PROCESSORS[architecture])).values():
+        for step in launches(
+            packed, shape, Workspace(8 << 20 if architecture.startswith("sm_") else 0, PROCESSORS[architecture])
+        ).values():
             found |= {specialised(launch): launch for launch in step}
     return list(found.values())
 
@@ -95,7 +97,7 @@ def test_every_launch_compiles_without_spills(full, architecture, precision):
 def test_traffic_is_a_fraction_of_the_dense_network(full):
     done = [
         (launch, work(launch))
-        for step in launches(Packed(full, torch.float16), (1, 256, 256)).values()
+        for step in launches(PackedNetwork(full, torch.float16), (1, 256, 256)).values()
         for launch in step
     ]
     cached = Workspace.cached
@@ -171,7 +173,7 @@ def test_a_network_is_predicted_for_every_gpu():
         assert 0 < row.compiled <= row.eager
         assert row.launches * LAUNCH < row.sparse < row.sparse_derated
         assert features < row.sparse_bytes
-        assert set(row.dense_steps) < set(launches(Packed(network, torch.float16), (1, 64, 64)))
+        assert set(row.dense_steps) < set(launches(PackedNetwork(network, torch.float16), (1, 64, 64)))
 
 
 def test_what_dense_operators_do_faster_is_left_to_them(monkeypatch):
@@ -180,6 +182,6 @@ def test_what_dense_operators_do_faster_is_left_to_them(monkeypatch):
         gpu = replace(GPUS["A100 40GB"], memory=memory, clock=clock, cache=1e16, tensor=1e19, cached=0)
         monkeypatch.setitem(GPUS, "made up", gpu)
         rows += predict(network, (1, 64, 64), gpus=["made up"])
-    steps = launches(Packed(network, torch.float16), (1, 64, 64), Workspace(0))
+    steps = launches(PackedNetwork(network, torch.float16), (1, 64, 64), Workspace(0))
     assert [row.dense_steps for row in rows] == [(), tuple(steps)]
     assert rows[0].launches == sum(map(len, steps.values()))

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from numpy.lib.stride_tricks import sliding_window_view
 
 from mirl_sparse.errors import UserError
 from mirl_sparse.images import read_image, write_image
@@ -35,7 +36,11 @@ def test_scores(tmp_path):
         expected = 20 * np.log10(255 / sigma)
         assert scores[f"CBSD68 noise {sigma}"].input_psnr == pytest.approx(expected, abs=0.6)
     assert scores["Rain100L"].input_psnr == pytest.approx(20 * np.log10(255 / 10), abs=1e-6)
-    assert scores["Rain100L"].input_ssim < 1
+    # The same contrast, 10 brighter: what is left of SSIM (Wang et al. 2004) is the means of its windows of 7x7.
+    a = sliding_window_view(clean[4:36, 1:49].astype(float), (7, 7), (0, 1)).mean((-2, -1))
+    assert scores["Rain100L"].input_ssim == pytest.approx(
+        ((2 * a * (a + 10) + 2.55**2) / (a**2 + (a + 10) ** 2 + 2.55**2)).mean(), abs=1e-9
+    )
     for score in scores.values():
         assert score.psnr == pytest.approx(20 * np.log10(255))
         assert 0.99 < score.ssim < 1
@@ -51,5 +56,8 @@ def test_the_command_writes_scores_and_images(tmp_path, capsys):
     assert written["ticket"] == "small"
     restored = read_image(tmp_path / "images/CBSD68_noise_15/a.b.png")
     assert restored.shape == clean.shape
+    (tmp_path / "denoise/CBSD68").rename(tmp_path / "denoise/BSD68")  # as MIR-L's code has it
+    command("small", tmp_path, tmp_path / "again.json", None)
+    assert json.loads((tmp_path / "again.json").read_text()) == written
     with pytest.raises(UserError, match="holds none"):
         command("small", tmp_path / "nowhere", None, None)

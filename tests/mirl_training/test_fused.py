@@ -89,7 +89,7 @@ def test_any_number_of_threads_gives_the_same_bits(network):
     finally:
         torch.set_num_threads(threads)
     for name, gradient in found[0].items():
-        if "prompt" in name or "linear" in name:  # PyTorch's own sums, whose order may change
+        if name.endswith("prompt_param") or "linear_layer" in name:  # PyTorch's own sums, whose order may change
             continue
         assert torch.equal(gradient, found[1][name]) and torch.equal(gradient, found[2][name]), name
 

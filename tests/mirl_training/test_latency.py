@@ -11,7 +11,7 @@ from mirl_kernels import _cpu
 from mirl_sparse.cost import CostModel
 from mirl_training import run as running
 from mirl_training.config import RunConfig
-from mirl_training.latency import channels, prices, prune_to_latency, seconds
+from mirl_training.latency import channels, prune_to_latency, seconds, seconds_per_weight
 from mirl_training.masks import Mask, MaskError
 from mirl_training.run import Run
 
@@ -44,7 +44,7 @@ def test_the_budget_is_kept_and_used_up_and_rounds_are_nested(network, importanc
 
 
 def test_weights_at_low_resolution_cost_less_and_stay(network, importance, model):
-    cost = prices(network, model)
+    cost = seconds_per_weight(network, model)
     first, latent = "encoder_level1.0.ffn.project_in.weight", "latent.0.ffn.project_in.weight"
     assert cost[first] > 30 * cost[latent]
     assert cost[latent] > 0

@@ -48,10 +48,16 @@ def files(folder):
     return found
 
 
-def test_a_run_that_is_killed_at_any_moment_ends_with_the_same_bits(photos, tmp_path, kills=2):
+@pytest.mark.parametrize("kills", [2, pytest.param(12, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "pruning", [{}, pytest.param({"criterion": "latency", "speedup": 1.3}, marks=pytest.mark.slow)]
+)
+def test_a_run_that_is_killed_at_any_moment_ends_with_the_same_bits(photos, tmp_path, kills, pruning):
     training = {"steps": 6 * kills, "save_every": 1, "validate_every": 2, "optimizer": "muon", "ema": 0.9}
-    config = write_config(tmp_path / "c.yaml", training=training, pruning={"settled": 1e-6, "rewind": 3})
+    config = write_config(tmp_path / "c.yaml", training=training, pruning={"settled": 1e-6, "rewind": 3} | pruning)
+    begin = time.monotonic()
     run(command(config, photos, tmp_path / "whole"))
+    took = time.monotonic() - begin
     first = json.loads((tmp_path / "whole/log.jsonl").read_text().splitlines()[0])
     log = tmp_path / "killed/log.jsonl"
     generator, killed = random.Random(0), 0
@@ -59,11 +65,14 @@ def test_a_run_that_is_killed_at_any_moment_ends_with_the_same_bits(photos, tmp_
         process = subprocess.Popen(
             [str(w) for w in command(config, photos, tmp_path / "killed")], env=ENVIRONMENT, stdout=subprocess.PIPE
         )
-        if killed < kills:
+        if killed < kills and killed % 2:  # whatever it does, starting included
+            time.sleep(generator.uniform(0, took / 2))
+        elif killed < kills:
             size = log.stat().st_size if log.exists() else 0
             while process.poll() is None and (log.stat().st_size if log.exists() else 0) == size:
                 time.sleep(0.01)  # it is under way once it has logged something more
             time.sleep(generator.uniform(0, 4 * first["seconds_per_step"]))
+        if killed < kills:
             process.send_signal(signal.SIGKILL)
             killed += process.wait() == -signal.SIGKILL
         process.communicate()
@@ -72,11 +81,6 @@ def test_a_run_that_is_killed_at_any_moment_ends_with_the_same_bits(photos, tmp_
     assert len(whole) == 9
     assert files(tmp_path / "killed") == whole
     assert killed == kills
-
-
-@pytest.mark.slow
-def test_many_kills(photos, tmp_path):
-    test_a_run_that_is_killed_at_any_moment_ends_with_the_same_bits(photos, tmp_path, kills=12)
 
 
 def losses(folder):

@@ -9,7 +9,6 @@ import torch
 from safetensors.torch import load_file
 from tiny import settings
 
-from mirl_sparse import SparseRestorer
 from mirl_sparse.errors import UserError
 from mirl_sparse.images import read_image, write_image
 from mirl_sparse.network import PromptIR
@@ -57,9 +56,13 @@ def test_rounds_are_files_with_nested_masks_of_the_asked_density(photos, tmp_pat
     lines = (tmp_path / "run/log.jsonl").read_text().splitlines()
     assert [json.loads(line)["round"] for line in lines] == [0, 1, 2]
     assert not list((tmp_path / "run").glob("*.part"))
-    x = torch.rand(1, 3, 17, 9)
-    restorer = SparseRestorer(Run(settings(pruning={"criterion": criterion}), photos, tmp_path / "run", quiet).network)
-    assert restorer(x).shape == x.shape
+
+
+def test_layers_that_are_never_called_stay_as_they_are(photos, tmp_path):
+    last = Run(settings(network={"unused_layers": True}, pruning={"rounds": 1}), photos, tmp_path / "run", quiet).go()
+    start, end = load_file(tmp_path / "run/start.safetensors"), load_file(last / "weights.safetensors")
+    assert torch.equal(start["chnl_reduce1.weight"], end["chnl_reduce1.weight"])
+    assert not torch.equal(start["output.weight"], end["output.weight"])
 
 
 @pytest.mark.parametrize(("rewind", "source"), [("initial", "start"), (2, "rewind"), ("none", "round_00/weights")])

@@ -122,7 +122,6 @@ def test_pruned_weights_stay_zero_under_muon(network, batch):
         t.step(*batch, RATE)
     assert len(t.state_dict()["optimizers"]) == 2
     assert all(not network.get_parameter(n)[~keep].any() for n, keep in mask.alive.items())
-    assert any((network.get_parameter(n)[keep] != 0).any() for n, keep in mask.alive.items())
 
 
 @pytest.mark.parametrize("engine", ["fused", "reference"])

@@ -1,5 +1,7 @@
 """Any network on the Triton kernels."""
 
+from copy import deepcopy
+
 import pytest
 import torch
 from torch import nn
@@ -75,6 +77,27 @@ def test_a_network_is_converted_and_gives_the_same(net, precision, tolerance, de
         if "conv" in layer.implementation
     )
     assert "ConvTranspose2d has no sparse form" in str(converted.report)
+
+
+def test_ops_of_a_network_share_their_memory_and_those_of_a_copy_another(net, monkeypatch):
+    faster(monkeypatch, *SPARSE)
+    converted = mirl_sparse.convert(net, torch.rand(1, 3, 14, 18), backend="triton")
+    shared = [
+        {m.workspaces for m in n.modules() if isinstance(m, gpu_conversion._Op)}
+        for n in (converted, deepcopy(converted))
+    ]
+    assert [len(found) for found in shared] == [1, 1]
+    assert shared[0] != shared[1]
+
+
+def test_what_a_linear_layer_gives_can_be_viewed_as_pytorchs(device, monkeypatch):
+    faster(monkeypatch, *SPARSE)
+    linear, x = nn.Linear(6, 5), torch.rand(2, 7, 6)
+    converted = mirl_sparse.convert(nn.Sequential(linear), x, backend="triton", precision="float32")
+    assert isinstance(converted[0], gpu_conversion._Rows)
+    torch.testing.assert_close(
+        converted(x.to(device)).view(2, 35).cpu(), linear(x).view(2, 35).detach(), atol=1e-2, rtol=0
+    )
 
 
 def test_what_is_slower_stays_dense(net, device, monkeypatch):

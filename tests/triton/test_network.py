@@ -10,7 +10,7 @@ pytest.importorskip("triton")
 from mirl_kernels._triton import Workspace
 from mirl_sparse import triton_engine
 from mirl_sparse.restorer import SparseRestorer
-from mirl_sparse.triton_engine import Packed, TritonEngine, Tuning
+from mirl_sparse.triton_engine import PackedNetwork, TritonEngine, Tuning
 
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("float32", 1e-4), ("float16", 2e-2)])
@@ -30,7 +30,7 @@ def test_steps_may_be_left_to_dense_operators(network, share, dtype, tolerance, 
     x = torch.rand(2, 3, 16, 24)
     want = SparseRestorer(network, "reference")(x)
     tolerance = tolerance if device == "cpu" else 2e-2  # float32 convolutions are in TF32 there
-    packed = Packed(network, dtype)
+    packed = PackedNetwork(network, dtype)
     packed.to(torch.device(device))
     with torch.no_grad(), Workspace().used():
         restored = packed(x.to(device), list(packed.dense)[::share]).cpu()
@@ -39,7 +39,7 @@ def test_steps_may_be_left_to_dense_operators(network, share, dtype, tolerance, 
 
 
 def test_those_are_left_to_them_that_take_less_time_and_not_much_memory(network, device, monkeypatch):
-    packed, x = Packed(network, torch.float32), torch.rand(1, 3, 16, 24, device=device)
+    packed, x = PackedNetwork(network, torch.float32), torch.rand(1, 3, 16, 24, device=device)
     packed.to(torch.device(device))
     fast = {"patch_embed", "encoder_level1.0", "latent.0"}
     taking = {packed.dense[name]: 1 if name in fast else 3 for name in packed.dense}

@@ -26,7 +26,7 @@ from mirl_training.data import DataError
 from mirl_training.evaluate import Pixels
 from mirl_training.evaluate import evaluate as score
 from mirl_training.fused import ENGINES
-from mirl_training.run import Run
+from mirl_training.run import WHOLE, Run
 
 
 class _Lines:
@@ -148,7 +148,7 @@ def evaluate(
     ] = None,
 ) -> None:
     """Print PSNR (dB) and SSIM of the degraded and the restored images of each test set found."""
-    restorer = SparseRestorer(load(find(ticket)))
+    restorer = SparseRestorer(load(find(ticket)), max_memory=WHOLE)
 
     def keep(task: str, name: str, restored: Pixels) -> None:
         assert images is not None
@@ -162,7 +162,7 @@ def evaluate(
             f"   restored {s.psnr:.2f} / {s.ssim:.3f}   {s.psnr - s.input_psnr:+.2f} dB",
             flush=True,
         )
+        if report:
+            write_whole(report, json.dumps({"ticket": ticket, "scores": scores}, indent=1).encode() + b"\n")
     if not scores:
         raise DataError(f"{data}: holds none of denoise/CBSD68, derain/Rain100L, dehaze/SOTS; give --data their root")
-    if report:
-        write_whole(report, json.dumps({"ticket": ticket, "scores": scores}, indent=1).encode() + b"\n")

@@ -263,5 +263,5 @@ def load_config(path: Path) -> RunConfig:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "config"
         raise ConfigError(f"{path}: {where}: {first['msg']}") from None
-    except (ConfigError, TypeError) as error:
+    except (ConfigError, TypeError, OverflowError) as error:
         raise ConfigError(f"{path}: {error}") from None

@@ -108,7 +108,8 @@ class _Photos:
 
 
 class _Scenes:
-    """Which pairs show the same clean photo: sets of haze have it many times, under names of its own, degraded in other ways."""
+    """Which pairs have the same clean photo, byte for byte: sets of haze have it many times, under names of its own, degraded in
+    other ways. The same scene in another file is another scene."""
 
     def __init__(self) -> None:
         self._sizes: dict[Path, int] = {}

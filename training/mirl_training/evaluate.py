@@ -2,7 +2,8 @@
 
 scikit-image's definitions on RGB, data range 1, images cropped to a multiple of 16; Gaussian noise is seeded per image and clipped
 to 8 bits (design of MIR-L and PromptIR's test sets). The result is rounded to 8 bits, as the file is that a user gets; MIR-L's code does
-not round, which at 38 dB is worth 0.03 dB, at 30 dB less than 0.01.
+not round, which at 38 dB is worth 0.03 dB, at 30 dB less than 0.01. Noise is rounded, too, where theirs is cut off, which makes it half
+a level darker.
 """
 
 from __future__ import annotations
@@ -45,11 +46,12 @@ def _cropped(image: Pixels) -> Pixels:
 
 
 def test_sets(root: Path) -> dict[str, Callable[[], Triples]]:
-    """(name, degraded, clean) per task, of the test sets found below ``root``: ``denoise/CBSD68`` (with noise, and as JPEG of
-    quality 10 and 40), ``derain/Rain100L`` and ``dehaze/SOTS`` in MIR-L's layout."""
+    """(name, degraded, clean) per task, of the test sets found below ``root``: ``denoise/CBSD68`` or, as MIR-L's code names it,
+    ``denoise/BSD68`` (with noise, and as JPEG of quality 10 and 40), ``derain/Rain100L`` and ``dehaze/SOTS``."""
+    photos = next((folder for name in ("CBSD68", "BSD68") if (folder := root / "denoise" / name).is_dir()), None)
 
-    def harmed(harm: Callable[[Image, int], Image]) -> Triples:
-        for i, path in enumerate(list_images(root / "denoise/CBSD68")):
+    def harmed(folder: Path, harm: Callable[[Image, int], Image]) -> Triples:
+        for i, path in enumerate(list_images(folder)):
             clean = _cropped(read_image(path))
             yield path.stem, np.rint(harm(clean.astype(np.float32) / np.float32(255), i) * 255).astype(np.uint8), clean
 
@@ -64,9 +66,9 @@ def test_sets(root: Path) -> dict[str, Callable[[], Triples]]:
         return lambda image, _: add_jpeg(image, quality)
 
     found: dict[str, Callable[[], Triples]] = {}
-    if (root / "denoise/CBSD68").is_dir():
-        found |= {f"CBSD68 noise {sigma}": partial(harmed, noise(sigma)) for sigma in (15, 25, 50)}
-        found |= {f"CBSD68 JPEG {quality}": partial(harmed, jpeg(quality)) for quality in (10, 40)}
+    if photos:
+        found |= {f"CBSD68 noise {sigma}": partial(harmed, photos, noise(sigma)) for sigma in (15, 25, 50)}
+        found |= {f"CBSD68 JPEG {quality}": partial(harmed, photos, jpeg(quality)) for quality in (10, 40)}
     if (root / "derain/Rain100L").is_dir():
         found["Rain100L"] = partial(pairs, "derain/Rain100L", "rainy")
     if (root / "dehaze/SOTS").is_dir():

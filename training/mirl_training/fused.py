@@ -64,7 +64,9 @@ def fuse(network: PromptIR, mask: Mask) -> None:
         elif isinstance(m, PromptBlock):
             m.__dict__["prompt"] = TrainablePrompt(alive(f"{name}.linear_layer"), alive(f"{name}.conv3x3"))
         elif type(m) in _CONV and "." not in name:  # those of the blocks are part of them
-            m.__dict__["conv"] = TrainableConv(alive(f"{name}{_CONV[type(m)]}"))
+            layer = f"{name}{_CONV[type(m)]}"
+            if f"{layer}.weight" in mask.alive:  # others are never called
+                m.__dict__["conv"] = TrainableConv(alive(layer))
 
 
 def unfuse(network: PromptIR) -> None:

@@ -34,7 +34,7 @@ def seconds(network: PromptIR, mask: Mask, model: CostModel) -> float:
     return model.network(pruned, SIZE, SIZE)
 
 
-def prices(network: PromptIR, model: CostModel) -> dict[str, float]:
+def seconds_per_weight(network: PromptIR, model: CostModel) -> dict[str, float]:
     """Seconds that one weight of each prunable tensor adds, as an entry of a sparse row or as a tap; 0 for those that work
     once per image, or never."""
     found = {}
@@ -111,7 +111,7 @@ def prune_to_latency(
     Layers that match an ``exempt`` pattern keep what they have, and so do weights without a price. MaskError where these alone
     take longer."""
     mask.check(network)
-    spared, cost = exempted(mask, exempt), prices(network, model)
+    spared, cost = exempted(mask, exempt), seconds_per_weight(network, model)
     ranked = [n for n in mask.alive if n not in spared and cost.get(n)]
     worth = {n: importance[n].double().masked_fill(~mask.alive[n], 0) for n in ranked}
     hidden = channels(network, model)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -62,16 +63,18 @@ def write_report(folder: Path, examples: Pairs | None) -> None:
     write_whole(folder / "report.md", "\n".join([*lines, ""]).encode())
 
 
+def logged(folder: Path) -> Iterator[dict[str, Any]]:
+    """What a run told of each validation, in order; a line that a kill cut short is no line."""
+    for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines():
+        with suppress(json.JSONDecodeError):
+            yield json.loads(line)
+
+
 def _rounds(folder: Path) -> Rounds:
-    """Of each finished round its last line of the log, and the median seconds of its steps; a line that a kill cut short is
-    no line."""
+    """Of each finished round its last line of the log, and the median seconds of its steps."""
     seconds: dict[int, list[float]] = {}
     last: dict[int, dict[str, Any]] = {}
-    for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines():
-        try:
-            entry = json.loads(line)
-        except json.JSONDecodeError:
-            continue
+    for entry in logged(folder):
         if "seconds_per_step" in entry and (folder / f"round_{entry['round']:02d}").exists():
             seconds.setdefault(entry["round"], []).append(entry["seconds_per_step"])
             last[entry["round"]] = entry

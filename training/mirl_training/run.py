@@ -18,6 +18,7 @@ all read: the folder must be one that they share.
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import shutil
@@ -59,7 +60,7 @@ Report = Callable[[dict[str, Any]], None]
 _MEASURED = 48  # batches that the importance of weights is a mean over
 _SETTLED = 5  # masks in a row that must be alike (early-bird tickets)
 _SHORT = 60  # seconds
-_WHOLE = 1 << 60  # bytes: images are restored as wholes, whatever memory is free, for the same answers every time
+WHOLE = 1 << 60  # bytes: images are restored as wholes, whatever memory is free, for the same answers every time
 _SIDE, _TIMED = 256, 5  # pixels each way of the image that a round's network is timed with, and how often
 
 
@@ -151,8 +152,8 @@ class Run:
                 regrow(self.network, load(find(config.regrow.source)), config.regrow.layers)
         backend = "cpu" if self.engine == "fused" else "reference"
         # What validation restores with: it takes the weights of the network that trains.
-        self._restorer = SparseRestorer(PromptIR(self.network.config), backend, _WHOLE)
-        self._teacher = None if teacher is None else SparseRestorer(load(find(teacher)), backend, _WHOLE)
+        self._restorer = SparseRestorer(PromptIR(self.network.config), backend, WHOLE)
+        self._teacher = None if teacher is None else SparseRestorer(load(find(teacher)), backend, WHOLE)
         gains = config.pruning.protocol == "mirl"
         self._first = (Mask.full if config.start is None else Mask.of)(self.network, gains)
         self.network.requires_grad_(True).to(device)
@@ -342,7 +343,8 @@ class Run:
                     state = {"round": index, "step": done, "losses": losses, "drawn": [m.alive for m in drawn]}
                     state |= {"engine": self.engine, "threads": torch.get_num_threads(), "mask": mask.alive}
                     state["trainer"] = trainer.state_dict()
-                    write_whole(self.folder / "state.pt", partial(torch.save, state))
+                    torch.save(state, buffer := io.BytesIO())  # of a full disk it would not say what OSError does
+                    write_whole(self.folder / "state.pt", buffer.getvalue())
         if self.world.leads:
             if self.engine == "fused":
                 report["seconds_per_image"] = self._time()

@@ -61,7 +61,9 @@ class Trainer:
         self._optimizers = optimizers(network, settings.optimizer, peak, settings.weight_decay)
         self._average = None if settings.ema is None else [p.detach().clone() for p in network.parameters()]
         self._steps = 0
-        (fuse if engine == "fused" else lambda n, _: unfuse(n))(network, mask)
+        unfuse(network)
+        if engine == "fused":
+            fuse(network, mask)
         self._parallel: DistributedDataParallel | None = None
         if self._world.ranks > 1:
             # Also keeps the buckets as they are: rebuilt ones would add up gradients in another order after a restart.

@@ -18,6 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mirl_kernels._cpu import BackendError
+
 # Rows that a panel may have, and what a column of it and the panel itself cost then: instructions of a thread, as they are counted
 # in the product of 128 pixels compiled for sm_80. Taller panels load a column for more rows, few of which may use it.
 HEIGHTS = {16: (5.6, 202), 32: (3.1, 329), 64: (4.4, 576)}  # 128 rows spill registers
@@ -136,13 +138,16 @@ _spilled: dict[Any, int] = {}  # by device, and what was compiled in which tile
 def launch(kernel: Any, grid: _Grid, *arguments: Any, tiles: Sequence[Tile], **constants: Any) -> None:
     """Launch a Triton kernel on the arguments, in its order, and constants, in the tile that the workspace was given for it, or else in
     the first of ``tiles`` that fits this GPU and spills no registers there, or the one that spills least; ``grid`` is made of
-    the tile's sizes. The GPU is the current device."""
+    the tile's sizes. The GPU is the current device; BackendError where the kernel does not compile for it, or none fits."""
     if (launches := _recorded.get()) is not None:
         names = [n for n in kernel.arg_names if n not in constants and n not in tiles[0].sizes]
         named = dict(zip(names, arguments, strict=True)) | constants
         first, *others = (Launch(kernel, grid(t.sizes), named | t.sizes, t) for t in tiles)
         launches.append(replace(first, others=tuple(others)))
         return
+    from triton.errors import TritonError
+    from triton.runtime.errors import OutOfResources
+
     amd = torch.version.hip is not None
 
     def run(tile: Tile) -> None:
@@ -159,8 +164,6 @@ def launch(kernel: Any, grid: _Grid, *arguments: Any, tiles: Sequence[Tile], **c
         made = kernel.warmup(*arguments, grid=grid(tile.sizes), **constants, **tile.sizes, **tile.options(amd))
         if made is None:  # in the interpreter
             return 0
-        from triton.runtime.errors import OutOfResources
-
         try:
             made._init_handles()  # loads it, which tells
         except OutOfResources:
@@ -168,13 +171,17 @@ def launch(kernel: Any, grid: _Grid, *arguments: Any, tiles: Sequence[Tile], **c
         return int(made.n_spills)
 
     compiled = f"{kernel.__name__} {constants} {[_special(a) for a in arguments]}"
-    if tuner := _tuner.get():
-        tuner.compare(compiled, [t for t in tiles if not spills(t)], run)
     workspace = _workspace.get()
     tile = None if workspace is None else workspace.tiles.get(compiled)
-    if tile is None or tile not in tiles:  # it may be of another version
-        tile = least(tiles, spills)
-    run(tile)
+    try:
+        if tuner := _tuner.get():
+            tuner.compare(compiled, (t for t in tiles if not spills(t)), run)
+        if tile is None or tile not in tiles:  # it may be of another version
+            tile = least(tiles, spills)
+        run(tile)
+    except TritonError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise BackendError(f"{kernel.__name__} does not run on this GPU ({type(error).__name__}: {reason})") from error
 
 
 def _special(argument: Any) -> Any:
@@ -193,10 +200,13 @@ class Tuner:
     until: float
     taken: dict[str, list[tuple[float, Tile]]] = field(default_factory=dict)  # by all launches of a kernel compiled so
 
-    def compare(self, compiled: str, tiles: Sequence[Tile], run: Callable[[Tile], None]) -> None:
-        if len(tiles) < 2 or time.monotonic() > self.until:
+    def compare(self, compiled: str, tiles: Iterable[Tile], run: Callable[[Tile], None]) -> None:
+        """One launch in each of the ``tiles``, which are looked at only as long as there is time."""
+        if time.monotonic() > self.until:
             return
-        before = self.taken.get(compiled, [(0.0, tile) for tile in tiles])
+        before = self.taken.get(compiled) or [(0.0, tile) for tile in tiles]
+        if len(before) < 2:
+            return
         self.taken[compiled] = [(spent + self.seconds(partial(run, tile)), tile) for spent, tile in before]
 
     @property
@@ -259,7 +269,9 @@ def kept(key: Any, make: Callable[[], Tensor], enough: Callable[[Tensor], bool] 
     if workspace is None:
         return make()
     tensors = workspace.tensors
-    if key not in tensors or not enough(tensors[key]):
+    if key in tensors and not enough(tensors[key]):
+        del tensors[key]  # before there is memory for another
+    if key not in tensors:
         tensors[key] = make()
     return tensors[key]
 
@@ -276,28 +288,33 @@ class Strip(NamedTuple):
     rows: int
 
 
-def hidden(x: Tensor, channels: int, dtype: torch.dtype) -> tuple[Tensor, list[Strip]]:
-    """Memory for the hidden channels of some rows of x (B, C, H, W), and the strips that x is to be worked on in, one after the
-    other in that same memory, so that it stays in the GPU's cache.
-
-    (B, channels, plane): pixel (i, j) of a strip is at (i + 1) * (W + PAD) + PAD + j, below the row above the strip and above the one
-    behind it. Outside the image are zeros, for the taps; what lies between two rows must stay zero."""
+def strips(x: Tensor, channels: int, dtype: torch.dtype) -> list[Strip]:
+    """Those that x (B, C, H, W) is to be worked on in, one after the other, so that so many hidden channels of one stay in the GPU's
+    cache; of even rows, which makes planes that vectors fit in, but for the last."""
     batch, _, height, width = x.shape
-    pitch, cached = width + PAD, (_workspace.get() or Workspace()).cached
-    row = max(1, batch * channels * pitch * dtype.itemsize)
+    row, cached = max(1, batch * channels * (width + PAD) * dtype.itemsize), (_workspace.get() or Workspace()).cached
     most = cached // row - 2
     if most < min(height + height % 2, _LEAST):
         most = max(_LEAST, MOST // row - 2)
     parts = -(-height // (most - most % 2))
-    rows = -(-height // (2 * parts)) * 2  # even, which makes planes that vectors fit in
+    rows = -(-height // (2 * parts)) * 2
+    return [Strip(first, min(rows, height - first)) for first in range(0, height, rows)]
+
+
+def hidden(x: Tensor, channels: int, dtype: torch.dtype) -> tuple[Tensor, list[Strip]]:
+    """Memory for the hidden channels of a strip of x (B, C, H, W), the same for all `strips`, and these.
+
+    (B, channels, plane): pixel (i, j) of a strip is at (i + 1) * (W + PAD) + PAD + j, below the row above the strip and above the one
+    behind it. Outside the image are zeros, for the taps; what lies between two rows must stay zero."""
+    batch, width, pitch, found = len(x), x.shape[3], x.shape[3] + PAD, strips(x, channels, dtype)
+    rows = found[0].rows + found[0].rows % 2
     size = batch * channels * (rows + 2) * pitch
     flat = kept(
         (batch, width, dtype),  # of the pitch: zeros stay where they are whatever the strips
         lambda: torch.zeros(size + PAD, dtype=dtype, device=x.device),
         lambda found: len(found) >= size + PAD,
     )
-    strips = [Strip(first, min(rows, height - first)) for first in range(0, height, rows)]
-    return flat[:size].view(batch, channels, (rows + 2) * pitch), strips
+    return flat[:size].view(batch, channels, (rows + 2) * pitch), found
 
 
 class Panels(nn.Module):
@@ -422,16 +439,26 @@ class Packed(nn.Module):
         super().__init__()
         self.dtype = dtype
 
-    def check(self, x: Tensor, y: Tensor | None, shape: Sequence[int], kinds: Sequence[torch.dtype] = ()) -> Tensor:
-        """The tensor to write to, of ``shape``: ``y`` or a new one. ValueError unless x and y are (B, C, H, W), not empty, whose planes are
-        contiguous and side by side, as channels of a contiguous tensor are, of the weights' dtype or one of ``kinds``."""
+    def check(
+        self,
+        x: Tensor,
+        channels: int,
+        y: Tensor | None,
+        shape: Sequence[int],
+        kinds: Sequence[torch.dtype] = (),
+        residual: Tensor | None = None,
+    ) -> Tensor:
+        """The tensor to write to, of ``shape``: ``y`` or a new one. ValueError unless x, of so many ``channels``, y and a ``residual`` of its
+        shape are (B, C, H, W), not empty, whose planes are contiguous and side by side, as channels of a contiguous tensor are,
+        of the weights' dtype or one of ``kinds``."""
         y = x.new_empty(shape, dtype=self.dtype) if y is None else y
-        for name, t in (("x", x), ("y", y)):
+        for name, t in (("x", x), ("y", y), ("residual", y if residual is None else residual)):
             planes = t.ndim == 4 and t.numel() > 0 and t[0].is_contiguous()
             if not planes or t.dtype not in (self.dtype, *kinds):
                 raise ValueError(
                     f"{name} is {t.dtype} {tuple(t.shape)} of strides {t.stride()}; expected {self.dtype} planes"
                 )
-        if y.shape != torch.Size(shape):
-            raise ValueError(f"y is {tuple(y.shape)}; expected {tuple(shape)}")
+            wanted = (*x.shape[:1], channels, *x.shape[2:]) if t is x else tuple(shape)
+            if t.shape != wanted:
+                raise ValueError(f"{name} is {tuple(t.shape)}; expected {wanted}")
         return y

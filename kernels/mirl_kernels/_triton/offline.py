@@ -129,7 +129,7 @@ def _compile(architecture: str, key: tuple[Any, ...]) -> Compiled:
 def compile_for(architecture: str, launch: Launch) -> tuple[Launch, Compiled]:
     """A launch in the tile that it would have on one of SHARED's architectures, and what its kernel is compiled to."""
     made = ((one, _compile(architecture, specialised(one))) for one in (launch, *launch.others))
-    return least(made, lambda one: one[1].spilled)
+    return least(made, lambda one: one[1].spilled + ((one[1].shared > SHARED[architecture]) << 30))
 
 
 def compile_ahead(architecture: str, launches: Iterable[Launch]) -> None:

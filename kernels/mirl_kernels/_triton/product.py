@@ -140,7 +140,8 @@ def _work(launch: Launch) -> Work:
     return Work(
         read=batch * used * pixels * item + size(a["value"]) + indices,
         written=written,
-        fetched=everywhere * (parts * used * a["BLOCK_P"] * item + size(a["value"]) + indices),
+        fetched=everywhere
+        * ((len(a["column"]) + bool(norm) * parts * a["channels"]) * a["BLOCK_P"] * item + size(a["value"]) + indices),
         macs=everywhere * a["BLOCK_P"] * a["value"].numel(),
         trips=(*norm, everywhere * a["groups"], everywhere * steps),
         hidden=written if a["HIDDEN"] else 0,

@@ -99,6 +99,7 @@ class TritonConv(Packed):
                 weight.detach()[g * (outputs // groups) :][: outputs // groups].flatten(2).transpose(1, 2)
             )
         self.matrix: Panels = pack_panels(whole.view(outputs, -1), dtype, part=groups * inputs)
+        self.channels = groups * inputs
         tap = self.matrix.column // (groups * inputs)
         self.register_buffer("channel", (self.matrix.column % (groups * inputs)).int())
         self.register_buffer("down", (tap // columns * dilation[0] - self.padding[0]).int())
@@ -117,8 +118,10 @@ class TritonConv(Packed):
         o, r = self.matrix.rows, abs(self.shuffle)
         shape = (o, height, width) if r == 1 else (o // 4, 2 * height, 2 * width)
         if self.shuffle < -1:
+            if height % 2 or width % 2:
+                raise ValueError(f"the result is {height}x{width}; expected even sides to make channels of")
             shape = o * 4, height // 2, width // 2
-        y = self.check(x, y, (len(x), *shape), (torch.float32,))
+        y = self.check(x, self.channels, y, (len(x), *shape), (torch.float32,), residual)
         launch(
             conv_kernel, grid(height * width, len(x), self.matrix),
             x, y, self.matrix.start, self.channel, self.down, self.right, self.matrix.value, self.matrix.row, self.bias,

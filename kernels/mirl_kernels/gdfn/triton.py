@@ -44,7 +44,7 @@ class TritonGDFN(Packed):
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         """x (B, C, H, W) of ``dtype`` to the same shape, written into ``y``, which is not x, if given."""
-        y = self.check(x, y, x.shape)
+        y = self.check(x, self.weight.shape[1], y, x.shape)
         pairs, strips = hidden(x, len(self.offset), self.dtype)
         for strip in strips:
             if len(self.offset):

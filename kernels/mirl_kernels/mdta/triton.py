@@ -27,6 +27,7 @@ from mirl_kernels._triton import (
     pack_panels,
     processors,
     size,
+    strips,
 )
 from mirl_kernels._triton.product import in_plane, project
 from mirl_kernels._triton.taps import STEP, Taps, mix, slots, tap_work, tapped
@@ -258,19 +259,16 @@ class TritonMDTA(Packed):
     def forward(self, x: Tensor, y: Tensor | None = None, shares: int = 0) -> Tensor:
         """x (B, C, H, W) of ``dtype`` to the same shape, written into ``y``, which is not x, if given; Gram matrices are summed up in
         ``shares`` parts, or as many as there are processors for."""
-        y = self.check(x, y, x.shape)
+        y = self.check(x, self.channels, y, x.shape)
         batch, channels, _, width = x.shape
         inner = channels // self.heads
-        planes, strips = hidden(x, self.ahead, self.dtype)
-        whole = False  # v as well, by the same pass, if one strip has room for all
-        if len(strips) == 1:
-            every, parts = hidden(x, len(self.offset), self.dtype)
-            if whole := len(parts) == 1:
-                planes = every
+        # v as well, by the same pass, if one strip has room for all.
+        whole = all(len(strips(x, n, self.dtype)) == 1 for n in (self.ahead, len(self.offset)))
+        planes, parts = hidden(x, len(self.offset) if whole else self.ahead, self.dtype)
         taps, block, images, (q_blocks, k_blocks) = self.taps, self.block, batch * self.heads, self.blocks
         shares = shares or max(1, processors() // (images * q_blocks * k_blocks))
-        span = triton.cdiv(strips[0].rows * width, _PIXELS * shares) * _PIXELS  # pixels of a share
-        shares = triton.cdiv(strips[0].rows * width, span)
+        span = triton.cdiv(parts[0].rows * width, _PIXELS * shares) * _PIXELS  # pixels of a share
+        shares = triton.cdiv(parts[0].rows * width, span)
         n, m = q_blocks * block, k_blocks * block
         size = images * (n * m + n + m)
         sums = kept(  # the next block's are summed up there as well, so that the cache keeps them
@@ -278,7 +276,7 @@ class TritonMDTA(Packed):
             lambda: torch.empty(shares * size, dtype=torch.float32, device=x.device),
             lambda found: len(found) >= shares * size,
         )[: shares * size].view(shares, size)
-        for strip in strips:
+        for strip in parts:
             if whole:
                 self._project(x, planes, self.qkv, self.offset, strip)
             else:
@@ -305,10 +303,10 @@ class TritonMDTA(Packed):
             tiles=[Tile({"BLOCK_O": o}, 8 if wide > 64 else 4) for o in (16, 8)],
         )  # fmt: skip
         if whole:
-            mix(planes, self.v_taps, weight, self.bias, x, y, gate=False, strip=strips[0], before=self.ahead)
+            mix(planes, self.v_taps, weight, self.bias, x, y, gate=False, strip=parts[0], before=self.ahead)
             return y
-        planes, strips = hidden(x, len(self.offset) - self.ahead, self.dtype)
-        for strip in strips:
+        planes, parts = hidden(x, len(self.offset) - self.ahead, self.dtype)
+        for strip in parts:
             self._project(x, planes, self.v, self.offset[self.ahead :], strip)
             mix(planes, self.v_taps, weight, self.bias, x, y, gate=False, strip=strip)
         return y

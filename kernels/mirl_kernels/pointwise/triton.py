@@ -21,6 +21,6 @@ class TritonPointwise(Packed):
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         """x (B, C, H, W) to (B, O, H, W)."""
-        y = self.check(x, y, (len(x), self.matrix.rows, *x.shape[2:]))
+        y = self.check(x, self.matrix.columns, y, (len(x), self.matrix.rows, *x.shape[2:]))
         project(x, y, self.matrix, bias=self.bias)
         return y

@@ -11,7 +11,7 @@ from mirl_kernels._triton import Launch, Packed, Tile, Work, counts, launch, siz
 from mirl_kernels.conv.triton import TritonConv
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["plane"])  # a loop's end
 def mean_kernel(x, mean, x_batch, plane, BLOCK_P: tl.constexpr):
     """mean (B, C) float32 of each plane of x. Grid (C, B)."""
     batch = tl.program_id(1).to(tl.int64)
@@ -98,7 +98,7 @@ class TritonPrompt(Packed):
         """x (B, C, H, W) to (B, P, H, W)."""
         batch, channels, height, width = x.shape
         count, planes, size, _ = self.prompts.shape
-        y = self.check(x, y, (batch, planes, height, width))
+        y = self.check(x, self.linear.shape[1], y, (batch, planes, height, width))
         mean = torch.empty(batch, channels, dtype=torch.float32, device=x.device)
         launch(
             mean_kernel, lambda sizes: (channels, batch, 1),
