@@ -334,6 +334,13 @@ class TestRun:
         assert files() == ["in/a.png", "in/b.png", "in/c.png", "in/d.png", "out/a.png", "out/c.png"]
         assert all(Path(name).read_bytes() == data for name, data in before.items() if Path(name).exists())
 
+    def test_a_name_that_leaves_no_room_for_its_results_does_not_stop_the_rest(self) -> None:
+        tree("a.png", f"{'b' * 248}.png", "c.png")
+        log = Log()
+        assert run(plan(["."], None), Inverter(), log) == 1
+        assert "cannot be written (File name too long)" in str(log.errors[1])
+        assert {"a_restored.png", "c_restored.png"} < set(files())
+
     @pytest.mark.parametrize("kind", [RuntimeError, MemoryError, UserError])
     def test_a_photo_that_the_restorer_cannot_do(self, kind: type[Exception]) -> None:
         tree("a.png", "b.png", "c.png")

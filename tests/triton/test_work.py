@@ -27,7 +27,9 @@ class Trace:
     def __init__(self, monkeypatch):
         builder = interpreter.interpreter_builder
         self.read, self.written, self.macs, self.dots, self.loads = {}, {}, 0, 0, Counter()
+        self.programs = []  # what each reads
         load, store, dot = builder.create_masked_load, builder.create_masked_store, builder.create_dot
+        begin = builder.set_grid_idx
 
         def touch(touched, pointers, mask):
             item = pointers.get_element_ty().primitive_bitwidth // 8
@@ -35,6 +37,7 @@ class Trace:
 
         def traced_load(pointers, mask, *rest):
             touch(self.read, pointers, mask)
+            touch(self.programs[-1], pointers, mask)
             self.loads[pointers.data.shape] += 1
             return load(pointers, mask, *rest)
 
@@ -47,6 +50,11 @@ class Trace:
             self.macs += a.data.shape[0] * a.data.shape[1] * b.data.shape[1]
             return dot(a, b, d, *rest)
 
+        def begun(*place):
+            self.programs.append({})
+            return begin(*place)
+
+        monkeypatch.setattr(builder, "set_grid_idx", begun)
         monkeypatch.setattr(builder, "create_masked_load", traced_load)
         monkeypatch.setattr(builder, "create_masked_store", traced_store)
         monkeypatch.setattr(builder, "create_dot", traced_dot)
@@ -141,6 +149,8 @@ def test_launches_do_what_they_are_said_to(op, batch, size, cached, device, monk
             assert name not in ("mix_kernel", "gram_kernel")
         # Zeros that two channels share are counted for both, and what rows of padding read of another's is not.
         assert said.read == pytest.approx(trace.bytes(trace.read), rel=0.01), name
+        # Pixels beyond the last are counted as well.
+        assert said.fetched >= 0.99 * sum(map(trace.bytes, trace.programs)), name
         assert said.macs == trace.macs, name
         if name in PRODUCTS:
             assert said.trips[PRODUCTS[name]] == trace.dots, name
