@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from mirl_training.data import degrade
 from mirl_training.degradations import add_fog, add_haze, add_jpeg, add_jpeg_drawn, add_noise, add_rain, share
 
 
@@ -95,3 +96,10 @@ def test_shared_photos_keep_their_size_and_come_out_the_same_from_the_same_draw(
             seen.add(round(psnr(harmed, photo), 3))
     assert len(seen) > 15
     assert share(photo[:1, :1], np.random.default_rng(0)).shape == (1, 1, 3)
+
+
+def test_tasks_say_how_much(photo):
+    draw = np.random.default_rng
+    np.testing.assert_array_equal(degrade(photo, "noise25", draw(3)), add_noise(photo, 25, draw(3)))
+    np.testing.assert_array_equal(degrade(photo, "jpeg10", draw(3)), add_jpeg(photo, 10))
+    assert len({psnr(degrade(photo, "jpeg", draw(i)), photo) for i in range(9)}) > 4

@@ -20,7 +20,7 @@ from torch import Tensor
 from mirl_sparse.errors import UserError
 from mirl_sparse.images import IMAGE_SUFFIXES, image_size, read_image
 from mirl_training.config import RunConfig
-from mirl_training.degradations import Image, add_fog, add_jpeg_drawn, add_noise, add_rain, share
+from mirl_training.degradations import Image, add_fog, add_jpeg, add_jpeg_drawn, add_noise, add_rain, share
 
 Pixels = NDArray[np.uint8]
 Source = tuple[Path | None, Path]  # the degraded photo, None where it is made from the clean one; the clean one
@@ -261,7 +261,13 @@ def _generator(*key: int) -> np.random.Generator:
     return np.random.Generator(np.random.PCG64(key))
 
 
-_DRAWN = {"rain": add_rain, "fog": add_fog, "jpeg": add_jpeg_drawn, "social": share}
+_DRAWN = {
+    "rain": add_rain,
+    "fog": add_fog,
+    "jpeg": add_jpeg_drawn,
+    "jpeg10": lambda image, _: add_jpeg(image, 10),
+    "social": share,
+}
 
 
 def degrade(clean: Image, task: str, rng: np.random.Generator) -> Image:
