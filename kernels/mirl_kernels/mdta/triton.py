@@ -181,12 +181,12 @@ def _compose_work(launch: Launch) -> Work:
     a, (images, tiles, _) = launch.arguments, launch.grid
     steps = triton.cdiv(a["channels"] // a["heads"], a["BLOCK_I"])
     q, k = (a["spot"] >= 0).view(2, a["heads"], -1).sum(2)
-    sums = 4 * images // a["heads"] * int((q * k + q + k).sum())
-    tables = size(a["temperature"], a["order"], a["spot"], a["project_out"])
+    batch, matrix = images // a["heads"], size(a["project_out"])
+    sums, tables = 4 * batch * int((q * k + q + k).sum()), size(a["temperature"], a["order"], a["spot"])
     return Work(
-        read=sums + tables,
+        read=sums + tables + matrix,
         written=size(a["weight"]),
-        fetched=tiles * sums + images // a["heads"] * tables,
+        fetched=tiles * (sums + batch * tables) + batch * matrix,
         macs=images * tiles * steps * a["BLOCK_I"] * a["BLOCK_J"] * a["BLOCK_O"] if a["weight"].itemsize < 4 else 0,
         trips=(images * tiles * steps,),
     )
