@@ -331,10 +331,11 @@ class TritonEngine:
     def _workspace(self) -> Workspace:
         return workspace(self.device, self._tiles)
 
-    def _choose(self, dense: frozenset[str]) -> None:
+    def _choose(self, dense: frozenset[str]) -> frozenset[str]:
         """These steps by dense operators, whose memory alone is kept."""
         self._dense = dense
         self._program.dense = {n: op for n, op in self._program.dense.items() if n in dense}
+        return dense
 
     def _dense_where_faster(self, image: Tensor) -> frozenset[str]:
         if self._dtype == torch.float32:  # where PyTorch's convolutions are of fewer digits (TF32)
@@ -362,20 +363,19 @@ class TritonEngine:
         while len(self._seen) > _SIZES_KEPT:
             self._seen.popitem(last=False)
         with now.workspace.used():
-            if self._dense is None:
-                self._choose(self._dense_where_faster(image))
+            dense = self._choose(self._dense_where_faster(image)) if self._dense is None else self._dense
             if seen is None:  # compiles what is not compiled yet; one image alone is not worth a graph
-                return self._program(image, self._dense)
+                return self._program(image, dense)
             if now.graph is None and now.room:
                 now.x, graph = image.clone(), torch.cuda.CUDAGraph()
                 try:
                     with _recorded(graph):
-                        now.y = self._program(now.x, self._dense)
+                        now.y = self._program(now.x, dense)
                     now.graph = graph
                 except torch.cuda.OutOfMemoryError:
                     now.x, now.room = None, False
             if now.graph is None:
-                return self._program(image, self._dense)
+                return self._program(image, dense)
         assert now.x is not None and now.y is not None
         now.x.copy_(image)
         now.graph.replay()
