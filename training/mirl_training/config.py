@@ -35,9 +35,9 @@ class DataSettings(_Settings):
     ``clean`` are one or more folders of photos; ``haze`` and ``rain`` such with ``input/NAME_hazy.*`` (``NAME_rainy.*``) and
     ``target/NAME_gt.*``. ``tasks`` are the odds of each task in a batch, or, where training counts ``epochs``, how often each
     photo of the task is seen in one: "haze" draws from those pairs and "rain" too, if there are any, or else puts streaks
-    over the clean photos; "fog" hazes these, "jpeg" compresses them ("jpeg10" always at quality 10) and "social" does what sharing a photo again and again
-    does. The last ``validation_images`` of each kind are kept for validation. Decoded photos take ``memory`` GiB at most; the
-    others are decoded when they are drawn.
+    over the clean photos; "fog" hazes these, "jpeg" compresses them ("jpeg10" always at quality 10) and "social" does what
+    sharing a photo again and again does. The last ``validation_images`` of each kind are kept for validation. Decoded photos
+    take ``memory`` GiB at most; the others are decoded when they are drawn.
     """
 
     clean: Folders = Field(min_length=1)

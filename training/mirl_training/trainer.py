@@ -61,9 +61,10 @@ class Trainer:
         self._optimizers = optimizers(network, settings.optimizer, peak, settings.weight_decay)
         self._average = None if settings.ema is None else [p.detach().clone() for p in network.parameters()]
         self._steps = 0
-        unfuse(network)
         if engine == "fused":
             fuse(network, mask)
+        else:
+            unfuse(network)
         self._parallel: DistributedDataParallel | None = None
         if self._world.ranks > 1:
             # Also keeps the buckets as they are: rebuilt ones would add up gradients in another order after a restart.

@@ -55,9 +55,9 @@ class Launch:
 @dataclass(frozen=True)
 class Work:
     """What a launch does. ``read`` and ``written`` are bytes of distinct addresses, ``fetched`` those read, summed over the programs,
-    each of which finds what it has touched before in its own cache, but for factors of products, copied past it; ``macs`` are multiply-adds on tensor cores, padding
-    included; ``trips`` how often the body of each loop of the kernel runs, in the order of the source, over all programs.
-    ``hidden`` are those bytes, of the read or the written ones, that are hidden channels' or the sums' of Gram matrices, which one
+    each of which finds what it has touched before in its own cache, but for factors of products, copied past it; ``macs`` are
+    multiply-adds on tensor cores, padding included; ``trips`` how often the body of each loop of the kernel runs, in the order of
+    the source, over all programs. ``hidden`` are those bytes, of the read or the written ones, that are hidden channels' or the sums' of Gram matrices, which one
     launch leaves to the next and of which either takes ``buffer`` bytes at most."""
 
     read: int
@@ -146,7 +146,6 @@ def launch(kernel: Any, grid: _Grid, *arguments: Any, tiles: Sequence[Tile], **c
         launches.append(replace(first, others=tuple(others)))
         return
     from triton.errors import TritonError
-    from triton.runtime.errors import OutOfResources
 
     amd = torch.version.hip is not None
 
@@ -164,6 +163,8 @@ def launch(kernel: Any, grid: _Grid, *arguments: Any, tiles: Sequence[Tile], **c
         made = kernel.warmup(*arguments, grid=grid(tile.sizes), **constants, **tile.sizes, **tile.options(amd))
         if made is None:  # in the interpreter
             return 0
+        from triton.runtime.errors import OutOfResources
+
         try:
             made._init_handles()  # loads it, which tells
         except OutOfResources:
@@ -452,7 +453,9 @@ class Packed(nn.Module):
         shape are (B, C, H, W), not empty, whose planes are contiguous and side by side, as channels of a contiguous tensor are,
         of the weights' dtype or one of ``kinds``."""
         y = x.new_empty(shape, dtype=self.dtype) if y is None else y
-        for name, t in (("x", x), ("y", y), ("residual", y if residual is None else residual)):
+        for name, t in (("x", x), ("y", y), ("residual", residual)):
+            if t is None:
+                continue
             planes = t.ndim == 4 and t.numel() > 0 and t[0].is_contiguous()
             if not planes or t.dtype not in (self.dtype, *kinds):
                 raise ValueError(

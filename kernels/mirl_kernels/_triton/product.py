@@ -135,13 +135,15 @@ def _work(launch: Launch) -> Work:
     indices = size(a["start"], a["column"], a["row"], a["bias"], a["total"] if a["NORM"] and a["CENTRED"] else None)
     norm = [everywhere * parts * triton.cdiv(a["channels"], a["BLOCK_C"])] if a["NORM"] else []
     steps = len(a["column"]) // a["BLOCK_K"]
+    loaded = len(a["column"]) + (
+        parts * a["channels"] if a["NORM"] else 0
+    )  # channels of a pixel, by all panels and for the norm
     pixels = min(a["first"] + tiles * a["BLOCK_P"], a["plane"]) - max(a["first"], 0)
     written = batch * int((a["row"] >= 0).sum()) * a["count"] * a["y"].itemsize
     return Work(
         read=batch * used * pixels * item + size(a["value"]) + indices,
         written=written,
-        fetched=everywhere
-        * ((len(a["column"]) + bool(norm) * parts * a["channels"]) * a["BLOCK_P"] * item + size(a["value"]) + indices),
+        fetched=everywhere * (loaded * a["BLOCK_P"] * item + size(a["value"]) + indices),
         macs=everywhere * a["BLOCK_P"] * a["value"].numel(),
         trips=(*norm, everywhere * a["groups"], everywhere * steps),
         hidden=written if a["HIDDEN"] else 0,

@@ -98,10 +98,10 @@ class TritonConv(Packed):
             whole[g, :, :, g] = (
                 weight.detach()[g * (outputs // groups) :][: outputs // groups].flatten(2).transpose(1, 2)
             )
-        self.matrix: Panels = pack_panels(whole.view(outputs, -1), dtype, part=groups * inputs)
         self.channels = groups * inputs
-        tap = self.matrix.column // (groups * inputs)
-        self.register_buffer("channel", (self.matrix.column % (groups * inputs)).int())
+        self.matrix: Panels = pack_panels(whole.view(outputs, -1), dtype, part=self.channels)
+        tap = self.matrix.column // self.channels
+        self.register_buffer("channel", (self.matrix.column % self.channels).int())
         self.register_buffer("down", (tap // columns * dilation[0] - self.padding[0]).int())
         self.register_buffer("right", (tap % columns * dilation[1] - self.padding[2]).int())
         self.register_buffer("bias", None if bias is None else bias.detach().float())
