@@ -82,7 +82,7 @@ def convert(
     """Pack a pruned checkpoint into a ticket, verified against the dense network."""
     if tune_for is not None:
         check_gpu()
-    target = output or checkpoint.with_name(f"{checkpoint.stem}.ticket.safetensors")
+    target = output or checkpoint.parent / f"{checkpoint.stem}.ticket.safetensors"
     report = to_ticket(checkpoint, target)
     _print(report)
     print(f"removed {report.removed:,} weights of dead channels; wrote {target} ({target.stat().st_size / 1e6:.1f} MB)")
@@ -247,7 +247,7 @@ def bench(
     for name, reason in result["left_out"].items():
         print(f"{name}: left out ({reason})", file=sys.stderr)
     _show_rows(result["rows"], sparse := next(name for name, row in result["rows"].items() if "speedup" in row))
-    print(f"{size}x{size}, {runs} interleaved runs, torch {result['torch']}, ", end="")
+    print(f"{size}x{size}, interleaved runs, torch {result['torch']}, ", end="")
     if backend == "triton":
         print(f"{result['gpu']}; clocks at work: {result['clocks']}")
     else:
@@ -272,11 +272,13 @@ def bench(
 
 
 def _show_rows(rows: dict[str, dict[str, Any]], sparse: str) -> None:
-    table = Table("configuration", "median", "20%", "80%", "first result", "difference", "against sparse", box=None)
+    table = Table(
+        "configuration", "runs", "median", "20%", "80%", "first result", "difference", "against sparse", box=None
+    )
     for name, row in rows.items():
         times = (f"{1e3 * row[k]:.2f} ms" for k in ("median", "p20", "p80", "first_call"))
         ratio = row["median"] / rows[sparse]["median"]
-        table.add_row(name, *times, f"{row['difference']:.1e}", f"{ratio:.2f}x")
+        table.add_row(name, str(row["runs"]), *times, f"{row['difference']:.1e}", f"{ratio:.2f}x")
     _show(table)
 
 

@@ -7,6 +7,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import suppress
 from typing import NamedTuple
 
 import torch
@@ -95,7 +96,8 @@ class _Plan:
         except OSError:
             raise MemoryError(f"the buffers for {height}x{width} take {self.bytes / 1e9:.1f} GB") from None
         if hasattr(mmap, "MADV_HUGEPAGE"):
-            mapped.madvise(mmap.MADV_HUGEPAGE)
+            with suppress(OSError):  # a kernel that was built without them
+                mapped.madvise(mmap.MADV_HUGEPAGE)
         arena = torch.frombuffer(mapped, dtype=torch.float32)
 
         def view(part: Slice) -> Tensor:

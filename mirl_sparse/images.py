@@ -59,6 +59,7 @@ _EXIF_KEPT = (
     *(ExifTags.Base.XPTitle, ExifTags.Base.XPComment, ExifTags.Base.XPAuthor, ExifTags.Base.XPKeywords),
     *(ExifTags.Base.XPSubject, ExifTags.Base.Rating),
 )
+_PROFILED = {"CMYK": b"CMYK", "L": b"GRAY"}  # what a profile of an image in such a mode is for
 # Wrong once the image is turned, or an offset into the old file.
 _EXIF_STALE = (ExifTags.Base.ExifImageWidth, ExifTags.Base.ExifImageHeight, ExifTags.IFD.Interop)
 _BROKEN_EXIF = (ArithmeticError, AttributeError, LookupError, OSError, SyntaxError, TypeError, ValueError, struct.error)
@@ -81,7 +82,8 @@ class Photo:
     pixels: RGB uint8 (H, W, 3), where there is alpha not multiplied by it.
     alpha: uint8 (H, W), 255 is opaque; None if the image has no transparency.
     exif: EXIF without orientation, as Pillow takes it; empty if there is none.
-    icc: RGB colour profile; empty if there is none (pixels of a CMYK file are converted by its own; that of a grey one is dropped).
+    icc: RGB colour profile; empty if there is none (pixels of CMYK, and of opaque grey of 8 bits, are converted to sRGB by their own;
+        that of other grey is dropped).
     """
 
     pixels: NDArray[np.uint8]
@@ -137,7 +139,7 @@ def to_rgb(image: Image.Image) -> NDArray[np.uint8]:
     Grey of more than 8 bits is scaled to 0..255: from 0..65535 in modes I;16, and in modes I and F from the first
     of 0..1 (F only), 0..255 and 0..65535 that holds every value, or else from 0..maximum.
     """
-    return _on_white(*_split(_upright(image)))
+    return _on_white(*_split(_in_rgb(_upright(image))))
 
 
 def write_image(path: Path, image: NDArray[np.uint8]) -> None:
@@ -232,9 +234,9 @@ def _orientation(image: Image.Image) -> object:
 
 
 def _in_rgb(image: Image.Image) -> Image.Image:
-    """A CMYK image that says by its profile what its inks look like, in sRGB; any other as it is."""
+    """An image of ink or grey whose profile says what that looks like, in sRGB; any other as it is."""
     profile = image.info.get("icc_profile") or b""
-    if image.mode != "CMYK" or profile[16:20] != b"CMYK":
+    if profile[16:20] != _PROFILED.get(image.mode) or "transparency" in image.info:
         return image
     try:
         converted = ImageCms.profileToProfile(
@@ -253,7 +255,11 @@ def _split(image: Image.Image) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | N
         values = np.asarray(image)
         key = image.info.get("transparency")
         alpha = np.where(values == key, 0, 255).astype(np.uint8) if isinstance(key, int) else None
-        return np.repeat(_eight_bits(values, image.mode)[..., None], 3, axis=2), alpha
+        tags = getattr(image, "tag_v2", {})  # of TIFF, whose levels Pillow leaves as they lie
+        grey = _eight_bits(values, image.mode, tags.get(ExifTags.Base.BitsPerSample, (16,))[0])
+        if tags.get(ExifTags.Base.PhotometricInterpretation) == 0:  # white is zero
+            grey = 255 - grey
+        return np.repeat(grey[..., None], 3, axis=2), alpha
     if not image.has_transparency_data:
         return np.array(image.convert("RGB")), None
     if image.mode == "La":
@@ -262,9 +268,9 @@ def _split(image: Image.Image) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | N
     return np.ascontiguousarray(rgba[..., :3]), np.ascontiguousarray(rgba[..., 3])
 
 
-def _eight_bits(values: NDArray[np.generic], mode: str) -> NDArray[np.uint8]:
+def _eight_bits(values: NDArray[np.generic], mode: str, bits: int) -> NDArray[np.uint8]:
     if mode.startswith("I;16"):
-        return (values.astype(np.uint16) >> 8).astype(np.uint8)  # as Pillow reads 16-bit colour
+        return (values.astype(np.uint16) >> (bits - 8)).astype(np.uint8)  # as Pillow reads 16-bit colour
     finite = np.nan_to_num(values.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
     top = float(finite.max())
     full = next((full for full in ((1, 255, 65_535) if mode == "F" else (255, 65_535)) if top <= full), top)

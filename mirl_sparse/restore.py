@@ -112,11 +112,15 @@ def run(jobs: Iterable[Job], restorer: Restorer, on_progress: Callable[[Job, Use
 def _restore(job: Job, restorer: Restorer) -> None:
     photo = read_photo(sys.stdin.buffer if job.source is None else job.source)
     try:
-        pixels = restorer.restore(photo.pixels)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            pixels = restorer.restore(photo.pixels)
     except (UserError, MemoryError, RuntimeError) as error:  # a photo too large for the device must not end the run
         height, width = photo.pixels.shape[:2]
         reason = str(error) or type(error).__name__
         raise ImageError(f"{job}: {width}x{height} pixels could not be restored ({reason})") from error
+    for warning in caught:  # of each photo, by its name: the same words may be about the next one too
+        warnings.warn(f"{job}: {warning.message}", warning.category, stacklevel=2)
     write_photo(sys.stdout.buffer if job.target is None else job.target, replace(photo, pixels=pixels), job.format)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import warnings
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
@@ -181,6 +182,8 @@ class SparseRestorer(nn.Module):
         if engine and engine.kept and engine.kept + needs(height, width) > allowed:
             engine.release()  # what other sizes left is no reason for tiles
             allowed = limit() or allowed
+        if batch > 1 and needs(height, width) > allowed:
+            return torch.cat([self._within_memory(half) for half in image.chunk(2)])
         tile = tile_size(height, width, allowed, needs)
         if tile == (height, width):
             return self._run(image)
@@ -201,8 +204,9 @@ class SparseRestorer(nn.Module):
         return self.network(image) if self.backend == "reference" else self._packed()(image)
 
     def repack(self) -> None:
-        """Pack the weights anew at the next call."""
+        """Pack the weights anew at the next call, of what was compiled or exported from this as well."""
         self._engine = None
+        _forget(list(self.network.parameters()))
 
     def _packed(self) -> Engine | TritonEngine:
         def now() -> object:
@@ -238,23 +242,33 @@ class SparseRestorer(nn.Module):
 # Compiled and exported models hold weights, not restorers: theirs are kept here, the last two. They hold the weights'
 # memory, so that an address means the same weights as long as it is known.
 _restorers: OrderedDict[tuple[object, ...], SparseRestorer] = OrderedDict()
+_restorers_lock = threading.Lock()
 
 
 def _restorer_of(
     weights: Sequence[Tensor], config: str, backend: str, max_memory: int, precision: str
 ) -> SparseRestorer:
     key = config, backend, max_memory, precision, *_state(weights)
-    if key in _restorers:
-        _restorers.move_to_end(key)
-        return _restorers[key]
-    with torch.device("meta"):
-        network = PromptIR(PromptIRConfig.from_dict(json.loads(config)))
-    names = [name for name, _ in network.named_parameters()]
-    network.load_state_dict(dict(zip(names, (w.detach() for w in weights), strict=True)), assign=True)
-    _restorers[key] = SparseRestorer(network, backend, max_memory or None, precision)
-    while len(_restorers) > 2:
-        _restorers.popitem(last=False)
-    return _restorers[key]
+    with _restorers_lock:
+        if key in _restorers:
+            _restorers.move_to_end(key)
+            return _restorers[key]
+        with torch.device("meta"):
+            network = PromptIR(PromptIRConfig.from_dict(json.loads(config)))
+        names = [name for name, _ in network.named_parameters()]
+        network.load_state_dict(dict(zip(names, (w.detach() for w in weights), strict=True)), assign=True)
+        restorer = _restorers[key] = SparseRestorer(network, backend, max_memory or None, precision)
+        while len(_restorers) > 2:
+            _restorers.popitem(last=False)
+        return restorer
+
+
+def _forget(weights: Sequence[Tensor]) -> None:
+    """Pack these weights anew for compiled and exported models, too."""
+    state = tuple(_state(weights))
+    with _restorers_lock:
+        for key in [key for key in _restorers if key[-len(state) :] == state]:
+            del _restorers[key]
 
 
 # It records graphs of its own: newer versions of PyTorch are told to put it into none of theirs.

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from mirl_kernels._cpu import DENSE
 from mirl_sparse.checkpoint import read_checkpoint
 from mirl_sparse.errors import UserError
 from mirl_sparse.network import PromptIR
@@ -91,8 +92,9 @@ def describe(network: PromptIR, removed: int = 0) -> Report:
         kind = kind or ("prompt" if name.startswith("prompt") else "pointwise" if weight.shape[-1] == 1 else "conv")
         kept = int((weight != 0).sum())
         dead = int((weight.flatten(1) == 0).all(1).sum())
+        runs_as = _WHY[kind].replace("sparse", "dense") if kept > DENSE * weight.numel() else _WHY[kind]
         layers.append(Layer(f"{name}.weight", tuple(weight.shape), kept, weight.numel(), kept * pixels,
-                            weight.numel() * pixels, dead, _WHY[kind]))  # fmt: skip
+                            weight.numel() * pixels, dead, runs_as))  # fmt: skip
     used = PromptIR.names(replace(network.config, unused_layers=False))
     parameters = [p for name, p in network.named_parameters() if name in used]
     nonzero = sum(int(p.count_nonzero()) for p in parameters)

@@ -103,6 +103,52 @@ def test_ops_refuse_weights_of_another_layer(shuffle):
                 call()
 
 
+def test_fused_ops_refuse_weights_of_another_block():
+    r = torch.rand
+    x, norm = r(1, 8, 9, 9), (torch.ones(8), torch.zeros(8))
+
+    def gdfn_of(outputs: int, hidden: int = 12) -> PackedGDFN:
+        return PackedGDFN(*norm, r(24, 8, 1, 1), r(24, 1, 3, 3), r(outputs, hidden, 1, 1))
+
+    def mdta_of(outputs: int) -> PackedMDTA:
+        return PackedMDTA(*norm, r(24, 8, 1, 1), r(24, 1, 3, 3), torch.ones(2, 1, 1), r(outputs, 8, 1, 1))
+
+    def prompt_of(outputs: int, side: int = 4) -> PackedPrompt:
+        return PackedPrompt(r(3, 8), r(3), r(1, 3, 5, 4, side), r(outputs, 5, 3, 3))
+
+    def naf_of(outputs: int) -> PackedNAF:
+        shapes = (24, 8, 1, 1), (24, 1, 3, 3), (12, 12, 1, 1), (8, 12, 1, 1), (24, 8, 1, 1), (outputs, 12, 1, 1)
+        return PackedNAF(
+            [(*norm, 1e-6)] * 2, [r(shape) for shape in shapes], [None] * 6, torch.ones(8), torch.ones(outputs)
+        )
+
+    gdfn_right, mdta_right, prompt_right, naf_right = gdfn_of(8), mdta_of(8), prompt_of(5), naf_of(8)
+    for right in (gdfn_right, mdta_right, prompt_right, naf_right, PackedBlock(mdta_right, gdfn_right)):
+        right(x)
+    other = PackedGDFN(torch.ones(4), torch.zeros(4), r(24, 4, 1, 1), r(24, 1, 3, 3), r(4, 12, 1, 1))
+    for wrong in (lambda: gdfn_of(16), lambda: mdta_of(16), lambda: prompt_of(7), lambda: prompt_of(5, 6), lambda: naf_of(16),
+                  lambda: PackedBlock(mdta_right, other)):  # fmt: skip
+        with pytest.raises((ValueError, RuntimeError, IndexError)):
+            wrong()
+    wide = [PackedPointwise(r(16, n, 1, 1)).packed for n in (12, 8)]
+    project_in, dwconv, _, centred = gdfn_right.packed()
+    qkv, taps, out, *rest = mdta_right.packed()
+    matrices = naf_right._matrices()
+    for call in (
+        lambda: torch.ops.mirl.gdfn(x, project_in, dwconv, wide[0], centred),
+        lambda: torch.ops.mirl.mdta(x, qkv, taps, wide[1], *rest),
+        lambda: torch.ops.mirl.block(x, qkv, taps, wide[1], *rest, *gdfn_right.packed()),
+        lambda: torch.ops.mirl.block(x, qkv, taps, out, *rest, project_in, dwconv, wide[0], centred),
+        lambda: torch.ops.mirl.prompt(x, r(3, 8), r(3), r(1, 3, 4, 4, 4), prompt_right.conv3x3),
+        lambda: torch.ops.mirl.naf(x, [*matrices[:5], wide[0]], [1e-6, 1e-6]),
+    ):
+        with pytest.raises(_cpu.BackendError, match="packed weights have"):
+            call()
+    for shape in ((0, 4), (4, 0)):
+        with pytest.raises(ValueError, match="one input and output or more"):
+            PackedLinear(r(shape))
+
+
 def maybe(shape: tuple[int, ...], given: bool, generator: torch.Generator) -> Tensor | None:
     """A bias, or none."""
     return 0.3 * noise(shape, generator) if given else None

@@ -195,3 +195,13 @@ def test_a_layer_of_more_weights_than_can_be_numbered_is_refused():
     alive = torch.ones(2, 3, dtype=torch.bool)
     with pytest.raises(_cpu.BackendError, match="more than 16777216 weights"):
         Pattern(alive, torch.tensor([0, 2**24]), torch.arange(3))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_another_default_dtype_changes_nothing(dtype):
+    torch.set_default_dtype(dtype)
+    try:
+        check_gdfn(0, 2, (9, 20), 6, 12, 0.3, 0.5)
+        check_mdta(0, 2, (9, 20), 2, 4, 0.3, 0.5)
+    finally:
+        torch.set_default_dtype(torch.float32)

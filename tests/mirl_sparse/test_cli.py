@@ -109,6 +109,7 @@ no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there")
     (("inspect", "small", "--cost", "--size", "60"), "--size is 60; expected a multiple of 8"),
     (("convert", "missing.ckpt"), "missing.ckpt"),
     (("convert", "text.ckpt"), "text.ckpt"),
+    (("convert", ""), "expected"),
     (("convert", "mirl.ckpt", "-o", "mirl.ckpt"), "is the checkpoint itself"),
     (("convert", "mirl.ckpt", "-o", "text.ckpt/t"), "cannot be written"),
     (("convert", "missing.ckpt", "-o", "mirl.ckpt"), "missing.ckpt: no such file"),

@@ -353,6 +353,20 @@ def test_prompt_blocks_are_fused_wherever_they_occur(network):
     same(converted, dense, IMAGE)
 
 
+@pytest.mark.parametrize("odd", ["more results than prompts", "prompts that are not square"])
+def test_a_prompt_block_of_another_kind_is_not_fused(network, odd):
+    block = copy.deepcopy(network.prompt1)
+    prompts = block.prompt_param.shape[2]
+    if odd.startswith("more"):
+        block.conv3x3 = nn.Conv2d(prompts, 4 * prompts, 3, padding=1, bias=False)
+    else:
+        block.prompt_param = nn.Parameter(torch.rand(*block.prompt_param.shape[:3], 12, 8))
+    dense = nn.Sequential(nn.Conv2d(3, 16, 1), block).eval()
+    converted = convert(dense, IMAGE)
+    assert "fused prompt" not in implementations(converted).values()
+    same(converted, dense, IMAGE)
+
+
 def test_weights_read_by_others_are_missed_by_name():
     converted = convert(nn.Sequential(nn.Conv2d(3, 8, 3)))
     with pytest.raises(AttributeError, match="this PackedConv stands for a layer, whose weight it has no more"):
@@ -470,6 +484,24 @@ def test_a_block_that_only_looks_like_one_is_converted_layer_by_layer():
     converted = convert(dense, rand(1, 8, 9, 9))
     assert "sparse 1x1" in implementations(converted).values()
     assert "fused MDTA" not in implementations(converted).values()
+    same(converted, dense, rand(1, 8, 9, 9))
+
+
+class Widening(Block):
+    """One whose feed-forward layer has twice the channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ffn.project_out = nn.Conv2d(self.ffn.project_out.in_channels, 16, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.ffn(self.norm2(x + self.attn(self.norm1(x))))
+
+
+def test_a_block_whose_parts_are_of_other_sizes_is_converted_layer_by_layer():
+    dense = pruned(Widening(), 0.5)
+    converted = convert(dense, rand(1, 8, 9, 9))
+    assert not {"fused MDTA", "fused GDFN"} & set(implementations(converted).values())
     same(converted, dense, rand(1, 8, 9, 9))
 
 

@@ -63,8 +63,18 @@ def encoded(image: Image.Image, format: str, **options: object) -> io.BytesIO:
     return stream
 
 
+def profile(kind: bytes, space: bytes, connection: bytes, name: bytes, content: bytes) -> bytes:
+    """An ICC profile of D50 white and one more tag (ICC.1:2001-04)."""
+    white = struct.pack(">3i", 63190, 65536, 54061)
+    first = 128 + 4 + 2 * 12
+    tags = struct.pack(">I4sII4sII", 2, name, first, len(content), b"wtpt", first + len(content), 20)
+    header = struct.pack(">I4sI4s4s4s12s4s", first + len(content) + 20, bytes(4), 0x02400000, kind, space, connection, bytes(12),
+                         b"acsp") + bytes(28) + white  # fmt: skip
+    return header + bytes(128 - len(header)) + tags + content + b"XYZ " + bytes(4) + white
+
+
 def press(lab: tuple[int, int, int]) -> bytes:
-    """The profile of a press whose cyan is of the colour ``lab``, and whose magenta and yellow cannot be seen (ICC.1:2001-04)."""
+    """The profile of a press whose cyan is of the colour ``lab``, and whose magenta and yellow cannot be seen."""
 
     def entry(lightness: int, a: int, b: int) -> bytes:
         return bytes([lightness * 255 // 100, a + 128, b + 128])
@@ -74,12 +84,7 @@ def press(lab: tuple[int, int, int]) -> bytes:
     ramp = bytes(range(256))
     identity = [65536 * (i % 4 == 0) for i in range(9)]
     table = b"mft1" + bytes(4) + bytes([4, 3, 2, 0]) + struct.pack(">9i", *identity) + ramp * 4 + grid + ramp * 3
-    white = b"XYZ " + bytes(4) + struct.pack(">3i", 63190, 65536, 54061)
-    first = 128 + 4 + 2 * 12
-    tags = struct.pack(">I4sII4sII", 2, b"A2B0", first, len(table), b"wtpt", first + len(table), len(white))
-    header = struct.pack(">I4sI4s4s4s12s4s", first + len(table) + len(white), bytes(4), 0x02400000, b"prtr", b"CMYK", b"Lab ",
-                         bytes(12), b"acsp") + bytes(28) + struct.pack(">3i", 63190, 65536, 54061)  # fmt: skip
-    return header + bytes(128 - len(header)) + tags + table + white
+    return profile(b"prtr", b"CMYK", b"Lab ", b"A2B0", table)
 
 
 def only(folder: Path) -> list[str]:
@@ -195,6 +200,19 @@ class TestModes:
         stored = Image.fromarray(np.array([[0, 256, 32768, 65535]], np.uint16))
         assert read_image(encoded(stored, format))[0, :, 0].tolist() == [0, 1, 128, 255]
 
+    @pytest.mark.parametrize(("bits", "white_is_zero"), [(12, False), (16, False), (16, True)])
+    def test_grey_of_tiff_as_it_says_itself(self, bits: int, white_is_zero: bool) -> None:
+        levels = [0, (1 << bits) // 2, (1 << bits) - 1, 0]
+        packed = sum(v << (bits * (3 - i)) for i, v in enumerate(levels)).to_bytes(bits // 2, "big")
+        data = packed if bits == 12 else struct.pack("<4H", *levels)
+        entries = [(256, 4), (257, 1), (258, bits), (259, 1), (262, 0 if white_is_zero else 1), (273, 8), (277, 1), (278, 1),
+                   (279, len(data))]  # fmt: skip
+        folder = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in entries)
+        start = struct.pack("<2sHI", b"II", 42, 8 + len(data))
+        tiff = io.BytesIO(start + data + struct.pack("<H", len(entries)) + folder + bytes(4))
+        expected = [255, 127, 0, 255] if white_is_zero else [0, 128, 255, 0]
+        assert read_image(tiff)[0, :, 0].tolist() == expected
+
     @pytest.mark.parametrize(
         ("values", "expected"),
         [
@@ -237,8 +255,16 @@ class TestModes:
         seen = read_photo(file)
         assert np.abs(seen.pixels.astype(int) - (211, 23, 33)).max() <= 1
         assert seen.icc == b""
+        np.testing.assert_array_equal(to_rgb(Image.open(file)), seen.pixels)
         for broken in (SRGB[:16] + b"CMYK" + SRGB[20:], press(lab)[:300]):  # then as Pillow converts them
             assert read_image(encoded(Image.new("CMYK", (8, 8), ink), format, icc_profile=broken))[0, 0, 0] < 5
+
+    @pytest.mark.parametrize("format", ["JPEG", "PNG", "TIFF"])
+    def test_grey_looks_as_its_profile_says(self, format: str) -> None:
+        linear = profile(b"mntr", b"GRAY", b"XYZ ", b"kTRC", b"curv" + bytes(4) + struct.pack(">IHxx", 1, 256))
+        seen = read_photo(encoded(Image.new("L", (8, 8), 55), format, icc_profile=linear))
+        assert np.abs(seen.pixels.astype(int) - 128).max() <= 1  # 55 / 255 of the light, by IEC 61966-2-1
+        assert seen.icc == b""
 
 
 class TestAlpha:

@@ -56,10 +56,15 @@ def test_masks_of_torch_count_whenever_they_are_put_on(network):
         torch.testing.assert_close(restored, SparseRestorer(network, "reference")(x), rtol=0, atol=1e-5)
         assert float((layer.weight == 0).float().mean()) >= 0.5
         assert torch.equal(torch.compile(model, fullgraph=True)(x), restored)
+    compiled = torch.compile(model, fullgraph=True)
     layer.weight.data.zero_()  # which PyTorch does not count
     assert torch.equal(model(x), restored)
+    assert torch.equal(compiled(x), restored)
     model.repack()
-    torch.testing.assert_close(model(x), SparseRestorer(network, "reference")(x), rtol=0, atol=1e-5)
+    expected = SparseRestorer(network, "reference")(x)
+    assert not torch.equal(expected, restored)
+    torch.testing.assert_close(model(x), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(compiled(x), expected, rtol=0, atol=1e-5)
 
 
 def test_an_unknown_backend_is_refused(network):

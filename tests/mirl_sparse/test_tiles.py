@@ -1,5 +1,6 @@
 """Tiles: what they cover, how they blend, and when the restorer falls back to them."""
 
+import itertools
 import warnings
 
 import numpy as np
@@ -27,8 +28,11 @@ def test_tiles_cover_the_image_within_the_limit_and_share_their_borders(height, 
         assert (weight > 0).all()
         covered[rows, columns] += 1
     assert (covered >= 1).all()
-    if tile[1] < width:
-        assert (covered >= 2).any(0).sum() > OVERLAP - 8  # starts are multiples of 8
+    for axis in (0, 1):
+        spans = sorted({(part[axis].start, part[axis].stop) for part in tiles(height, width, tile)})
+        assert all(
+            stop - start > OVERLAP - 8 for (_, stop), (start, _) in itertools.pairwise(spans)
+        )  # by multiples of 8
 
 
 def test_what_sees_only_its_pixel_is_the_same_by_tiles():
@@ -64,6 +68,18 @@ def test_a_limit_gives_tiles_and_says_so(network):
     restorer.max_memory = 1000
     with pytest.raises(UserError, match="allow that much"):
         restorer.restore(image)
+
+
+def test_a_batch_that_does_not_fit_runs_by_parts(network):
+    images = torch.rand(5, 3, 64, 96)
+    model = SparseRestorer(network)
+    expected = model(images)
+    model.repack()
+    model.max_memory = model._packed().bytes(2, 64, 96) + 60 * 2 * 64 * 96
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        torch.testing.assert_close(model(images), expected, rtol=0, atol=1e-6)
+    assert not model._packed().has_plan(images)
 
 
 def test_the_reference_backend_is_bounded_too(network):

@@ -77,10 +77,13 @@ def test_it_answers_the_same_and_can_be_undone(network):
         assert torch.equal(gradient, before[name]), name
 
 
-def test_any_number_of_threads_gives_the_same_bits(network):
-    plain, mask = pruned(network, 0.3)
+@pytest.mark.parametrize(
+    ("batch", "density"), [(2, 0.3), (8, 0.3), (2, 1.0), (8, 1.0)]
+)  # rows of images apart, or as one
+def test_any_number_of_threads_gives_the_same_bits(network, batch, density):
+    plain, mask = pruned(network, density)
     fuse(plain, mask)
-    threads, image = torch.get_num_threads(), torch.rand(2, 3, 32, 32)
+    threads, image = torch.get_num_threads(), torch.rand(batch, 3, 32, 32)
     try:
         found = []
         for n in (1, 2, 3):

@@ -16,6 +16,7 @@ from mirl_sparse.ticket import write_ticket
 from mirl_training.config import RunConfig
 from mirl_training.masks import Mask
 from mirl_training.run import Run, _locked, learning_rate, learning_rate_of_epoch
+from mirl_training.world import World
 
 
 class Stopped(Exception):
@@ -122,6 +123,21 @@ def test_epochs_and_their_schedule(photos, tmp_path):
     assert rates == [0.0] * 3 + [1e-3] * 3 + [1e-3] * 3  # 2 clean photos twice and 2 pairs: 3 batches of 2
     assert [learning_rate_of_epoch(e, 120, 2e-4, 15) for e in (0, 7, 14, 15)] == pytest.approx([0, 1e-4, 2e-4, 2e-4])
     assert learning_rate_of_epoch(67, 119, 2e-4, 15) == pytest.approx(1e-4)
+    assert learning_rate_of_epoch(0, 3, 2e-4, 1) == learning_rate_of_epoch(0, 3, 2e-4, 0) == 2e-4
+
+
+def test_processes_that_would_not_train_alike_are_refused(photos, tmp_path, monkeypatch):
+    """This one is not the first, and the first finds something else."""
+    with pytest.raises(Stopped):
+        Run(settings(training={"save_every": 2}), photos, tmp_path / "run", stop_at(0, 3)).go()
+    run = Run(settings(training={"save_every": 2}), photos, tmp_path / "run", quiet)
+    assert run._unfinished(0)["step"] == 2
+    monkeypatch.setattr(World, "shared", lambda self, find: None)
+    with pytest.raises(UserError, match="different steps of round 0"):
+        run._unfinished(0)
+    monkeypatch.setattr(World, "shared", lambda self, find: "another")
+    with pytest.raises(UserError, match="first process trains by the engine another"):
+        Run(settings(training={"save_every": 2}), photos, tmp_path / "run", quiet)
 
 
 def test_a_round_ends_early_once_its_mask_has_settled_and_goes_on_the_same(photos, tmp_path):

@@ -74,8 +74,10 @@ def learning_rate(step: int, steps: int, peak: float, warmup: int) -> float:
 def learning_rate_of_epoch(epoch: int, epochs: int, peak: float, warmup: int) -> float:
     """The same from epoch to epoch, as MIR-L trains: linear from 0 in the first epoch to ``peak`` in epoch ``warmup - 1``, then
     half a cosine."""
+    if epoch < warmup - 1:
+        return peak * epoch / (warmup - 1)
     if epoch < warmup:
-        return peak * epoch / max(1, warmup - 1)
+        return peak
     return peak * 0.5 * (1 + math.cos(math.pi * (epoch - warmup) / max(1, epochs - warmup)))
 
 
@@ -123,6 +125,11 @@ class Run:
         self.config, self.folder, self._report = config, folder, report
         self.engine, self.engine_note = choose_engine(engine, device, config.training.precision)
         self.world = World.join(device)
+        if (first := self.world.shared(lambda: self.engine)) != self.engine:
+            raise UserError(
+                f"the first process trains by the engine {first}, this one by {self.engine} ({self.engine_note}); give --engine"
+                " reference, or what the first one has"
+            )
         written, start = folder / "config.yaml", folder / "start.safetensors"
         if written.exists() and not load_config(written).draws_as(config):
             raise UserError(f"{folder}: holds a run of other settings ({written}); give another --output or remove it")
@@ -197,8 +204,12 @@ class Run:
         return self.round_folder(self.config.pruning.rounds)
 
     def _prune(self, mask: Mask, index: int, weights: dict[str, Tensor], measured: bool = True) -> Mask:
-        """The mask of round ``index``, nested in the given one, if the round before ended with these weights. Where not
-        ``measured``, all weights are as important, which is enough to see that the goal can be reached."""
+        """The mask of round ``index``, nested in the given one, if the round before ended with these weights, as the first process
+        finds it. Where not ``measured``, all weights are as important, which is enough to see that the goal can be reached."""
+        found = self._pruned(mask, index, weights, measured)
+        return Mask(self.world.shared(lambda: found.alive))
+
+    def _pruned(self, mask: Mask, index: int, weights: dict[str, Tensor], measured: bool) -> Mask:
         network, pruning = self._restorer.network, self.config.pruning
         network.load_state_dict(weights)
         if pruning.protocol == "mirl":
@@ -260,11 +271,16 @@ class Run:
 
     def _unfinished(self, index: int) -> dict[str, Any] | None:
         """What was saved of round ``index``; None if it has not been begun."""
-        kept = self.folder / "state.pt"
-        if not kept.exists():
-            return None
-        state: dict[str, Any] = torch.load(kept, weights_only=True, map_location=next(self.network.parameters()).device)
-        if state["round"] != index:
+        kept, device = self.folder / "state.pt", next(self.network.parameters()).device
+        state: dict[str, Any] | None = (
+            torch.load(kept, weights_only=True, map_location=device) if kept.exists() else None
+        )
+        if state is not None and state["round"] != index:
+            state = None
+        begun = None if state is None else state["step"]
+        if self.world.shared(lambda: begun) != begun:
+            raise UserError(f"{kept}: processes find different steps of round {index} there; start them again")
+        if state is None:
             return None
         if (threads := state["threads"]) != torch.get_num_threads():
             warnings.warn(

@@ -314,7 +314,13 @@ class PackedModule(nn.Module, ABC):
 
     @abstractmethod
     def _fits(self) -> bool:
-        """Whether the buffers belong to this module: the kernels would not notice."""
+        """Whether the buffers belong to this module, and to each other: the kernels would not notice."""
+
+    def _expect_fit(self, **weights: Tensor) -> None:
+        """ValueError unless the buffers, just packed from these weights, fit."""
+        if not self._fits():
+            shapes = ", ".join(f"{name} {tuple(w.shape)}" for name, w in weights.items())
+            raise ValueError(f"weights do not belong together, or to a {type(self).__name__}: {shapes}")
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], strict: bool,
                               missing: list[str], unexpected: list[str], errors: list[str]) -> None:  # fmt: skip

@@ -19,7 +19,7 @@ def workspace(floats: int) -> int:
     """Where so many floats of memory are that this thread keeps from one call to the next."""
     kept: Tensor | None = getattr(_own, "memory", None)
     if kept is None or len(kept) < floats:
-        kept = _own.memory = torch.empty(floats)
+        kept = _own.memory = torch.empty(floats, dtype=torch.float32)
     return kept.data_ptr()
 
 
@@ -86,7 +86,7 @@ class Pattern:
                 count = int(self.packed[start + rows])
                 source.append(floats[entry + 1 :][: 2 * count : 2].long() - 1)
                 self.gradient_floats += count
-        self.source = torch.cat([*source, torch.zeros(1)]).int()
+        self.source = torch.cat([*source, torch.zeros(1, dtype=torch.int64)]).int()
 
     @classmethod
     def part(cls, weight: Tensor, rows: Tensor | None = None, columns: Tensor | None = None, transposed: bool = False,
@@ -126,7 +126,7 @@ class Weights:
 
     def spread(self, written: int, weights: Sequence[Tensor]) -> list[Tensor]:
         """The weights' gradients, pruned ones zero, from what the backward kernel wrote there, `gradient_floats`."""
-        result = [torch.empty(weight.shape) for weight in weights]
+        result = [torch.empty(weight.shape, dtype=torch.float32) for weight in weights]
         for item, pattern, gradient in zip(self._spread.items, self._patterns, result, strict=False):
             item.weight, item.gradient = gradient.data_ptr(), written
             item.clear = gradient.numel() if pattern.whole < gradient.numel() else 0

@@ -30,6 +30,8 @@ def op(x: Tensor, qkv: Tensor, attention_dwconv: Tensor, attention_out: Tensor, 
     x = _cpu.with_rows(x)
     out = x.new_empty(x.shape)
     _cpu.check(x, int(qkv[1]), out, x.shape)
+    _cpu.expect(attention_out, x.shape[1], x.shape[1])
+    _cpu.expect(project_out, x.shape[1])
     scratch = mdta_room.scratch_for(x, live)
     attention = mdta_room.arguments(
         x, out, qkv, attention_dwconv, attention_out, temperature, live, attention_centred, scratch
@@ -51,6 +53,7 @@ class PackedBlock(_cpu.Packed):
     def __init__(self, mdta: PackedMDTA, gdfn: PackedGDFN) -> None:
         super().__init__()
         self.mdta, self.gdfn = mdta, gdfn
+        self._expect_fit(mdta=mdta.qkv, gdfn=gdfn.project_in)
 
     def _fits(self) -> bool:
         return self.mdta.channels == self.gdfn.channels

@@ -62,6 +62,7 @@ def op(x: Tensor, project_in: Tensor, dwconv: Tensor, project_out: Tensor, centr
     x = _cpu.with_rows(x)
     out = x.new_empty(x.shape)
     _cpu.check(x, int(project_in[1]), out, x.shape)
+    _cpu.expect(project_out, x.shape[1])
     _cpu.Call("gdfn", arguments(x, out, project_in, dwconv, project_out, centred))()
     return out
 
@@ -72,7 +73,8 @@ def _(x: Tensor, project_in: Tensor, dwconv: Tensor, project_out: Tensor, centre
 
 
 class PackedGDFN(_cpu.Packed):
-    """The surviving weights of one GDFN, dead pairs removed exactly; arguments as in `reference`.
+    """The surviving weights of one GDFN, dead pairs removed exactly; arguments as in `reference`. Weights that do not
+    belong together are refused, by a ValueError or by PyTorch.
 
     The norm's gain and bias are folded into the 1x1 layer, which is exact before the zero padding.
     """
@@ -91,6 +93,7 @@ class PackedGDFN(_cpu.Packed):
         self.register_buffer("project_in", packed_in)
         self.register_buffer("dwconv", packed_taps)
         self.register_buffer("project_out", _cpu.pack(out[:, live], biases[2]))
+        self._expect_fit(project_in=project_in, dwconv=dwconv, project_out=project_out)
 
     def _fits(self) -> bool:
         (hidden, channels), taps, out = map(_cpu.header, (self.project_in, self.dwconv, self.project_out))

@@ -55,13 +55,15 @@ def _(x: Tensor, packed: Tensor, inputs: int, outputs: int, activation: str, slo
 
 
 class PackedLinear(_cpu.PackedModule):
-    """The surviving weights of a linear layer; arguments as in `reference`."""
+    """The surviving weights of a linear layer; arguments as in `reference`. ValueError where it has no inputs or no outputs."""
 
     packed: Tensor
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         super().__init__()
         self.outputs, self.inputs = weight.shape
+        if not weight.numel():
+            raise ValueError(f"a linear layer of weights {tuple(weight.shape)}; expected one input and output or more")
         self.register_buffer("packed", _cpu.pack(weight.detach(), bias))
 
     def _fits(self) -> bool:

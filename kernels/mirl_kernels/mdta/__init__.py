@@ -76,6 +76,7 @@ def op(x: Tensor, qkv: Tensor, dwconv: Tensor, project_out: Tensor, temperature:
     x = _cpu.with_rows(x)
     out = x.new_empty(x.shape)
     _cpu.check(x, int(qkv[1]), out, x.shape)
+    _cpu.expect(project_out, x.shape[1], x.shape[1])
     scratch = scratch_for(x, live)
     _cpu.Call("mdta", arguments(x, out, qkv, dwconv, project_out, temperature, live, centred, scratch))()
     return out
@@ -88,7 +89,8 @@ def _(x: Tensor, qkv: Tensor, dwconv: Tensor, project_out: Tensor, temperature: 
 
 
 class PackedMDTA(_cpu.Packed):
-    """The surviving weights of one MDTA, dead channels removed exactly; arguments as in `reference`."""
+    """The surviving weights of one MDTA, dead channels removed exactly; arguments as in `reference`. Weights that do not
+    belong together are refused, by a ValueError or by PyTorch."""
 
     qkv: Tensor
     dwconv: Tensor
@@ -101,7 +103,7 @@ class PackedMDTA(_cpu.Packed):
     def __init__(self, norm_weight: Tensor, norm_bias: Tensor | None, qkv: Tensor, dwconv: Tensor, temperature: Tensor,
                  project_out: Tensor, biases: Sequence[Tensor | None] = (None, None, None)) -> None:  # fmt: skip
         super().__init__()
-        self.channels, self.heads, self.centred = qkv.shape[1], temperature.shape[0], norm_bias is not None
+        self.channels, self.heads, self.centred = qkv.shape[1], temperature.numel(), norm_bias is not None
         fan_in, taps, out = (w.detach().flatten(1) for w in (qkv, dwconv, project_out))
         live, rows = ordered_channels(fan_in, taps, out, self.heads, biases)
         packed_in, packed_taps = _cpu.pack_normalised(fan_in, taps, norm_weight, norm_bias, biases[0], biases[1], rows)
@@ -111,6 +113,7 @@ class PackedMDTA(_cpu.Packed):
         self.register_buffer("temperature", temperature.detach().flatten().float().clone())
         for name, index in zip("qkv", live, strict=True):
             self.register_buffer(f"{name}_index", index.int().contiguous())
+        self._expect_fit(qkv=qkv, dwconv=dwconv, temperature=temperature, project_out=project_out)
 
     def _fits(self) -> bool:
         (hidden, channels), taps, out = map(_cpu.header, (self.qkv, self.dwconv, self.project_out))

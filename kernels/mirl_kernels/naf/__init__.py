@@ -37,6 +37,8 @@ def op(x: Tensor, matrices: Sequence[Tensor], eps: Sequence[float]) -> Tensor:
     x = _cpu.with_rows(x)
     out = x.new_empty(x.shape)
     _cpu.check(x, int(matrices[0][1]), out, x.shape)
+    for stored in (matrices[3], matrices[5]):
+        _cpu.expect(stored, x.shape[1])
     scratch = x.new_empty(x.shape[0] * x.shape[2] * _cpu.padded(x.shape[3]) * int(matrices[3][1]))
     prepare(x, out, matrices, eps, scratch)()
     return out
@@ -95,6 +97,7 @@ class PackedNAF(_cpu.Packed):
         offset = conv4 @ offset2 if bias4 is None else conv4 @ offset2 + bias4
         self.register_buffer("conv4", _cpu.pack(conv4[rows] * gain2, offset[rows]))
         self.register_buffer("conv5", _cpu.pack(conv5[:, live], None if bias5 is None else bias5 * gamma))
+        self._expect_fit(conv1=conv1, conv2=conv2, sca=sca, conv3=conv3, conv4=conv4, conv5=conv5)
 
     def _matrices(self) -> list[Tensor]:
         return [self.conv1, self.conv2, self.sca, self.conv3, self.conv4, self.conv5]

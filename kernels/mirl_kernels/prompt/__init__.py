@@ -39,6 +39,7 @@ def op(x: Tensor, linear_weight: Tensor, linear_bias: Tensor, prompt_param: Tens
     x = _cpu.with_rows(x)
     out = x.new_empty(x.shape[0], prompt_param.shape[2], *x.shape[2:])
     _cpu.check(x, linear_weight.shape[1], out, out.shape)
+    _cpu.expect(conv3x3, out.shape[1])
     prepare(x, out, linear_weight, linear_bias, prompt_param, conv3x3, torch.empty_like(out))()
     return out
 
@@ -49,7 +50,8 @@ def _(x: Tensor, linear_weight: Tensor, linear_bias: Tensor, prompt_param: Tenso
 
 
 class PackedPrompt(_cpu.Packed):
-    """The weights of one prompt block, its convolution by surviving weights; arguments as in `reference`."""
+    """The weights of one prompt block, its convolution by surviving weights; arguments as in `reference`. Shapes that
+    do not belong together are refused, and prompts that are not square, by a ValueError."""
 
     linear_weight: Tensor
     linear_bias: Tensor
@@ -65,10 +67,12 @@ class PackedPrompt(_cpu.Packed):
         ):
             self.register_buffer(name, value.detach().float().contiguous())
         self.register_buffer("conv3x3", PackedConv(conv3x3).packed)
+        self._expect_fit(linear_weight=linear_weight, prompt_param=prompt_param, conv3x3=conv3x3)
 
     def _fits(self) -> bool:
-        prompts = self.prompt_param.shape[2]
-        return taps_fit(self.conv3x3, prompts, prompts, _WINDOW)
+        _, count, prompts, height, width = self.prompt_param.shape
+        mixed = height == width and len(self.linear_weight) == self.linear_bias.numel() == count
+        return mixed and taps_fit(self.conv3x3, prompts, prompts, _WINDOW)
 
     def scratch_floats(self, batch: int, height: int, width: int) -> int:
         return batch * self.prompt_param.shape[2] * height * width
