@@ -14,6 +14,7 @@ import json
 import os
 import platform
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import cache, partial
@@ -37,6 +38,7 @@ from mirl_sparse.files import write_whole
 from mirl_sparse.network import PromptIR
 
 _RUNS = 7
+_OURS = 0.75  # of one processor: what is measured on less waits for others most of the time (0.93 to 1.2 where nothing else runs)
 
 
 def dense_quantities(layer: nn.Module, shape: tuple[int, ...]) -> Counter[str]:
@@ -68,10 +70,10 @@ def dense_quantities(layer: nn.Module, shape: tuple[int, ...]) -> Counter[str]:
 
 
 class CostModel:
-    """Prices of quantities in seconds."""
+    """Prices of quantities in seconds; ``rough`` if the machine was busy with other work when they were measured."""
 
-    def __init__(self, prices: dict[str, float]) -> None:
-        self.prices = prices
+    def __init__(self, prices: dict[str, float], rough: bool = False) -> None:
+        self.prices, self.rough = prices, rough
 
     def seconds(self, quantities: Counter[str]) -> float:
         """What these cost together."""
@@ -175,6 +177,7 @@ def measure() -> CostModel:
     from scipy.optimize import nnls  # it takes its time to import
 
     quantities, seconds = [], []
+    began, worked = time.perf_counter(), time.process_time()
     for counts, run in _samples():
         run()
         times = []
@@ -184,11 +187,12 @@ def measure() -> CostModel:
             times.append(time.perf_counter() - begin)
         quantities.append(counts)
         seconds.append(min(times))  # others use this machine as well
+    rough = time.process_time() - worked < _OURS * (time.perf_counter() - began)
     names = sorted({name for counts in quantities for name in counts})
     matrix = np.array([[counts[name] for name in names] for counts in quantities]) / np.array(seconds)[:, None]
     scale = matrix.max(0)
     prices, _ = nnls(matrix / scale, np.ones(len(seconds)), maxiter=100 * len(names))
-    return CostModel(dict(zip(names, (prices / scale).tolist(), strict=True)))
+    return CostModel(dict(zip(names, (prices / scale).tolist(), strict=True)), rough)
 
 
 def _machine() -> str:
@@ -208,7 +212,7 @@ def _cache_file() -> Path:
 
 
 def cost_model() -> CostModel:
-    """This machine's prices: from the cache, or measured now and put there."""
+    """This machine's prices: from the cache, or measured now and put there, unless it is busy with other work."""
     return _cost_model(_machine())
 
 
@@ -220,8 +224,16 @@ def _cost_model(machine: str) -> CostModel:
         known = {}
     if not isinstance(known, dict):
         known = {}
-    if machine not in known:
-        known[machine] = measure().prices
-        with contextlib.suppress(OSError):  # then it is measured again next time
-            write_whole(_cache_file(), json.dumps(known).encode())
-    return CostModel(known[machine])
+    if machine in known:
+        return CostModel(known[machine])
+    model = measure()
+    if model.rough:
+        warnings.warn(
+            "this machine is busy with other work, so the costs measured on it are rough: they are measured again next time",
+            stacklevel=3,
+        )
+        return model
+    known[machine] = model.prices
+    with contextlib.suppress(OSError):  # then it is measured again next time
+        write_whole(_cache_file(), json.dumps(known).encode())
+    return model

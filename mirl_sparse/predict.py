@@ -3,7 +3,8 @@
 The sparse network's come from its launches (`mirl_kernels._triton.model`). The dense network's favour it: every operator reads
 and writes its tensors once at the full bandwidth of the memory, those that fit in a quarter of the cache not at all, multiplies at
 the peak of the tensor cores, and, where it is compiled, whatever is not a convolution or matrix product is fused as far as
-dependencies allow. Depthwise convolutions, which are far from that on GPUs, are granted it too. Of the sparse network only hidden
+dependencies allow. Depthwise convolutions, which are far from that on GPUs, are granted it too. From one kernel to the next it takes
+either network the same time, PyTorch as it is longer where the processor cannot launch as fast. Of the sparse network only hidden
 channels and sums of Gram matrices are taken to stay in the cache, not its features, though what it writes there takes the cache's
 time. A step is left to dense operators where these would take less time, at DERATED of every peak, than its sparse kernels at the
 peaks. Nor do latencies count: where few programs share a processor, as sums of Gram matrices of small images do, what waits for
@@ -48,9 +49,10 @@ class _Operator:
         """Bytes to and from memory, where the cache keeps what one operator makes for the next of ``cached`` bytes at most."""
         return sum(size for size, made in self.tensors if not made or size > cached)
 
-    def seconds(self, gpu: GPU, launch: float, fraction: float = 1.0) -> float:
-        """On a GPU that is at a ``fraction`` of its peaks; at least what a launch takes."""
-        return max(self.moved(gpu.cached) / gpu.memory / fraction, self.macs / gpu.tensor / fraction, launch)
+    def seconds(self, gpu: GPU, launch: float, fraction: float = 1.0, least: float = 0.0) -> float:
+        """On a GPU that is at a ``fraction`` of its peaks, with its ``launch``; at ``least`` so much, where the processor that launches
+        is slower."""
+        return max(max(self.moved(gpu.cached) / gpu.memory, self.macs / gpu.tensor) / fraction + launch, least)
 
 
 @dataclass(frozen=True)
@@ -218,7 +220,7 @@ def predict(network: PromptIR, shape: tuple[int, int, int], precision: str = "fl
         rows.append(
             Prediction(
                 name,
-                sum(o.seconds(gpu, EAGER_LAUNCH) for o in eager),
+                sum(o.seconds(gpu, LAUNCH, least=EAGER_LAUNCH) for o in eager),
                 sum(o.seconds(gpu, LAUNCH) for o in compiled),
                 sum(p.seconds() for p in each) + left / gpu.memory + in_dense,
                 sum(p.seconds(DERATED) for p in each) + left / gpu.memory / DERATED + in_dense,

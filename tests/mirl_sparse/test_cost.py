@@ -52,6 +52,14 @@ def test_a_cache_that_cannot_be_written_is_no_error(cached, monkeypatch):
     assert cost.cost_model().prices == {"call": 2.0}
 
 
+def test_a_busy_machine_is_measured_again(cached, monkeypatch):
+    _, file = cached
+    monkeypatch.setattr(cost, "measure", lambda: cost.CostModel({"call": 3.0}, rough=True))
+    with pytest.warns(UserWarning, match="busy with other work"):
+        assert cost.cost_model().prices == {"call": 3.0}
+    assert not file.exists()
+
+
 def test_other_threads_have_other_prices(cached):
     threads = torch.get_num_threads()
     cost.cost_model()

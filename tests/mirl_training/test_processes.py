@@ -55,9 +55,10 @@ def files(folder):
 def test_a_run_that_is_killed_at_any_moment_ends_with_the_same_bits(photos, tmp_path, kills, pruning):
     training = {"steps": 6 * kills, "save_every": 1, "validate_every": 2, "optimizer": "muon", "ema": 0.9}
     config = write_config(tmp_path / "c.yaml", training=training, pruning={"settled": 1e-6, "rewind": 3} | pruning)
-    begin = time.monotonic()
     run(command(config, photos, tmp_path / "whole"))
-    took = time.monotonic() - begin
+    begin = time.monotonic()
+    run(command(config, photos, tmp_path / "whole"))  # finished: it only starts
+    start = time.monotonic() - begin
     first = json.loads((tmp_path / "whole/log.jsonl").read_text().splitlines()[0])
     log = tmp_path / "killed/log.jsonl"
     generator, killed = random.Random(0), 0
@@ -65,8 +66,8 @@ def test_a_run_that_is_killed_at_any_moment_ends_with_the_same_bits(photos, tmp_
         process = subprocess.Popen(
             [str(w) for w in command(config, photos, tmp_path / "killed")], env=ENVIRONMENT, stdout=subprocess.PIPE
         )
-        if killed < kills and killed % 2:  # whatever it does, starting included
-            time.sleep(generator.uniform(0, took / 2))
+        if killed < kills and killed % 2:  # while it starts, or has just begun
+            time.sleep(generator.uniform(0, start))
         elif killed < kills:
             size = log.stat().st_size if log.exists() else 0
             while process.poll() is None and (log.stat().st_size if log.exists() else 0) == size:
