@@ -141,6 +141,7 @@ def as_fast_as_global(seed: int, data: Path, criterion: str, faster: float = 1) 
 
 
 Row = Callable[[int, Path], Path]
+Denoiser = Callable[[np.ndarray], np.ndarray]
 ROWS: dict[str, Row] = {
     "dense": lambda seed, data: dense(seed, data) / "round_00",
     "imp 51%": lambda seed, data: imp(seed, data) / "round_03",
@@ -221,16 +222,20 @@ def clock() -> None:
         elif any("ms" not in r for r in tickets):
             for entry, taken in zip(tickets, timed(tickets), strict=True):
                 entry["ms"] = 1e3 * taken
-    untrained = [r for r in every if "seed" not in r]
-    if any("over_ticket" not in r for r in untrained):
-        _clock_classical(untrained, next(r for r in every if r["row"] == "imp 10.7%" and Path(r["folder"]).exists()))
+    denoisers = _classical()
+    untrained = [r for r in every if r["row"] in denoisers]
+    tickets = [r for r in every if r["row"] == "imp 10.7%" and Path(r["folder"]).exists()]
+    if not tickets:
+        print(f"what needs no training is not timed, since no ticket of imp 10.7% is in {WORK} to compare it with")
+    elif any("over_ticket" not in r for r in untrained):
+        _clock_classical(untrained, denoisers, tickets[0])
     write(RESULTS, every)
 
 
-def _clock_classical(rows: list[dict[str, Any]], ticket: dict[str, Any]) -> None:
+def _clock_classical(rows: list[dict[str, Any]], denoisers: dict[str, Denoiser], ticket: dict[str, Any]) -> None:
     """What each takes per megapixel of a photo with noise of sigma 25, and how many times what the ticket does."""
     image = add_noise(astronaut().astype(np.float32) / np.float32(255), 25, np.random.default_rng(0))
-    restorer, denoisers = SparseRestorer(load(Path(ticket["folder"]) / "weights.safetensors")), _classical()
+    restorer = SparseRestorer(load(Path(ticket["folder"]) / "weights.safetensors"))
     pixels = np.rint(255 * image).astype(np.uint8)
     contenders = {"": lambda: restorer.restore(pixels)} | {r["row"]: partial(denoisers[r["row"]], image) for r in rows}
     taken: dict[str, list[float]] = {name: [] for name in contenders}
@@ -255,9 +260,9 @@ def _sigma(image: np.ndarray) -> float:
     return float(np.mean(restoration.estimate_sigma(image, channel_axis=-1)))
 
 
-def _classical() -> dict[str, Callable[[np.ndarray], np.ndarray]]:
+def _classical() -> dict[str, Denoiser]:
     """What restores float (H, W, 3) in [0, 1] without training; each estimates the noise itself, as it must in use."""
-    found: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    found: dict[str, Denoiser] = {
         "non-local means": _non_local_means,
         "wavelet (BayesShrink)": lambda x: restoration.denoise_wavelet(
             x, method="BayesShrink", mode="soft", rescale_sigma=True, convert2ycbcr=True, channel_axis=-1
@@ -279,7 +284,7 @@ def classical(data: Path) -> None:
         if any(r["row"] == name for r in results()):
             continue
 
-        def restore(degraded: Pixels, denoise: Callable[[np.ndarray], np.ndarray] = denoise) -> Pixels:
+        def restore(degraded: Pixels, denoise: Denoiser = denoise) -> Pixels:
             restored = denoise(degraded.astype(np.float32) / np.float32(255))
             return np.rint(np.clip(restored, 0, 1) * 255).astype(np.uint8)
 

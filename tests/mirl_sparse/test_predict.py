@@ -16,7 +16,7 @@ from mirl_kernels._triton.model import predict as predict_launch
 from mirl_kernels._triton.offline import SHARED, compile_ahead, compile_for, specialised
 from mirl_kernels.pointwise.triton import TritonPointwise
 from mirl_sparse.network import PromptIR, PromptIRConfig
-from mirl_sparse.predict import _compiled, _eager, _left, _Recorder, predict
+from mirl_sparse.predict import _compiled, _eager, _left, _Operator, _Recorder, predict
 from mirl_sparse.triton_engine import PRECISIONS, PackedNetwork, launches
 
 TINY = PromptIRConfig(8, (1, 1, 1, 1), 1, (1, 1, 1, 1), prompt_dims=(4, 4, 4), prompt_sizes=(4, 4, 4), prompt_count=1,
@@ -162,6 +162,14 @@ def test_fusing_spares_what_only_the_fused_read():
     assert sum(o.macs for o in _compiled(recorder.calls)) == 8 * 8 * 256
     assert [o.moved(n) for o in _eager(recorder.calls)] == [n, 0, 0, k, 0, 0]  # what was made before stays in the cache
     assert [o.moved(n - 1) for o in _eager(recorder.calls)] == [o.moved() for o in _eager(recorder.calls)]
+
+
+def test_a_dense_operator_takes_what_its_bytes_or_products_take_and_a_launch():
+    gpu = GPUS["A100 40GB"]
+    moves, multiplies = _Operator([(10**6, False)], 1), _Operator([(1, False)], 10**9)
+    assert moves.seconds(gpu, LAUNCH) == pytest.approx(1e6 / gpu.memory + LAUNCH)
+    assert multiplies.seconds(gpu, LAUNCH, 0.5) == pytest.approx(2e9 / gpu.tensor + LAUNCH)
+    assert moves.seconds(gpu, LAUNCH, least=1e-3) == 1e-3
 
 
 def test_a_network_is_predicted_for_every_gpu():
