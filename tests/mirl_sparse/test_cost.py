@@ -52,6 +52,15 @@ def test_a_cache_that_cannot_be_written_is_no_error(cached, monkeypatch):
     assert cost.cost_model().prices == {"call": 2.0}
 
 
+def test_what_waits_for_others_is_measured_roughly(monkeypatch):
+    monkeypatch.setattr(cost, "_samples", lambda: iter([(Counter(call=1), lambda: time.sleep(0.01))]))
+    waited = cost.measure()
+    assert waited.rough
+    assert waited.prices["call"] == pytest.approx(0.01, rel=0.5)
+    monkeypatch.setattr(time, "process_time", time.perf_counter)  # as if it had worked all the time
+    assert not cost.measure().rough
+
+
 def test_a_busy_machine_is_measured_again(cached, monkeypatch):
     _, file = cached
     monkeypatch.setattr(cost, "measure", lambda: cost.CostModel({"call": 3.0}, rough=True))

@@ -408,14 +408,14 @@ class TestRun:
         assert "has more than 10 pixels" in str(log.errors[0])
 
     def test_every_photo_is_warned_about_by_its_name(self) -> None:
-        class Warning(Inverter):
+        class Tiled(Inverter):
             def restore(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
                 warnings.warn("restored in tiles", stacklevel=1)
                 return super().restore(image)
 
         tree("a.png", "b.png")
         with pytest.warns(UserWarning) as seen:
-            run(plan(["a.png", "b.png"], "out"), Warning(), Log())
+            run(plan(["a.png", "b.png"], "out"), Tiled(), Log())
         assert [str(w.message) for w in seen] == ["a.png: restored in tiles", "b.png: restored in tiles"]
 
 

@@ -77,9 +77,8 @@ def test_it_answers_the_same_and_can_be_undone(network):
         assert torch.equal(gradient, before[name]), name
 
 
-@pytest.mark.parametrize(
-    ("batch", "density"), [(2, 0.3), (8, 0.3), (2, 1.0), (8, 1.0)]
-)  # rows of images apart, or as one
+# Rows of images apart, or as one; matrices by their entries, or whole.
+@pytest.mark.parametrize(("batch", "density"), [(2, 0.3), (8, 0.3), (2, 1.0), (8, 1.0)])
 def test_any_number_of_threads_gives_the_same_bits(network, batch, density):
     plain, mask = pruned(network, density)
     fuse(plain, mask)

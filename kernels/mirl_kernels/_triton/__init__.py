@@ -57,8 +57,8 @@ class Work:
     """What a launch does. ``read`` and ``written`` are bytes of distinct addresses, ``fetched`` those read, summed over the programs,
     each of which finds what it has touched before in its own cache, but for factors of products, copied past it; ``macs`` are
     multiply-adds on tensor cores, padding included; ``trips`` how often the body of each loop of the kernel runs, in the order of
-    the source, over all programs. ``hidden`` are those bytes, of the read or the written ones, that are hidden channels' or the sums' of Gram matrices, which one
-    launch leaves to the next and of which either takes ``buffer`` bytes at most."""
+    the source, over all programs. ``hidden`` are those bytes, of the read or the written ones, that are hidden channels' or the
+    sums' of Gram matrices, which one launch leaves to the next and of which either takes ``buffer`` bytes at most."""
 
     read: int
     written: int
