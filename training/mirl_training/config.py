@@ -11,6 +11,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from mirl_sparse.network import ConfigError, PromptIRConfig
+from mirl_training.recipes import Recipe, SourceName
 
 Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
@@ -26,26 +27,49 @@ def _folders(value: Any) -> Any:
 
 
 Folders = Annotated[tuple[str, ...], BeforeValidator(_folders)]
-Task = Literal["noise15", "noise25", "noise50", "rain", "haze", "fog", "jpeg", "jpeg10", "social"]
+TASKS = ("noise15", "noise25", "noise50", "rain", "haze", "fog", "jpeg", "jpeg10", "social")
 
 
 class DataSettings(_Settings):
     """Where the photos are, relative to the root given to the command, and how tasks are mixed.
 
-    ``clean`` are one or more folders of photos; ``haze`` and ``rain`` such with ``input/NAME_hazy.*`` (``NAME_rainy.*``) and
-    ``target/NAME_gt.*``. ``tasks`` are the odds of each task in a batch, or, where training counts ``epochs``, how often each
-    photo of the task is seen in one: "haze" draws from those pairs and "rain" too, if there are any, or else puts streaks
-    over the clean photos; "fog" hazes these, "jpeg" compresses them ("jpeg10" always at quality 10) and "social" does what
-    sharing a photo again and again does. The last ``validation_images`` of each kind are kept for validation. Decoded photos
-    take ``memory`` GiB at most; the others are decoded when they are drawn.
+    ``clean`` are one or more folders of photos; ``haze``, ``rain`` and ``real`` (noise of cameras) such with
+    ``input/NAME_hazy.*`` (``NAME_rainy.*``, ``NAME_noisy.*``) and ``target/NAME_gt.*``. ``tasks`` are the odds of each task
+    in a batch, or, where training counts ``epochs``, how often each photo of the task is seen in one. A task is one of the
+    ``recipes``, by its name, or one of `TASKS`: "noise15", "noise25" and "noise50" are MIR-L's, "haze" draws from those pairs
+    and "rain" too, if there are any, or else puts streaks over the clean photos; "fog" hazes these, "jpeg" compresses them
+    ("jpeg10" always at quality 10) and "social" does what sharing a photo again and again does. The last
+    ``validation_images`` of each kind are kept for validation. Decoded photos take ``memory`` GiB at most; the others are
+    decoded when they are drawn.
     """
 
     clean: Folders = Field(min_length=1)
     rain: Folders = ()
     haze: Folders = ()
-    tasks: dict[Task, Positive] = Field(min_length=1)
+    real: Folders = ()
+    recipes: dict[str, Recipe] = {}
+    tasks: dict[str, Positive] = Field(min_length=1)
     validation_images: Positive = 6
     memory: Annotated[float, Field(ge=0)] = 4
+
+    @model_validator(mode="after")
+    def _tasks_are_known(self) -> DataSettings:
+        if both := sorted(self.recipes.keys() & set(TASKS)):
+            raise ValueError(f"recipes has {both[0]!r}, which is a task of its own; expected another name")
+        for task in self.tasks:
+            if task not in self.recipes and task not in TASKS:
+                known = ", ".join((*self.recipes, *TASKS))
+                raise ValueError(f"tasks asks for {task!r}; expected one of {known}")
+            source = self.source_of(task)
+            if not getattr(self, source):
+                raise ValueError(f"tasks asks for {task!r}, but {source} names no folder")
+        return self
+
+    def source_of(self, task: str) -> SourceName:
+        """Return which folders a task draws from: those of its recipe; of `TASKS` pairs of its own, or else clean photos."""
+        if task in self.recipes:
+            return self.recipes[task].source
+        return "haze" if task == "haze" else "rain" if task == "rain" and self.rain else "clean"
 
 
 class Stage(_Settings):
@@ -175,8 +199,6 @@ class RunConfig(_Settings):
             raise ConfigError("expected either network (a new one) or start (a checkpoint or ticket to go on from)")
         if self.regrow and self.start is None:
             raise ConfigError("regrow is given without start; expected a start, some of whose zeros it ends")
-        if "haze" in self.data.tasks and not self.data.haze:
-            raise ConfigError("data.tasks asks for haze, but data.haze names no folder")
         if (pruning.criterion == "latency") != (pruning.speedup is not None):
             raise ConfigError(
                 f"pruning.criterion is {pruning.criterion} and pruning.speedup {pruning.speedup}; expected a speedup"

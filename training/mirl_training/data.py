@@ -150,6 +150,7 @@ class TrainingData:
             "clean": [(None, path) for folder in data.clean for path in list_images(root / folder)],
             "rain": [pair for folder in data.rain for pair in list_pairs(root / folder, "rainy")],
             "haze": [pair for folder in data.haze for pair in list_pairs(root / folder, "hazy")],
+            "real": [pair for folder in data.real for pair in list_pairs(root / folder, "noisy")],
         }
         held_back = data.validation_images
         for name, sources in every.items():
@@ -159,7 +160,7 @@ class TrainingData:
                 )
         patch = max(patch for _, _, patch in training.shapes)
         self._photos = _Photos(patch, data.memory * 2**30)
-        used = {_folder(task, every) for task in data.tasks}
+        used = {data.source_of(task) for task in data.tasks}
         self._photos.fill([source for name in every if name in used for source in every[name]])
         scenes = _Scenes()
         self._held = {name: scenes.last(sources, held_back) for name, sources in every.items()}
@@ -173,7 +174,7 @@ class TrainingData:
         self._samples = [
             (task, i)
             for task, times in data.tasks.items()
-            for i in range(len(self._sources[_folder(task, every)]))
+            for i in range(len(self._sources[data.source_of(task)]))
             for _ in range(times)
         ]
         self._order: tuple[tuple[int, int], NDArray[np.intp]] | None = None  # of the epoch drawn from last
@@ -211,14 +212,17 @@ class TrainingData:
         if self.config.training.epochs:
             epoch, step = divmod(step, self.steps_per_epoch)
             task, index = self._samples[self._order_of_epoch(round_index, epoch)[step * batch + place]]
-            sources = self._sources[_folder(task, self._sources)]
+            sources = self._sources[self.config.data.source_of(task)]
         else:
             names = list(self.config.data.tasks)
             odds = np.array(list(self.config.data.tasks.values()), float)
             task = names[rng.choice(len(names), p=odds / odds.sum())]
-            sources = self._sources[_folder(task, self._sources)]
+            sources = self._sources[self.config.data.source_of(task)]
             index = int(rng.integers(len(sources)))
         degraded, target = self._photos.read(sources[index])
+        if task in self.config.data.recipes:
+            recipe = self.config.data.recipes[task]
+            return recipe.pair(None if degraded is None else _unit(degraded), _unit(target), (size, size), rng)
         y = rng.integers(target.shape[0] - size + 1)
         x = rng.integers(target.shape[1] - size + 1)
         flips, turns = int(rng.integers(2)), int(rng.integers(4))
@@ -243,18 +247,17 @@ class TrainingData:
         for task in self.config.data.tasks:
             rng = _generator(self.config.training.seed, 2**31)
             items = []
-            for source in self._held[_folder(task, self._held)]:
+            recipe = self.config.data.recipes.get(task)
+            for source in self._held[self.config.data.source_of(task)]:
                 degraded, target = self._photos.read(source)
-                clean = _unit(_middle(target))
-                harmed = degrade(clean, task, rng) if degraded is None else _unit(_middle(degraded))
+                clean, harmed = _unit(_middle(target)), None if degraded is None else _unit(_middle(degraded))
+                if recipe is not None:
+                    harmed, clean = recipe.pair(harmed, clean, None, rng)
+                elif harmed is None:
+                    harmed = degrade(clean, task, rng)
                 items.append((_to_batch([harmed]), _to_batch([clean])))
             pairs[task] = items
         return pairs
-
-
-def _folder(task: str, sources: dict[str, list[Source]]) -> str:
-    """Which of the folders a task draws from: pairs of its own where there are some, or else the clean photos."""
-    return task if sources.get(task) else "clean"
 
 
 def _generator(*key: int) -> np.random.Generator:

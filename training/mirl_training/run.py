@@ -384,14 +384,15 @@ class Run:
 
     @torch.no_grad()
     def validate(self, weights: dict[str, Tensor]) -> dict[str, float]:
-        """Mean PSNR in dB per task over the held-back images, of the 8-bit result with these weights."""
+        """Return the mean PSNR in dB per task over the held-back images, of the 8-bit result with these weights. An image
+        counts for at most 60 dB: a clean photo may come back without any error."""
         self._restorer.network.load_state_dict(weights)
         result = {}
         for task, pairs in self.validation.items():
             scores = []
             for degraded, clean in pairs:
                 restored = (self._restorer(degraded).clamp(0, 1) * 255).round() / 255
-                scores.append(-10 * math.log10(max(F.mse_loss(restored, clean).item(), 1e-12)))
+                scores.append(-10 * math.log10(max(F.mse_loss(restored, clean).item(), 1e-6)))
             result[task] = sum(scores) / len(scores)
         return result
 
