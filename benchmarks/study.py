@@ -38,7 +38,7 @@ from mirl_sparse.restorer import SparseRestorer
 from mirl_sparse.to_ticket import load
 from mirl_training.config import RunConfig, load_config
 from mirl_training.degradations import add_noise
-from mirl_training.evaluate import Pixels, test_sets
+from mirl_training.evaluate import Pixels, standard_sets
 from mirl_training.latency import seconds
 from mirl_training.masks import Mask, prune
 from mirl_training.report import logged
@@ -168,10 +168,10 @@ ROWS: dict[str, Row] = {
 def psnr(restore: Callable[[Pixels], Pixels], data: Path, tasks: str = "") -> dict[str, float]:
     """Mean PSNR in dB per test set, of those with ``tasks`` in their name."""
     scores = {}
-    for task, images in test_sets(data / "test").items():
+    for task, images in standard_sets(data / "test").items():
         if tasks not in task:
             continue
-        found = [peak_signal_noise_ratio(clean, restore(degraded)) for _, degraded, clean in images()]
+        found = [peak_signal_noise_ratio(i.clean, restore(i.degraded)) for i in images()]
         scores[task] = mean(float(s) for s in found)
     return scores
 

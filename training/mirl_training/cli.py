@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
+from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,10 +24,11 @@ from mirl_sparse.ticket import DEFAULT, find
 from mirl_sparse.to_ticket import load
 from mirl_training.config import load_config
 from mirl_training.data import DataError
-from mirl_training.evaluate import Pixels
+from mirl_training.evaluate import SUITES, ImageScore, Pixels, Sets, Triple
 from mirl_training.evaluate import evaluate as score
 from mirl_training.fused import ENGINES
 from mirl_training.run import WHOLE, Run
+from mirl_training.sheet import sheet
 
 
 class _Lines:
@@ -136,33 +138,92 @@ def train(
         go(_Lines())
 
 
+class _Worst:
+    """The images of a test set that gained least, for its sheet."""
+
+    def __init__(self, rows: int) -> None:
+        self._rows = rows
+        self._left: list[tuple[float, Triple, Pixels, ImageScore]] = []
+
+    def add(self, triple: Triple, restored: Pixels, score: ImageScore) -> None:
+        self._left.append((score.psnr - score.input_psnr, triple, restored, score))
+        self._left = sorted(self._left, key=lambda row: row[0])[: self._rows]
+
+    def sheet(self) -> Pixels:
+        return sheet(
+            [
+                (
+                    [triple.degraded, restored, triple.clean],
+                    [f"{s.name}: {s.input_psnr:.2f} dB", f"restored: {s.psnr:.2f} dB ({change:+.2f})", "clean"],
+                )
+                for change, triple, restored, s in self._left
+            ]
+        )
+
+
+class Suite(str, Enum):
+    """Which test sets `eval` scores."""
+
+    standard = "standard"
+    everyday = "everyday"
+    all = "all"
+
+
 def evaluate(
     ticket: Annotated[str, typer.Argument(help="A ticket, a checkpoint, or the name of a shipped ticket.")] = DEFAULT,
     data: Annotated[
-        Path, typer.Option("--data", help="Folder with denoise/CBSD68, derain/Rain100L, dehaze/SOTS.")
+        Path,
+        typer.Option(
+            "--data",
+            help="Folder with denoise/CBSD68, derain/Rain100L, dehaze/SOTS, denoise_real/PolyU; for the suite everyday"
+            " any folder of clean photos.",
+        ),
     ] = Path("test"),
+    suite: Annotated[
+        Suite,
+        typer.Option("--suite", help="standard: the published sets. everyday: photos as people have them, clean and grey too."),
+    ] = Suite.standard,
     report: Annotated[Path | None, typer.Option("--json", help="Write the scores to this file as well.")] = None,
     images: Annotated[
         Path | None,
-        typer.Option("--images", help="Write the restored images into this folder, one folder per test set."),
+        typer.Option(
+            "--images",
+            help="Write the restored images into this folder, one folder per test set, and a sheet of the worst of each.",
+        ),
     ] = None,
 ) -> None:
-    """Print PSNR (dB) and SSIM of the degraded and the restored images of each test set found."""
+    """Print PSNR (dB) and SSIM of the degraded and the restored images of each test set found, and the worst image."""
     restorer = SparseRestorer(load(find(ticket)), max_memory=WHOLE)
+    sets: Sets = {}
+    for name, make in SUITES.items():
+        if suite.value in (name, "all"):
+            sets |= make(data)
+    if not sets:
+        raise DataError(
+            f"{data}: holds no test set of the suite {suite.value}; give --data the folder that holds denoise/CBSD68,"
+            " derain/Rain100L or dehaze/SOTS, or with --suite everyday a folder of clean photos"
+        )
+    worst: dict[str, _Worst] = {}
 
-    def keep(task: str, name: str, restored: Pixels) -> None:
+    def keep(task: str, triple: Triple, restored: Pixels, score: ImageScore) -> None:
         assert images is not None
-        write_image(images / task.replace(" ", "_") / f"{name}.png", restored)
+        write_image(images / _file_name(task) / f"{triple.name}.png", restored)
+        worst.setdefault(task, _Worst(3)).add(triple, restored, score)
 
     scores = []
-    for s in score(restorer.restore, data, keep if images else None):
+    for s in score(restorer.restore, sets, keep if images else None):
         scores.append(asdict(s))
         print(
-            f"{s.task:<16} {s.images:>4} images   input {s.input_psnr:.2f} / {s.input_ssim:.3f}"
-            f"   restored {s.psnr:.2f} / {s.ssim:.3f}   {s.psnr - s.input_psnr:+.2f} dB",
+            f"{s.task:<31} {s.images:>4} images   input {s.input_psnr:.2f} / {s.input_ssim:.3f}"
+            f"   restored {s.psnr:.2f} / {s.ssim:.3f}   {s.psnr - s.input_psnr:+.2f} dB"
+            f"   worst {s.worst_psnr:.2f} ({s.worst_change:+.2f} dB, {s.worst})",
             flush=True,
         )
+        if images:
+            write_image(images / f"{_file_name(s.task)}.png", worst[s.task].sheet())
         if report:
             write_whole(report, json.dumps({"ticket": ticket, "scores": scores}, indent=1).encode() + b"\n")
-    if not scores:
-        raise DataError(f"{data}: holds none of denoise/CBSD68, derain/Rain100L, dehaze/SOTS; give --data their root")
+
+
+def _file_name(task: str) -> str:
+    return task.replace(", ", "_").replace(" ", "_")

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 import typer
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
 from rich.console import Console
 from rich.table import Table
 from skimage import data
@@ -25,10 +24,10 @@ from mirl_sparse.restorer import SparseRestorer
 from mirl_sparse.ticket import DEFAULT, find
 from mirl_sparse.to_ticket import describe, load
 from mirl_training.degradations import add_haze, add_noise, add_rain
+from mirl_training.sheet import sheet
 
 Pixels = NDArray[np.uint8]
 CROP = 16  # as test images are
-_WIDTH, _GAP, _CAPTION = 480, 8, 28  # of the picture's columns, in pixels
 
 
 @dataclass(frozen=True)
@@ -60,22 +59,6 @@ def scenes() -> Iterator[Scene]:
     yield scene("hazy", "haze by measured depth", motorcycle, add_haze(motorcycle, depth, 0.4, 0.8))
 
 
-def _picture(rows: list[tuple[list[Pixels], list[str]]]) -> Image.Image:
-    """One row per scene: its photos side by side at one width, each with its caption above."""
-    font = ImageFont.load_default(18)
-    heights = [round(photos[0].shape[0] * _WIDTH / photos[0].shape[1]) for photos, _ in rows]
-    columns = max(len(photos) for photos, _ in rows)
-    sheet = Image.new("RGB", (columns * (_WIDTH + _GAP), sum(heights) + len(rows) * _CAPTION), "white")
-    draw, y = ImageDraw.Draw(sheet), 0
-    for height, (photos, captions) in zip(heights, rows, strict=True):
-        for i, (photo, caption) in enumerate(zip(photos, captions, strict=True)):
-            x = i * (_WIDTH + _GAP) + _GAP // 2
-            draw.text((x, y + 4), caption, "black", font)
-            sheet.paste(Image.fromarray(photo).resize((_WIDTH, height)), (x, y + _CAPTION))
-        y += height + _CAPTION
-    return sheet
-
-
 def demo(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the pictures.")] = Path("demo"),
     ticket: Annotated[str, typer.Option(help="A ticket file or the name of a shipped one.")] = DEFAULT,
@@ -105,7 +88,7 @@ def demo(
                       f"{difference} of 255")  # fmt: skip
         captions = [f"{scene.what}: {before:.1f} dB", f"restored: {after:.1f} dB{spent}", "original"]
         rows.append(([scene.degraded, restored, scene.clean], captions))
-    write_image(output / "side_by_side.png", np.asarray(_picture(rows)))
+    write_image(output / "side_by_side.png", sheet(rows))
     Console(width=160).print(table)
     print(
         f"ticket {ticket!r}: {statistics['density']:.1%} of the weights, {statistics['mac_density']:.1%} of the"
