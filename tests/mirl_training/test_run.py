@@ -15,7 +15,7 @@ from mirl_sparse.network import PromptIR
 from mirl_sparse.ticket import write_ticket
 from mirl_training.config import RunConfig
 from mirl_training.masks import Mask
-from mirl_training.run import Run, _locked, learning_rate, learning_rate_of_epoch
+from mirl_training.run import OutOfTime, Run, _locked, learning_rate, learning_rate_of_epoch
 from mirl_training.world import World
 
 
@@ -260,13 +260,6 @@ def test_tasks_in_another_order_are_another_run(photos, tmp_path):
         Run(RunConfig(**values), photos, tmp_path / "run", quiet)
 
 
-def test_a_round_goes_on_with_the_engine_that_began_it(photos, tmp_path):
-    with pytest.raises(Stopped):
-        Run(settings(), photos, tmp_path / "run", stop_at(0, 3), "reference").go()
-    with pytest.raises(UserError, match="begun by the engine reference"):
-        Run(settings(), photos, tmp_path / "run", quiet, "fused").go()
-
-
 def test_a_run_is_of_the_photos_that_it_began_with(photos, tmp_path):
     teacher, other, moved = tmp_path / "teacher.pt", tmp_path / "other", tmp_path / "moved"
     shutil.copytree(photos, other)
@@ -389,3 +382,28 @@ def test_the_report_shows_what_a_step_costs_at_each_density(photos, tmp_path):
         assert f"]({name}.png)" in (tmp_path / "run/report.md").read_text()
     examples = read_image(tmp_path / "run/examples.png")
     assert examples.shape == (4 * (24 + 4), 4 * (40 + 4), 3)  # a row for each task: degraded, two rounds, clean
+
+
+def test_a_run_that_is_out_of_time_stops_after_a_step_and_goes_on_with_the_same_bits(photos, tmp_path):
+    config = settings(pruning={"rounds": 1}, training={"save_every": 100})
+    whole = Run(config, photos, tmp_path / "whole", quiet).go()
+    stops = []
+    for _ in range(20):
+        try:
+            pieces = Run(config, photos, tmp_path / "pieces", quiet).go(minutes=0)
+            break
+        except OutOfTime as stopped:
+            stops.append(str(stopped))
+    assert stops == [f"round {index}, step {step} of 4" for index in (0, 1) for step in (1, 2, 3)]
+    assert same(load_file(whole / "weights.safetensors"), load_file(pieces / "weights.safetensors"))
+
+
+def test_a_round_goes_on_by_another_engine_with_a_warning(photos, tmp_path):
+    config = settings(pruning={"rounds": 0})
+    with pytest.raises(OutOfTime):
+        Run(config, photos, tmp_path / "run", quiet, engine="reference").go(minutes=0)
+    with pytest.warns(UserWarning, match="begun by the engine reference and goes on by fused"):
+        last = Run(config, photos, tmp_path / "run", quiet, engine="fused").go()
+    whole = Run(config, photos, tmp_path / "whole", quiet, engine="fused").go()
+    one, other = (load_file(folder / "weights.safetensors") for folder in (last, whole))
+    assert all(torch.allclose(one[n], other[n], atol=1e-4) for n in one)

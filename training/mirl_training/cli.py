@@ -27,7 +27,7 @@ from mirl_training.data import DataError
 from mirl_training.evaluate import SUITES, ImageScore, Pixels, Sets, Triple
 from mirl_training.evaluate import evaluate as score
 from mirl_training.fused import ENGINES
-from mirl_training.run import WHOLE, Run
+from mirl_training.run import WHOLE, OutOfTime, Run
 from mirl_training.sheet import sheet
 
 
@@ -104,6 +104,10 @@ def train(
         typer.Option("--engine", help=f"What computes a step: {', '.join(ENGINES)} (auto: fused where it was built)."),
     ] = "auto",
     device: Annotated[str, typer.Option("--device", help="Where it trains: cpu or cuda.")] = "cpu",
+    minutes: Annotated[
+        float | None,
+        typer.Option("--minutes", help="Stop after so many minutes, at the next step; the same command goes on.", min=0),
+    ] = None,
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Write events for TensorBoard below the run's folder as well.")
     ] = False,
@@ -121,7 +125,12 @@ def train(
         )
         if run.world.leads:
             print(run.engine_note, flush=True)
-        last = run.go()
+        try:
+            last = run.go(minutes)
+        except OutOfTime as stopped:
+            if run.world.leads:
+                print(f"stopped after {minutes:g} minutes: {stopped} ({folder}); the same command goes on")
+            return
         if run.world.leads:
             print(f"finished: {last}, report: {folder / 'report.md'}")
             print(f"next: mirl-sparse convert {last / 'weights.safetensors'}")

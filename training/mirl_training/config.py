@@ -90,7 +90,8 @@ class TrainingSettings(_Settings):
     step puts where the mask is is removed again. ``ema`` is the decay per step of the moving average of the weights, which then is what a round is validated
     by and leaves behind. ``progressive`` are later stages of a round with other batches (Restormer, section 3.3): attention
     sees statistics of whole images when it restores, which small patches do not prepare it for. A batch is computed in
-    ``accumulate`` parts, to save memory; in "bfloat16" where PyTorch's autocast thinks that safe, with weights in float32. Where a
+    ``accumulate`` parts, to save memory; in "bfloat16" where PyTorch's autocast thinks that safe, with weights in float32 ("auto":
+    bfloat16 on a GPU, float32 on a CPU, so that one run may go on on either). Where a
     ``teacher`` is named (as ``start`` is), that part of the loss is the distance from what it restores.
     """
 
@@ -102,7 +103,7 @@ class TrainingSettings(_Settings):
     patch_size: Patch = 64
     progressive: tuple[Stage, ...] = ()
     accumulate: Positive = 1
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Literal["float32", "bfloat16", "auto"] = "float32"
     ema: Fraction | None = None
     teacher: str | None = None
     teacher_weight: Fraction = 0.5
@@ -114,6 +115,12 @@ class TrainingSettings(_Settings):
     validate_every: Positive = 1000
     save_every: Positive = 500
     seed: Annotated[int, Field(ge=0)] = 0
+
+    def computes_in(self, device: str) -> Literal["float32", "bfloat16"]:
+        """Return the precision of a step on a device, "cpu" or "cuda"."""
+        if self.precision == "auto":
+            return "bfloat16" if device == "cuda" else "float32"
+        return self.precision
 
     @property
     def shapes(self) -> list[tuple[float, int, int]]:

@@ -18,7 +18,6 @@ all read: the folder must be one that they share.
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import shutil
@@ -53,6 +52,7 @@ from mirl_training.fused import choose_engine
 from mirl_training.latency import prune_to_latency, seconds
 from mirl_training.masks import Mask, prune, prune_as_mirl, regrow
 from mirl_training.report import write_report
+from mirl_training.states import load_state, save_state
 from mirl_training.trainer import Diverged, Trainer
 from mirl_training.world import World
 
@@ -106,6 +106,13 @@ def save_weights(path: Path, weights: dict[str, Tensor], network: PromptIR) -> N
     write_whole(path, save(state, metadata))
 
 
+class OutOfTime(Exception):
+    """A run that stopped because its time was over: ``step`` of the ``steps`` of round ``index`` are done and saved."""
+
+    def __init__(self, index: int, step: int, steps: int) -> None:
+        super().__init__(f"round {index}, step {step} of {steps}")
+
+
 class Run:
     """One run in one folder; `go` carries it to the end from wherever it stands. ``engine`` is one of `fused.ENGINES`; the
     same one gives the same bits again. ``device`` is "cpu" or "cuda", where the engine is PyTorch's. ``report`` is told
@@ -123,7 +130,8 @@ class Run:
         if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
             raise UserError(f"device is {device!r}; expected cpu, or cuda where PyTorch finds a GPU")
         self.config, self.folder, self._report = config, folder, report
-        self.engine, self.engine_note = choose_engine(engine, device, config.training.precision)
+        self._deadline: float | None = None
+        self.engine, self.engine_note = choose_engine(engine, device, config.training.computes_in(device))
         self.world = World.join(device)
         if (first := self.world.shared(lambda: self.engine)) != self.engine:
             raise UserError(
@@ -183,8 +191,14 @@ class Run:
     def round_folder(self, index: int) -> Path:
         return self.folder / f"round_{index:02d}"
 
-    def go(self) -> Path:
-        """Train every round that is not finished; returns the last round's folder. UserError if another process is at it."""
+    def go(self, minutes: float | None = None) -> Path:
+        """Train every round that is not finished; returns the last round's folder.
+
+        Raises:
+            OutOfTime: ``minutes`` have passed and a round is not finished; its state is saved.
+            UserError: another process is at it.
+        """
+        self._deadline = None if minutes is None else time.monotonic() + 60 * minutes
         with _locked(self.folder) if self.world.leads else nullcontext():
             if self.world.leads:
                 for left in self.folder.glob(".*.part"):  # of a run that was killed while it wrote
@@ -202,6 +216,11 @@ class Run:
                 write_report(self.folder, self.validation if last or time.monotonic() - began > _SHORT else None)
             self.world.wait()
         return self.round_folder(self.config.pruning.rounds)
+
+    def _out_of_time(self) -> bool:
+        if self._deadline is None:
+            return False
+        return self.world.shared(partial(lambda deadline: time.monotonic() >= deadline, self._deadline))
 
     def _prune(self, mask: Mask, index: int, weights: dict[str, Tensor], measured: bool = True) -> Mask:
         """The mask of round ``index``, nested in the given one, if the round before ended with these weights, as the first process
@@ -271,10 +290,8 @@ class Run:
 
     def _unfinished(self, index: int) -> dict[str, Any] | None:
         """What was saved of round ``index``; None if it has not been begun."""
-        kept, device = self.folder / "state.pt", next(self.network.parameters()).device
-        state: dict[str, Any] | None = (
-            torch.load(kept, weights_only=True, map_location=device) if kept.exists() else None
-        )
+        kept = self.folder / "state.pt"
+        state = load_state(kept) if kept.exists() else None
         if state is not None and state["round"] != index:
             state = None
         begun = None if state is None else state["step"]
@@ -288,9 +305,9 @@ class Run:
                 stacklevel=2,
             )
         if state["engine"] != self.engine:
-            raise UserError(
-                f"{self.folder}: round {index} was begun by the engine {state['engine']}, this is {self.engine}; go on"
-                f" with --engine {state['engine']}, or remove {kept} to begin the round anew"
+            warnings.warn(
+                f"round {index} was begun by the engine {state['engine']} and goes on by {self.engine}: sums round differently",
+                stacklevel=2,
             )
         return state
 
@@ -299,14 +316,14 @@ class Run:
         steps, unit = self.data.steps_of_round(index), self.data.unit
         peak = self._peak(index)
         state = self._unfinished(index)
-        mask = Mask(state["mask"]).to(torch.device("cpu")) if state else self._begin(index)
+        mask = Mask(state["mask"]) if state else self._begin(index)
         trainer = Trainer(self.network, mask, settings, peak, self.engine, self._teacher, self.world)
         done, losses, density = 0, [], mask.density
         drawn: list[Mask] = []
         if state:
             trainer.load_state_dict(state["trainer"])
             done, losses = state["step"], state["losses"]
-            drawn = [Mask(alive).to(torch.device("cpu")) for alive in state["drawn"]]
+            drawn = [Mask(alive) for alive in state["drawn"]]
         self.world.wait()
         began, first = time.monotonic(), done
         durations: list[float] = []
@@ -355,12 +372,14 @@ class Run:
                 if settled or done == steps:
                     break
                 self._tell(report)
-                if done % settings.save_every == 0 and self.world.leads:
+                out_of_time = self._out_of_time()
+                if (out_of_time or done % settings.save_every == 0) and self.world.leads:
                     state = {"round": index, "step": done, "losses": losses, "drawn": [m.alive for m in drawn]}
                     state |= {"engine": self.engine, "threads": torch.get_num_threads(), "mask": mask.alive}
-                    state["trainer"] = trainer.state_dict()
-                    torch.save(state, buffer := io.BytesIO())  # of a full disk it would not say what OSError does
-                    write_whole(self.folder / "state.pt", buffer.getvalue())
+                    save_state(self.folder / "state.pt", state | {"trainer": trainer.state_dict()})
+                if out_of_time:
+                    self.world.wait()
+                    raise OutOfTime(index, done, steps)
         if self.world.leads:
             if self.engine == "fused":
                 report["seconds_per_image"] = self._time()

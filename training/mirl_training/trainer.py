@@ -120,7 +120,7 @@ class Trainer:
         return self._world.mean(loss)
 
     def _loss(self, degraded: Tensor, clean: Tensor) -> Tensor:
-        precision = torch.bfloat16 if self.settings.precision == "bfloat16" else torch.float32
+        precision = torch.bfloat16 if self.settings.computes_in(self._device.type) == "bfloat16" else torch.float32
         with torch.autocast(self._device.type, precision, enabled=precision != torch.float32):
             restored = (self._parallel or self.network)(degraded)
         distance = _LOSSES[self.settings.loss]
@@ -155,4 +155,6 @@ class Trainer:
         self.network.load_state_dict(state["network"])
         for optimizer, values in zip(self._optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(values)
-        self._average, self._steps = state["average"], state["steps"]
+        average = state["average"]
+        self._average = None if average is None else [values.to(self._device) for values in average]
+        self._steps = state["steps"]
