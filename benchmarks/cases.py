@@ -18,29 +18,31 @@ from results import Row, now
 from tickets import network
 from torch import Tensor, nn
 
-from mirl_kernels.block import PackedBlock
-from mirl_kernels.block.reference import block
-from mirl_kernels.conv import PackedConv
-from mirl_kernels.conv import reference as conv
-from mirl_kernels.depthwise import PackedDepthwise
-from mirl_kernels.depthwise.reference import depthwise
-from mirl_kernels.gdfn import PackedGDFN
-from mirl_kernels.gdfn import reference as gdfn
-from mirl_kernels.mdta import PackedMDTA
-from mirl_kernels.mdta import reference as mdta
-from mirl_kernels.pointwise import PackedPointwise
-from mirl_kernels.pointwise import reference as pointwise
-from mirl_kernels.prompt import PackedPrompt
-from mirl_kernels.prompt.reference import prompt
-from mirl_kernels.roofline import measure
-from mirl_sparse.allocator import Allocator
-from mirl_sparse.bench import Candidate, Comparison, environment, expected
-from mirl_sparse.engine import Engine
-from mirl_sparse.network import PromptIR
-from mirl_sparse.peers import COMPILED, DENSE, STOCK, in_channels_last
-from mirl_sparse.restorer import SparseRestorer
-from mirl_sparse.ticket import DEFAULT, find
-from mirl_sparse.to_ticket import describe, load
+from mirl_kernels.core.roofline import measure
+from mirl_kernels.ops.block import PackedBlock
+from mirl_kernels.ops.block.reference import block
+from mirl_kernels.ops.conv import PackedConv
+from mirl_kernels.ops.conv import reference as conv
+from mirl_kernels.ops.depthwise import PackedDepthwise
+from mirl_kernels.ops.depthwise.reference import depthwise
+from mirl_kernels.ops.gdfn import PackedGDFN
+from mirl_kernels.ops.gdfn import reference as gdfn
+from mirl_kernels.ops.mdta import PackedMDTA
+from mirl_kernels.ops.mdta import reference as mdta
+from mirl_kernels.ops.pointwise import PackedPointwise
+from mirl_kernels.ops.pointwise import reference as pointwise
+from mirl_kernels.ops.prompt import PackedPrompt
+from mirl_kernels.ops.prompt.reference import prompt
+from mirl_sparse.architectures.promptir.network import PromptIR
+from mirl_sparse.defaults import TICKET
+from mirl_sparse.performance.bench import Candidate, Comparison, environment, expected
+from mirl_sparse.performance.peers import COMPILED, DENSE, STOCK, in_channels_last
+from mirl_sparse.runtime.allocator import Allocator
+from mirl_sparse.runtime.cpu import Engine
+from mirl_sparse.runtime.restorer import SparseRestorer
+from mirl_sparse.tickets.description import describe
+from mirl_sparse.tickets.file import find
+from mirl_sparse.tickets.load import load
 
 DENSITIES = (0.01, 0.0352, 0.107, 0.2, 0.35, 0.5, 0.75, 1.0)
 OP_DENSITIES = (0.01, 0.035, 0.1, 0.2, 0.5, 1.0)
@@ -97,7 +99,9 @@ class Case:
         return comparison, {name: s.facts for name, s in sparse.items()}
 
 
-_NEAR = 1.1  # times the strongest dense run's time: what takes that at one size may be the strongest at another
+_NEAR = (
+    1.1  # times the strongest dense run's time: what takes that at one size may be the strongest at another
+)
 
 
 def strongest(rows: list[Row], case: str) -> tuple[str, ...]:
@@ -105,7 +109,9 @@ def strongest(rows: list[Row], case: str) -> tuple[str, ...]:
     strongest that PyTorch does not compile: what is slower is not compiled for minutes at every size. All of them, if the case was
     not measured."""
     dense = {
-        r["contender"]: r["median"] for r in rows if r.get("case") == case and r["contender"] in DENSE and "median" in r
+        r["contender"]: r["median"]
+        for r in rows
+        if r.get("case") == case and r["contender"] in DENSE and "median" in r
     }
     names = sorted(dense.keys() - {STOCK}, key=lambda name: float(dense[name]))
     near = [name for name in names if dense[name] <= _NEAR * dense[names[0]]]
@@ -218,7 +224,7 @@ def _op(name: str, c: int, side: int, densities: tuple[float, ...]) -> Subjects:
 
 @cache
 def _pruned(criterion: str, density: float) -> PromptIR:
-    return load(find(DEFAULT)) if criterion == "small" else network(criterion, density)
+    return load(find(TICKET)) if criterion == "small" else network(criterion, density)
 
 
 def _restorers(tickets: tuple[tuple[str, float], ...], batch: int, height: int, width: int) -> Subjects:
@@ -234,7 +240,7 @@ def _restorers(tickets: tuple[tuple[str, float], ...], batch: int, height: int, 
     return Subjects(_pruned(*tickets[0]), image, sparse)
 
 
-SMALL = (("small", describe(load(find(DEFAULT))).statistics["density"]),)
+SMALL = (("small", describe(load(find(TICKET))).statistics["density"]),)
 FULL10 = (("layerwise", 0.107),)
 HEADLINE = (*FULL10, ("layerwise", 0.0352), ("uneven", TENTH), ("uneven", 0.0352), ("layerwise", 1.0))
 SWEEP = tuple((c, d) for c in ("layerwise", "uneven") for d in DENSITIES if (c, d) != ("uneven", 1.0))
@@ -242,14 +248,18 @@ TICKETS = {"small": SMALL, "full-size": FULL10}
 OPS = (("mdta", 96), ("mdta", 192), ("gdfn", 96), ("gdfn", 192), ("block", 384), ("pointwise", 96), ("conv", 96), ("depthwise", 96),
        ("prompt", 96))  # fmt: skip
 SIDE = {96: 128, 192: 64, 384: 32}  # of the levels of a 256x256 image
-OF_SMALL = tuple(name for name in DENSE if name != "dense XNNPACK")  # which takes a minute and more to build a network
+OF_SMALL = tuple(
+    name for name in DENSE if name != "dense XNNPACK"
+)  # which takes a minute and more to build a network
 OF_QUICK = tuple(name for name in OF_SMALL if name not in COMPILED)
 OF_OPS = *OF_QUICK, "dense XNNPACK", "dense compiled"
 # Compiled in channels_last it took 4% longer, and minutes more to compile.
 OF_FULL = *OF_QUICK, "dense compiled", "dense compiled bfloat16"
 
 
-def _op_case(section: str, op: str, c: int, densities: tuple[float, ...], runs: int, dense: tuple[str, ...]) -> Case:
+def _op_case(
+    section: str, op: str, c: int, densities: tuple[float, ...], runs: int, dense: tuple[str, ...]
+) -> Case:
     build = partial(_op, op, c, SIDE[c], densities)
     return Case(section, f"{op} {c} channels {SIDE[c]}x{SIDE[c]}", build, runs, dense, facts={"op": op})
 
@@ -300,7 +310,9 @@ def profile(name: str, runs: int = 5) -> dict[str, Any]:
     hooks = []
     for stage in stages:
         module = dense.get_submodule(stage)
-        hooks.append(module.register_forward_pre_hook(lambda *_, s=stage: begun.__setitem__(s, time.perf_counter())))
+        hooks.append(
+            module.register_forward_pre_hook(lambda *_, s=stage: begun.__setitem__(s, time.perf_counter()))
+        )
         hooks.append(module.register_forward_hook(
             lambda *_, s=stage: times.setdefault(s, []).append(time.perf_counter() - begun[s])
         ))  # fmt: skip

@@ -19,11 +19,13 @@ from typing import NamedTuple
 
 import results
 
-from mirl_sparse.bench import environment, ratio
+from mirl_sparse.performance.bench import environment, ratio
 
 LOSS = 0.10
 _TRIES = 3
-_ONE_SIDED = 1.645 / 1.96  # what is as far off as half an interval of 95% is so in one direction half as often
+_ONE_SIDED = (
+    1.645 / 1.96
+)  # what is as far off as half an interval of 95% is so in one direction half as often
 
 
 class Change(NamedTuple):
@@ -66,12 +68,17 @@ def change(before: results.Row, tries: list[list[results.Row]]) -> Change:
     if not fast:
         return Change(1, 0, missing["left_out"])
     now = ratio(slow, fast)
-    lost, noise = 1 - now["ratio"] / speedup["ratio"], _ONE_SIDED * (_half(speedup) ** 2 + _half(now) ** 2) ** 0.5
+    lost, noise = (
+        1 - now["ratio"] / speedup["ratio"],
+        _ONE_SIDED * (_half(speedup) ** 2 + _half(now) ** 2) ** 0.5,
+    )
     return Change(lost, noise, f"{speedup['ratio']:.2f}x over {speedup['over']} became {now['ratio']:.2f}x: {lost:.0%} less,"
                                f" {noise:.0%} of which may be noise")  # fmt: skip
 
 
-def worse(before: list[results.Row], measure: Callable[[set[str]], list[results.Row]]) -> dict[tuple[str, str], str]:
+def worse(
+    before: list[results.Row], measure: Callable[[set[str]], list[results.Row]]
+) -> dict[tuple[str, str], str]:
     """What got worse, by case and contender, and how; ``measure`` gives the rows of the cases named, or of all."""
     compared = [row for row in before if "speedup" in row]
     tries: list[list[results.Row]] = []
@@ -100,7 +107,9 @@ def measure(cases: set[str]) -> list[results.Row]:
 def main() -> None:
     path = results.path("quick")
     if not path.exists():
-        sys.exit(f"{path}: no results for this instruction set yet; make bench-quick writes them, for you to commit")
+        sys.exit(
+            f"{path}: no results for this instruction set yet; make bench-quick writes them, for you to commit"
+        )
     before, here = results.read(path), environment()
     for key in ("processor", "threads", "torch"):
         if (there := before[0][key]) != here[key]:

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from tickets import network
 
-from mirl_sparse.cost import measure
-from mirl_sparse.engine import Engine
+from mirl_sparse.performance.cost import measure
+from mirl_sparse.runtime.cpu import Engine
 
 RUNS = 9
 MASKS = [("layerwise", d) for d in (0.02, 0.0352, 0.05, 0.107, 0.2, 0.5)] + [
@@ -34,7 +34,8 @@ def main() -> None:
         predicted, median = model.engine(engine), float(np.median(times))
         off = predicted / median - 1
         print(
-            f"| {criterion} {density:.2%} | {predicted * 1e3:.0f} ms | {median * 1e3:.0f} ms | {off:+.0%} |", flush=True
+            f"| {criterion} {density:.2%} | {predicted * 1e3:.0f} ms | {median * 1e3:.0f} ms | {off:+.0%} |",
+            flush=True,
         )
 
 

@@ -5,7 +5,7 @@
 
 Architectures come from PyPI's spandrel packages, with random weights, of which the largest 10% of every convolution and
 linear layer are kept. Each network runs in a process of its own: converted by `mirl_sparse.convert`, compared with the dense one,
-then timed, interleaved with the dense one in every engine of `mirl_sparse.peers`.
+then timed, interleaved with the dense one in every engine of `mirl_sparse.performance.peers`.
 The speed-up is that of the fastest sparse run over the fastest dense one. `networks.md` holds the last results.
 """
 
@@ -25,9 +25,9 @@ import torch
 from torch import nn
 
 from mirl_sparse import convert
-from mirl_sparse.bench import Candidate, Comparison
 from mirl_sparse.files import write_whole
-from mirl_sparse.peers import DENSE, STOCK
+from mirl_sparse.performance.bench import Candidate, Comparison
+from mirl_sparse.performance.peers import DENSE, STOCK
 
 DENSITY = 0.10
 
@@ -56,7 +56,9 @@ NETWORKS: dict[str, tuple[str, dict[str, Any], int, int]] = {
 def _import(module: str) -> Any:
     # PyPI's torchvision is built for CUDA; of it, these packages use only what needs no compiled op.
     for op in ("nms", "qnms"):
-        torch.library.define(f"torchvision::{op}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        torch.library.define(
+            f"torchvision::{op}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+        )
     return importlib.import_module(module)
 
 
@@ -67,7 +69,9 @@ def network(name: str) -> nn.Module:
     torch.manual_seed(0)
     made: nn.Module = getattr(_import(module), module.rsplit(".", 1)[1])(**arguments).eval()
     for p in made.parameters():
-        if p.numel() and not p.any():  # training starts with branches that do nothing; what is trained does something
+        if (
+            p.numel() and not p.any()
+        ):  # training starts with branches that do nothing; what is trained does something
             p.normal_(std=0.1)
     for layer in made.modules():
         if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)) and layer.weight.requires_grad:

@@ -20,7 +20,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-SPARSE, STOCK, SMALL = "sparse cpu", "dense eager, stock allocator", "small"  # both with the allocator as it comes
+SPARSE, STOCK, SMALL = (
+    "sparse cpu",
+    "dense eager, stock allocator",
+    "small",
+)  # both with the allocator as it comes
 _RUNS = 3
 _INSTRUCTIONS = ("valgrind", "--tool=callgrind", "--instr-atstart=no", "--callgrind-out-file=/dev/null")
 
@@ -43,7 +47,9 @@ class Process:
         """The row of the results: medians of several processes where times matter that vary."""
         from results import now  # imports PyTorch, whose import is timed in the processes that this starts
 
-        runs = _RUNS if self.kind == "cold" and "compiled" not in self.contender else 1  # compiling takes a minute
+        runs = (
+            _RUNS if self.kind == "cold" and "compiled" not in self.contender else 1
+        )  # compiling takes a minute
         row: dict[str, Any] = {"section": self.kind, "contender": self.contender, "network": self.network,
                                "pixels": self.height * self.width,
                                "date": now()}  # fmt: skip
@@ -57,7 +63,15 @@ class Process:
         return row | found[0] | times | {"runs": runs}
 
     def _run(self) -> dict[str, Any]:
-        command = [sys.executable, __file__, self.kind, self.contender, self.network, str(self.height), str(self.width)]
+        command = [
+            sys.executable,
+            __file__,
+            self.kind,
+            self.contender,
+            self.network,
+            str(self.height),
+            str(self.width),
+        ]
         environment = dict(os.environ)
         if self.kind == "instructions":
             command = [*_INSTRUCTIONS, *command]
@@ -112,11 +126,11 @@ def main() -> None:
     begin = time.perf_counter()
     import torch
 
-    from mirl_sparse import bench, peers
-    from mirl_sparse.allocator import Allocator
-    from mirl_sparse.restorer import SparseRestorer
-    from mirl_sparse.ticket import find
-    from mirl_sparse.to_ticket import load
+    from mirl_sparse.performance import bench, peers
+    from mirl_sparse.runtime.allocator import Allocator
+    from mirl_sparse.runtime.restorer import SparseRestorer
+    from mirl_sparse.tickets.file import find
+    from mirl_sparse.tickets.load import load
 
     imported = time.perf_counter()
     if name == SMALL:
@@ -137,7 +151,12 @@ def main() -> None:
         built = time.perf_counter()
         call()
         first = time.perf_counter()
-        row = {"import": imported - begin, "load": loaded - imported, "build": built - loaded, "first": first - built}
+        row = {
+            "import": imported - begin,
+            "load": loaded - imported,
+            "build": built - loaded,
+            "first": first - built,
+        }
         if kind == "cold":
             call()
             row["second"] = time.perf_counter() - first

@@ -17,7 +17,7 @@ from cases import SMALL
 from results import Row
 
 from mirl_sparse.files import write_whole
-from mirl_sparse.peers import DENSE, EAGER, STOCK
+from mirl_sparse.performance.peers import DENSE, EAGER, STOCK
 
 README = Path(__file__).parents[1] / "README.md"
 NOT_SHOWN = (
@@ -35,7 +35,12 @@ def _times(ratio: Row) -> str:
 
 
 def _table(head: list[str], rows: list[list[str]]) -> list[str]:
-    return [f"| {' | '.join(head)} |", "|---" * len(head) + "|", *(f"| {' | '.join(row)} |" for row in rows), ""]
+    return [
+        f"| {' | '.join(head)} |",
+        "|---" * len(head) + "|",
+        *(f"| {' | '.join(row)} |" for row in rows),
+        "",
+    ]
 
 
 class Report:
@@ -60,7 +65,9 @@ class Report:
 
     def strongest(self, row: Row) -> Row:
         """The dense row that a sparse one is compared with."""
-        return next(r for r in self.section(row["section"], case=row["case"], contender=row["speedup"]["over"]))
+        return next(
+            r for r in self.section(row["section"], case=row["case"], contender=row["speedup"]["over"])
+        )
 
     def over_float32(self, row: Row) -> str:
         """Over the strongest dense run of the precision that the sparse kernels have."""
@@ -245,7 +252,8 @@ def _plots(report: Report, folder: Path) -> None:
         rows = report.timed("density")
         for criterion in ("layerwise", "uneven"):
             own = sorted(
-                (r for r in rows if r["criterion"] == criterion or r["density"] == 1), key=lambda r: r["density"]
+                (r for r in rows if r["criterion"] == criterion or r["density"] == 1),
+                key=lambda r: r["density"],
             )
             x = [100 * r["density"] for r in own]
             axes.plot(x, [1e3 * r["median"] for r in own], "o-", label=f"sparse, {criterion} (20% to 80%)")
@@ -256,11 +264,15 @@ def _plots(report: Report, folder: Path) -> None:
             if r["contender"] in DENSE and "median" in r and r["contender"] != STOCK:
                 axes.axhline(1e3 * r["median"], linewidth=0.8, linestyle="--", color=f"C{2 + list(DENSE).index(r['contender'])}",
                              label=r["contender"])  # fmt: skip
-        axes.set(xlabel="weights kept, %", ylabel="ms, full-size network at 128x128", xscale="log", yscale="log")
+        axes.set(
+            xlabel="weights kept, %", ylabel="ms, full-size network at 128x128", xscale="log", yscale="log"
+        )
         axes.legend(fontsize=7)
 
     def roofline(axes: Any) -> None:
-        flops, moved = (max(r[peak] for r in report.section("profile")) for peak in ("gflops_peak", "gbytes_peak"))
+        flops, moved = (
+            max(r[peak] for r in report.section("profile")) for peak in ("gflops_peak", "gbytes_peak")
+        )
         x = np.logspace(-2, 3, 100)
         axes.plot(x, np.minimum(flops, x * moved), "k-", label="measured peaks")
         rows = [r for r in report.timed("op") if "macs" in r]
@@ -284,7 +296,11 @@ def _plots(report: Report, folder: Path) -> None:
                 colours = dict(zip(named, colormaps["turbo"](np.linspace(0, 1, len(named))), strict=True))
                 for stage, seconds in row[kind].items():
                     axes.bar(
-                        column, 1e3 * seconds, bottom=bottom, color=colours[stage], label=None if column else stage
+                        column,
+                        1e3 * seconds,
+                        bottom=bottom,
+                        color=colours[stage],
+                        label=None if column else stage,
                     )
                     bottom += 1e3 * seconds
             axes.set_xticks((0, 1), ("dense channels_last", "sparse"))
@@ -296,7 +312,10 @@ def _plots(report: Report, folder: Path) -> None:
         for key in dict.fromkeys((r["network"], r["contender"]) for r in rows):
             own = [r for r in rows if (r["network"], r["contender"]) == key]
             axes.plot(
-                [r["pixels"] / 1e6 for r in own], [r["peak_bytes"] / 1e9 for r in own], "o-", label=", ".join(key)
+                [r["pixels"] / 1e6 for r in own],
+                [r["peak_bytes"] / 1e9 for r in own],
+                "o-",
+                label=", ".join(key),
             )
         axes.set(xlabel="megapixels", ylabel="GB, peak of the process", xscale="log", yscale="log")
         axes.legend(fontsize=7)
@@ -329,7 +348,9 @@ PARTS: dict[Callable[[Report], list[str]], tuple[str, ...]] = {
 def markdown(report: Report) -> str:
     """The page."""
     m = report.machine
-    left_out = sorted({(r["contender"], r["left_out"]) for r in report.rows if "left_out" in r and "case" in r})
+    left_out = sorted(
+        {(r["contender"], r["left_out"]) for r in report.rows if "left_out" in r and "case" in r}
+    )
     wrong = [r for r in report.rows if "differs" in r.get("left_out", "")]
     lines = [
         f"# Dense against sparse, {m['isa']}",
@@ -404,7 +425,9 @@ def _findings(report: Report) -> list[str]:
         lost: dict[str, list[str]] = {}
         for r in kernels:
             if r["speedup"]["ratio"] < 1:
-                lost.setdefault(r["case"], []).append(f"at {100 * r['density']:g}% ({r['speedup']['ratio']:.2f}x)")
+                lost.setdefault(r["case"], []).append(
+                    f"at {100 * r['density']:g}% ({r['speedup']['ratio']:.2f}x)"
+                )
         for r in others:
             if r["median"] < (ours := own.get((r["case"], r["density"]), 0)):
                 lost.setdefault(r["case"], []).append(f"to {r['contender']} ({r['median'] / ours:.2f}x)")
@@ -413,7 +436,9 @@ def _findings(report: Report) -> list[str]:
     megapixel = report.section("memory", network="small", pixels=1024**2)
     if megapixel and all("peak_bytes" in r for r in megapixel):
         memory = (f"{r['peak_bytes'] / 1e9:.2f} GB ({r['contender']})" for r in megapixel)
-        found.append(f"peak memory of a process that restores 1024x1024 pixels (`small`): {', '.join(memory)}")
+        found.append(
+            f"peak memory of a process that restores 1024x1024 pixels (`small`): {', '.join(memory)}"
+        )
     return found + (scaling.findings(report.rows) if report.section("size") else [])
 
 
@@ -429,7 +454,9 @@ def main() -> None:
         print(path.with_name("report.html"))
     text = README.read_text()
     part = f"<!-- bench: written by benchmarks/report.py -->\n\n{readme(reports)}\n<!-- /bench -->"
-    write_whole(README, re.sub(r"<!-- bench.*<!-- /bench -->", lambda _: part, text, flags=re.DOTALL).encode())
+    write_whole(
+        README, re.sub(r"<!-- bench.*<!-- /bench -->", lambda _: part, text, flags=re.DOTALL).encode()
+    )
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from mirl_kernels import _cpu
+from mirl_kernels.core import cpu as _cpu
 from mirl_sparse.files import write_whole
 
 Row = dict[str, Any]
@@ -21,7 +21,7 @@ def now() -> str:
 
 
 def rows_of(result: Row, facts: dict[str, Row], **case: Any) -> Iterable[Row]:
-    """The rows of one comparison (`mirl_sparse.bench.Comparison.result`): ``facts`` of its sparse contenders, ``case`` of all."""
+    """The rows of one comparison (`mirl_sparse.performance.bench.Comparison.result`): ``facts`` of its sparse contenders, ``case`` of all."""
     shared = {k: v for k, v in result.items() if k not in ("rows", "left_out", "strongest_dense")}
     shared |= case | {"date": now()}
     for name, row in result["rows"].items():

@@ -16,7 +16,11 @@ import numpy as np
 from results import Row, sweep
 from scipy.optimize import nnls
 
-SERVERS = ((8, 80e9), (32, 200e9), (96, 460e9))  # cores, bytes a second: desktop, one socket of 8 and of 12 channels
+SERVERS = (
+    (8, 80e9),
+    (32, 200e9),
+    (96, 460e9),
+)  # cores, bytes a second: desktop, one socket of 8 and of 12 channels
 PHOTO, PHOTOS = 2_000_000, 1_000_000
 
 
@@ -49,7 +53,9 @@ def fit(rows: list[Row], network: str) -> dict[str, Row]:
 def latency(model: Row, pixels: float, cores: int, bandwidth: float) -> float:
     """Seconds for one photo on all cores."""
     alone = model["fixed"] + model["per_pixel"] * pixels
-    return float(max(alone * (model["serial"] + (1 - model["serial"]) / cores), model["bytes"] * pixels / bandwidth))
+    return float(
+        max(alone * (model["serial"] + (1 - model["serial"]) / cores), model["bytes"] * pixels / bandwidth)
+    )
 
 
 def core_hours(model: Row, pixels: float, photos: float, cores: int, bandwidth: float) -> float:

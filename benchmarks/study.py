@@ -32,17 +32,17 @@ from skimage import restoration
 from skimage.data import astronaut
 from skimage.metrics import peak_signal_noise_ratio
 
-from mirl_sparse.cost import cost_model
-from mirl_sparse.network import PromptIR
-from mirl_sparse.restorer import SparseRestorer
-from mirl_sparse.to_ticket import load
-from mirl_training.config import RunConfig, load_config
-from mirl_training.degradations import add_noise
-from mirl_training.evaluate import Pixels, standard_sets
-from mirl_training.latency import seconds
-from mirl_training.masks import Mask, prune
-from mirl_training.report import logged
-from mirl_training.run import Run, save_weights
+from mirl_sparse.architectures.promptir.network import PromptIR
+from mirl_sparse.performance.cost import cost_model
+from mirl_sparse.runtime.restorer import SparseRestorer
+from mirl_sparse.tickets.load import load
+from mirl_training.data.degradations import add_noise
+from mirl_training.evaluation.evaluate import Pixels, standard_sets
+from mirl_training.pruning.latency import seconds
+from mirl_training.pruning.masks import Mask, prune
+from mirl_training.runs.config import RunConfig, load_config
+from mirl_training.runs.report import logged
+from mirl_training.runs.run import Run, save_weights
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "study.jsonl"
@@ -130,7 +130,9 @@ def as_fast_as_global(seed: int, data: Path, criterion: str, faster: float = 1) 
     model, first = cost_model(), load(gradual(seed, data, "global") / "weights.safetensors")
     full, budget = Mask.full(first), seconds(first, Mask.of(first), model) / faster
     if criterion == "latency":
-        return gradual(seed, data, "latency", speedup=round(seconds(first, full, model) / budget, 2), rate=RATE)
+        return gradual(
+            seed, data, "latency", speedup=round(seconds(first, full, model) / budget, 2), rate=RATE
+        )
     trained_dense = load(dense(seed, data) / "round_00/weights.safetensors")
     low, high = 0.01, 0.9
     for _ in range(12):
@@ -207,7 +209,16 @@ def train(data: Path, rows: list[str], seeds: list[int]) -> None:
         network = load(folder / "weights.safetensors")
         density = Mask(load_file(folder / "mask.safetensors")).density
         scores = psnr(SparseRestorer(network).restore, data)
-        add({"row": name, "seed": seed, "folder": str(folder), "density": density, **cost(folder), "psnr": scores})
+        add(
+            {
+                "row": name,
+                "seed": seed,
+                "folder": str(folder),
+                "density": density,
+                **cost(folder),
+                "psnr": scores,
+            }
+        )
 
 
 def clock() -> None:
@@ -226,18 +237,24 @@ def clock() -> None:
     untrained = [r for r in every if r["row"] in denoisers]
     tickets = [r for r in every if r["row"] == "imp 10.7%" and Path(r["folder"]).exists()]
     if not tickets:
-        print(f"what needs no training is not timed, since no ticket of imp 10.7% is in {WORK} to compare it with")
+        print(
+            f"what needs no training is not timed, since no ticket of imp 10.7% is in {WORK} to compare it with"
+        )
     elif any("over_ticket" not in r for r in untrained):
         _clock_classical(untrained, denoisers, tickets[0])
     write(RESULTS, every)
 
 
-def _clock_classical(rows: list[dict[str, Any]], denoisers: dict[str, Denoiser], ticket: dict[str, Any]) -> None:
+def _clock_classical(
+    rows: list[dict[str, Any]], denoisers: dict[str, Denoiser], ticket: dict[str, Any]
+) -> None:
     """What each takes per megapixel of a photo with noise of sigma 25, and how many times what the ticket does."""
     image = add_noise(astronaut().astype(np.float32) / np.float32(255), 25, np.random.default_rng(0))
     restorer = SparseRestorer(load(Path(ticket["folder"]) / "weights.safetensors"))
     pixels = np.rint(255 * image).astype(np.uint8)
-    contenders = {"": lambda: restorer.restore(pixels)} | {r["row"]: partial(denoisers[r["row"]], image) for r in rows}
+    contenders = {"": lambda: restorer.restore(pixels)} | {
+        r["row"]: partial(denoisers[r["row"]], image) for r in rows
+    }
     taken: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(CLASSICAL_RUNS):
         for name, run in contenders.items():
@@ -325,7 +342,9 @@ def report() -> None:
     points = []
     usual = {r["seed"]: r for r in tickets if r["row"] == USUAL}
     for name in ROWS:
-        rows = [r for r in tickets if r["row"] == name and r["seed"] in usual]  # else there is nothing to compare with
+        rows = [
+            r for r in tickets if r["row"] == name and r["seed"] in usual
+        ]  # else there is nothing to compare with
         if not rows:
             continue
         means = [mean(r["psnr"].values()) for r in rows]
@@ -348,7 +367,9 @@ def report() -> None:
     for r in every:
         if "over_ticket" in r:
             scores = " | ".join(f"{r['psnr'][t]:.2f}" if t in r["psnr"] else "-" for t in tasks)
-            lines.append(f"| {r['row']} | {r['seconds_per_megapixel']:.2f} | {r['over_ticket']:.1f}x | {scores} |")
+            lines.append(
+                f"| {r['row']} | {r['seconds_per_megapixel']:.2f} | {r['over_ticket']:.1f}x | {scores} |"
+            )
     table = HERE / "study.md"
     before = table.read_text().split("<!-- tables -->")[0] if table.exists() else ""
     table.write_text(before + "<!-- tables -->\n\n" + "\n".join(lines) + "\n")
@@ -373,7 +394,9 @@ def _plot(points: list[tuple[str, float, float, float]]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     training = commands.add_parser("train")
     training.add_argument("data", type=Path)

@@ -16,9 +16,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mirl_sparse.network import PromptIR, PromptIRConfig
-from mirl_sparse.ticket import remove_dead_channels, write_ticket
-from mirl_sparse.to_ticket import describe
+from mirl_sparse.architectures.promptir.config import PromptIRConfig
+from mirl_sparse.architectures.promptir.network import PromptIR
+from mirl_sparse.tickets.description import describe
+from mirl_sparse.tickets.file import remove_dead_channels, write_ticket
 
 TICKETS = {
     "layerwise10": ("layerwise", 0.107),
@@ -75,7 +76,9 @@ def main() -> None:
         report = describe(made, remove_dead_channels(made))
         write_ticket(folder / f"{name}.safetensors", made, report.statistics)
         s = report.statistics
-        print(f"{name}: density {s['density']:.2%}, MAC density {s['mac_density']:.2%}, without dead channels")
+        print(
+            f"{name}: density {s['density']:.2%}, MAC density {s['mac_density']:.2%}, without dead channels"
+        )
 
 
 if __name__ == "__main__":

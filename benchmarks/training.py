@@ -27,12 +27,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from mirl_sparse.allocator import Allocator
-from mirl_sparse.network import PromptIR, PromptIRConfig
-from mirl_training.config import RunConfig
-from mirl_training.fused import fuse
-from mirl_training.masks import Mask, prune
-from mirl_training.run import Run, save_weights
+from mirl_sparse.architectures.promptir.config import PromptIRConfig
+from mirl_sparse.architectures.promptir.network import PromptIR
+from mirl_sparse.runtime.allocator import Allocator
+from mirl_training.engine.fused import fuse
+from mirl_training.pruning.masks import Mask, prune
+from mirl_training.runs.config import RunConfig
+from mirl_training.runs.run import Run, save_weights
 
 PHOTOS = {
     "clean": "train/clean/BSDS400",
@@ -66,7 +67,9 @@ def pruned(dim: int, density: float) -> tuple[PromptIR, Mask]:
 class Contender:
     """A way to train a network: a step of AdamW at a time."""
 
-    def __init__(self, name: str, network: PromptIR, layout: torch.memory_format = torch.contiguous_format) -> None:
+    def __init__(
+        self, name: str, network: PromptIR, layout: torch.memory_format = torch.contiguous_format
+    ) -> None:
         self.name, self.network = name, deepcopy(network)
         for p in self.network.parameters():
             if p.ndim == 4:
@@ -126,7 +129,9 @@ def steps(dims: list[int]) -> None:
             for contender in contenders:
                 contender.prune(*pruned(dim, density))
             if (worst := difference(eager, fused)) > TOLERANCE:
-                sys.exit(f"dim {dim}, density {density}: gradients differ by {worst:.2g} of the largest; not timed")
+                sys.exit(
+                    f"dim {dim}, density {density}: gradients differ by {worst:.2g} of the largest; not timed"
+                )
             seconds: dict[str, list[float]] = {c.name: [] for c in contenders}
             for i in range(RUNS + 2):
                 for c in contenders:
@@ -176,12 +181,20 @@ def memory(dims: list[int]) -> None:
                 found[name] = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
             best = min(found["eager"], found["compiled"])
             listed = ", ".join(f"{name} {size / 2**20:.0f} MB" for name, size in found.items())
-            print(f"dim {dim}, {density:.0%}: 1/{best / found['fused']:.1f} of the best; {listed}", flush=True)
+            print(
+                f"dim {dim}, {density:.0%}: 1/{best / found['fused']:.1f} of the best; {listed}", flush=True
+            )
 
 
 def settings(what: dict[str, Any], training: dict[str, Any], pruning: dict[str, Any]) -> RunConfig:
     """A run by AdamW and MIR-L's loss, of a new network or from a ticket."""
-    optimizer = {"batch_size": BATCH, "patch_size": SIZE, "weight_decay": 1e-4, "clip_norm": 0.5, "save_every": 1000}
+    optimizer = {
+        "batch_size": BATCH,
+        "patch_size": SIZE,
+        "weight_decay": 1e-4,
+        "clip_norm": 0.5,
+        "save_every": 1000,
+    }
     return RunConfig(**what, data=PHOTOS, training=optimizer | training, pruning=pruning)
 
 
@@ -229,7 +242,10 @@ def imp(data: Path) -> None:
             begin = time.perf_counter()
             Run(run, data, Path(folder, engine), lambda _: None, engine).go()
             totals[engine] = time.perf_counter() - begin
-        logs = [[json.loads(line) for line in Path(folder, e, "log.jsonl").read_text().splitlines()] for e in totals]
+        logs = [
+            [json.loads(line) for line in Path(folder, e, "log.jsonl").read_text().splitlines()]
+            for e in totals
+        ]
         for fused, reference in zip(*logs, strict=True):
             a, b = fused["seconds_per_step"], reference["seconds_per_step"]
             print(f"density {fused['density']:6.1%}: a step {a:.3f} s, eager PyTorch {b:.3f} s, {b / a:.2f}x")
@@ -244,7 +260,9 @@ def _dim(text: str) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     for name in ("step", "memory"):
         commands.add_parser(name).add_argument("dims", nargs="*", type=_dim, metavar="DIM", default=[16, 48])

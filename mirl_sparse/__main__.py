@@ -1,5 +1,6 @@
 """``python -m mirl_sparse``: the command, as torchrun starts it."""
 
-from mirl_sparse.cli import main
+from mirl_sparse.cli.app import main
 
-main()
+if __name__ == "__main__":
+    main()

@@ -23,7 +23,9 @@ def write_whole(path: Path, write: bytes | Callable[[Path], object]) -> None:
         return
     path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{uuid.uuid4().hex}.part")  # short: the name itself may be as long as names can be
+    temporary = path.with_name(
+        f".{uuid.uuid4().hex}.part"
+    )  # short: the name itself may be as long as names can be
     try:
         if isinstance(write, bytes):
             temporary.write_bytes(write)

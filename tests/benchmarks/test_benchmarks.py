@@ -14,9 +14,9 @@ import report
 import results
 import scaling
 
-from mirl_kernels import _cpu
-from mirl_kernels.gdfn import PackedGDFN
-from mirl_sparse.peers import EAGER
+from mirl_kernels.core import cpu as _cpu
+from mirl_kernels.ops.gdfn import PackedGDFN
+from mirl_sparse.performance.peers import EAGER
 
 needs_kernels = pytest.mark.skipif(not _cpu.available(), reason="the C++ kernels were not built")
 
@@ -90,7 +90,8 @@ def timed(contender: str, seconds: float, noise: float = 0.0) -> results.Row:
 
 
 @pytest.mark.parametrize(
-    ("factor", "noise", "found"), [(1.2, 0.02, True), (1.08, 0.02, False), (1.2, 0.2, False), (0.5, 0.02, False)]
+    ("factor", "noise", "found"),
+    [(1.2, 0.02, True), (1.08, 0.02, False), (1.2, 0.2, False), (0.5, 0.02, False)],
 )
 def test_check_compares_ratios(factor, noise, found):
     """A slow-down beyond a tenth and the noise fails, whatever the machine's speed today."""
@@ -107,7 +108,9 @@ def test_check_measures_again_what_it_suspects():
         asked, left = [], list(sparse)
         measured.found = check.worse(  # type: ignore[attr-defined]
             before,
-            lambda cases: asked.append(cases) or [timed("dense eager", 1.0, 0.3), timed("sparse", left.pop(0), 0.3)],
+            lambda cases: (
+                asked.append(cases) or [timed("dense eager", 1.0, 0.3), timed("sparse", left.pop(0), 0.3)]
+            ),
         )
         return asked
 
@@ -147,7 +150,8 @@ def test_crossover():
 
 def test_a_win_within_the_noise_is_said_to_be_one():
     points = [
-        {"density": d, "speedup": {"ratio": r, "low": r - 0.2}} for d, r in ((0.1, 3.0), (0.035, 1.1), (1.0, 1.5))
+        {"density": d, "speedup": {"ratio": r, "low": r - 0.2}}
+        for d, r in ((0.1, 3.0), (0.035, 1.1), (1.0, 1.5))
     ]
     assert report._crossover(points) == "at every density (within the noise at 3.5%)"
     assert report._crossover(points[::2]) == "at every density"
@@ -249,5 +253,15 @@ def test_every_sparse_row_has_its_conditions():
     for path in paths:
         for found in results.read(path):
             if "speedup" in found:
-                assert {"processor", "isa", "threads", "allocator", "torch", "date", "runs", "p20", "p80"} <= set(found)
+                assert {
+                    "processor",
+                    "isa",
+                    "threads",
+                    "allocator",
+                    "torch",
+                    "date",
+                    "runs",
+                    "p20",
+                    "p80",
+                } <= set(found)
                 assert found["difference"] <= 1e-4

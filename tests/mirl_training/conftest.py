@@ -5,8 +5,8 @@ import pytest
 import torch
 from tiny import settings
 
-from mirl_sparse.images import write_image
-from mirl_sparse.network import PromptIR
+from mirl_sparse.architectures.promptir.network import PromptIR
+from mirl_sparse.photos.images import write_image
 
 
 @pytest.fixture
@@ -29,5 +29,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
         image = image.clip(0, 255).astype(np.uint8)
         write_image(root / f"clean/{i}.png", image)
         write_image(root / f"haze/target/00{i}_0.8_gt.png", image)
-        write_image(root / f"haze/input/00{i}_0.8_hazy.png", (image * 0.5 + 100 + rng.integers(3)).astype(np.uint8))
+        write_image(
+            root / f"haze/input/00{i}_0.8_hazy.png", (image * 0.5 + 100 + rng.integers(3)).astype(np.uint8)
+        )
     return root

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from mirl_sparse.network import PromptIR, PromptIRConfig
+from mirl_sparse.architectures.promptir.config import PromptIRConfig
+from mirl_sparse.architectures.promptir.network import PromptIR
 
 INTERPRETS = os.environ.get("TRITON_INTERPRET") == "1"
 

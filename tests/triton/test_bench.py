@@ -7,9 +7,9 @@ import torch
 
 pytest.importorskip("triton")
 
-from mirl_kernels._triton.model import GPUS
-from mirl_sparse import gpu_bench
+from mirl_kernels.core.triton.model import GPUS
 from mirl_sparse.errors import UserError
+from mirl_sparse.performance import gpu_bench
 
 
 @pytest.fixture
@@ -29,7 +29,9 @@ def test_rows_and_ratios(network, image, device):
 
 def test_a_wrong_result_is_not_timed(network, image, device, monkeypatch):
     restorer = gpu_bench.SparseRestorer
-    monkeypatch.setattr(gpu_bench, "SparseRestorer", lambda *given, **more: lambda x: restorer(*given, **more)(x) + 0.1)
+    monkeypatch.setattr(
+        gpu_bench, "SparseRestorer", lambda *given, **more: lambda x: restorer(*given, **more)(x) + 0.1
+    )
     with pytest.raises(UserError, match=r"sparse triton differs .* nothing is timed"):
         gpu_bench._bench(network, image, 2, False, torch.device(device))
 

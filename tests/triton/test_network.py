@@ -7,10 +7,10 @@ import torch
 
 pytest.importorskip("triton")
 
-from mirl_kernels._triton import Workspace
-from mirl_sparse import triton_engine
-from mirl_sparse.restorer import SparseRestorer
-from mirl_sparse.triton_engine import PackedNetwork, TritonEngine, Tuning
+from mirl_kernels.core.triton import Workspace
+from mirl_sparse.runtime import triton as triton_engine
+from mirl_sparse.runtime.restorer import SparseRestorer
+from mirl_sparse.runtime.triton import PackedNetwork, TritonEngine, Tuning
 
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("float32", 1e-4), ("float16", 2e-2)])
@@ -25,7 +25,9 @@ def test_it_restores_what_the_reference_restores(network, precision, tolerance, 
     assert float((restored - want).abs().max()) <= tolerance * float((want - x).abs().max())
 
 
-@pytest.mark.parametrize(("share", "dtype", "tolerance"), [(1, torch.float32, 1e-4), (2, torch.float16, 2e-2)])
+@pytest.mark.parametrize(
+    ("share", "dtype", "tolerance"), [(1, torch.float32, 1e-4), (2, torch.float16, 2e-2)]
+)
 def test_steps_may_be_left_to_dense_operators(network, share, dtype, tolerance, device):
     x = torch.rand(2, 3, 16, 24)
     want = SparseRestorer(network, "reference")(x)

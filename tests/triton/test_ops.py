@@ -16,20 +16,20 @@ pytest.importorskip("triton")
 import triton
 import triton.language as tl
 
-from mirl_kernels import _triton
-from mirl_kernels._triton import HEIGHTS, PAD, Workspace, cluster, pack_panels, recording
-from mirl_kernels._triton.product import moments
-from mirl_kernels._triton.taps import gelu
-from mirl_kernels.conv.reference import conv
-from mirl_kernels.conv.triton import TritonConv
-from mirl_kernels.gdfn.reference import gdfn
-from mirl_kernels.gdfn.triton import TritonGDFN
-from mirl_kernels.mdta.reference import mdta
-from mirl_kernels.mdta.triton import TritonMDTA
-from mirl_kernels.pointwise.reference import pointwise
-from mirl_kernels.pointwise.triton import TritonPointwise
-from mirl_kernels.prompt.reference import prompt
-from mirl_kernels.prompt.triton import TritonPrompt
+from mirl_kernels.core import triton as _triton
+from mirl_kernels.core.triton import HEIGHTS, PAD, Workspace, cluster, pack_panels, recording
+from mirl_kernels.core.triton.product import moments
+from mirl_kernels.core.triton.taps import gelu
+from mirl_kernels.ops.conv.reference import conv
+from mirl_kernels.ops.conv.triton import TritonConv
+from mirl_kernels.ops.gdfn.reference import gdfn
+from mirl_kernels.ops.gdfn.triton import TritonGDFN
+from mirl_kernels.ops.mdta.reference import mdta
+from mirl_kernels.ops.mdta.triton import TritonMDTA
+from mirl_kernels.ops.pointwise.reference import pointwise
+from mirl_kernels.ops.pointwise.triton import TritonPointwise
+from mirl_kernels.ops.prompt.reference import prompt
+from mirl_kernels.ops.prompt.triton import TritonPrompt
 
 WORST = {torch.float32: 1e-5, torch.float16: 2e-2, torch.bfloat16: 1.6e-1}
 RMS = {torch.float32: 2e-6, torch.float16: 4e-3, torch.bfloat16: 3.2e-2}
@@ -76,7 +76,9 @@ class Case:
     def check(self, device, op, x, want, base=None, **more) -> None:
         """The op into memory full of NaN, which is part of a larger tensor, against the reference in float64. What it adds to a ``base``
         is held to the same by itself, up to a rounding step of the sum."""
-        around = torch.full((want.shape[0], want.shape[1] + 2, *want.shape[2:]), float("nan"), dtype=self.dtype)
+        around = torch.full(
+            (want.shape[0], want.shape[1] + 2, *want.shape[2:]), float("nan"), dtype=self.dtype
+        )
         around = around.to(device)
         y = around[:, 1:-1]
         more = {name: value.to(device) if torch.is_tensor(value) else value for name, value in more.items()}
@@ -150,7 +152,9 @@ def test_moments_keep_their_digits_whatever_the_first_channels_are(channels, jum
     y, block = torch.full((2, 128), torch.nan, device=device), min(8, triton.next_power_of_2(channels))
     moments_kernel[(1,)](x.to(device), y, channels, channels % block == 0, block)
     mean, variance = x.double().mean(0), x.double().var(0, correction=0)
-    torch.testing.assert_close(y.cpu().double(), torch.stack([mean, (variance + 1e-5).rsqrt()]), rtol=3e-6, atol=0)
+    torch.testing.assert_close(
+        y.cpu().double(), torch.stack([mean, (variance + 1e-5).rsqrt()]), rtol=3e-6, atol=0
+    )
 
 
 @pytest.mark.parametrize(("seed", "dtype"), cases(8))
@@ -166,7 +170,9 @@ def test_mdta(seed, dtype, device):
     biases = case.biases(3 * c, 3 * c, c)
     x = case.image(c)
     want = mdta(*double((x, *norm, *weights, temperature, out)), double(biases))
-    case.check(device, TritonMDTA(*norm, *weights, temperature, out, biases, dtype=dtype), x, want, x.double())
+    case.check(
+        device, TritonMDTA(*norm, *weights, temperature, out, biases, dtype=dtype), x, want, x.double()
+    )
 
 
 @pytest.mark.parametrize("dtype", [d for d in TYPES if d != torch.bfloat16])
@@ -177,8 +183,17 @@ def test_strips_are_the_image(size, bound, dtype, device, monkeypatch):
     case.size, c, h = size, 8, 5
     norm, x = (torch.ones(c), torch.zeros(c)), case.image(c)
     pair = case.sparse(2 * h, c, 1, 1), case.sparse(2 * h, 1, 3, 3), case.sparse(c, h, 1, 1)
-    qkv = case.sparse(3 * c, c, 1, 1), case.sparse(3 * c, 1, 3, 3), torch.ones(2, 1, 1), case.sparse(c, c, 1, 1)
-    biases = 0.1 * case.normal(2 * h), 0.1 * case.normal(2 * h), None  # without zeros around the image these reach in
+    qkv = (
+        case.sparse(3 * c, c, 1, 1),
+        case.sparse(3 * c, 1, 3, 3),
+        torch.ones(2, 1, 1),
+        case.sparse(c, c, 1, 1),
+    )
+    biases = (
+        0.1 * case.normal(2 * h),
+        0.1 * case.normal(2 * h),
+        None,
+    )  # without zeros around the image these reach in
     few = 12 * (size[1] + PAD) * c * case.batch * dtype.itemsize
     monkeypatch.setattr(_triton, bound, 4 if bound == "_LEAST" else few)
     workspace = Workspace(few if bound == "_LEAST" else 0)
@@ -208,7 +223,12 @@ def test_other_tiles_do_the_same(size, nth, device, monkeypatch):
     case.size, c = size, 24
     norm, x = (torch.ones(c), torch.zeros(c)), case.image(c)
     pair = case.sparse(40, c, 1, 1), case.sparse(40, 1, 3, 3), case.sparse(c, 20, 1, 1)
-    qkv = case.sparse(3 * c, c, 1, 1), case.sparse(3 * c, 1, 3, 3), torch.ones(2, 1, 1), case.sparse(c, c, 1, 1)
+    qkv = (
+        case.sparse(3 * c, c, 1, 1),
+        case.sparse(3 * c, 1, 3, 3),
+        torch.ones(2, 1, 1),
+        case.sparse(c, c, 1, 1),
+    )
     case.check(device, TritonGDFN(*norm, *pair, dtype=torch.float32), x, gdfn(*double((x, *norm, *pair))))
     case.check(device, TritonMDTA(*norm, *qkv, dtype=torch.float32), x, mdta(*double((x, *norm, *qkv))))
     weight = case.sparse(20, c, 3, 3)
@@ -221,7 +241,10 @@ def test_other_tiles_do_the_same(size, nth, device, monkeypatch):
 def test_gram_matrices_of_wide_heads_are_summed_in_blocks_and_shares(device):
     case = Case(2, torch.float32)
     c = 150
-    norm, weights = (torch.ones(c), torch.zeros(c)), (case.sparse(3 * c, c, 1, 1), case.sparse(3 * c, 1, 3, 3))
+    norm, weights = (
+        (torch.ones(c), torch.zeros(c)),
+        (case.sparse(3 * c, c, 1, 1), case.sparse(3 * c, 1, 3, 3)),
+    )
     temperature, out, x = torch.ones(2, 1, 1), case.sparse(c, c, 1, 1), case.normal(2, c, 9, 15)
     want = mdta(*double((x, *norm, *weights, temperature, out)))
     case.check(device, TritonMDTA(*norm, *weights, temperature, out, dtype=torch.float32), x, want, shares=3)
@@ -235,7 +258,10 @@ def test_conv(seed, dtype, device):
     shuffle = case.random.choice([1, 2, -2])
     geometry = {"groups": groups, "shuffle": shuffle}
     if shuffle == 1:
-        geometry |= {"stride": case.random.choice([(1, 1), (2, 1)]), "dilation": case.random.choice([(1, 1), (1, 2)])}
+        geometry |= {
+            "stride": case.random.choice([(1, 1), (2, 1)]),
+            "dilation": case.random.choice([(1, 1), (1, 2)]),
+        }
         geometry["padding"] = (
             case.random.choice([None, (2, 2, 3, 3)]) if geometry["dilation"] == (1, 1) else (2, 2, 3, 3)
         )
@@ -299,7 +325,11 @@ def test_what_does_not_fit_is_refused(device):
         op(torch.zeros(1, 3, 4, 4, dtype=torch.float16).transpose(2, 3)[:, :, :2])
     with pytest.raises(ValueError, match=r"y is \(1, 1, 4, 4\); expected \(1, 2, 4, 4\)"):
         op(torch.zeros(1, 3, 4, 4, dtype=torch.float16), torch.zeros(1, 1, 4, 4, dtype=torch.float16))
-    x, one, three = torch.zeros(1, 5, 3, 4, dtype=torch.float16), torch.ones(12, 4, 1, 1), torch.ones(12, 1, 3, 3)
+    x, one, three = (
+        torch.zeros(1, 5, 3, 4, dtype=torch.float16),
+        torch.ones(12, 4, 1, 1),
+        torch.ones(12, 1, 3, 3),
+    )
     for other in (
         op,
         TritonConv(torch.ones(2, 3, 3, 3)),

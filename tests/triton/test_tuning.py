@@ -7,12 +7,13 @@ import torch
 
 pytest.importorskip("triton")
 
-from mirl_kernels._triton import Tile, Workspace
-from mirl_sparse import tuning
+from mirl_kernels.core.triton import Tile, Workspace
 from mirl_sparse.errors import UserError
-from mirl_sparse.restorer import SparseRestorer
-from mirl_sparse.ticket import write_ticket
-from mirl_sparse.triton_engine import TritonEngine, Tuning
+from mirl_sparse.performance.tune import tune
+from mirl_sparse.runtime.restorer import SparseRestorer
+from mirl_sparse.runtime.triton import TritonEngine, Tuning
+from mirl_sparse.runtime.tuning import beside, read_tuning
+from mirl_sparse.tickets.file import write_ticket
 
 
 @pytest.fixture
@@ -25,15 +26,17 @@ def ticket(network, tmp_path):
 def test_a_ticket_is_run_by_what_is_kept_beside_it(ticket, network, device, monkeypatch):
     x = torch.rand(1, 3, 8, 8, device=device)
     want = SparseRestorer(network, "reference")(x.cpu())
-    found = tuning.tune(ticket, 8, 5, "float32")
-    assert tuning.beside(ticket).name == "small.ticket.tuning.json"
-    assert tuning.read_tuning(ticket, "float32") == found
-    assert tuning.read_tuning(ticket, "float16") is None
+    found = tune(ticket, 8, 5, "float32")
+    assert beside(ticket).name == "small.ticket.tuning.json"
+    assert read_tuning(ticket, "float32") == found
+    assert read_tuning(ticket, "float16") is None
     assert found.tiles
     assert not found.dense
     used = []
     made = Workspace.__init__
-    monkeypatch.setattr(Workspace, "__init__", lambda self, *a, **k: (made(self, *a, **k), used.append(self))[0])
+    monkeypatch.setattr(
+        Workspace, "__init__", lambda self, *a, **k: (made(self, *a, **k), used.append(self))[0]
+    )
     restorer = SparseRestorer.from_pretrained(ticket, "triton", precision="float32")
     torch.testing.assert_close(restorer(x).cpu(), want, rtol=0, atol=1e-4)
     assert used[0].tiles == found.tiles
@@ -42,13 +45,15 @@ def test_a_ticket_is_run_by_what_is_kept_beside_it(ticket, network, device, monk
 @pytest.fixture
 def quick(monkeypatch):
     """Nothing is timed."""
-    found = Tuning({"a kernel": Tile({"BLOCK_P": 64}, 4, pipelined=False)}, frozenset({"patch_embed", "latent.0"}))
+    found = Tuning(
+        {"a kernel": Tile({"BLOCK_P": 64}, 4, pipelined=False)}, frozenset({"patch_embed", "latent.0"})
+    )
     monkeypatch.setattr(TritonEngine, "tune", lambda *_: found)
     return found
 
 
 def test_steps_that_were_left_to_dense_operators_still_are(ticket, quick, device):
-    assert tuning.tune(ticket) == tuning.read_tuning(ticket, "float16") == quick
+    assert tune(ticket) == read_tuning(ticket, "float16") == quick
     restorer = SparseRestorer.from_pretrained(ticket, "triton")
     made = []
     for name, op in restorer._packed()._program.dense.items():
@@ -58,13 +63,13 @@ def test_steps_that_were_left_to_dense_operators_still_are(ticket, quick, device
 
 
 def test_what_is_about_another_ticket_is_not_used_and_what_is_damaged_is_said(ticket, quick, network):
-    tuning.tune(ticket)
+    tune(ticket)
     write_ticket(ticket, network, {"another": 1})
-    assert tuning.read_tuning(ticket, "float16") is None
-    tuning.tune(ticket)
-    tuning.tune(ticket, precision="bfloat16")
-    assert tuning.read_tuning(ticket, "float16") == tuning.read_tuning(ticket, "bfloat16") == quick
-    kept = tuning.beside(ticket)
+    assert read_tuning(ticket, "float16") is None
+    tune(ticket)
+    tune(ticket, precision="bfloat16")
+    assert read_tuning(ticket, "float16") == read_tuning(ticket, "bfloat16") == quick
+    kept = beside(ticket)
     for damaged in ("{", "[]", json.dumps(json.loads(kept.read_text()) | {"tunings": {"a": 1}})):
         kept.write_text(damaged)
         with pytest.raises(UserError, match=r"small\.ticket\.tuning\.json: cannot be read"):

@@ -12,13 +12,13 @@ pytest.importorskip("triton")
 
 from triton.runtime import interpreter
 
-from mirl_kernels import _triton
-from mirl_kernels._triton import Workspace, recording, work
-from mirl_kernels.conv.triton import TritonConv
-from mirl_kernels.gdfn.triton import TritonGDFN
-from mirl_kernels.mdta.triton import TritonMDTA
-from mirl_kernels.pointwise.triton import TritonPointwise
-from mirl_kernels.prompt.triton import TritonPrompt
+from mirl_kernels.core import triton as _triton
+from mirl_kernels.core.triton import Workspace, recording, work
+from mirl_kernels.ops.conv.triton import TritonConv
+from mirl_kernels.ops.gdfn.triton import TritonGDFN
+from mirl_kernels.ops.mdta.triton import TritonMDTA
+from mirl_kernels.ops.pointwise.triton import TritonPointwise
+from mirl_kernels.ops.prompt.triton import TritonPrompt
 
 
 class Trace:
@@ -66,7 +66,9 @@ class Trace:
         for item, found in touched.items():
             at = np.unique(np.concatenate(found)).astype(np.int64)
             if tensor is not None:
-                at = at[(at >= tensor.data_ptr()) & (at < tensor.data_ptr() + tensor.numel() * tensor.itemsize)]
+                at = at[
+                    (at >= tensor.data_ptr()) & (at < tensor.data_ptr() + tensor.numel() * tensor.itemsize)
+                ]
             total += item * len(at)
         return total
 
@@ -113,7 +115,10 @@ PASSED = {
     "gram_kernel": ["hidden", "sums"],
     "sum_kernel": ["sums"],
 }  # by one launch to the next
-TAPPED = {"mix_kernel": ("BLOCK_H", "BLOCK_P"), "gram_kernel": ("BLOCK_C", "BLOCK_P")}  # the shape of a tap's load
+TAPPED = {
+    "mix_kernel": ("BLOCK_H", "BLOCK_P"),
+    "gram_kernel": ("BLOCK_C", "BLOCK_P"),
+}  # the shape of a tap's load
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,1 @@
+"""What the ops share: the C++ library, Triton's launches, and the roofline of this machine."""

@@ -1,0 +1,79 @@
+"""Convolution in training, by surviving weights forward and backward."""
+
+from __future__ import annotations
+
+from ctypes import Structure, c_int64, c_void_p
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mirl_kernels.core import cpu as _cpu
+from mirl_kernels.core.cpu.training import Pattern, Weights, empty, workspace
+from mirl_kernels.ops.conv import prepare
+from mirl_kernels.ops.conv.window import Window
+
+
+class _Args(Structure):
+    _fields_ = [("x", _cpu.Image), ("dy", _cpu.Image), ("size", _cpu.Size), ("weight", c_void_p), ("gradient", c_void_p),
+                ("threads", c_int64)]  # fmt: skip
+
+
+class TrainableConv:
+    """A convolution (`mirl_kernels.ops.conv.reference`) of odd kernel that keeps the size, with the surviving weights of a mask:
+    bool, (O, C, k, l)."""
+
+    def __init__(self, weight: Tensor) -> None:
+        self.outputs, self.inputs = weight.shape[:2]
+        window = torch.tensor(Window.of(weight, (1, 1), None, (1, 1)).taps())
+        places = torch.arange(weight.numel()).view(weight.shape)
+
+        def packed(alive: Tensor, places: Tensor) -> Pattern:
+            channels = torch.arange(alive.shape[1]).repeat_interleave(len(window))
+            taps = torch.cat([channels[:, None], window.repeat(alive.shape[1], 1)[:, 1:]], 1)
+            first = places.flatten(1)[:, 0]
+            return Pattern(alive.flatten(1), first, places[0].flatten() - first[0], taps)
+
+        back = (t.transpose(0, 1).flip(2, 3) for t in (weight, places))
+        self.weights = Weights([packed(weight, places)], [packed(*back)])
+
+    def __call__(self, x: Tensor, weight: Tensor, shuffle: int = 1, residual: Tensor | None = None) -> Tensor:
+        """The convolution of x (B, C, H, W) float32, shuffled, plus ``residual``; differentiable once, by all arguments.
+        Gradients of pruned weights are zero."""
+        result: Tensor = _Function.apply(x, weight, residual, self, shuffle)
+        return result
+
+
+class _Function(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, residual: Tensor | None, op: TrainableConv,
+                shuffle: int) -> Tensor:  # fmt: skip
+        x, ctx.op, ctx.filled, ctx.shuffle = _cpu.with_rows(x), op, op.weights.fill([weight]), shuffle
+        ctx.save_for_backward(x, weight)
+        batch, _, height, width = x.shape
+        r, u = max(shuffle, 1), max(-shuffle, 1)
+        y = empty(batch, op.outputs * u * u // (r * r), height * r // u, width * r // u)
+        added = None if residual is None else _cpu.with_rows(residual)
+        prepare(x, y, op.weights.forward[0], op.inputs, (1, 1), shuffle, _cpu.activation("none"), added)()
+        return y
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        op, (x, weight) = ctx.op, ctx.saved_tensors
+        inner = dy
+        if ctx.shuffle > 1:
+            inner = F.pixel_unshuffle(dy, ctx.shuffle)
+        elif ctx.shuffle < -1:
+            inner = F.pixel_shuffle(dy, -ctx.shuffle)
+        inner, dx = _cpu.with_rows(inner), None
+        op.weights.fill_again([weight], ctx.filled)
+        if ctx.needs_input_grad[0]:
+            dx = empty(*x.shape)
+            prepare(inner, dx, op.weights.back[0], op.outputs, (1, 1), 1, _cpu.activation("none"))()
+        written = workspace(op.weights.gradient_floats)
+        forward = _cpu.address(op.weights.forward[0])
+        _cpu.Call("conv_backward", _Args(_cpu.image(x), _cpu.image(inner), _cpu.size(x), forward, written))()
+        (gradient,) = op.weights.spread(written, [weight])
+        return dx, gradient, dy if ctx.needs_input_grad[2] else None, None, None

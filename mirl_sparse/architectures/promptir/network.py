@@ -1,0 +1,221 @@
+"""PromptIR (Potlapalli et al., NeurIPS 2023), written from the paper and its published parameter names.
+
+The blocks' arithmetic is in ``mirl_kernels.*.reference``, one definition for the network, for the
+tests of the fast kernels, and for their fallback.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import prune
+
+from mirl_kernels.ops.conv.reference import conv
+from mirl_kernels.ops.gdfn.reference import gdfn
+from mirl_kernels.ops.mdta.reference import mdta
+from mirl_kernels.ops.prompt.reference import prompt
+from mirl_sparse.architectures.promptir.config import MULTIPLE, PromptIRConfig
+from mirl_sparse.architectures.promptir.topology import Kind, Stage, stages
+
+
+class Pointwise(nn.Conv2d):
+    """1x1 convolution without bias, by its op."""
+
+    conv = staticmethod(conv)
+
+    def __init__(self, cin: int, cout: int) -> None:
+        super().__init__(cin, cout, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x, self.weight)
+
+
+def _conv3x3(cin: int, cout: int, groups: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(cin, cout, 3, padding=1, groups=groups, bias=False)
+
+
+class _Affine(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+
+class LayerNorm(nn.Module):
+    """Gain and bias of a layer norm over channels; named ``body`` as published."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.body = _Affine(channels)
+
+
+class MDTA(nn.Module):
+    """Parameters of the transposed attention; `TransformerBlock` runs it with its norm and residual."""
+
+    def __init__(self, channels: int, heads: int) -> None:
+        super().__init__()
+        self.temperature = nn.Parameter(torch.ones(heads, 1, 1))
+        self.qkv = Pointwise(channels, 3 * channels)
+        self.qkv_dwconv = _conv3x3(3 * channels, 3 * channels, groups=3 * channels)
+        self.project_out = Pointwise(channels, channels)
+
+
+class GDFN(nn.Module):
+    """Parameters of the gated feed-forward; `TransformerBlock` runs it with its norm and residual."""
+
+    def __init__(self, channels: int, expansion: float) -> None:
+        super().__init__()
+        hidden = int(channels * expansion)
+        self.project_in = Pointwise(channels, 2 * hidden)
+        self.dwconv = _conv3x3(2 * hidden, 2 * hidden, groups=2 * hidden)
+        self.project_out = Pointwise(hidden, channels)
+
+
+class TransformerBlock(nn.Module):
+    """``x + attn(norm1(x))``, then ``x + ffn(norm2(x))``; (B, C, H, W) in and out."""
+
+    mdta, gdfn = staticmethod(mdta), staticmethod(gdfn)
+
+    def __init__(self, channels: int, heads: int, expansion: float) -> None:
+        super().__init__()
+        self.norm1 = LayerNorm(channels)
+        self.attn = MDTA(channels, heads)
+        self.norm2 = LayerNorm(channels)
+        self.ffn = GDFN(channels, expansion)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, n, f, m = self.attn, self.norm1.body, self.ffn, self.norm2.body
+        x = self.mdta(
+            x, n.weight, n.bias, a.qkv.weight, a.qkv_dwconv.weight, a.temperature, a.project_out.weight
+        )
+        return self.gdfn(x, m.weight, m.bias, f.project_in.weight, f.dwconv.weight, f.project_out.weight)
+
+
+class PatchEmbed(nn.Module):
+    """3x3 convolution from RGB to ``dim`` channels."""
+
+    conv = staticmethod(conv)
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.proj = _conv3x3(3, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x, self.proj.weight)
+
+
+class Resample(nn.Module):
+    """3x3 convolution and pixel shuffle (``shuffle`` 2) or unshuffle (-2): (B, C, H, W) to
+    (B, C / 2, 2H, 2W) or (B, 2C, H / 2, W / 2)."""
+
+    conv = staticmethod(conv)
+
+    def __init__(self, channels: int, shuffle: int) -> None:
+        super().__init__()
+        self.shuffle = shuffle
+        self.body = nn.Sequential(_conv3x3(channels, channels * 2 if shuffle > 0 else channels // 2))
+
+    @property
+    def weight(self) -> Tensor:
+        """The convolution's weight."""
+        return cast(nn.Conv2d, self.body[0]).weight  # what torch.func puts there is no Parameter
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x, self.weight, shuffle=self.shuffle)
+
+
+class PromptBlock(nn.Module):
+    """Prompts mixed by the features (B, C, H, W) they are concatenated to; returns (B, P, H, W)."""
+
+    prompt = staticmethod(prompt)
+
+    def __init__(self, channels: int, prompt_channels: int, size: int, count: int) -> None:
+        super().__init__()
+        self.prompt_param = nn.Parameter(torch.rand(1, count, prompt_channels, size, size))
+        self.linear_layer = nn.Linear(channels, count)
+        self.conv3x3 = _conv3x3(prompt_channels, prompt_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        linear = self.linear_layer
+        return self.prompt(x, linear.weight, linear.bias, self.prompt_param, self.conv3x3.weight)
+
+
+class PromptIR(nn.Module):
+    """The all-in-one restoration network: RGB (B, 3, H, W) in [0, 1] to the same shape, H and W
+    multiples of 8. The result is not clipped.
+
+    Its modules call the definitions of their ops (``mdta``, ``gdfn``, ``conv``, ``prompt``), which training may replace, module by
+    module, by others of the same arguments."""
+
+    conv = staticmethod(conv)
+    patch_embed: PatchEmbed
+    output: nn.Conv2d
+
+    def __init__(self, config: PromptIRConfig | None = None) -> None:
+        super().__init__()
+        self.config = config = config or PromptIRConfig()
+        for stage in stages(config):
+            setattr(self, stage.name, self._build(stage))
+
+    def _build(self, stage: Stage) -> nn.Module:
+        config = self.config
+
+        def block() -> TransformerBlock:
+            return TransformerBlock(stage.inputs, stage.heads, config.ffn_expansion)
+
+        match stage.kind:
+            case Kind.EMBED:
+                return PatchEmbed(stage.outputs)
+            case Kind.BLOCKS:
+                return nn.Sequential(*(block() for _ in range(stage.depth)))
+            case Kind.BLOCK:
+                return block()
+            case Kind.DOWN:
+                return Resample(stage.inputs, -2)
+            case Kind.UP:
+                return Resample(stage.inputs, 2)
+            case Kind.PROMPT:
+                size = config.prompt_sizes[stage.level - 1]
+                return PromptBlock(stage.inputs, stage.outputs, size, config.prompt_count)
+            case Kind.OUTPUT:
+                return _conv3x3(stage.inputs, stage.outputs)
+            case _:
+                return Pointwise(stage.inputs, stage.outputs)
+
+    @classmethod
+    def names(cls, config: PromptIRConfig) -> frozenset[str]:
+        """The names of all parameters of such a network."""
+        with torch.device("meta"):
+            return frozenset(cls(config).state_dict())
+
+    def forward(self, image: Tensor) -> Tensor:
+        if image.ndim != 4 or image.shape[1] != 3 or image.shape[2] % MULTIPLE or image.shape[3] % MULTIPLE:
+            raise ValueError(
+                f"input of shape {tuple(image.shape)}; expected (B, 3, H, W) with H and W multiples of {MULTIPLE}"
+            )
+        level1 = self.encoder_level1(self.patch_embed(image))
+        level2 = self.encoder_level2(self.down1_2(level1))
+        level3 = self.encoder_level3(self.down2_3(level2))
+        x = self.latent(self.down3_4(level3))
+        x = self.reduce_noise_level3(self.noise_level3(torch.cat([x, self.prompt3(x)], 1)))
+        x = self.decoder_level3(self.reduce_chan_level3(torch.cat([self.up4_3(x), level3], 1)))
+        x = self.reduce_noise_level2(self.noise_level2(torch.cat([x, self.prompt2(x)], 1)))
+        x = self.decoder_level2(self.reduce_chan_level2(torch.cat([self.up3_2(x), level2], 1)))
+        x = self.reduce_noise_level1(self.noise_level1(torch.cat([x, self.prompt1(x)], 1)))
+        x = self.decoder_level1(torch.cat([self.up2_1(x), level1], 1))
+        return self.conv(self.refinement(x), self.output.weight, residual=image)
+
+
+def remove_pruning(module: nn.Module) -> bool:
+    """Make weights that are masked by torch.nn.utils.prune into weights again; whether there were any."""
+    found = [
+        (m, hook._tensor_name)
+        for m in module.modules()
+        for hook in m._forward_pre_hooks.values()
+        if isinstance(hook, prune.BasePruningMethod)
+    ]
+    for m, name in found:
+        prune.remove(m, name)
+    return bool(found)

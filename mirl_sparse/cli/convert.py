@@ -1,0 +1,41 @@
+"""``mirl-sparse convert``: a checkpoint becomes a ticket."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mirl_sparse.cli.printing import print_report
+
+
+def convert(
+    checkpoint: Annotated[
+        Path, typer.Argument(help="A PromptIR or MIR-L checkpoint (.ckpt, .pt, .pth, .safetensors).")
+    ],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The ticket [default: NAME.ticket.safetensors].")
+    ] = None,
+    tune_for: Annotated[
+        float | None,
+        typer.Option("--tune", help="Then find what is fastest on this GPU, for so many seconds.", min=0),
+    ] = None,
+) -> None:
+    """Pack a pruned checkpoint into a ticket, verified against the dense network."""
+    from mirl_sparse import conversion
+
+    if tune_for is not None:
+        from mirl_sparse.runtime.triton import check_gpu
+
+        check_gpu()
+    target = output or checkpoint.parent / f"{checkpoint.stem}.ticket.safetensors"
+    report = conversion.convert(checkpoint, target)
+    print_report(report)
+    print(
+        f"removed {report.removed:,} weights of dead channels; wrote {target} ({target.stat().st_size / 1e6:.1f} MB)"
+    )
+    if tune_for is not None:
+        from mirl_sparse.cli.tune import tune_ticket
+
+        tune_ticket(target, 256, tune_for, "float16")

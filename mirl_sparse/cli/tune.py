@@ -1,0 +1,41 @@
+"""``mirl-sparse tune``: find what a ticket runs fastest by on a GPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mirl_sparse.cli.printing import check_side
+from mirl_sparse.defaults import PRECISIONS
+from mirl_sparse.errors import UserError
+
+
+def tune(
+    ticket: Annotated[str, typer.Argument(help="A ticket, or the name of a shipped one.")],
+    size: Annotated[
+        int, typer.Option(help="Side of the square image to be fast on, a multiple of 8.", min=8)
+    ] = 256,
+    seconds: Annotated[float, typer.Option(help="How long to try other tiles.", min=0)] = 300,
+    precision: Annotated[str, typer.Option(help="float16, bfloat16 or float32.")] = "float16",
+) -> None:
+    """Find what a ticket runs fastest by on this GPU, and keep it beside the ticket; it runs without, too."""
+    check_side(size)
+    if precision not in PRECISIONS:
+        raise UserError(f"--precision is {precision!r}; expected {', '.join(PRECISIONS)}")
+    from mirl_sparse.tickets.file import find
+
+    tune_ticket(find(ticket), size, seconds, precision)
+
+
+def tune_ticket(ticket: Path, side: int, seconds: float, precision: str) -> None:
+    """Tune a ticket file and say what was found."""
+    from mirl_sparse.performance.tune import tune as search
+    from mirl_sparse.runtime.tuning import beside
+
+    found = search(ticket, side, seconds, precision)
+    print(
+        f"for {side}x{side} pixels in {precision}: {len(found.tiles)} kernels were timed in each of their tiles,"
+        f" {len(found.dense)} steps are left to dense operators; wrote {beside(ticket)}"
+    )

@@ -1,0 +1,58 @@
+"""The ops on every instruction set that runs here, and with a cache so small that images fall into many strips."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mirl_kernels.core import cpu as _cpu
+from mirl_kernels.core.roofline import Machine, measure
+
+
+def _supported(isa: str) -> bool:
+    code = "from mirl_kernels import _cpu; print(_cpu.isa())"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "MIRL_CPU_ISA": isa}, capture_output=True, text=True
+    )
+    return done.stdout.strip() == isa
+
+
+@pytest.mark.parametrize(
+    ("isa", "cache"),
+    [
+        ("avx512", "4096"),
+        ("avx2", "1000000"),
+        ("portable", "4096"),
+        *(pytest.param(*build, marks=pytest.mark.slow) for build in
+          (("avx512", "1000000"), ("avx2", "4096"), ("portable", "1000000"))),
+    ],
+)  # fmt: skip
+def test_every_build_passes_the_ops_tests(isa, cache):
+    if not _supported(isa):
+        assert isa != "portable"
+        pytest.skip(f"this processor has no {isa}")
+    env = {**os.environ, "MIRL_CPU_ISA": isa, "MIRL_L2_BYTES": cache}
+    tests = [str(Path(__file__).with_name(f"test_{name}.py")) for name in ("cpu", "gradients")]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", *tests, "-p", "no:cacheprovider"],
+        env=env,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-3000:]
+
+
+def test_the_roofline_is_that_of_a_machine():
+    """A processor of this century does a multiply-add per cycle and lane, and copies faster than a disk."""
+    machine = measure()
+    lanes = {"avx512": 16, "avx2": 8, "portable": 4}[_cpu.isa()]
+    assert 1e9 * lanes < machine.flops < 1e14
+    assert 1e9 < machine.bandwidth < 1e13
+
+
+def test_the_limit_is_the_slower_of_arithmetic_and_memory():
+    machine = Machine(flops=100.0, bandwidth=10.0)
+    assert machine.limit(macs=50, moved=5) == 1.0
+    assert machine.limit(macs=5, moved=20) == 2.0

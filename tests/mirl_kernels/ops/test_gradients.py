@@ -1,0 +1,231 @@
+"""Gradients of the fused kernels against float64 autograd of the definitions."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn import functional as F
+
+from mirl_kernels.core import cpu as _cpu
+from mirl_kernels.core.cpu.training import Pattern
+from mirl_kernels.errors import BackendError
+from mirl_kernels.ops.conv import reference as conv
+from mirl_kernels.ops.conv.backward import TrainableConv
+from mirl_kernels.ops.gdfn import reference as gdfn
+from mirl_kernels.ops.gdfn.backward import TrainableGDFN
+from mirl_kernels.ops.layer_norm import layer_norm
+from mirl_kernels.ops.mdta import reference as mdta
+from mirl_kernels.ops.mdta.backward import TrainableMDTA
+
+pytestmark = pytest.mark.skipif(not _cpu.available(), reason="the C++ kernels were not built")
+
+TOLERANCE = 1e-4  # of each gradient, relative to its largest value
+CASES = settings(max_examples=250)
+
+densities = st.sampled_from([0.0, 0.03, 0.1, 0.3, 0.7, 1.0])
+sides = st.integers(1, 24)
+shapes = st.one_of(
+    st.tuples(sides, sides), st.tuples(st.integers(1, 5), st.integers(41, 140)), st.just((64, 64))
+)
+several = st.tuples(st.integers(1, 3), shapes)
+# For these the kernels take rows of up to 16 as one, and go back through the norm while they go on.
+eight = st.tuples(
+    st.integers(8, 9), st.tuples(st.integers(1, 20), st.sampled_from([1, 2, 4, 8, 16, 20, 40, 64]))
+)
+batches = st.one_of(several, several, eight)  # (batch, shape)
+seeds = st.integers(0, 2**31)
+
+
+def noise(generator: torch.Generator, *shape: int) -> Tensor:
+    return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+
+def masked(generator: torch.Generator, density: float, *shape: int) -> tuple[Tensor, Tensor]:
+    """A mask and a weight that is zero where it says so."""
+    mask = torch.rand(shape, generator=generator) < density
+    return mask, mask * noise(generator, *shape) / max(1.0, shape[1] * density) ** 0.5
+
+
+def gradients(function, arguments: list[Tensor], upstream: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """function(*arguments) and its gradients, in their precision."""
+    leaves = [a.clone().requires_grad_() for a in arguments]
+    result = function(*leaves)
+    result.backward(upstream.to(result.dtype))
+    return result.detach(), [leaf.grad for leaf in leaves]
+
+
+def check(
+    op,
+    reference,
+    masks: dict[int, Tensor],
+    arguments: list[Tensor],
+    upstream: Tensor,
+    normed: bool = True,
+    spread: dict[int, tuple[int, ...]] | None = None,
+    magnified: float = 0.0,
+) -> None:
+    """op(*arguments) and its gradients; ``masks`` by the arguments that they are of. A gradient's error is relative to the
+    largest value of that gradient, or of one item's part in it: what items cancel, no float32 sum brings back. So it is with what
+    else one argument is broadcast over, if ``spread`` has its shape there. Where PyTorch itself loses more in float32 (a q of
+    norm 1e-3 magnifies its gradient's rounding a thousandfold), up to four times that; PyTorch may be lucky, so that what is
+    ``magnified``, and how often, is allowed for as well. A hundredth at most."""
+    single, upstream = [a.float() for a in arguments], upstream.float()
+    exact = [a.double() for a in single]
+    expected, wanted = gradients(reference, exact, upstream)
+    got, found = gradients(op, single, upstream)
+    torch.testing.assert_close(
+        got.double(), expected, atol=1e-4 * max(1.0, expected.abs().max().item()), rtol=0
+    )
+    _, pytorch = gradients(reference, single, upstream)
+    apart = [a.expand((spread or {}).get(i, a.shape)) for i, a in enumerate(exact)]
+    by_item = [
+        gradients(lambda *a, b=b: reference(*a)[b : b + 1], apart, upstream[b : b + 1])[1]
+        for b in range(len(upstream))
+    ]
+    # Pixels whose few channels are all nearly alike lose digits in any float32 layer norm, PyTorch's more than ours.
+    x = arguments[0]
+    alike = (x.abs().amax(1) / (x.var(1, correction=0) + 1e-5).sqrt()).max().item()
+    lost = 64 * torch.finfo(torch.float32).eps * max(alike if normed else 0.0, magnified)
+    for i, (want, ours, theirs, *parts) in enumerate(zip(wanted, found, pytorch, *by_item, strict=True)):
+        if i in masks:
+            assert not ours[~masks[i]].any()
+            want, theirs, parts = want * masks[i], theirs * masks[i], [part * masks[i] for part in parts]
+        scale = max(1e-3, *(part.abs().max().item() for part in (want, *parts)))
+        allowed = max(lost, 4 * (theirs - want).abs().max().item() / scale)
+        torch.testing.assert_close(
+            ours.double(), want, atol=max(TOLERANCE, min(allowed, 1e-2)) * scale, rtol=0
+        )
+
+
+def arguments(g: torch.Generator, batch: int, channels: int, shape: tuple[int, int]) -> list[Tensor]:
+    return [noise(g, batch, channels, *shape), 1 + 0.1 * noise(g, channels), 0.1 * noise(g, channels)]
+
+
+def check_gdfn(
+    seed: int,
+    batch: int,
+    shape: tuple[int, int],
+    channels: int,
+    pairs: int,
+    density: float,
+    tap_density: float,
+) -> None:
+    g = torch.Generator().manual_seed(seed)
+    first = arguments(g, batch, channels, shape)
+    masks, weights = zip(*(masked(g, d, *size) for d, size in (
+        (density, (2 * pairs, channels, 1, 1)), (tap_density, (2 * pairs, 1, 3, 3)), (density, (channels, pairs, 1, 1)),
+    )), strict=True)  # fmt: skip
+    check(
+        TrainableGDFN(*masks), gdfn, dict(enumerate(masks, 3)), [*first, *weights], noise(g, *first[0].shape)
+    )
+
+
+def check_mdta(
+    seed: int,
+    batch: int,
+    shape: tuple[int, int],
+    heads: int,
+    per_head: int,
+    density: float,
+    tap_density: float,
+) -> None:
+    g = torch.Generator().manual_seed(seed)
+    channels = max(2, heads * per_head) if heads == 1 else heads * per_head
+    first = arguments(g, batch, channels, shape)
+    (qkv_mask, qkv), (tap_mask, taps), (out_mask, out) = (masked(g, d, *size) for d, size in (
+        (density, (3 * channels, channels, 1, 1)), (tap_density, (3 * channels, 1, 3, 3)), (density, (channels, channels, 1, 1)),
+    ))  # fmt: skip
+    temperature = 1 + 0.3 * noise(g, heads, 1, 1)
+    normed = layer_norm(*first)
+    qk = F.conv2d(F.conv2d(normed, qkv), taps, padding=1, groups=3 * channels)[:, : 2 * channels]
+    lengths = qk.flatten(2).norm(dim=2)
+    op = TrainableMDTA(qkv_mask, tap_mask, out_mask, heads)
+    check(
+        op,
+        mdta,
+        {3: qkv_mask, 4: tap_mask, 6: out_mask},
+        [*first, qkv, taps, temperature, out],
+        noise(g, *first[0].shape),
+        spread={5: (heads, channels // heads, 1)},  # a head's temperature, over the rows of its attention
+        magnified=(1 / lengths[lengths > 0]).max().item() if lengths.any() else 0.0,
+    )
+
+
+@CASES
+@given(seeds, batches, st.integers(2, 24), st.integers(1, 30), densities, densities)
+def test_gdfn(seed, batches, channels, pairs, density, tap_density):
+    check_gdfn(seed, *batches, channels, pairs, density, tap_density)
+
+
+@CASES
+@given(seeds, batches, st.integers(1, 3), st.integers(1, 9), densities, densities)
+def test_mdta(seed, batches, heads, per_head, density, tap_density):
+    check_mdta(seed, *batches, heads, per_head, density, tap_density)
+
+
+# Layers wider than the first-level cache's panel, over so few pixels that panels are kept instead of every task's gradients.
+WIDE = settings(max_examples=30)
+few = st.sampled_from([(2, 3), (5, 7), (8, 8), (3, 41), (16, 16)])
+dense = st.sampled_from([0.1, 0.7, 1.0])
+
+
+@WIDE
+@given(seeds, st.integers(1, 9), few, st.integers(97, 230), st.integers(80, 230), dense)
+def test_wide_gdfn(seed, batch, shape, channels, pairs, density):
+    check_gdfn(seed, batch, shape, channels, pairs, density, 1.0)
+
+
+@WIDE
+@given(seeds, st.integers(1, 9), few, st.integers(1, 4), st.integers(49, 60), dense)
+def test_wide_mdta(seed, batch, shape, heads, per_head, density):
+    check_mdta(seed, batch, shape, heads, per_head, density, 1.0)
+
+
+@CASES
+@given(seeds, st.integers(1, 3), st.integers(1, 20), st.integers(1, 12), st.sampled_from([1, 3]), st.sampled_from([1, 2, -2]),
+       shapes, densities, st.booleans())  # fmt: skip
+def test_conv(seed, batch, inputs, outputs, kernel, shuffle, shape, density, added):
+    g = torch.Generator().manual_seed(seed)
+    if shuffle == 2:
+        outputs *= 4
+    if shuffle == -2:
+        shape = (2 * shape[0], 2 * shape[1])
+    x = noise(g, batch, inputs, *shape)
+    mask, weight = masked(g, density, outputs, inputs, kernel, kernel)
+    expected = conv(x, weight, shuffle=shuffle)
+    residual = [noise(g, *expected.shape)] if added else []
+    op = TrainableConv(mask)
+
+    def by(conv):
+        return lambda x, w, r=None: conv(x, w, shuffle=shuffle, residual=r)
+
+    check(by(op), by(conv), {1: mask}, [x, weight, *residual], noise(g, *expected.shape), normed=False)
+
+
+def test_an_image_of_other_channels_is_refused():
+    ones = torch.ones
+    norm = ones(4), torch.zeros(4)
+    masks = ones(8, 4, 1, 1).bool(), ones(8, 1, 3, 3).bool(), ones(4, 4, 1, 1).bool()
+    with pytest.raises(BackendError, match="expected 4 channels"):
+        TrainableGDFN(*masks)(ones(1, 3, 8, 8), *norm, *(m.float() for m in masks))
+    masks = ones(12, 4, 1, 1).bool(), ones(12, 1, 3, 3).bool(), ones(4, 4, 1, 1).bool()
+    with pytest.raises(BackendError, match="expected 4 channels"):
+        qkv, taps, out = (m.float() for m in masks)
+        TrainableMDTA(*masks, 2)(ones(1, 3, 8, 8), *norm, qkv, taps, ones(2, 1, 1), out)
+
+
+def test_a_layer_of_more_weights_than_can_be_numbered_is_refused():
+    alive = torch.ones(2, 3, dtype=torch.bool)
+    with pytest.raises(BackendError, match="more than 16777216 weights"):
+        Pattern(alive, torch.tensor([0, 2**24]), torch.arange(3))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_another_default_dtype_changes_nothing(dtype):
+    torch.set_default_dtype(dtype)
+    try:
+        check_gdfn(0, 2, (9, 20), 6, 12, 0.3, 0.5)
+        check_mdta(0, 2, (9, 20), 2, 4, 0.3, 0.5)
+    finally:
+        torch.set_default_dtype(torch.float32)

@@ -1,0 +1,186 @@
+"""The command as it is typed: what it prints, writes and refuses."""
+
+import json
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mirl_kernels.core import cpu as _cpu
+from mirl_sparse.cli import app as cli
+from mirl_sparse.tickets.file import write_ticket
+
+
+def mirl(*arguments, cwd) -> subprocess.CompletedProcess[str]:
+    code = "from mirl_sparse.cli.app import main; main()"
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=300)
+
+
+@pytest.fixture
+def checkpoint(network, tmp_path):
+    path = tmp_path / "mirl.ckpt"
+    torch.save({"state_dict": {f"net.{k}": v for k, v in network.state_dict().items()}}, path)
+    return path
+
+
+def test_convert_inspect_bench_and_restore(checkpoint, tmp_path):
+    done = mirl("convert", checkpoint, "-o", "t.safetensors", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    for part in ("encoder_level1.0.attn.qkv.weight", "24x8x1x1", "fused MDTA", "fused GDFN", "fused prompt"):
+        assert part in done.stdout
+    assert lines[-1].startswith("removed ")
+    assert "wrote t.safetensors" in lines[-1]
+
+    inspected = mirl("inspect", "t.safetensors", cwd=tmp_path)
+    assert inspected.returncode == 0
+    assert inspected.stdout.splitlines() == lines[:-1]  # the same of the ticket as of its making
+
+    timed = mirl("bench", "t.safetensors", "--size", 32, "--runs", 2, "--no-compile", "--no-peers", "--json",
+                 cwd=tmp_path)  # fmt: skip
+    assert timed.returncode == 0, timed.stderr
+    result = json.loads(timed.stdout)
+    assert result["shape"] == [1, 3, 32, 32]
+    table = mirl(
+        "bench", "t.safetensors", "--size", 32, "--runs", 2, "--no-compile", "--no-peers", cwd=tmp_path
+    )
+    assert "as fast as the strongest dense run" in table.stdout
+    assert "of the limit reached" in table.stdout
+    profiled = mirl("bench", "t.safetensors", "--size", 32, "--runs", 2, "--profile", cwd=tmp_path)
+    assert "encoder_level1.0" in profiled.stdout
+    assert "of the limit reached" in profiled.stdout
+
+    Image.fromarray(np.full((20, 30, 3), 99, np.uint8)).save(tmp_path / "a.png")
+    (tmp_path / "b.png").write_bytes(b"no image")
+    some = mirl("restore", "a.png", "b.png", "-o", "out", "--ticket", "t.safetensors", cwd=tmp_path)
+    assert some.returncode == 1
+    assert "Traceback" not in some.stderr
+    assert "[1/2] a.png" in some.stderr
+    assert "[2/2] failed: b.png" in some.stderr
+    assert Image.open(tmp_path / "out/a.png").size == (30, 20)
+    assert not (tmp_path / "out/b.png").exists()
+
+    Image.fromarray(np.full((300, 400, 3), 99, np.uint8)).save(tmp_path / "c.png")
+    tiled = mirl("restore", "c.png", "--ticket", "t.safetensors", "--max-memory", "20M", cwd=tmp_path)
+    assert tiled.returncode == 0, tiled.stderr
+    assert "restored in tiles of" in tiled.stderr
+    assert Image.open(tmp_path / "c_restored.png").size == (400, 300)
+
+
+def test_the_shipped_ticket_is_the_default(tmp_path):
+    (tmp_path / "small").mkdir()  # a folder of that name is not meant
+    Image.fromarray(np.full((20, 30, 3), 99, np.uint8)).save(tmp_path / "a.jpg")
+    done = mirl("restore", "a.jpg", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert Image.open(tmp_path / "a_restored.jpg").size == (30, 20)
+    assert "refinement.0.ffn.project_out.weight" in mirl("inspect", "small", cwd=tmp_path).stdout
+
+
+@pytest.mark.slow
+def test_inspect_predicts_what_a_ticket_costs_here(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    done = mirl("inspect", "small", "--cost", "--size", 64, cwd=tmp_path)
+    assert re.search(r"predicted for 64x64 on \d+ threads here: [1-9]\d* ms$", done.stdout.strip()), (
+        done.stderr
+    )
+    assert (tmp_path / "mirl-sparse" / "prices.json").exists()
+    assert mirl("inspect", "small", "--cost", "--size", 64, cwd=tmp_path).stdout == done.stdout
+
+
+def test_too_little_memory_is_one_line(monkeypatch, capsys):
+    monkeypatch.setattr(cli, "build", lambda: lambda: torch.empty(1 << 50))
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith("mirl-sparse: not enough memory (")
+    assert said.count("\n") == 1
+    monkeypatch.setattr(cli, "build", lambda: lambda: torch.ones(2) @ torch.ones(3))  # a bug passes through
+    with pytest.raises(RuntimeError, match="size"):
+        cli.main()
+
+
+no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there")
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (("inspect", "small", "--cost", "--size", "60"), "--size is 60; expected a multiple of 8"),
+    (("convert", "missing.ckpt"), "missing.ckpt"),
+    (("convert", "text.ckpt"), "text.ckpt"),
+    (("convert", ""), "expected"),
+    (("convert", "mirl.ckpt", "-o", "mirl.ckpt"), "is the checkpoint itself"),
+    (("convert", "mirl.ckpt", "-o", "text.ckpt/t"), "cannot be written"),
+    (("convert", "missing.ckpt", "-o", "mirl.ckpt"), "missing.ckpt: no such file"),
+    (("train", "run.yaml", "--data", ".", "-o", "text.ckpt"), "text.ckpt"),
+    (("inspect", "missing"), "nor a shipped ticket (small)"),
+    (("restore", "missing.png"), "no such file"),
+    (("restore", "mirl.ckpt", "-o", "x.gif"), "suffix '.gif'"),
+    (("restore", "a.png", "--ticket", "mirl.ckpt"), "mirl.ckpt"),
+    (("restore", "a.png", "--ticket", "nothing"), "nor a shipped ticket (small)"),
+    (("restore", "a.png", "--backend", "gpu"), "expected one of auto, cpu, reference"),
+    (("restore", "a.png", "--max-memory", "much"), "expected a size such as 4G or 500M"),
+    (("restore", "a.png", "--max-memory", "0.5"), "expected a size such as 4G or 500M"),
+    (("restore", "a.png", "--max-memory", "9" * 310), "expected a size such as 4G or 500M"),
+    (("bench", "mirl.ckpt", "--size", "30"), "multiple of 8"),
+    (("bench", "mirl.ckpt", "--backend", "gpu"), "expected cpu or"),
+    (("bench", "mirl.ckpt", "--backend", "triton", "--profile"), "without --profile"),
+    pytest.param(("bench", "mirl.ckpt", "--backend", "triton"), "PyTorch sees none", marks=no_gpu),
+    pytest.param(("restore", "a.png", "--backend", "triton"), "PyTorch sees none", marks=no_gpu),
+    pytest.param(("tune", "small"), "PyTorch sees none", marks=no_gpu),
+    pytest.param(("convert", "mirl.ckpt", "--tune", "60"), "PyTorch sees none", marks=no_gpu),
+    (("tune", "small", "--precision", "int8"), "expected float16, bfloat16, float32"),
+    (("train", "missing.yaml"), "missing.yaml"),
+    (("train", "text.ckpt"), "expected settings"),
+    (("eval", "mirl.ckpt", "--data", "."), "holds none of denoise/CBSD68"),
+    (("demo", "--ticket", "nothing"), "nor a shipped ticket (small)"),
+])  # fmt: skip
+def test_bad_input_is_one_line_and_status_2(checkpoint, tmp_path, arguments, message):
+    (tmp_path / "text.ckpt").write_text("just words")
+    (tmp_path / "run.yaml").write_text("start: small\ndata: {clean: ., validation_images: 1, tasks: {rain: 1}}\n"
+                                       "training: {steps: 1, patch_size: 8}\n")  # fmt: skip
+    for value, name in enumerate(("a.png", "b.png")):
+        Image.fromarray(np.full((8, 8, 3), value, np.uint8)).save(tmp_path / name)
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    done = mirl(*arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    assert done.stdout == ""
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+
+
+def test_a_ticket_of_another_format_is_refused(network, tmp_path):
+    write_ticket(tmp_path / "t.safetensors", network, {})
+    data = (tmp_path / "t.safetensors").read_bytes()
+    (tmp_path / "t.safetensors").write_bytes(data.replace(b"mirl-sparse ticket 1", b"mirl-sparse ticket 9"))
+    done = mirl("inspect", "t.safetensors", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "ticket 9" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_doctor_says_what_works_and_what_does_not(tmp_path):
+    done = mirl("doctor", cwd=tmp_path)
+    assert done.returncode == 0
+    assert done.stderr == ""
+    assert re.search(r"^reference: +works$", done.stdout, re.MULTILINE)
+    assert re.search(
+        rf"^cpu: +{'works' if _cpu.available() else 'does not work: .+'}$", done.stdout, re.MULTILINE
+    )
+    if not torch.cuda.is_available():
+        assert re.search(r"^triton: +does not work: .*(GPU|pip install triton)", done.stdout, re.MULTILINE)
+
+
+@pytest.mark.slow
+def test_inspect_predicts_gpus(checkpoint, tmp_path):
+    pytest.importorskip("triton")
+    done = mirl("inspect", "mirl.ckpt", "--gpus", "--size", "32", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for gpu in ("A100", "H100", "4090", "L4", "MI300X"):
+        assert gpu in done.stdout
+    assert "Predicted, not measured" in " ".join(done.stdout.split())

@@ -1,0 +1,213 @@
+"""Predictions for GPUs: what they count, and that every launch of a network compiles for all of them without faults."""
+
+import os
+from dataclasses import replace
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+if os.environ.get("TRITON_INTERPRET") == "1":
+    pytest.skip("triton interprets in this process", allow_module_level=True)
+
+from mirl_kernels.core.triton import Launch, Tile, Work, Workspace, recording, work
+from mirl_kernels.core.triton.model import GPUS, LAUNCH, moved
+from mirl_kernels.core.triton.model import predict as predict_launch
+from mirl_kernels.core.triton.offline import SHARED, compile_ahead, compile_for, specialised
+from mirl_kernels.ops.pointwise.triton import TritonPointwise
+from mirl_sparse.architectures.promptir.config import PromptIRConfig
+from mirl_sparse.architectures.promptir.network import PromptIR
+from mirl_sparse.performance.predict import _compiled, _eager, _left, _Operator, _Recorder, predict
+from mirl_sparse.runtime.triton import PRECISIONS, PackedNetwork, launches
+
+TINY = PromptIRConfig(8, (1, 1, 1, 1), 1, (1, 1, 1, 1), prompt_dims=(4, 4, 4), prompt_sizes=(4, 4, 4), prompt_count=1,
+                      unused_layers=False)  # fmt: skip
+
+
+def pruned(config: PromptIRConfig, density: float) -> PromptIR:
+    """Random weights, of which every layer keeps its largest."""
+    torch.manual_seed(0)
+    network = PromptIR(config)
+    with torch.no_grad():
+        for p in network.parameters():
+            if p.ndim == 4 and p.numel() > 100:
+                p *= p.abs() > p.abs().flatten().kthvalue(max(1, int(p.numel() * (1 - density)))).values
+    return network
+
+
+@pytest.fixture(scope="module")
+def full():
+    """MIR-L's network with 10.7% of every layer."""
+    return pruned(PromptIRConfig(), 0.107)
+
+
+def faults_of(architecture: str, precision: str, found: list[Launch]) -> list[str]:
+    """What is wrong with the launches as they are compiled."""
+    compile_ahead(architecture, found)
+    faults = []
+    for launch in found:
+        (chosen, done), name = compile_for(architecture, launch), launch.kernel.fn.__name__
+        if done.spilled:
+            faults.append(
+                f"{name} in {chosen.tile}: {done.spilled} {'registers' if architecture.startswith('gfx') else 'bytes'} spilled"
+            )
+        if done.shared > SHARED[architecture]:
+            faults.append(f"{name}: {done.shared} bytes of shared memory of {SHARED[architecture]}")
+        products = name in ("pointwise_kernel", "conv_kernel", "mix_kernel", "gram_kernel")
+        if products and precision != "float32" and not done.tensor:
+            faults.append(f"{name}: no tensor-core instruction")
+        if len(done.loops) != len(work(chosen).trips):
+            faults.append(f"{name}: {len(done.loops)} loops, {len(work(chosen).trips)} are counted")
+    return faults
+
+
+# Of large GPUs of each architecture: what a program takes upon itself depends on it.
+PROCESSORS = {
+    "sm_80": 108,
+    "sm_86": 84,
+    "sm_89": 128,
+    "sm_90": 132,
+    "sm_100": 148,
+    "sm_120": 170,
+    "gfx90a": 104,
+    "gfx942": 304,
+}
+
+
+def distinct(full: PromptIR, architecture: str, precision: str) -> list[Launch]:
+    """The launches that are compiled each by itself: of a large and a small image, and of a tiny dense network."""
+    found = {}
+    large, tiny = (PackedNetwork(network, PRECISIONS[precision]) for network in (full, pruned(TINY, 1.0)))
+    for packed, shape in ((large, (1, 256, 256)), (large, (2, 72, 40)), (tiny, (1, 24, 16))):
+        for step in launches(
+            packed,
+            shape,
+            Workspace(8 << 20 if architecture.startswith("sm_") else 0, PROCESSORS[architecture]),
+        ).values():
+            found |= {specialised(launch): launch for launch in step}
+    return list(found.values())
+
+
+@pytest.mark.parametrize(("architecture", "precision"), [
+    pytest.param(a, p, marks=[] if a in ("sm_90", "gfx942") and p == "float16" else pytest.mark.slow)
+    for a in SHARED for p in PRECISIONS
+])  # fmt: skip
+def test_every_launch_compiles_without_spills(full, architecture, precision):
+    faults = faults_of(architecture, precision, distinct(full, architecture, precision))
+    assert not faults, "\n".join(faults)
+
+
+def test_traffic_is_a_fraction_of_the_dense_network(full):
+    done = [
+        (launch, work(launch))
+        for step in launches(PackedNetwork(full, torch.float16), (1, 256, 256)).values()
+        for launch in step
+    ]
+    cached = Workspace.cached
+    assert all(w.buffer <= cached for _, w in done)
+    total = sum(moved(w, cached) for _, w in done) + _left(done, cached)
+    with _Recorder() as recorder, torch.no_grad():
+        PromptIR(full.config).to("meta", torch.float16)(
+            torch.empty(1, 3, 256, 256, dtype=torch.float16, device="meta")
+        )
+    eager = _eager(recorder.calls)
+    assert 13e9 < sum(o.moved() for o in eager) < 15e9
+    assert total < 2e9
+    assert total < sum(o.moved(cached) for o in eager) / 4
+
+
+def test_hidden_channels_of_another_level_reach_memory_after_all():
+    def launch(width):
+        return Launch(None, (1, 1, 1), {"width": width}, Tile({}, 4))
+
+    def hidden(size):
+        return Work(size, 0, 0, 0, (), hidden=size, buffer=size)
+
+    done = [
+        (launch(8), hidden(5)),
+        (launch(8), hidden(7)),
+        (launch(8), Work(9, 9, 0, 0, ())),
+        (launch(4), hidden(3)),
+        (launch(8), hidden(6)),
+    ]
+    assert _left(done, 8) == 7 + 3 + 6
+    assert _left(done, 6) == 5 + 3 + 6  # what the cache does not hold is counted where it is written
+    assert [moved(w, 6) for _, w in done] == [0, 7, 18, 0, 0]
+
+
+def test_a_launch_takes_what_its_bytes_and_products_take():
+    op, x = (
+        TritonPointwise(torch.ones(64, 64, 1, 1)),
+        torch.empty(1, 64, 256, 256, dtype=torch.float16, device="meta"),
+    )
+    with recording() as launches:
+        op(x)
+    found = predict_launch(launches[0], GPUS["H100 SXM"])
+    features = 64 * 65536 * 2  # bytes; the weights are a thousandth of them
+    assert found.memory == pytest.approx(2 * features / 3.35e12, rel=2e-3)
+    busiest = 4 * 132 / 512  # it has 4 programs of 512, and there are 132 processors
+    assert found.tensor == pytest.approx(64 * 64 * 65536 / 495e12 * busiest)
+    assert features / found.cache < 132 * 64 * 1.83e9  # weights are fetched by every program
+    # At the very least the products: 16 x 8 x 16 in an instruction of 32 lanes.
+    assert found.issue > 64 * 64 * 65536 / 2048 * 32 / (132 * 128 * 1.83e9)
+    assert found.seconds() == pytest.approx(max(found.memory, found.issue) + 1.5e-6)
+    assert found.seconds(0.5) == pytest.approx(2 * max(found.memory, found.issue) + 1.5e-6)
+
+
+def test_fusing_spares_what_only_the_fused_read():
+    class Network(torch.nn.Module):
+        def forward(self, x, w):
+            y = torch.nn.functional.gelu(x) * 2 + 1  # fused: reads x, writes y
+            z = torch.nn.functional.conv2d(y, w)  # reads y and w, writes z
+            return z.relu() + y  # fused: reads z and y, writes the result
+
+    x, w = torch.empty(1, 8, 16, 16, device="meta"), torch.empty(8, 8, 1, 1, device="meta")
+    with _Recorder() as recorder:
+        Network()(x, w)
+    n, k = 4 * 8 * 256, 4 * 64
+    assert sorted(o.moved() for o in _compiled(recorder.calls)) == sorted([2 * n, 2 * n + k, 3 * n])
+    assert [o.moved() for o in _eager(recorder.calls)] == [2 * n, 2 * n, 2 * n, 2 * n + k, 2 * n, 3 * n]
+    assert sum(o.macs for o in _compiled(recorder.calls)) == 8 * 8 * 256
+    assert [o.moved(n) for o in _eager(recorder.calls)] == [
+        n,
+        0,
+        0,
+        k,
+        0,
+        0,
+    ]  # what was made before stays in the cache
+    assert [o.moved(n - 1) for o in _eager(recorder.calls)] == [o.moved() for o in _eager(recorder.calls)]
+
+
+def test_a_dense_operator_takes_what_its_bytes_or_products_take_and_a_launch():
+    gpu = GPUS["A100 40GB"]
+    moves, multiplies = _Operator([(10**6, False)], 1), _Operator([(1, False)], 10**9)
+    assert moves.seconds(gpu, LAUNCH) == pytest.approx(1e6 / gpu.memory + LAUNCH)
+    assert multiplies.seconds(gpu, LAUNCH, 0.5) == pytest.approx(2e9 / gpu.tensor + LAUNCH)
+    assert moves.seconds(gpu, LAUNCH, least=1e-3) == 1e-3
+
+
+def test_a_network_is_predicted_for_every_gpu():
+    network = pruned(TINY, 0.3)
+    found = predict(network, (1, 64, 64), gpus=["A100 40GB", "L4"])
+    features = 2 * TINY.dim * 64 * 64 * 4  # read and written by two blocks at least, in float16
+    assert [row.gpu for row in found] == ["A100 40GB", "L4"]
+    for row in found:
+        assert 0 < row.compiled <= row.eager
+        assert row.launches * LAUNCH < row.sparse < row.sparse_derated
+        assert features < row.sparse_bytes
+        assert set(row.dense_steps) < set(launches(PackedNetwork(network, torch.float16), (1, 64, 64)))
+
+
+def test_what_dense_operators_do_faster_is_left_to_them(monkeypatch):
+    network, rows = pruned(TINY, 0.3), []
+    for memory, clock in (
+        (1e9, 1e15),
+        (1e15, 1e6),
+    ):  # bytes/s and Hz: nothing matters but bytes, or instructions
+        gpu = replace(GPUS["A100 40GB"], memory=memory, clock=clock, cache=1e16, tensor=1e19, cached=0)
+        monkeypatch.setitem(GPUS, "made up", gpu)
+        rows += predict(network, (1, 64, 64), gpus=["made up"])
+    steps = launches(PackedNetwork(network, torch.float16), (1, 64, 64), Workspace(0))
+    assert [row.dense_steps for row in rows] == [(), tuple(steps)]
+    assert rows[0].launches == sum(map(len, steps.values()))

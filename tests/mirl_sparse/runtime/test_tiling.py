@@ -1,0 +1,126 @@
+"""Tiles: what they cover, how they blend, and when the restorer falls back to them."""
+
+import itertools
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mirl_sparse import SparseRestorer, UserError
+from mirl_sparse.runtime import memory
+from mirl_sparse.runtime.tiling import OVERLAP, restore_by_tiles, tile_size, tiles
+
+sides = st.integers(1, 120).map(lambda n: 8 * n)
+
+
+@given(sides, sides, st.integers(192 * 192, 10**6))
+def test_tiles_cover_the_image_within_the_limit_and_share_their_borders(height, width, limit):
+    tile = tile_size(height, width, limit, lambda h, w: h * w)
+    assert tile[0] * tile[1] <= limit
+    assert all(n % 8 == 0 for n in tile)
+    if height * width <= limit:
+        assert tile == (height, width)
+    covered = torch.zeros(height, width)
+    for rows, columns, weight in tiles(height, width, tile):
+        assert weight.shape == covered[rows, columns].shape == tile
+        assert (weight > 0).all()
+        covered[rows, columns] += 1
+    assert (covered >= 1).all()
+    for axis in (0, 1):
+        spans = sorted({(part[axis].start, part[axis].stop) for part in tiles(height, width, tile)})
+        shared = [stop - start for (_, stop), (start, _) in itertools.pairwise(spans)]
+        assert all(n > OVERLAP - 8 for n in shared)  # starts are multiples of 8
+
+
+def test_what_sees_only_its_pixel_is_the_same_by_tiles():
+    image = torch.rand(2, 3, 300, 500)
+    torch.testing.assert_close(restore_by_tiles(image, (160, 200), lambda x: 2 * x + 1), 2 * image + 1)
+
+
+def test_tiles_blend_linearly():
+    """Two tiles, one answering 0 and one 1: a ramp between them, and no step larger than its."""
+    answers = iter([0.0, 1.0])
+    result = restore_by_tiles(
+        torch.zeros(1, 1, 64, 256), (64, 160), lambda x: torch.full_like(x, next(answers))
+    )
+    row = result[0, 0, 0]
+    assert (row[:96] == 0).all()
+    assert (row[160:] == 1).all()
+    assert (row.diff() >= 0).all()
+    assert row.diff().max() < 1.5 / OVERLAP
+
+
+def test_a_limit_gives_tiles_and_says_so(network):
+    image = np.random.default_rng(0).integers(0, 256, (200, 328, 3), dtype=np.uint8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        whole = SparseRestorer(network).restore(image)
+        roomy = SparseRestorer(network, max_memory=10**9).restore(image)
+    assert (whole == roomy).all()
+    restorer = SparseRestorer(network)
+    needs = restorer._packed().bytes(1, 200, 328)
+    restorer.max_memory = needs * 3 // 4
+    with pytest.warns(UserWarning, match=r"restored in tiles of \d+x\d+"):
+        tiled = restorer.restore(image)
+    assert tiled.shape == image.shape
+    assert np.abs(tiled.astype(float) - whole).mean() < 10
+    restorer.max_memory = 1000
+    with pytest.raises(UserError, match="allow that much"):
+        restorer.restore(image)
+
+
+def test_a_batch_that_does_not_fit_runs_by_parts(network):
+    images = torch.rand(5, 3, 64, 96)
+    model = SparseRestorer(network)
+    expected = model(images)
+    model.repack()
+    model.max_memory = model._packed().bytes(2, 64, 96) + 60 * 2 * 64 * 96
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        torch.testing.assert_close(model(images), expected, rtol=0, atol=1e-6)
+    assert not model._packed().has_plan(images)
+
+
+def test_the_reference_backend_is_bounded_too(network):
+    restorer = SparseRestorer(network, "reference", max_memory=30_000_000)
+    with pytest.warns(UserWarning, match="restored in tiles"):
+        assert restorer(torch.rand(1, 3, 200, 328)).shape == (1, 3, 200, 328)
+
+
+def test_what_other_sizes_left_is_no_reason_for_tiles(network, monkeypatch):
+    """A machine that has memory for one of three sizes at a time: the buffers kept of one are given back for the next."""
+    model = SparseRestorer(network)
+    images = [torch.rand(1, 3, *size) for size in ((200, 328), (328, 200), (256, 256))]
+    expected = [model(image) for image in images]
+    model.repack()
+    whole = max(model._packed().bytes(1, *image.shape[2:]) for image in images)
+    monkeypatch.setattr(memory, "available_memory", lambda: int(1.6 * whole) - model._packed().kept)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(2):
+            assert all(torch.equal(model(image), want) for image, want in zip(images, expected, strict=True))
+    monkeypatch.undo()
+    model.max_memory = int(1.6 * whole)
+    for image in images:
+        model(image)
+        assert model._packed().kept <= model.max_memory
+
+
+def test_a_container_has_what_its_limit_leaves(monkeypatch, tmp_path):
+    machine = memory.available_memory()
+    assert machine is not None
+    files = {
+        "max": f"{10**9}",
+        "current": f"{3 * 10**8}",
+        "stat": "anon 5\nfile 7\ninactive_file 100000000\n",
+    }
+    for name, content in files.items():
+        (tmp_path / name).write_text(content)
+    limits = [(*(str(tmp_path / name) for name in files), "inactive_file")]
+    monkeypatch.setattr(memory, "_CONTAINERS", limits)
+    assert memory.available_memory() == min(machine, 8 * 10**8)
+    (tmp_path / "max").write_text("max\n")
+    assert memory.available_memory() > 8 * 10**8

@@ -1,0 +1,36 @@
+"""The demo: the same three photos every time, restored for the better, in one picture."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mirl_training.cli.demo import demo
+from mirl_training.evaluation.scenes import scenes
+
+
+def test_scenes_are_harmed_photos_and_always_the_same():
+    first, again = list(scenes()), list(scenes())
+    assert [s.name for s in first] == ["noisy", "rainy", "hazy"]
+    for a, b in zip(first, again, strict=True):
+        np.testing.assert_array_equal(a.degraded, b.degraded)
+        assert a.degraded.shape == a.clean.shape
+        assert a.clean.shape[0] % 16 == a.clean.shape[1] % 16 == 0
+        assert np.abs(a.degraded.astype(int) - a.clean).mean() > 5
+
+
+@pytest.mark.slow
+def test_demo(tmp_path, capsys):
+    demo(tmp_path / "demo", runs=1)
+    printed = capsys.readouterr().out
+    assert printed.count("of 255") == 3
+    assert "speed-up" in printed
+    names = {p.name for p in (tmp_path / "demo").iterdir()}
+    assert names == {f"{s}{end}.png" for s in ("noisy", "rainy", "hazy") for end in ("", "_restored")} | {
+        "side_by_side.png"
+    }
+    for scene in scenes():
+        before, after = (
+            np.asarray(Image.open(tmp_path / f"demo/{scene.name}{end}.png")).astype(float)
+            for end in ("", "_restored")
+        )
+        assert ((after - scene.clean) ** 2).mean() < 0.8 * ((before - scene.clean) ** 2).mean()

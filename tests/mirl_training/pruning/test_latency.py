@@ -1,0 +1,127 @@
+"""The latency criterion: budgets are kept and used up, cheap weights stay, channels go as wholes, a run keeps its prices."""
+
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import settings
+
+from mirl_kernels.core import cpu as _cpu
+from mirl_sparse.performance.cost import CostModel
+from mirl_training.pruning.latency import channels, prune_to_latency, seconds, seconds_per_weight
+from mirl_training.pruning.masks import Mask, MaskError
+from mirl_training.runs import run as running
+from mirl_training.runs.config import RunConfig
+from mirl_training.runs.run import Run
+
+pytestmark = pytest.mark.skipif(not _cpu.available(), reason="the C++ kernels were not built")
+
+
+@pytest.fixture
+def model() -> CostModel:
+    """Prices that need no measurement: whatever is done takes a nanosecond."""
+    return CostModel(defaultdict(lambda: 1e-9))
+
+
+@pytest.fixture
+def importance(network) -> dict[str, torch.Tensor]:
+    """Drawn anew for every weight, so that no two are as important."""
+    generator = torch.Generator().manual_seed(0)
+    return {n: torch.rand(keep.shape, generator=generator) for n, keep in Mask.full(network).alive.items()}
+
+
+def test_the_budget_is_kept_and_used_up_and_rounds_are_nested(network, importance, model):
+    full = Mask.full(network)
+    dense, mask = seconds(network, full, model), full
+    assert prune_to_latency(network, importance, full, 2 * dense, model).kept == full.kept
+    for speedup in (1.2, 1.5):
+        smaller = prune_to_latency(network, importance, mask, dense / speedup, model)
+        assert 0.99 * dense / speedup < seconds(network, smaller, model) <= dense / speedup
+        assert smaller.kept < mask.kept
+        assert all(bool((mask.alive[n] | ~keep).all()) for n, keep in smaller.alive.items())
+        mask = smaller
+
+
+def test_weights_at_low_resolution_cost_less_and_stay(network, importance, model):
+    cost = seconds_per_weight(network, model)
+    first, latent = "encoder_level1.0.ffn.project_in.weight", "latent.0.ffn.project_in.weight"
+    assert cost[first] > 30 * cost[latent]
+    assert cost[latent] > 0
+    full = Mask.full(network)
+    mask = prune_to_latency(network, importance, full, seconds(network, full, model) / 1.4, model)
+    density = {n: keep.float().mean().item() for n, keep in mask.alive.items()}
+    assert density[first] < density[latent] - 0.3
+    assert all(bool(mask.alive[n].all()) for n, price in cost.items() if price == 0)
+
+
+def test_of_equal_price_the_more_important_weight_stays(network, importance, model):
+    full = Mask.full(network)
+    mask = prune_to_latency(network, importance, full, seconds(network, full, model) / 1.4, model)
+    name = "reduce_chan_level2.weight"  # no hidden channels
+    kept, gone = importance[name][mask.alive[name]], importance[name][~mask.alive[name]]
+    assert len(kept)
+    assert len(gone)
+    assert kept.min() > gone.max()
+
+
+def test_no_weight_is_kept_of_a_hidden_channel_that_is_not_computed(network, importance, model):
+    full = Mask.full(network)
+    mask = prune_to_latency(network, importance, full, seconds(network, full, model) / 1.5, model)
+    gone = 0
+    for group in channels(network, model):
+        alive = [view(mask.alive[n]) for n, view in group.parts.items()]
+        every = torch.stack([part.any(2).all(0) for part in alive]).all(0)
+        assert not any(bool(part[:, ~every].any()) for part in alive)
+        gone += int((~every).sum())
+    assert gone
+
+
+def test_where_channels_cost_more_than_weights_whole_channels_go(network, importance):
+    model = CostModel(defaultdict(lambda: 1e-12, gate=1e-6))
+    full = Mask.full(network)
+    mask = prune_to_latency(network, importance, full, seconds(network, full, model) / 2, model)
+    rows = mask.alive["refinement.0.ffn.project_in.weight"].float().mean((1, 2, 3))
+    assert 0.1 < (rows > 0).float().mean() < 0.9
+    assert rows[rows > 0].mean() > 0.95
+
+
+def test_exempt_layers_stay_and_what_cannot_be_reached_is_said(network, importance, model):
+    full = Mask.full(network)
+    dense = seconds(network, full, model)
+    mask = prune_to_latency(network, importance, full, dense / 1.2, model, ("*dwconv*",))
+    assert all(bool(keep.all()) for n, keep in mask.alive.items() if "dwconv" in n)
+    with pytest.raises(MaskError, match="cannot be reached"):
+        prune_to_latency(network, importance, full, dense / 1e6, model)
+
+
+def test_a_run_goes_on_with_the_prices_it_began_with(photos, tmp_path, monkeypatch, model):
+    given = settings().to_dict()
+    given["pruning"] = {"criterion": "latency", "speedup": 1.5, "rounds": 2}
+    names = set()
+
+    class Recorded(dict):
+        def __missing__(self, name: str) -> float:
+            names.add(name)
+            self[name] = 1e-9
+            return 1e-9
+
+    monkeypatch.setattr(running, "cost_model", lambda: CostModel(Recorded()))
+    whole = Run(RunConfig(**given), photos, tmp_path / "whole", lambda _: None).go()
+    assert names
+
+    class Stop(Exception):
+        pass
+
+    def stop(report: dict) -> None:
+        if report["round"] == 1:
+            raise Stop
+
+    with pytest.raises(Stop):
+        Run(RunConfig(**given), photos, tmp_path / "again", stop).go()
+    monkeypatch.setattr(running, "cost_model", lambda: pytest.fail("measured anew"))
+    again = Run(RunConfig(**given), photos, tmp_path / "again", lambda _: None).go()
+    for name in ("mask", "weights"):
+        assert (
+            Path(whole, f"{name}.safetensors").read_bytes() == Path(again, f"{name}.safetensors").read_bytes()
+        )

@@ -1,0 +1,149 @@
+"""Any network on the Triton kernels."""
+
+from copy import deepcopy
+
+import pytest
+import torch
+from torch import nn
+
+pytest.importorskip("triton")
+
+import mirl_sparse
+from mirl_sparse.architectures.promptir.network import TransformerBlock
+from mirl_sparse.errors import UserError
+from mirl_sparse.sparsification import triton as gpu_conversion
+
+
+class Net(nn.Module):
+    """Convolutions of several geometries, a linear layer over pixels, and a block of Restormer's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Conv2d(3, 8, 3, padding=1, padding_mode="reflect")
+        self.block = TransformerBlock(8, 2, 2.0)
+        self.down = nn.Conv2d(8, 12, 3, stride=2, padding=1, groups=2)
+        self.one = nn.Conv2d(12, 8, 1)
+        self.mix = nn.Linear(8, 5)
+        self.up = nn.ConvTranspose2d(5, 3, 2, stride=2)
+
+    def forward(self, x):
+        x = self.one(torch.relu(self.down(self.block(self.head(x)))))
+        return {"image": self.up(self.mix(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2))}
+
+
+@pytest.fixture
+def net():
+    torch.manual_seed(0)
+    net = Net()
+    with torch.no_grad():
+        for p in net.parameters():
+            if p.ndim > 1:
+                p *= torch.rand(p.shape) < 0.3
+    return net
+
+
+def faster(monkeypatch, *kinds):
+    """Modules of these kinds are said to take less time than others; in the interpreter nothing else would ever be chosen."""
+
+    def seconds(call, replayed):
+        call()
+        return 1 if isinstance(call.func, kinds) else 2
+
+    monkeypatch.setattr(gpu_conversion, "seconds", seconds)
+
+
+SPARSE = nn.Sequential, gpu_conversion._Planes, gpu_conversion._Rows
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("float32", 1e-4), ("float16", 2e-2)])
+def test_a_network_is_converted_and_gives_the_same(net, precision, tolerance, device, monkeypatch):
+    faster(monkeypatch, *SPARSE)
+    x = torch.rand(1, 3, 14, 18)
+    want = net(x)["image"].detach()
+    tolerance = tolerance if device == "cpu" else 2e-2  # what stays dense is in TF32 there
+    converted = mirl_sparse.sparsify(net, x, backend="triton", precision=precision)
+    dtype = getattr(torch, precision)
+    got = converted(x.to(device, dtype))["image"]
+    assert got.dtype == dtype
+    assert float((got.cpu().float() - want).abs().max()) <= tolerance * float(want.abs().max())
+    runs_as = {layer.name: layer.implementation for layer in converted.report.layers}
+    assert runs_as == {
+        "head": "sparse convolution", "block.attn": "fused MDTA", "block.ffn": "fused GDFN", "down": "sparse convolution",
+        "one": "sparse 1x1", "mix": "sparse linear", "up": "dense",
+    }  # fmt: skip
+    assert all(
+        layer.sparse_ms == 1e3 and layer.dense_ms == 2e3
+        for layer in converted.report.layers
+        if "conv" in layer.implementation
+    )
+    assert "ConvTranspose2d has no sparse form" in str(converted.report)
+
+
+def test_ops_of_a_network_share_their_memory_and_those_of_a_copy_another(net, monkeypatch):
+    faster(monkeypatch, *SPARSE)
+    converted = mirl_sparse.sparsify(net, torch.rand(1, 3, 14, 18), backend="triton")
+    shared = [
+        {m.workspaces for m in n.modules() if isinstance(m, gpu_conversion._Op)}
+        for n in (converted, deepcopy(converted))
+    ]
+    assert [len(found) for found in shared] == [1, 1]
+    assert shared[0] != shared[1]
+
+
+def test_what_a_linear_layer_gives_can_be_viewed_as_pytorchs(device, monkeypatch):
+    faster(monkeypatch, *SPARSE)
+    linear, x = nn.Linear(6, 5), torch.rand(2, 7, 6)
+    converted = mirl_sparse.sparsify(nn.Sequential(linear), x, backend="triton", precision="float32")
+    assert isinstance(converted[0], gpu_conversion._Rows)
+    torch.testing.assert_close(
+        converted(x.to(device)).view(2, 35).cpu(), linear(x).view(2, 35).detach(), atol=1e-2, rtol=0
+    )
+
+
+def test_what_is_slower_stays_dense(net, device, monkeypatch):
+    faster(monkeypatch, nn.Conv2d, nn.Linear, TransformerBlock)
+    x = torch.rand(1, 3, 14, 18)
+    converted = mirl_sparse.sparsify(net, x, backend="triton", precision="float32")
+    names = [layer.name for layer in converted.report.layers]
+    assert "block.attn.qkv" in names  # one by one where the block does not pay
+    assert {layer.implementation for layer in converted.report.layers if layer.kind != "ConvTranspose2d"} == {
+        "dense"
+    }
+    assert type(converted.head) is nn.Conv2d
+    assert torch.allclose(converted(x.to(device))["image"].cpu(), net(x)["image"], atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 5), (4, 1)])
+def test_layers_take_what_dense_ones_take(size, device, monkeypatch):
+    faster(monkeypatch, *SPARSE)
+    net = nn.Sequential(
+        nn.Conv2d(4, 6, 1), nn.Conv2d(6, 1, 3, padding=1), nn.Flatten(1), nn.Linear(size[0] * size[1], 3)
+    )
+    x = torch.rand(1, 4, *size).to(memory_format=torch.channels_last)
+    converted = mirl_sparse.sparsify(net, x, backend="triton", precision="float32")
+    assert {layer.implementation for layer in converted.report.layers} == {
+        "sparse 1x1",
+        "sparse convolution",
+        "sparse linear",
+    }
+    assert torch.allclose(converted(x.to(device)).cpu(), net(x), atol=2e-3)
+    first = converted[0]
+    assert torch.equal(first(x[0].to(device)), first(x.to(device))[0])  # without a batch
+
+
+def test_promptir_becomes_a_restorer(network, device):
+    x = torch.rand(1, 3, 8, 16)
+    converted = mirl_sparse.sparsify(network, backend="triton", precision="float32")
+    want = mirl_sparse.SparseRestorer(network, "reference")(x)
+    assert converted.backend == "triton"
+    assert float((converted(x.to(device)).cpu() - want).abs().max()) <= 1e-4 * float((want - x).abs().max())
+    assert {p.dtype for p in network.parameters()} == {torch.float32}
+
+
+def test_wrong_names_are_refused(net):
+    with pytest.raises(UserError, match=r'backend is "cuda"; expected "cpu" or "triton"'):
+        mirl_sparse.sparsify(net, backend="cuda")
+    with pytest.raises(UserError, match=r'precision is "half"; expected one of float16'):
+        mirl_sparse.sparsify(net, backend="triton", precision="half")
+    with pytest.raises(UserError, match=r'precision is "float16" on backend "cpu"; expected "float32"'):
+        mirl_sparse.sparsify(net, precision="float16")
