@@ -8,7 +8,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from mirl_kernels.core import cpu as _cpu
+from mirl_kernels.core import cpu
 from mirl_sparse.files import write_whole
 
 Row = dict[str, Any]
@@ -40,7 +40,7 @@ def subject(row: Row) -> tuple[Any, ...]:
 
 def path(name: str, folder: Path = FOLDER) -> Path:
     """Where the results ``name`` ("full", "quick") of this machine's instruction set are."""
-    return folder / _cpu.isa() / f"{name}.jsonl"
+    return folder / cpu.isa() / f"{name}.jsonl"
 
 
 def write(path: Path, rows: Iterable[Row]) -> None:

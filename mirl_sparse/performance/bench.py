@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.modules.utils import _pair
 from torch.overrides import TorchFunctionMode
 
-from mirl_kernels.core import cpu as _cpu
+from mirl_kernels.core import cpu
 from mirl_kernels.core.roofline import measure
 from mirl_sparse.architectures.promptir.network import PromptIR
 from mirl_sparse.errors import UserError
@@ -241,7 +241,7 @@ def environment() -> dict[str, Any]:
     return {
         "processor": processor(),
         "threads": torch.get_num_threads(),
-        "isa": _cpu.isa(),
+        "isa": cpu.isa(),
         "torch": torch.__version__,
         "python": platform.python_version(),
     }

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mirl_kernels.core import cpu as _cpu
+from mirl_kernels.core import cpu
 from mirl_kernels.ops.block import PackedBlock
 from mirl_kernels.ops.conv import PackedConv
 from mirl_kernels.ops.depthwise import PackedDepthwise
@@ -107,12 +107,12 @@ def _samples() -> Iterator[tuple[Counter[str], Callable[[], object]]]:
     g = torch.Generator().manual_seed(0)
 
     def packed(
-        op: _cpu.Packed, channels: int, side: int, outputs: int | None = None
+        op: cpu.Packed, channels: int, side: int, outputs: int | None = None
     ) -> tuple[Counter[str], Callable[[], object]]:
         # Large images come from memory, as they do in a network.
         turns = 3 if channels * side * side >= 1 << 20 else 1
-        x = [_cpu.empty(1, channels, side, side).normal_(generator=g) for _ in range(turns)]
-        out = [_cpu.empty(1, outputs or channels, side, side).zero_() for _ in range(turns)]
+        x = [cpu.empty(1, channels, side, side).normal_(generator=g) for _ in range(turns)]
+        out = [cpu.empty(1, outputs or channels, side, side).zero_() for _ in range(turns)]
         scratch = torch.empty(op.scratch_floats(1, side, side), dtype=torch.float32)
         turn = itertools.cycle([op.bind(*images, scratch) for images in zip(x, out, strict=True)])
         return op.quantities(1, side, side), lambda: next(turn)()
@@ -212,14 +212,14 @@ def measure() -> CostModel:
 
 def _machine() -> str:
     """What the prices hold for: this computer, and this version of the kernels and of what is counted."""
-    kernels = Path(_cpu.__file__).parents[2]
+    kernels = Path(cpu.__file__).parents[2]
     sources = [
         Path(__file__),
         *sorted(kernels.rglob("*.py")),
-        *(p for f in _cpu.__path__ for p in Path(f).glob("*.so")),
+        *(p for f in cpu.__path__ for p in Path(f).glob("*.so")),
     ]
     build = hashlib.sha256(b"".join(p.read_bytes() for p in sources)).hexdigest()[:16]
-    return f"{platform.node()} {_cpu.isa()} {torch.get_num_threads()} {torch.__version__} {build}"
+    return f"{platform.node()} {cpu.isa()} {torch.get_num_threads()} {torch.__version__} {build}"
 
 
 def _cache_file() -> Path:

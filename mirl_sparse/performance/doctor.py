@@ -7,7 +7,7 @@ import platform
 
 import torch
 
-from mirl_kernels.core import cpu as _cpu
+from mirl_kernels.core import cpu
 from mirl_kernels.errors import BackendError
 from mirl_sparse.architectures.promptir.config import PromptIRConfig
 from mirl_sparse.architectures.promptir.network import PromptIR
@@ -30,7 +30,7 @@ def _triton() -> str:
 
 def _kernels() -> str:
     try:
-        return f"for {_cpu.isa()}"
+        return f"for {cpu.isa()}"
     except BackendError as error:
         return str(error)
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mirl_kernels.core import cpu as _cpu
+from mirl_kernels.core import cpu
 from mirl_kernels.errors import BackendError
 from mirl_kernels.ops.block import PackedBlock
 from mirl_kernels.ops.conv import PackedConv
@@ -84,7 +84,7 @@ class _Plan:
 
         def floats(buffer: Buffer) -> int:
             h, w = side(buffer.level)
-            return batch * h * buffer.channels * _cpu.padded(w)
+            return batch * h * buffer.channels * cpu.padded(w)
 
         def whole(n: int) -> int:
             return -(-n // 64) * 64  # 256 bytes
@@ -110,7 +110,7 @@ class _Plan:
 
         def view(part: Slice) -> Tensor:
             h, w = side(part.buffer.level)
-            image = arena[start[part.buffer] :][: floats(part.buffer)].view(batch, h, -1, _cpu.padded(w))
+            image = arena[start[part.buffer] :][: floats(part.buffer)].view(batch, h, -1, cpu.padded(w))
             return image.permute(0, 2, 1, 3)[:, part.first : part.last, :, :w]
 
         def bind(i: int, step: Step) -> Callable[[Tensor, Tensor], None]:
@@ -162,7 +162,7 @@ class Engine:
         with self._lock:
             self._plans.clear()
 
-    def calls(self, batch: int, height: int, width: int) -> list[tuple[_cpu.Packed, tuple[int, int, int]]]:
+    def calls(self, batch: int, height: int, width: int) -> list[tuple[cpu.Packed, tuple[int, int, int]]]:
         """Each step's op and the (B, H, W) that it is called on for an image of (batch, 3, height, width)."""
         levels = [step.x.buffer.level if step.x else 0 for step in self._steps]
         return [

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
-from mirl_kernels.core import cpu as _cpu
+from mirl_kernels.core import cpu
 from mirl_kernels.errors import BackendError
 from mirl_sparse.architectures.promptir.config import MULTIPLE, PromptIRConfig
 from mirl_sparse.architectures.promptir.network import PromptIR, remove_pruning
@@ -75,14 +75,14 @@ class SparseRestorer(nn.Module):
         if backend not in BACKENDS:
             raise UserError(f"backend is {backend!r}; expected one of {', '.join(BACKENDS)}")
         if backend == "auto":
-            backend = "cpu" if _cpu.available() else "reference"
+            backend = "cpu" if cpu.available() else "reference"
             if backend == "reference":
                 try:
-                    _cpu.library()
+                    cpu.library()
                 except BackendError as error:
                     warnings.warn(f"running the slower reference backend: {error}", stacklevel=2)
         if backend == "cpu":
-            _cpu.library()
+            cpu.library()
         if backend == "triton":
             check_gpu()
         self.precision = precision or ("float16" if backend == "triton" else "float32")

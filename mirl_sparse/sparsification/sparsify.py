@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from mirl_kernels.core import cpu as _cpu
+from mirl_kernels.core import cpu
 from mirl_kernels.ops.block import PackedBlock
 from mirl_kernels.ops.conv import PackedConv
 from mirl_kernels.ops.conv_transpose import PackedConvTranspose
@@ -127,7 +127,7 @@ def padded(m: nn.Conv2d) -> tuple[nn.Module | None, tuple[int, int, int, int]]:
 def _conv(m: nn.Conv2d) -> Form:
     pad, padding = padded(m)
     stride, dilation = (m.stride[0], m.stride[1]), (m.dilation[0], m.dilation[1])
-    op: _cpu.Packed
+    op: cpu.Packed
     if m.groups == m.in_channels > 1:
         op, name = (
             PackedDepthwise(m.weight, m.bias, stride, padding, dilation, m.in_channels),
@@ -328,7 +328,7 @@ class Target:
     doubt = ""
 
     def __init__(self) -> None:
-        _cpu.library()
+        cpu.library()
         self._model = cost_model()
 
     def take(self, what: Any) -> Any:
@@ -510,7 +510,7 @@ class _Conversion:
 def _quantities(op: nn.Module, shape: tuple[int, ...]) -> Counter[str]:
     if isinstance(op, PackedLinear):
         return op.quantities(max(1, torch.Size(shape[:-1]).numel()))
-    assert isinstance(op, _cpu.Packed)
+    assert isinstance(op, cpu.Packed)
     batch, _, height, width = shape if len(shape) == 4 else (1, *shape)
     return op.quantities(batch, height, width)
 

@@ -14,11 +14,11 @@ import report
 import results
 import scaling
 
-from mirl_kernels.core import cpu as _cpu
+from mirl_kernels.core import cpu
 from mirl_kernels.ops.gdfn import PackedGDFN
 from mirl_sparse.performance.peers import EAGER
 
-needs_kernels = pytest.mark.skipif(not _cpu.available(), reason="the C++ kernels were not built")
+needs_kernels = pytest.mark.skipif(not cpu.available(), reason="the C++ kernels were not built")
 
 
 def gdfn_case(channels: int, side: int, runs: int) -> cases.Case:

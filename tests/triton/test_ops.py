@@ -16,7 +16,7 @@ pytest.importorskip("triton")
 import triton
 import triton.language as tl
 
-from mirl_kernels.core import triton as _triton
+from mirl_kernels.core import triton as core
 from mirl_kernels.core.triton import HEIGHTS, PAD, Workspace, cluster, pack_panels, recording
 from mirl_kernels.core.triton.product import moments
 from mirl_kernels.core.triton.taps import gelu
@@ -195,7 +195,7 @@ def test_strips_are_the_image(size, bound, dtype, device, monkeypatch):
         None,
     )  # without zeros around the image these reach in
     few = 12 * (size[1] + PAD) * c * case.batch * dtype.itemsize
-    monkeypatch.setattr(_triton, bound, 4 if bound == "_LEAST" else few)
+    monkeypatch.setattr(core, bound, 4 if bound == "_LEAST" else few)
     workspace = Workspace(few if bound == "_LEAST" else 0)
     first = TritonGDFN(*norm, *pair, biases, dtype=dtype), gdfn(*double((x, *norm, *pair)), double(biases))
     attention = TritonMDTA(*norm, *qkv, dtype=dtype), mdta(*double((x, *norm, *qkv)))
@@ -218,7 +218,7 @@ def test_other_tiles_do_the_same(size, nth, device, monkeypatch):
         alternatives.append(len(tiles))
         return tiles[min(nth, len(tiles) - 1)]
 
-    monkeypatch.setattr(_triton, "least", least)
+    monkeypatch.setattr(core, "least", least)
     case = Case(4, torch.float32)
     case.size, c = size, 24
     norm, x = (torch.ones(c), torch.zeros(c)), case.image(c)

@@ -12,7 +12,7 @@ pytest.importorskip("triton")
 
 from triton.runtime import interpreter
 
-from mirl_kernels.core import triton as _triton
+from mirl_kernels.core import triton as core
 from mirl_kernels.core.triton import Workspace, recording, work
 from mirl_kernels.ops.conv.triton import TritonConv
 from mirl_kernels.ops.gdfn.triton import TritonGDFN
@@ -130,7 +130,7 @@ def test_launches_do_what_they_are_said_to(op, batch, size, cached, device, monk
         pytest.skip("only the interpreter shows what a kernel touches")
     torch.manual_seed(len(op))
     module = OPS[op](24)
-    monkeypatch.setattr(_triton, "_LEAST", 2)
+    monkeypatch.setattr(core, "_LEAST", 2)
     with Workspace(cached).used(), recording() as launches:
         module(torch.randn(batch, 24, *size).half())
     made = Counter(launch.kernel.fn.__name__ for launch in launches)

@@ -6,7 +6,7 @@ tests of the fast kernels, and for their fallback.
 
 from __future__ import annotations
 
-from typing import cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -152,6 +152,9 @@ class PromptIR(nn.Module):
     conv = staticmethod(conv)
     patch_embed: PatchEmbed
     output: nn.Conv2d
+    if TYPE_CHECKING:  # the stages, which `stages` names
+
+        def __getattr__(self, name: str) -> Any: ...
 
     def __init__(self, config: PromptIRConfig | None = None) -> None:
         super().__init__()

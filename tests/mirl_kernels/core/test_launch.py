@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from mirl_kernels.core import triton as _triton
+from mirl_kernels.core import triton as core
 from mirl_kernels.core.triton import Tile, Tuner, Workspace, launch, recording
 from mirl_kernels.errors import BackendError
 
@@ -49,7 +49,7 @@ def made(kernel):
 
 @pytest.mark.parametrize(("spills", "nth"), [((0, 0, 0), 0), ((8, 0, 0), 1), ((8, 4, 0), 2), ((8, 4, 6), 1)])
 def test_the_first_tile_that_spills_nothing_or_least(spills, nth, monkeypatch):
-    monkeypatch.setattr(_triton, "_spilled", {})
+    monkeypatch.setattr(core, "_spilled", {})
     kernel, tile = Kernel(*spills), TILES[nth]
     for _ in range(2):
         grid, constants = made(kernel)
@@ -65,7 +65,7 @@ def test_the_first_tile_that_spills_nothing_or_least(spills, nth, monkeypatch):
 
 
 def test_each_launch_takes_its_own_first_tile_of_those_that_spill_nothing(monkeypatch):
-    monkeypatch.setattr(_triton, "_spilled", {})
+    monkeypatch.setattr(core, "_spilled", {})
     kernel = Kernel(0, 8, 0)
     for order, nth in ((TILES, 0), (TILES[::-1], 2), (TILES[1:], 2)):
         launch(kernel, lambda sizes: (1, 1, 1), torch.zeros(1), 3, ROWS=16, tiles=order)
@@ -88,7 +88,7 @@ def slow(*milliseconds):
     [((0, 0, 0), (3, 2, 1), 2), ((0, 8, 0), (3, 1, 2), 2), ((0, 0, 0), (1, 1, 1), 0)],
 )
 def test_a_tuner_finds_the_fastest_tile_that_spills_nothing(spills, times, nth, monkeypatch):
-    monkeypatch.setattr(_triton, "_spilled", {})
+    monkeypatch.setattr(core, "_spilled", {})
     kernel, tuner = Kernel(*spills), Tuner(slow(*times), math.inf)
     with tuner.at_work():
         made(kernel)
@@ -104,7 +104,7 @@ def test_a_tuner_finds_the_fastest_tile_that_spills_nothing(spills, times, nth, 
 
 
 def test_without_time_left_nothing_is_timed(monkeypatch):
-    monkeypatch.setattr(_triton, "_spilled", {})
+    monkeypatch.setattr(core, "_spilled", {})
     kernel, tuner = Kernel(0, 0, 0), Tuner(lambda call: pytest.fail("timed"), -math.inf)
     with tuner.at_work():
         made(kernel)
@@ -113,7 +113,7 @@ def test_without_time_left_nothing_is_timed(monkeypatch):
 
 
 def test_what_triton_refuses_is_one_line(monkeypatch):
-    monkeypatch.setattr(_triton, "_spilled", {})
+    monkeypatch.setattr(core, "_spilled", {})
     errors = pytest.importorskip("triton.errors")
 
     class Refused(Kernel):
@@ -127,7 +127,7 @@ def test_what_triton_refuses_is_one_line(monkeypatch):
 
 
 def test_a_tile_of_another_version_is_not_used(monkeypatch):
-    monkeypatch.setattr(_triton, "_spilled", {})
+    monkeypatch.setattr(core, "_spilled", {})
     kernel, tuner = Kernel(0, 0, 0), Tuner(slow(3, 2, 1), math.inf)
     with tuner.at_work():
         made(kernel)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from mirl_kernels.core import cpu as _cpu
+from mirl_kernels.core import cpu
 from mirl_kernels.core.cpu.training import Pattern
 from mirl_kernels.errors import BackendError
 from mirl_kernels.ops.conv import reference as conv
@@ -18,7 +18,7 @@ from mirl_kernels.ops.layer_norm import layer_norm
 from mirl_kernels.ops.mdta import reference as mdta
 from mirl_kernels.ops.mdta.backward import TrainableMDTA
 
-pytestmark = pytest.mark.skipif(not _cpu.available(), reason="the C++ kernels were not built")
+pytestmark = pytest.mark.skipif(not cpu.available(), reason="the C++ kernels were not built")
 
 TOLERANCE = 1e-4  # of each gradient, relative to its largest value
 CASES = settings(max_examples=250)

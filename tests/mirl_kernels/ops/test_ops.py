@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import leaky_relu
 
-from mirl_kernels.core import cpu as _cpu
+from mirl_kernels.core import cpu
 from mirl_kernels.errors import BackendError
 from mirl_kernels.ops.block import PackedBlock
 from mirl_kernels.ops.block import reference as block
@@ -67,7 +67,7 @@ def poisoned(layout, shape) -> tuple[Tensor, Tensor]:
 
 
 def check(op, expected, x, *args, tolerance=TOLERANCE) -> None:
-    for layout in (torch.empty, _cpu.empty):  # planes, and the engine's rows
+    for layout in (torch.empty, cpu.empty):  # planes, and the engine's rows
         (given, _), (out, memory) = poisoned(layout, x.shape), poisoned(layout, expected.shape)
         op.bind(given.copy_(x), out, *args)()
         assert memory[:GUARD].isnan().all()
@@ -290,7 +290,7 @@ def test_block(seed, batch, heads, per_head, hidden, shape, density, tap_density
     )
     expected = block(x.float().double(), attention, feed_forward)
     check(packed, expected, x.float(), scratch, tolerance=tolerance)
-    out = _cpu.empty(*x.shape).copy_(x)
+    out = cpu.empty(*x.shape).copy_(x)
     packed.bind(out, out, scratch)()  # in place
     torch.testing.assert_close(
         out.double(), expected, atol=tolerance * max(1.0, expected.abs().max().item()), rtol=0
@@ -429,9 +429,9 @@ def test_linear(seed, leading, inputs, outputs, density, biased):
 @given(seeds, st.integers(1, 3), st.integers(1, 50), shapes)
 def test_channels_side_by_side_become_planes(seed, batch, channels, shape):
     x = noise((batch, *shape, channels), torch.Generator().manual_seed(seed)).float().permute(0, 3, 1, 2)
-    assert torch.equal(_cpu.with_rows(x), x)
-    assert shape[1] == 1 or _cpu.with_rows(x).stride(3) == 1
-    assert torch.equal(_cpu.with_rows(x[:, :, ::2]), x[:, :, ::2])
+    assert torch.equal(cpu.with_rows(x), x)
+    assert shape[1] == 1 or cpu.with_rows(x).stride(3) == 1
+    assert torch.equal(cpu.with_rows(x[:, :, ::2]), x[:, :, ::2])
 
 
 @cases
@@ -494,7 +494,7 @@ def test_the_layer_norm_keeps_its_digits_far_from_zero():
 
 def test_slices_of_channels_are_written_and_nothing_beside_them():
     """As the engine concatenates: ops read and write channels of wider buffers."""
-    x, out = _cpu.empty(2, 9, 6, 11).normal_(), _cpu.empty(2, 8, 6, 11).fill_(7.0)
+    x, out = cpu.empty(2, 9, 6, 11).normal_(), cpu.empty(2, 8, 6, 11).fill_(7.0)
     weight = torch.randn(3, 4, 1, 1)
     PackedPointwise(weight).bind(x[:, 2:6], out[:, 1:4])()
     torch.testing.assert_close(out[:, 1:4], pointwise(x[:, 2:6], weight), atol=1e-5, rtol=1e-5)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mirl_kernels.core import cpu as _cpu
+from mirl_kernels.core import cpu
 from mirl_sparse.cli import app as cli
 from mirl_sparse.tickets.file import write_ticket
 
@@ -170,7 +170,7 @@ def test_doctor_says_what_works_and_what_does_not(tmp_path):
     assert done.stderr == ""
     assert re.search(r"^reference: +works$", done.stdout, re.MULTILINE)
     assert re.search(
-        rf"^cpu: +{'works' if _cpu.available() else 'does not work: .+'}$", done.stdout, re.MULTILINE
+        rf"^cpu: +{'works' if cpu.available() else 'does not work: .+'}$", done.stdout, re.MULTILINE
     )
     if not torch.cuda.is_available():
         assert re.search(r"^triton: +does not work: .*(GPU|pip install triton)", done.stdout, re.MULTILINE)

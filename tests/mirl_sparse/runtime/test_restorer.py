@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch.nn.utils import prune
 
-from mirl_kernels.core import cpu as _cpu
+from mirl_kernels.core import cpu
 from mirl_kernels.errors import BackendError
 from mirl_sparse import PromptIR, PromptIRConfig, SparseRestorer, UserError
 from mirl_sparse.tickets.file import write_ticket
@@ -166,9 +166,9 @@ def test_any_thread_count_gives_nearly_the_same(network, threads):
 
 RESTORE = """
 import sys, torch
-from mirl_kernels.core import cpu as _cpu
+from mirl_kernels.core import cpu
 from mirl_sparse import SparseRestorer
-assert _cpu.isa() == sys.argv[2], _cpu.isa()
+assert cpu.isa() == sys.argv[2], cpu.isa()
 x = torch.rand(1, 3, 40, 56, generator=torch.Generator().manual_seed(0))
 restorer = SparseRestorer.from_pretrained(sys.argv[1], "cpu")
 reference = SparseRestorer.from_pretrained(sys.argv[1], "reference")
@@ -203,7 +203,7 @@ def test_an_impossible_instruction_set_is_an_error(tmp_path):
         "from mirl_sparse import doctor; print(doctor.machine()['C++ kernels'])", MIRL_CPU_ISA="sse9"
     )
     assert "MIRL_CPU_ISA is 'sse9'" in told.stdout
-    done = run_python("from mirl_kernels import _cpu; _cpu.library()", MIRL_CPU_ISA="sse9")
+    done = run_python("from mirl_kernels.core import cpu; cpu.library()", MIRL_CPU_ISA="sse9")
     assert (
         "MIRL_CPU_ISA is 'sse9', which this processor cannot run; expected avx512, avx2 or portable"
         in done.stderr
@@ -211,8 +211,8 @@ def test_an_impossible_instruction_set_is_an_error(tmp_path):
 
 
 def test_without_the_kernels_auto_falls_back_and_says_so(network, monkeypatch):
-    _cpu.library.cache_clear()
-    monkeypatch.setattr(_cpu, "_LIBRARY", "missing.so")
+    cpu.library.cache_clear()
+    monkeypatch.setattr(cpu, "_LIBRARY", "missing.so")
     try:
         with pytest.warns(UserWarning, match="install a C\\+\\+17 compiler"):
             restorer = SparseRestorer(network)
@@ -222,12 +222,12 @@ def test_without_the_kernels_auto_falls_back_and_says_so(network, monkeypatch):
         with pytest.raises(BackendError, match="were not built"):
             SparseRestorer(network, "cpu")
     finally:
-        _cpu.library.cache_clear()
+        cpu.library.cache_clear()
 
 
 def test_kernels_of_another_version_are_refused():
     with pytest.raises(BackendError, match="of another version"):
-        _cpu.Call("gdfn", _cpu.Image())
+        cpu.Call("gdfn", cpu.Image())
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits memory as Linux does")
@@ -235,7 +235,7 @@ def test_running_out_of_memory_is_an_error_and_not_the_end(tmp_path):
     """In a worker thread as in the caller."""
     code = """
 import resource, threading, torch
-from mirl_kernels.core import cpu as _cpu
+from mirl_kernels.core import cpu
 from mirl_kernels.ops.pointwise import PackedPointwise
 torch.set_num_threads(2)
 op, x, out = PackedPointwise(torch.ones(4, 400000, 1, 1)), torch.ones(1, 400000, 2, 8), torch.empty(1, 4, 2, 8)

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
-from mirl_kernels.core import cpu as _cpu
+from mirl_kernels.core import cpu
 from mirl_kernels.errors import BackendError
 from mirl_kernels.ops.gdfn.backward import TrainableGDFN
 from mirl_kernels.ops.mdta.backward import TrainableMDTA
@@ -19,7 +19,7 @@ from mirl_sparse.errors import UserError
 from mirl_training.engine.fused import choose_engine, fuse, unfuse
 from mirl_training.pruning.masks import Mask, prune
 
-pytestmark = pytest.mark.skipif(not _cpu.available(), reason="the C++ kernels were not built")
+pytestmark = pytest.mark.skipif(not cpu.available(), reason="the C++ kernels were not built")
 
 
 def tiny() -> PromptIR:
@@ -218,7 +218,7 @@ def test_without_the_kernels_training_says_why_it_is_slow(monkeypatch):
     def missing() -> None:
         raise BackendError("the C++ kernels were not built")
 
-    monkeypatch.setattr(_cpu, "library", missing)
+    monkeypatch.setattr(cpu, "library", missing)
     assert choose_engine("auto") == (
         "reference",
         "engine: reference (PyTorch's autograd), since the C++ kernels were not built",

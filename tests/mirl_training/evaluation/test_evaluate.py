@@ -110,7 +110,7 @@ def test_the_worst_image_is_the_one_that_gained_least(tmp_path):
 
 def test_an_image_too_small_to_score_is_named(tmp_path):
     write_image(tmp_path / "tiny.png", np.zeros((12, 40, 3), np.uint8))
-    with pytest.raises(DataError, match="tiny.png: is smaller than 16x16"):
+    with pytest.raises(DataError, match=r"tiny\.png: is smaller than 16x16"):
         list(evaluate(lambda image: image, everyday_sets(tmp_path)))
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from tiny import settings
 
-from mirl_kernels.core import cpu as _cpu
+from mirl_kernels.core import cpu
 from mirl_sparse.performance.cost import CostModel
 from mirl_training.pruning.latency import channels, prune_to_latency, seconds, seconds_per_weight
 from mirl_training.pruning.masks import Mask, MaskError
@@ -15,7 +15,7 @@ from mirl_training.runs import run as running
 from mirl_training.runs.config import RunConfig
 from mirl_training.runs.run import Run
 
-pytestmark = pytest.mark.skipif(not _cpu.available(), reason="the C++ kernels were not built")
+pytestmark = pytest.mark.skipif(not cpu.available(), reason="the C++ kernels were not built")
 
 
 @pytest.fixture

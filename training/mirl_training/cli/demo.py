@@ -22,7 +22,7 @@ def demo(
     from rich.table import Table
     from skimage.metrics import peak_signal_noise_ratio
 
-    from mirl_kernels.core import cpu as _cpu
+    from mirl_kernels.core import cpu
     from mirl_sparse.performance.bench import bench
     from mirl_sparse.performance.peers import EAGER
     from mirl_sparse.photos.images import write_image
@@ -48,7 +48,7 @@ def demo(
         before, after = (peak_signal_noise_ratio(scene.clean, image) for image in (scene.degraded, restored))
         height, width = scene.clean.shape[:2]
         times, spent = ["-"] * 4, ""
-        if _cpu.available():
+        if cpu.available():
             image = torch.from_numpy(scene.degraded.transpose(2, 0, 1).copy()).float().div(255)[None]
             result = bench(network, image, runs, EAGER)
             times, spent = _times(result)

@@ -52,7 +52,7 @@ def noise_mosaic(shape: tuple[int, ...], rng: np.random.Generator) -> Image:
         total = plane[1:-1, 1:-1] + along / (2 if diagonal else 4)
         planes.append(total + (across[:-2] + across[2:]) / 4 if diagonal else total)
     noise = np.stack(planes, -1)
-    return noise / np.float32(noise.std() + 1e-6)
+    return (noise / np.float32(noise.std() + 1e-6)).astype(np.float32)
 
 
 def noise_smooth(shape: tuple[int, ...], rng: np.random.Generator) -> Image:
@@ -60,9 +60,11 @@ def noise_smooth(shape: tuple[int, ...], rng: np.random.Generator) -> Image:
     grain = rng.uniform(1.2, 3)
     size = max(2, round(shape[0] / grain)), max(2, round(shape[1] / grain))
     coarse = rng.standard_normal((3, *size), np.float32)
-    planes = [Pillow.fromarray(plane).resize(shape[1::-1], Pillow.Resampling.BICUBIC) for plane in coarse]
+    planes = [
+        Pillow.fromarray(plane).resize((shape[1], shape[0]), Pillow.Resampling.BICUBIC) for plane in coarse
+    ]
     noise = np.stack([np.asarray(plane) for plane in planes], -1)
-    return noise / np.float32(noise.std() + 1e-6)
+    return (noise / np.float32(noise.std() + 1e-6)).astype(np.float32)
 
 
 def noise_white(shape: tuple[int, ...], rng: np.random.Generator) -> Image:

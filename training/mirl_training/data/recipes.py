@@ -223,7 +223,8 @@ class Recipe(_Settings):
         if size is not None:
             pair = self._cut(pair, size, rng)
         if rng.random() < self.graphics:
-            pair = [draw_graphics(*clean_size, rng) for clean_size in (pair[0].shape[:2],)]
+            height, width = pair[0].shape[:2]
+            pair = [draw_graphics(height, width, rng)]
         is_grey = bool(rng.random() < self.grey)
         if is_grey:
             tint = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mirl_kernels.core import cpu as _cpu
+from mirl_kernels.core import cpu
 from mirl_kernels.errors import BackendError
 from mirl_kernels.ops.conv.backward import TrainableConv
 from mirl_kernels.ops.gdfn.backward import TrainableGDFN
@@ -42,14 +42,14 @@ def choose_engine(name: str, device: str = "cpu", precision: str = "float32") ->
             f"engine: reference (PyTorch's autograd, every weight computed), {precision} on {device}",
         )
     try:
-        _cpu.library()
+        cpu.library()
     except BackendError as error:
         if name == "fused":
             raise UserError(f"engine 'fused' cannot run here: {error}") from None
         return "reference", f"engine: reference (PyTorch's autograd), since {error}"
     threads = torch.get_num_threads()
     return "fused", (
-        f"engine: fused C++ kernels ({_cpu.isa()}, {threads} thread{'s' * (threads > 1)}), by surviving weights alone;"
+        f"engine: fused C++ kernels ({cpu.isa()}, {threads} thread{'s' * (threads > 1)}), by surviving weights alone;"
         " --engine reference trains in plain PyTorch"
     )
 

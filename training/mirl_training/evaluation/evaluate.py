@@ -165,7 +165,8 @@ def _grey(image: Image, rng: np.random.Generator) -> Image:
 
 
 def _graphics(image: Image, rng: np.random.Generator) -> Image:
-    return draw_graphics(*image.shape[:2], rng)
+    height, width = image.shape[:2]
+    return draw_graphics(height, width, rng)
 
 
 # Name: what is done to a clean photo, and before that to what must come back.
@@ -247,5 +248,16 @@ def evaluate(
             if keep:
                 keep(task, triple, restored, scores[-1])
         worst = min(scores, key=lambda s: s.psnr - s.input_psnr)
-        means = np.mean([(s.input_psnr, s.input_ssim, s.psnr, s.ssim) for s in scores], axis=0).tolist()
-        yield Score(task, len(scores), *means, worst.name, worst.psnr, worst.psnr - worst.input_psnr)
+        columns = zip(*((s.input_psnr, s.input_ssim, s.psnr, s.ssim) for s in scores), strict=True)
+        before, before_ssim, after, after_ssim = (sum(column) / len(scores) for column in columns)
+        yield Score(
+            task,
+            len(scores),
+            before,
+            before_ssim,
+            after,
+            after_ssim,
+            worst.name,
+            worst.psnr,
+            worst.psnr - worst.input_psnr,
+        )

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mirl_kernels.core import cpu as _cpu
+from mirl_kernels.core import cpu
 from mirl_sparse.architectures.promptir.network import PromptIR, TransformerBlock
 from mirl_sparse.performance.cost import CostModel
 from mirl_sparse.tickets.description import describe
@@ -48,7 +48,7 @@ def seconds_per_weight(network: PromptIR, model: CostModel) -> dict[str, float]:
 
 def _vectors(pixels: int) -> tuple[int, int]:
     side = round(pixels**0.5)
-    return _cpu.groups(side, side)
+    return cpu.groups(side, side)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from ctypes import Structure, addressof, c_int64, c_void_p
 import torch
 from torch import Tensor
 
-from mirl_kernels.core import cpu as _cpu
+from mirl_kernels.core import cpu
 from mirl_kernels.core.cpu import Forms
 from mirl_kernels.errors import BackendError
 
@@ -31,7 +31,7 @@ def flat(batch: int, _: int, height: int, width: int) -> bool:
 
 def laid_out(x: Tensor) -> Tensor:
     """x, or a copy of it, as the kernels take it."""
-    return x.contiguous() if x.ndim == 4 and flat(*x.shape) else _cpu.with_rows(x)
+    return x.contiguous() if x.ndim == 4 and flat(*x.shape) else cpu.with_rows(x)
 
 
 def empty(batch: int, channels: int, height: int, width: int) -> Tensor:
@@ -61,7 +61,7 @@ _EXACT = 1 << 24  # integers up to here are floats
 
 class Pattern:
     """A packed matrix whose values come from a weight: value (r, c) from place ``row_at[r] + column_at[c]`` of it where
-    ``alive`` (rows, columns), bool, says so. ``taps`` (columns, 3), as for `_cpu.pack_taps`, make it that of a convolution."""
+    ``alive`` (rows, columns), bool, says so. ``taps`` (columns, 3), as for `cpu.pack_taps`, make it that of a convolution."""
 
     def __init__(self, alive: Tensor, row_at: Tensor, column_at: Tensor, taps: Tensor | None = None,
                  forms: Forms = Forms.EITHER) -> None:  # fmt: skip
@@ -72,10 +72,10 @@ class Pattern:
         numbers = (row_at[:, None] + column_at + 1).float() * alive
         if taps is None:
             chunks = [torch.arange(alive.shape[1])]
-            self.packed = _cpu.pack(numbers, forms=forms)
+            self.packed = cpu.pack(numbers, forms=forms)
         else:
-            chunks = list(alive.any(0).nonzero()[:, 0].split(_cpu.CHUNK))
-            self.packed = _cpu.pack_taps([(numbers, taps)], forms=forms)
+            chunks = list(alive.any(0).nonzero()[:, 0].split(cpu.CHUNK))
+            self.packed = cpu.pack_taps([(numbers, taps)], forms=forms)
         floats, source = self.packed.view(torch.float32), []
         self.gradient_floats = self.whole = (
             0  # floats that its gradients take, and values that are among them anyway
@@ -87,7 +87,7 @@ class Pattern:
             if dense:
                 pruned = (~alive[:, columns]).flatten().nonzero()[:, 0]
                 source += [row_at, column_at[columns], torch.tensor([len(pruned)]), pruned]
-                self.gradient_floats += rows * _cpu.turned(len(columns))
+                self.gradient_floats += rows * cpu.turned(len(columns))
                 self.whole += rows * len(columns)
             else:
                 count = int(self.packed[start + rows])
@@ -160,7 +160,7 @@ class _Table:
         return _Table, (self._patterns,)
 
     def run(self, name: str) -> None:
-        _cpu.Call(name, self._weights)()
+        cpu.Call(name, self._weights)()
 
 
 def plain(parameter: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ctypes import Structure, c_double, c_int64
 from typing import NamedTuple
 
-from mirl_kernels.core import cpu as _cpu
+from mirl_kernels.core import cpu
 
 
 class _Args(Structure):
@@ -28,5 +28,5 @@ class Machine(NamedTuple):
 def measure() -> Machine:
     """Measure this machine, which takes about half a second; the best of several tries."""
     args = _Args()
-    _cpu.Call("roofline", args)()
+    cpu.Call("roofline", args)()
     return Machine(args.flops, args.bytes)

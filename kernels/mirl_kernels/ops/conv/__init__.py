@@ -9,7 +9,7 @@ from ctypes import Structure, c_int64, c_void_p
 import torch
 from torch import Tensor
 
-from mirl_kernels.core import cpu as _cpu
+from mirl_kernels.core import cpu
 from mirl_kernels.errors import BackendError
 from mirl_kernels.ops.conv.reference import conv as reference
 from mirl_kernels.ops.conv.window import PackedWindow, Window
@@ -18,21 +18,21 @@ __all__ = ["PackedConv", "reference"]
 
 
 class _Args(Structure):
-    _fields_ = [("x", _cpu.Image), ("y", _cpu.Image), ("residual", _cpu.Image), ("size", _cpu.Size),
-                ("height", c_int64), ("width", c_int64), ("weight", c_void_p), ("activation", _cpu.Activation), ("stride_y", c_int64),
+    _fields_ = [("x", cpu.Image), ("y", cpu.Image), ("residual", cpu.Image), ("size", cpu.Size),
+                ("height", c_int64), ("width", c_int64), ("weight", c_void_p), ("activation", cpu.Activation), ("stride_y", c_int64),
                 ("stride_x", c_int64), ("shuffle", c_int64), ("threads", c_int64)]  # fmt: skip
 
 
 def prepare(x: Tensor, out: Tensor, packed: Tensor, inputs: int, stride: tuple[int, int], shuffle: int,
-        activation: _cpu.Activation, residual: Tensor | None = None) -> _cpu.Call:  # fmt: skip
-    """What computes ``out`` = the convolution of x by the taps of ``packed`` (`_cpu.pack_taps`), activated, shuffled, plus ``residual``."""
-    _cpu.check(x, inputs, out, tuple(out.shape))
+        activation: cpu.Activation, residual: Tensor | None = None) -> cpu.Call:  # fmt: skip
+    """What computes ``out`` = the convolution of x by the taps of ``packed`` (`cpu.pack_taps`), activated, shuffled, plus ``residual``."""
+    cpu.check(x, inputs, out, tuple(out.shape))
     if residual is not None:
-        _cpu.check(x, inputs, residual, tuple(out.shape))
-    added = _cpu.Image() if residual is None else _cpu.image(residual)
-    args = _Args(_cpu.image(x), _cpu.image(out), added, _cpu.size(x), *out.shape[2:], _cpu.address(packed),
+        cpu.check(x, inputs, residual, tuple(out.shape))
+    added = cpu.Image() if residual is None else cpu.image(residual)
+    args = _Args(cpu.image(x), cpu.image(out), added, cpu.size(x), *out.shape[2:], cpu.address(packed),
                  activation, *stride, shuffle)  # fmt: skip
-    return _cpu.Call("conv", args, x, out, packed, residual)
+    return cpu.Call("conv", args, x, out, packed, residual)
 
 
 @torch.library.custom_op("mirl::conv", mutates_args=())
@@ -40,10 +40,10 @@ def op(x: Tensor, packed: Tensor, inputs: int, outputs: int, height: int, width:
        shuffle: int, activation: str, slope: float) -> Tensor:  # fmt: skip
     """A convolution by the taps of ``packed``: x (B, inputs, H, W) to (B, outputs, height, width)."""
     r, u = max(shuffle, 1), max(-shuffle, 1)
-    _cpu.expect(packed, outputs * r * r // (u * u))
-    x = _cpu.with_rows(x)
-    out = _cpu.result(x, outputs, height, width)
-    prepare(x, out, packed, inputs, (stride_y, stride_x), shuffle, _cpu.activation(activation, slope))()
+    cpu.expect(packed, outputs * r * r // (u * u))
+    x = cpu.with_rows(x)
+    out = cpu.result(x, outputs, height, width)
+    prepare(x, out, packed, inputs, (stride_y, stride_x), shuffle, cpu.activation(activation, slope))()
     return out
 
 
@@ -56,7 +56,7 @@ def _(x: Tensor, packed: Tensor, inputs: int, outputs: int, height: int, width: 
 def taps_fit(packed: Tensor, rows: int, channels: int, window: Collection[tuple[int, int, int]]) -> bool:
     """Whether a packed convolution has so many rows, and taps into so many channels, each of a phase and at a distance of
     those in ``window`` (`Window.taps`)."""
-    (found, columns), at = _cpu.header(packed), int(packed[4])
+    (found, columns), at = cpu.header(packed), int(packed[4])
     if found != rows or len(packed) < at + 3 * columns:
         return False
     phases = 1 + max(phase for phase, _, _ in window)
@@ -68,7 +68,7 @@ def taps_fit(packed: Tensor, rows: int, channels: int, window: Collection[tuple[
 
 def conv_quantities(packed: Tensor, vectors: int, groups: int) -> Counter[str]:
     """The `Packed.quantities` of a convolution: what its product takes, and what fills and reads the ring."""
-    found = _cpu.product_quantities(packed, vectors, groups)
+    found = cpu.product_quantities(packed, vectors, groups)
     rows, columns, taps = (int(packed[i]) for i in (0, 1, 4))
     channels = int(packed[taps : taps + 3 * columns : 3].unique().numel())
     return found + Counter({"load": channels * vectors, "gather": columns * vectors, "store": rows * vectors})
@@ -98,7 +98,7 @@ class PackedConv(PackedWindow):
         order = taps[:, 0].argsort(stable=True)
         first = torch.tensor([per_group * phases, 0, 0])  # of a group's channels
         matrices = weight.detach().flatten(1)[:, order].chunk(groups)
-        packed = _cpu.pack_taps([(m, taps[order] + g * first) for g, m in enumerate(matrices)], bias)
+        packed = cpu.pack_taps([(m, taps[order] + g * first) for g, m in enumerate(matrices)], bias)
         self.register_buffer("packed", packed)
 
     def _fits(self) -> bool:
@@ -117,11 +117,11 @@ class PackedConv(PackedWindow):
 
     def bind(
         self, x: Tensor, out: Tensor, scratch: Tensor | None = None, residual: Tensor | None = None
-    ) -> _cpu.Call:
+    ) -> cpu.Call:
         """What computes ``out`` = the convolution of x (B, C, H, W), shuffled, plus ``residual``; x and out may not share
         memory."""
-        _cpu.check(x, self.inputs, out, (x.shape[0], *self._shape(x)))
-        activation = _cpu.activation(self.activation, self.slope)
+        cpu.check(x, self.inputs, out, (x.shape[0], *self._shape(x)))
+        activation = cpu.activation(self.activation, self.slope)
         return prepare(
             x, out, self.packed, self.inputs, self.window.stride, self.shuffle, activation, residual
         )

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mirl_kernels.core import cpu as _cpu
+from mirl_kernels.core import cpu
 from mirl_kernels.core.cpu.training import Pattern, Weights, empty, workspace
 from mirl_kernels.ops.conv import prepare
 from mirl_kernels.ops.conv.window import Window
 
 
 class _Args(Structure):
-    _fields_ = [("x", _cpu.Image), ("dy", _cpu.Image), ("size", _cpu.Size), ("weight", c_void_p), ("gradient", c_void_p),
+    _fields_ = [("x", cpu.Image), ("dy", cpu.Image), ("size", cpu.Size), ("weight", c_void_p), ("gradient", c_void_p),
                 ("threads", c_int64)]  # fmt: skip
 
 
@@ -49,13 +49,13 @@ class _Function(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, residual: Tensor | None, op: TrainableConv,
                 shuffle: int) -> Tensor:  # fmt: skip
-        x, ctx.op, ctx.filled, ctx.shuffle = _cpu.with_rows(x), op, op.weights.fill([weight]), shuffle
+        x, ctx.op, ctx.filled, ctx.shuffle = cpu.with_rows(x), op, op.weights.fill([weight]), shuffle
         ctx.save_for_backward(x, weight)
         batch, _, height, width = x.shape
         r, u = max(shuffle, 1), max(-shuffle, 1)
         y = empty(batch, op.outputs * u * u // (r * r), height * r // u, width * r // u)
-        added = None if residual is None else _cpu.with_rows(residual)
-        prepare(x, y, op.weights.forward[0], op.inputs, (1, 1), shuffle, _cpu.activation("none"), added)()
+        added = None if residual is None else cpu.with_rows(residual)
+        prepare(x, y, op.weights.forward[0], op.inputs, (1, 1), shuffle, cpu.activation("none"), added)()
         return y
 
     @staticmethod
@@ -67,13 +67,13 @@ class _Function(torch.autograd.Function):
             inner = F.pixel_unshuffle(dy, ctx.shuffle)
         elif ctx.shuffle < -1:
             inner = F.pixel_shuffle(dy, -ctx.shuffle)
-        inner, dx = _cpu.with_rows(inner), None
+        inner, dx = cpu.with_rows(inner), None
         op.weights.fill_again([weight], ctx.filled)
         if ctx.needs_input_grad[0]:
             dx = empty(*x.shape)
-            prepare(inner, dx, op.weights.back[0], op.outputs, (1, 1), 1, _cpu.activation("none"))()
+            prepare(inner, dx, op.weights.back[0], op.outputs, (1, 1), 1, cpu.activation("none"))()
         written = workspace(op.weights.gradient_floats)
-        forward = _cpu.address(op.weights.forward[0])
-        _cpu.Call("conv_backward", _Args(_cpu.image(x), _cpu.image(inner), _cpu.size(x), forward, written))()
+        forward = cpu.address(op.weights.forward[0])
+        cpu.Call("conv_backward", _Args(cpu.image(x), cpu.image(inner), cpu.size(x), forward, written))()
         (gradient,) = op.weights.spread(written, [weight])
         return dx, gradient, dy if ctx.needs_input_grad[2] else None, None, None

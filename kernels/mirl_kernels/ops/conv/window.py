@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from mirl_kernels.core import cpu as _cpu
+from mirl_kernels.core import cpu
 
 
 def _axis(kernel: int, stride: int, dilation: int, before: int) -> list[tuple[int, int]]:
@@ -51,7 +51,7 @@ class Window(NamedTuple):
         ) // self.stride[1] + 1
 
 
-class PackedWindow(_cpu.Packed):
+class PackedWindow(cpu.Packed):
     """A convolution's surviving weights; ``outputs`` channels before any shuffle."""
 
     packed: Tensor
@@ -59,13 +59,13 @@ class PackedWindow(_cpu.Packed):
     inputs: int
     outputs: int
 
-    def work(self, batch: int, height: int, width: int) -> _cpu.Work:
+    def work(self, batch: int, height: int, width: int) -> cpu.Work:
         rows, columns = self.window.result(height, width)
-        kept = _cpu.kept(self.packed)
+        kept = cpu.kept(self.packed)
         moved = 4 * batch * (self.inputs * height * width + self.outputs * rows * columns)
-        return _cpu.Work(kept * batch * rows * columns, moved + 8 * kept)
+        return cpu.Work(kept * batch * rows * columns, moved + 8 * kept)
 
     def _groups(self, batch: int, height: int, width: int) -> tuple[int, int]:
-        """`_cpu.groups` of the result."""
+        """`cpu.groups` of the result."""
         rows, columns = self.window.result(height, width)
-        return _cpu.groups(batch * rows, columns)
+        return cpu.groups(batch * rows, columns)

@@ -7,14 +7,14 @@ from collections import Counter
 import torch
 from torch import Tensor
 
-from mirl_kernels.core import cpu as _cpu
+from mirl_kernels.core import cpu
 from mirl_kernels.ops import conv as conv_room
 from mirl_kernels.ops.conv_transpose.reference import conv_transpose as reference
 
 __all__ = ["PackedConvTranspose", "reference"]
 
 
-class PackedConvTranspose(_cpu.Packed):
+class PackedConvTranspose(cpu.Packed):
     """The surviving weights of a transposed convolution; arguments as in `reference`. Where an input is infinite or NaN, more
     pixels around it may be NaN than PyTorch's.
 
@@ -53,7 +53,7 @@ class PackedConvTranspose(_cpu.Packed):
                     spread[:, i, j, :, rows.index(dy), columns.index(dx)] = part[:, :, ky, kx].T
             packed.append((spread.flatten(0, 2).flatten(1), taps + torch.tensor([g * near, 0, 0])))
         offset = None if bias is None else bias.repeat_interleave(stride * stride)
-        self.register_buffer("packed", _cpu.pack_taps(packed, offset))
+        self.register_buffer("packed", cpu.pack_taps(packed, offset))
 
     def _fits(self) -> bool:
         return conv_room.taps_fit(self.packed, self.outputs * self.stride**2, self.inputs, self.window)
@@ -61,18 +61,18 @@ class PackedConvTranspose(_cpu.Packed):
     def _shape(self, x: Tensor) -> tuple[int, int, int]:
         return self.outputs, x.shape[2] * self.stride + self.grow[0], x.shape[3] * self.stride + self.grow[1]
 
-    def work(self, batch: int, height: int, width: int) -> _cpu.Work:
-        kept, pixels = _cpu.kept(self.packed), batch * height * width
-        return _cpu.Work(kept * pixels, 4 * (self.inputs + self.outputs * self.stride**2) * pixels + 8 * kept)
+    def work(self, batch: int, height: int, width: int) -> cpu.Work:
+        kept, pixels = cpu.kept(self.packed), batch * height * width
+        return cpu.Work(kept * pixels, 4 * (self.inputs + self.outputs * self.stride**2) * pixels + 8 * kept)
 
     def _quantities(self, batch: int, height: int, width: int) -> Counter[str]:
-        vectors, groups = _cpu.groups(batch * height, width)
+        vectors, groups = cpu.groups(batch * height, width)
         return conv_room.conv_quantities(self.packed, vectors, groups)
 
-    def bind(self, x: Tensor, out: Tensor, scratch: Tensor | None = None) -> _cpu.Call:
-        _cpu.check(x, self.inputs, out, (x.shape[0], *self._shape(x)))
+    def bind(self, x: Tensor, out: Tensor, scratch: Tensor | None = None) -> cpu.Call:
+        cpu.check(x, self.inputs, out, (x.shape[0], *self._shape(x)))
         return conv_room.prepare(x, out, self.packed, self.inputs, (1, 1), self.stride,
-                                 _cpu.activation(self.activation, self.slope))  # fmt: skip
+                                 cpu.activation(self.activation, self.slope))  # fmt: skip
 
     def forward(self, x: Tensor) -> Tensor:
         if x.ndim == 3:

@@ -9,14 +9,14 @@ from ctypes import Structure, c_int64, c_void_p
 import torch
 from torch import Tensor
 
-from mirl_kernels.core import cpu as _cpu
+from mirl_kernels.core import cpu
 from mirl_kernels.ops.gdfn.reference import gdfn as reference
 
 __all__ = ["PackedGDFN", "live_pairs", "reference"]
 
 
 class Args(Structure):
-    _fields_ = [("x", _cpu.Image), ("y", _cpu.Image), ("size", _cpu.Size), ("project_in", c_void_p),
+    _fields_ = [("x", cpu.Image), ("y", cpu.Image), ("size", cpu.Size), ("project_in", c_void_p),
                 ("dwconv", c_void_p), ("project_out", c_void_p), ("centred", c_int64), ("gain", c_void_p),
                 ("offset", c_void_p), ("threads", c_int64)]  # fmt: skip
 
@@ -53,19 +53,19 @@ def live_after_taps(
 def arguments(x: Tensor, out: Tensor, project_in: Tensor, dwconv: Tensor, project_out: Tensor, centred: bool,
               gain: Tensor | None = None, offset: Tensor | None = None, flat: bool = False) -> Args:  # fmt: skip
     """``out`` = GDFN(x) by packed matrices; ``gain`` and ``offset`` of the norm, where they are not part of project_in;
-    ``flat`` as in `_cpu.size`."""
-    return Args(_cpu.image(x), _cpu.image(out), _cpu.size(x, flat), *map(_cpu.address, (project_in, dwconv, project_out)), centred,
+    ``flat`` as in `cpu.size`."""
+    return Args(cpu.image(x), cpu.image(out), cpu.size(x, flat), *map(cpu.address, (project_in, dwconv, project_out)), centred,
                 *(None if t is None else t.data_ptr() for t in (gain, offset)))  # fmt: skip
 
 
 @torch.library.custom_op("mirl::gdfn", mutates_args=())
 def op(x: Tensor, project_in: Tensor, dwconv: Tensor, project_out: Tensor, centred: bool) -> Tensor:
     """GDFN by packed matrices: x (B, C, H, W) to the same shape; ``centred``: the norm subtracts the mean."""
-    x = _cpu.with_rows(x)
+    x = cpu.with_rows(x)
     out = x.new_empty(x.shape)
-    _cpu.check(x, int(project_in[1]), out, x.shape)
-    _cpu.expect(project_out, x.shape[1])
-    _cpu.Call("gdfn", arguments(x, out, project_in, dwconv, project_out, centred))()
+    cpu.check(x, int(project_in[1]), out, x.shape)
+    cpu.expect(project_out, x.shape[1])
+    cpu.Call("gdfn", arguments(x, out, project_in, dwconv, project_out, centred))()
     return out
 
 
@@ -74,7 +74,7 @@ def _(x: Tensor, project_in: Tensor, dwconv: Tensor, project_out: Tensor, centre
     return x.new_empty(x.shape)
 
 
-class PackedGDFN(_cpu.Packed):
+class PackedGDFN(cpu.Packed):
     """The surviving weights of one GDFN, dead pairs removed exactly; arguments as in `reference`. Weights that do not
     belong together are refused, by a ValueError or by PyTorch.
 
@@ -91,38 +91,38 @@ class PackedGDFN(_cpu.Packed):
         fan_in, taps, out = (w.detach().flatten(1) for w in (project_in, dwconv, project_out))
         live, rows = ordered_pairs(fan_in, taps, out, biases)
         self.channels, self.centred = project_in.shape[1], norm_bias is not None
-        packed_in, packed_taps = _cpu.pack_normalised(
+        packed_in, packed_taps = cpu.pack_normalised(
             fan_in, taps, norm_weight, norm_bias, biases[0], biases[1], rows
         )
         self.register_buffer("project_in", packed_in)
         self.register_buffer("dwconv", packed_taps)
-        self.register_buffer("project_out", _cpu.pack(out[:, live], biases[2]))
+        self.register_buffer("project_out", cpu.pack(out[:, live], biases[2]))
         self._expect_fit(project_in=project_in, dwconv=dwconv, project_out=project_out)
 
     def _fits(self) -> bool:
-        (hidden, channels), taps, out = map(_cpu.header, (self.project_in, self.dwconv, self.project_out))
+        (hidden, channels), taps, out = map(cpu.header, (self.project_in, self.dwconv, self.project_out))
         return channels == self.channels and taps == (hidden, 9) and out == (channels, hidden // 2)
 
     def packed(self) -> tuple[Tensor, Tensor, Tensor, bool]:
         """As `arguments` takes it."""
         return self.project_in, self.dwconv, self.project_out, self.centred
 
-    def work(self, batch: int, height: int, width: int) -> _cpu.Work:
+    def work(self, batch: int, height: int, width: int) -> cpu.Work:
         pixels = batch * height * width
-        kept = sum(map(_cpu.kept, (self.project_in, self.dwconv, self.project_out)))
-        return _cpu.Work(kept * pixels, 8 * self.channels * pixels + 8 * kept)
+        kept = sum(map(cpu.kept, (self.project_in, self.dwconv, self.project_out)))
+        return cpu.Work(kept * pixels, 8 * self.channels * pixels + 8 * kept)
 
     def _quantities(self, batch: int, height: int, width: int) -> Counter[str]:
-        vectors, groups = _cpu.groups(batch * height, width)
-        found = _cpu.product_quantities(self.project_in, vectors, groups)
-        found += _cpu.product_quantities(self.project_out, vectors, groups)
-        return found + Counter({"norm": self.channels * vectors, "gate": _cpu.header(self.project_out)[1] * vectors,
-                                "tap": _cpu.kept(self.dwconv) * vectors})  # fmt: skip
+        vectors, groups = cpu.groups(batch * height, width)
+        found = cpu.product_quantities(self.project_in, vectors, groups)
+        found += cpu.product_quantities(self.project_out, vectors, groups)
+        return found + Counter({"norm": self.channels * vectors, "gate": cpu.header(self.project_out)[1] * vectors,
+                                "tap": cpu.kept(self.dwconv) * vectors})  # fmt: skip
 
-    def bind(self, x: Tensor, out: Tensor, scratch: Tensor | None = None) -> _cpu.Call:
+    def bind(self, x: Tensor, out: Tensor, scratch: Tensor | None = None) -> cpu.Call:
         """What computes ``out`` = GDFN(x), both (B, C, H, W); they may not share memory."""
-        _cpu.check(x, self.channels, out, x.shape)
-        return _cpu.Call("gdfn", arguments(x, out, *self.packed()), x, out, *self.buffers())
+        cpu.check(x, self.channels, out, x.shape)
+        return cpu.Call("gdfn", arguments(x, out, *self.packed()), x, out, *self.buffers())
 
     def forward(self, x: Tensor) -> Tensor:
         return op(x, *self.packed())

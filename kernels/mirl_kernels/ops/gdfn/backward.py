@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mirl_kernels.core import cpu as _cpu
+from mirl_kernels.core import cpu
 from mirl_kernels.core.cpu.training import (
     Pattern,
     Weights,
@@ -23,7 +23,7 @@ from mirl_kernels.ops.gdfn import Args, arguments, ordered_pairs
 
 
 class _Args(Structure):
-    _fields_ = [("gdfn", Args), ("dy", _cpu.Image), ("dx", _cpu.Image), ("project_in_transposed", c_void_p),
+    _fields_ = [("gdfn", Args), ("dy", cpu.Image), ("dx", cpu.Image), ("project_in_transposed", c_void_p),
                 ("dwconv_flipped", c_void_p), ("project_out_transposed", c_void_p), ("gradient", c_void_p),
                 ("d_gain", c_void_p), ("d_offset", c_void_p), ("threads", c_int64)]  # fmt: skip
 
@@ -62,9 +62,9 @@ class _Function(torch.autograd.Function):
         ctx.op, ctx.filled = op, op.weights.fill((project_in, dwconv, project_out))
         ctx.save_for_backward(x, gain, offset, project_in, dwconv, project_out)
         y = empty(*x.shape)
-        _cpu.check(x, op.channels, y, x.shape)
+        cpu.check(x, op.channels, y, x.shape)
         first, taps, last = op.weights.forward
-        _cpu.Call("gdfn", arguments(x, y, first, taps, last, True, gain, offset, flat(*x.shape)))()
+        cpu.Call("gdfn", arguments(x, y, first, taps, last, True, gain, offset, flat(*x.shape)))()
         return y
 
     @staticmethod
@@ -76,6 +76,6 @@ class _Function(torch.autograd.Function):
         written = workspace(op.weights.gradient_floats)
         first, taps, last = op.weights.forward
         forward = arguments(x, x, first, taps, last, True, gain, offset, flat(*x.shape))
-        _cpu.Call("gdfn_backward", _Args(forward, _cpu.image(dy), _cpu.image(dx), *map(_cpu.address, op.weights.back),
+        cpu.Call("gdfn_backward", _Args(forward, cpu.image(dy), cpu.image(dx), *map(cpu.address, op.weights.back),
                                          written, d_gain.data_ptr(), d_offset.data_ptr()))()  # fmt: skip
         return dx, d_gain, d_offset, *op.weights.spread(written, weights), None

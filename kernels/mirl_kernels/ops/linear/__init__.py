@@ -9,7 +9,7 @@ from ctypes import Structure, c_int64, c_void_p
 import torch
 from torch import Tensor
 
-from mirl_kernels.core import cpu as _cpu
+from mirl_kernels.core import cpu
 from mirl_kernels.errors import BackendError
 from mirl_kernels.ops.linear.reference import linear as reference
 
@@ -18,7 +18,7 @@ __all__ = ["PackedLinear", "reference"]
 
 class _Args(Structure):
     _fields_ = [("x", c_void_p), ("y", c_void_p), ("batch", c_int64), ("tokens", c_int64), ("x_batch", c_int64),
-                ("x_token", c_int64), ("x_channel", c_int64), ("weight", c_void_p), ("activation", _cpu.Activation),
+                ("x_token", c_int64), ("x_channel", c_int64), ("weight", c_void_p), ("activation", cpu.Activation),
                 ("threads", c_int64)]  # fmt: skip
 
 
@@ -40,13 +40,13 @@ def op(x: Tensor, packed: Tensor, inputs: int, outputs: int, activation: str, sl
         raise BackendError(
             f"input is {x.dtype} {tuple(x.shape)} on {x.device}; expected float32 (..., {inputs}) on the CPU"
         )
-    _cpu.expect(packed, outputs, inputs)
+    cpu.expect(packed, outputs, inputs)
     out = x.new_empty(*x.shape[:-1], outputs)
     if x.numel():
         tokens = _tokens(x)
-        args = _Args(tokens.data_ptr(), out.data_ptr(), *tokens.shape[:2], *tokens.stride(), _cpu.address(packed),
-                     _cpu.activation(activation, slope))  # fmt: skip
-        _cpu.Call("linear", args, tokens)()
+        args = _Args(tokens.data_ptr(), out.data_ptr(), *tokens.shape[:2], *tokens.stride(), cpu.address(packed),
+                     cpu.activation(activation, slope))  # fmt: skip
+        cpu.Call("linear", args, tokens)()
     return out
 
 
@@ -55,7 +55,7 @@ def _(x: Tensor, packed: Tensor, inputs: int, outputs: int, activation: str, slo
     return x.new_empty(*x.shape[:-1], outputs)
 
 
-class PackedLinear(_cpu.PackedModule):
+class PackedLinear(cpu.PackedModule):
     """The surviving weights of a linear layer; arguments as in `reference`. ValueError where it has no inputs or no outputs."""
 
     packed: Tensor
@@ -67,17 +67,17 @@ class PackedLinear(_cpu.PackedModule):
             raise ValueError(
                 f"a linear layer of weights {tuple(weight.shape)}; expected one input and output or more"
             )
-        self.register_buffer("packed", _cpu.pack(weight.detach(), bias))
+        self.register_buffer("packed", cpu.pack(weight.detach(), bias))
 
     def _fits(self) -> bool:
-        return _cpu.header(self.packed) == (self.outputs, self.inputs)
+        return cpu.header(self.packed) == (self.outputs, self.inputs)
 
     def quantities(self, tokens: int) -> Counter[str]:
-        """As those of `_cpu.Packed`, for a call on (tokens, C)."""
-        vectors, groups = _cpu.groups(1, tokens)
-        found = _cpu.product_quantities(self.packed, vectors, groups)
+        """As those of `cpu.Packed`, for a call on (tokens, C)."""
+        vectors, groups = cpu.groups(1, tokens)
+        found = cpu.product_quantities(self.packed, vectors, groups)
         turned = Counter({"turn": (self.inputs + self.outputs) * vectors})
-        return found + turned + _cpu.call_quantities((self.inputs + self.outputs) * tokens)
+        return found + turned + cpu.call_quantities((self.inputs + self.outputs) * tokens)
 
     def forward(self, x: Tensor) -> Tensor:
         return op(x, self.packed, self.inputs, self.outputs, self.activation, self.slope)

@@ -9,7 +9,7 @@ from ctypes import Structure, c_int64, c_void_p
 import torch
 from torch import Tensor
 
-from mirl_kernels.core import cpu as _cpu
+from mirl_kernels.core import cpu
 from mirl_kernels.ops.gdfn import live_after_taps
 from mirl_kernels.ops.mdta.reference import mdta as reference
 
@@ -17,7 +17,7 @@ __all__ = ["PackedMDTA", "live_channels", "reference"]
 
 
 class Args(Structure):
-    _fields_ = [("x", _cpu.Image), ("y", _cpu.Image), ("size", _cpu.Size), ("qkv", c_void_p), ("dwconv", c_void_p),
+    _fields_ = [("x", cpu.Image), ("y", cpu.Image), ("size", cpu.Size), ("qkv", c_void_p), ("dwconv", c_void_p),
                 ("project_out", c_void_p), ("temperature", c_void_p), ("centred", c_int64), ("gain", c_void_p), ("offset", c_void_p),
                 ("heads", c_int64), ("q_count", c_int64), ("k_count", c_int64), ("v_count", c_int64), ("q_index", c_void_p),
                 ("k_index", c_void_p), ("v_index", c_void_p), ("scratch", c_void_p), ("sums", c_void_p),
@@ -56,29 +56,29 @@ def arguments(x: Tensor, out: Tensor, qkv: Tensor, dwconv: Tensor, project_out: 
               live: Sequence[Tensor], centred: bool, scratch: Tensor | None, gain: Tensor | None = None,
               offset: Tensor | None = None, sums: Tensor | None = None, flat: bool = False) -> Args:  # fmt: skip
     """``out`` = MDTA(x) by packed matrices; ``live`` are the channels of q, k and v that qkv's rows compute; ``gain`` and
-    ``offset`` of the norm, where they are not part of qkv; ``sums`` takes what training keeps; ``flat`` as in `_cpu.size`."""
+    ``offset`` of the norm, where they are not part of qkv; ``sums`` takes what training keeps; ``flat`` as in `cpu.size`."""
     given = (None if t is None else t.data_ptr() for t in (gain, offset))
     kept = (None if t is None else t.data_ptr() for t in (scratch, sums))
-    return Args(_cpu.image(x), _cpu.image(out), _cpu.size(x, flat), *map(_cpu.address, (qkv, dwconv, project_out)),
-                _cpu.floats(temperature), centred, *given, temperature.numel(), *map(len, live), *map(_cpu.address, live),
+    return Args(cpu.image(x), cpu.image(out), cpu.size(x, flat), *map(cpu.address, (qkv, dwconv, project_out)),
+                cpu.floats(temperature), centred, *given, temperature.numel(), *map(len, live), *map(cpu.address, live),
                 *kept)  # fmt: skip
 
 
 def scratch_for(x: Tensor, live: Sequence[Tensor]) -> Tensor:
     """The scratch memory of a call on x."""
-    return x.new_empty(x.shape[0] * x.shape[2] * _cpu.padded(x.shape[3]) * len(live[2]))
+    return x.new_empty(x.shape[0] * x.shape[2] * cpu.padded(x.shape[3]) * len(live[2]))
 
 
 @torch.library.custom_op("mirl::mdta", mutates_args=())
 def op(x: Tensor, qkv: Tensor, dwconv: Tensor, project_out: Tensor, temperature: Tensor, live: Sequence[Tensor],
        centred: bool) -> Tensor:  # fmt: skip
     """MDTA by packed matrices: x (B, C, H, W) to the same shape; ``centred``: the norm subtracts the mean."""
-    x = _cpu.with_rows(x)
+    x = cpu.with_rows(x)
     out = x.new_empty(x.shape)
-    _cpu.check(x, int(qkv[1]), out, x.shape)
-    _cpu.expect(project_out, x.shape[1], x.shape[1])
+    cpu.check(x, int(qkv[1]), out, x.shape)
+    cpu.expect(project_out, x.shape[1], x.shape[1])
     scratch = scratch_for(x, live)
-    _cpu.Call("mdta", arguments(x, out, qkv, dwconv, project_out, temperature, live, centred, scratch))()
+    cpu.Call("mdta", arguments(x, out, qkv, dwconv, project_out, temperature, live, centred, scratch))()
     return out
 
 
@@ -88,7 +88,7 @@ def _(x: Tensor, qkv: Tensor, dwconv: Tensor, project_out: Tensor, temperature: 
     return x.new_empty(x.shape)
 
 
-class PackedMDTA(_cpu.Packed):
+class PackedMDTA(cpu.Packed):
     """The surviving weights of one MDTA, dead channels removed exactly; arguments as in `reference`. Weights that do not
     belong together are refused, by a ValueError or by PyTorch."""
 
@@ -106,19 +106,19 @@ class PackedMDTA(_cpu.Packed):
         self.channels, self.heads, self.centred = qkv.shape[1], temperature.numel(), norm_bias is not None
         fan_in, taps, out = (w.detach().flatten(1) for w in (qkv, dwconv, project_out))
         live, rows = ordered_channels(fan_in, taps, out, self.heads, biases)
-        packed_in, packed_taps = _cpu.pack_normalised(
+        packed_in, packed_taps = cpu.pack_normalised(
             fan_in, taps, norm_weight, norm_bias, biases[0], biases[1], rows
         )
         self.register_buffer("qkv", packed_in)
         self.register_buffer("dwconv", packed_taps)
-        self.register_buffer("project_out", _cpu.pack(out, biases[2]))
+        self.register_buffer("project_out", cpu.pack(out, biases[2]))
         self.register_buffer("temperature", temperature.detach().flatten().float().clone())
         for name, index in zip("qkv", live, strict=True):
             self.register_buffer(f"{name}_index", index.int().contiguous())
         self._expect_fit(qkv=qkv, dwconv=dwconv, temperature=temperature, project_out=project_out)
 
     def _fits(self) -> bool:
-        (hidden, channels), taps, out = map(_cpu.header, (self.qkv, self.dwconv, self.project_out))
+        (hidden, channels), taps, out = map(cpu.header, (self.qkv, self.dwconv, self.project_out))
         counted = hidden == sum(map(len, self.live)) and taps == (hidden, 9)
         inside = all(bool(((index >= 0) & (index < self.channels)).all()) for index in self.live)
         return counted and inside and channels == self.channels and out == (channels, channels)
@@ -134,41 +134,41 @@ class PackedMDTA(_cpu.Packed):
 
     def scratch_floats(self, batch: int, height: int, width: int) -> int:
         """How many floats of scratch memory a call on (B, C, H, W) takes: its live v channels, row by row."""
-        return len(self.v_index) * batch * height * _cpu.padded(width)
+        return len(self.v_index) * batch * height * cpu.padded(width)
 
-    def work(self, batch: int, height: int, width: int) -> _cpu.Work:
+    def work(self, batch: int, height: int, width: int) -> cpu.Work:
         """What a call on (B, C, H, W) must do. The attention is applied head by head and then projected, or as
         one composed matrix, whichever is less; v is written and read between the passes over x."""
-        pixels, kept = batch * height * width, _cpu.kept(self.qkv) + _cpu.kept(self.dwconv)
+        pixels, kept = batch * height * width, cpu.kept(self.qkv) + cpu.kept(self.dwconv)
         q, k, v = (torch.bincount(i * self.heads // self.channels, minlength=self.heads) for i in self.live)
-        projected = self.channels // self.heads * int(v.sum()) + _cpu.kept(self.project_out)
+        projected = self.channels // self.heads * int(v.sum()) + cpu.kept(self.project_out)
         macs = kept + int((q * k).sum()) + int((q + k).sum()) + min(projected, self.channels * int(v.sum()))
-        return _cpu.Work(macs * pixels, (12 * self.channels + 8 * int(v.sum())) * pixels + 8 * kept)
+        return cpu.Work(macs * pixels, (12 * self.channels + 8 * int(v.sum())) * pixels + 8 * kept)
 
     def _quantities(self, batch: int, height: int, width: int) -> Counter[str]:
-        vectors, groups = _cpu.groups(batch * height, width)
-        found = _cpu.product_quantities(self.qkv, vectors, groups)
+        vectors, groups = cpu.groups(batch * height, width)
+        found = cpu.product_quantities(self.qkv, vectors, groups)
         q, k, v = (torch.bincount(i * self.heads // self.channels, minlength=self.heads) for i in self.live)
-        kept, values = _cpu.kept(self.project_out), int(v.sum())
+        kept, values = cpu.kept(self.project_out), int(v.sum())
         by_head = self.channels // self.heads * values
-        after = self.channels**2 if _cpu.whole(self.project_out) else 2 * kept
+        after = self.channels**2 if cpu.whole(self.project_out) else 2 * kept
         if (
             self.channels * values + kept * values // self.heads // (height * width) <= by_head + after
         ):  # as the kernel decides
             found["dense"] += self.channels * values * vectors
         else:
             found["dense"] += by_head * vectors
-            found += _cpu.product_quantities(self.project_out, vectors, groups)
+            found += cpu.product_quantities(self.project_out, vectors, groups)
         return found + Counter({
-            "norm": self.channels * vectors, "tap": _cpu.kept(self.dwconv) * vectors,
-            "gram": int((q * _cpu.turned(k)).sum()) * vectors, "live qk": int((q + k).sum()) * vectors,
+            "norm": self.channels * vectors, "tap": cpu.kept(self.dwconv) * vectors,
+            "gram": int((q * cpu.turned(k)).sum()) * vectors, "live qk": int((q + k).sum()) * vectors,
             "live v": int(v.sum()) * vectors, "softmax": batch * self.channels**2 // self.heads,
         })  # fmt: skip
 
-    def bind(self, x: Tensor, out: Tensor, scratch: Tensor | None = None) -> _cpu.Call:
+    def bind(self, x: Tensor, out: Tensor, scratch: Tensor | None = None) -> cpu.Call:
         """What computes ``out`` = MDTA(x), both (B, C, H, W), possibly the same; ``scratch`` holds `scratch_floats`."""
-        _cpu.check(x, self.channels, out, x.shape, scratch, self.scratch_floats(x.shape[0], *x.shape[2:]))
-        return _cpu.Call("mdta", arguments(x, out, *self.packed(), scratch), x, out, scratch, *self.buffers())
+        cpu.check(x, self.channels, out, x.shape, scratch, self.scratch_floats(x.shape[0], *x.shape[2:]))
+        return cpu.Call("mdta", arguments(x, out, *self.packed(), scratch), x, out, scratch, *self.buffers())
 
     def forward(self, x: Tensor) -> Tensor:
         return op(x, *self.packed())

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mirl_kernels.core import cpu as _cpu
+from mirl_kernels.core import cpu
 from mirl_kernels.core.cpu import Forms
 from mirl_kernels.core.cpu.training import (
     Pattern,
@@ -24,7 +24,7 @@ from mirl_kernels.ops.mdta import Args, arguments, ordered_channels, scratch_for
 
 
 class _Args(Structure):
-    _fields_ = [("mdta", Args), ("dy", _cpu.Image), ("dx", _cpu.Image), ("qkv_transposed", c_void_p), ("dwconv_flipped", c_void_p),
+    _fields_ = [("mdta", Args), ("dy", cpu.Image), ("dx", cpu.Image), ("qkv_transposed", c_void_p), ("dwconv_flipped", c_void_p),
                 ("project_out_transposed", c_void_p), ("gradient", c_void_p), ("d_gain", c_void_p), ("d_offset", c_void_p),
                 ("d_temperature", c_void_p), ("threads", c_int64)]  # fmt: skip
 
@@ -40,7 +40,7 @@ class TrainableMDTA:
         self.weights = Weights([*forward, Pattern.part(project_out, forms=Forms.BOTH)], [*back, transposed])
         self.channels = len(project_out)
         q, k, _ = (torch.bincount(index * heads // self.channels, minlength=heads) for index in live)
-        self.sums = int((q * _cpu.turned(k) + q + k).sum())  # of an item: MirlMdta.sums of abi.h
+        self.sums = int((q * cpu.turned(k) + q + k).sum())  # of an item: MirlMdta.sums of abi.h
 
     def __call__(self, x: Tensor, norm_weight: Tensor, norm_bias: Tensor, qkv: Tensor, dwconv: Tensor, temperature: Tensor,
                  project_out: Tensor) -> Tensor:  # fmt: skip
@@ -59,14 +59,14 @@ class _Function(torch.autograd.Function):
         x, gain, offset, temperature = laid_out(x), plain(gain), plain(offset), plain(temperature)
         ctx.op, ctx.filled = op, op.weights.fill((qkv, dwconv, project_out))
         y = empty(*x.shape)
-        _cpu.check(x, op.channels, y, x.shape)
+        cpu.check(x, op.channels, y, x.shape)
         v, sums = scratch_for(x, op.live), x.new_empty(len(x) * op.sums, dtype=torch.float64)
         ctx.save_for_backward(x, gain, offset, temperature, v, sums, qkv, dwconv, project_out)
         first, taps, last = op.weights.forward
         args = arguments(
             x, y, first, taps, last, temperature, op.live, True, v, gain, offset, sums, flat(*x.shape)
         )
-        _cpu.Call("mdta", args)()
+        cpu.Call("mdta", args)()
         return y
 
     @staticmethod
@@ -84,9 +84,9 @@ class _Function(torch.autograd.Function):
         forward = arguments(
             x, x, first, taps, last, temperature, op.live, True, v, gain, offset, sums, flat(*x.shape)
         )
-        args = _Args(forward, _cpu.image(dy), _cpu.image(dx), *map(_cpu.address, op.weights.back),
+        args = _Args(forward, cpu.image(dy), cpu.image(dx), *map(cpu.address, op.weights.back),
                      written, *(t.data_ptr() for t in small))  # fmt: skip
-        _cpu.Call("mdta_backward", args)()
+        cpu.Call("mdta_backward", args)()
         d_qkv, d_dwconv, d_project_out = op.weights.spread(written, weights)
         d_gain, d_offset, d_temperature = small
         return dx, d_gain, d_offset, d_qkv, d_dwconv, d_temperature, d_project_out, None

@@ -9,7 +9,7 @@ from ctypes import Structure, c_double, c_int64, c_void_p
 import torch
 from torch import Tensor
 
-from mirl_kernels.core import cpu as _cpu
+from mirl_kernels.core import cpu
 from mirl_kernels.ops.gdfn import live_after_taps
 from mirl_kernels.ops.naf.reference import naf as reference
 
@@ -17,29 +17,29 @@ __all__ = ["PackedNAF", "reference"]
 
 
 class _Args(Structure):
-    _fields_ = [("x", _cpu.Image), ("y", _cpu.Image), ("size", _cpu.Size), ("conv1", c_void_p), ("conv2", c_void_p),
+    _fields_ = [("x", cpu.Image), ("y", cpu.Image), ("size", cpu.Size), ("conv1", c_void_p), ("conv2", c_void_p),
                 ("sca", c_void_p), ("conv3", c_void_p), ("conv4", c_void_p), ("conv5", c_void_p), ("eps1", c_double),
                 ("eps2", c_double), ("scratch", c_void_p), ("threads", c_int64)]  # fmt: skip
 
 
 def prepare(
     x: Tensor, out: Tensor, matrices: Sequence[Tensor], eps: Sequence[float], scratch: Tensor | None
-) -> _cpu.Call:
+) -> cpu.Call:
     """What computes ``out`` from x by packed matrices (conv1, conv2, sca, conv3, conv4, conv5)."""
-    args = _Args(_cpu.image(x), _cpu.image(out), _cpu.size(x), *map(_cpu.address, matrices), *eps,
+    args = _Args(cpu.image(x), cpu.image(out), cpu.size(x), *map(cpu.address, matrices), *eps,
                  0 if scratch is None else scratch.data_ptr())  # fmt: skip
-    return _cpu.Call("naf", args, x, out, scratch, *matrices)
+    return cpu.Call("naf", args, x, out, scratch, *matrices)
 
 
 @torch.library.custom_op("mirl::naf", mutates_args=())
 def op(x: Tensor, matrices: Sequence[Tensor], eps: Sequence[float]) -> Tensor:
     """NAFNet's block by packed matrices: x (B, C, H, W) to the same shape."""
-    x = _cpu.with_rows(x)
+    x = cpu.with_rows(x)
     out = x.new_empty(x.shape)
-    _cpu.check(x, int(matrices[0][1]), out, x.shape)
+    cpu.check(x, int(matrices[0][1]), out, x.shape)
     for stored in (matrices[3], matrices[5]):
-        _cpu.expect(stored, x.shape[1])
-    scratch = x.new_empty(x.shape[0] * x.shape[2] * _cpu.padded(x.shape[3]) * int(matrices[3][1]))
+        cpu.expect(stored, x.shape[1])
+    scratch = x.new_empty(x.shape[0] * x.shape[2] * cpu.padded(x.shape[3]) * int(matrices[3][1]))
     prepare(x, out, matrices, eps, scratch)()
     return out
 
@@ -49,7 +49,7 @@ def _(x: Tensor, matrices: Sequence[Tensor], eps: Sequence[float]) -> Tensor:
     return x.new_empty(x.shape)
 
 
-class PackedNAF(_cpu.Packed):
+class PackedNAF(cpu.Packed):
     """The surviving weights of one block, dead pairs removed exactly; arguments as in `reference`.
 
     Gains and biases of the norms are folded into conv1 and conv4, beta and gamma into conv3 and conv5.
@@ -86,54 +86,54 @@ class PackedNAF(_cpu.Packed):
         kept = order[stored[order]]
         live = torch.cat([kept, order[averaged[order]]])
         rows = torch.cat([live, live + pairs])
-        packed1, packed2 = _cpu.pack_normalised(conv1, conv2, gain1, offset1, bias1, bias2, rows)
+        packed1, packed2 = cpu.pack_normalised(conv1, conv2, gain1, offset1, bias1, bias2, rows)
         self.register_buffer("conv1", packed1)
         self.register_buffer("conv2", packed2)
         self.register_buffer(
-            "sca", _cpu.pack(sca[kept][:, live], None if sca_bias is None else sca_bias[kept])
+            "sca", cpu.pack(sca[kept][:, live], None if sca_bias is None else sca_bias[kept])
         )
-        self.register_buffer("conv3", _cpu.pack(conv3[:, kept], None if bias3 is None else bias3 * beta))
+        self.register_buffer("conv3", cpu.pack(conv3[:, kept], None if bias3 is None else bias3 * beta))
 
         pairs = conv5.shape[1]
         fed = (conv4 != 0).any(1) if bias4 is None else (conv4 != 0).any(1) | (bias4 != 0)
         live = (fed[:pairs] & fed[pairs:] & (conv5 != 0).any(0)).nonzero()[:, 0]
         rows = torch.stack([live, live + pairs], 1).flatten()
         offset = conv4 @ offset2 if bias4 is None else conv4 @ offset2 + bias4
-        self.register_buffer("conv4", _cpu.pack(conv4[rows] * gain2, offset[rows]))
-        self.register_buffer("conv5", _cpu.pack(conv5[:, live], None if bias5 is None else bias5 * gamma))
+        self.register_buffer("conv4", cpu.pack(conv4[rows] * gain2, offset[rows]))
+        self.register_buffer("conv5", cpu.pack(conv5[:, live], None if bias5 is None else bias5 * gamma))
         self._expect_fit(conv1=conv1, conv2=conv2, sca=sca, conv3=conv3, conv4=conv4, conv5=conv5)
 
     def _matrices(self) -> list[Tensor]:
         return [self.conv1, self.conv2, self.sca, self.conv3, self.conv4, self.conv5]
 
     def _fits(self) -> bool:
-        (hidden, channels), taps, sca, conv3, (wide, inner), conv5 = map(_cpu.header, self._matrices())
+        (hidden, channels), taps, sca, conv3, (wide, inner), conv5 = map(cpu.header, self._matrices())
         first = channels == self.channels and taps == (hidden, 9) and sca == (conv3[1], hidden // 2)
         return first and inner == channels and conv3[0] == channels and conv5 == (channels, wide // 2)
 
     def scratch_floats(self, batch: int, height: int, width: int) -> int:
         """How many floats of scratch memory a call on (B, C, H, W) takes: what conv3 reads, row by row."""
-        return _cpu.header(self.conv3)[1] * batch * height * _cpu.padded(width)
+        return cpu.header(self.conv3)[1] * batch * height * cpu.padded(width)
 
-    def work(self, batch: int, height: int, width: int) -> _cpu.Work:
+    def work(self, batch: int, height: int, width: int) -> cpu.Work:
         """What a call on (B, C, H, W) must do; what conv3 reads is written and read between the passes over x."""
         pixels = batch * height * width
-        kept = sum(map(_cpu.kept, self._matrices())) - _cpu.kept(self.sca)
-        return _cpu.Work(
-            kept * pixels, (12 * self.channels + 8 * _cpu.header(self.conv3)[1]) * pixels + 8 * kept
+        kept = sum(map(cpu.kept, self._matrices())) - cpu.kept(self.sca)
+        return cpu.Work(
+            kept * pixels, (12 * self.channels + 8 * cpu.header(self.conv3)[1]) * pixels + 8 * kept
         )
 
     def _quantities(self, batch: int, height: int, width: int) -> Counter[str]:
-        vectors, groups = _cpu.groups(batch * height, width)
-        found = Counter({"norm": 2 * self.channels * vectors, "tap": _cpu.kept(self.conv2) * vectors,
-                         "live v": _cpu.header(self.conv2)[0] // 2 * vectors})  # fmt: skip
+        vectors, groups = cpu.groups(batch * height, width)
+        found = Counter({"norm": 2 * self.channels * vectors, "tap": cpu.kept(self.conv2) * vectors,
+                         "live v": cpu.header(self.conv2)[0] // 2 * vectors})  # fmt: skip
         for matrix in (self.conv1, self.conv3, self.conv4, self.conv5):
-            found += _cpu.product_quantities(matrix, vectors, groups)
+            found += cpu.product_quantities(matrix, vectors, groups)
         return found
 
-    def bind(self, x: Tensor, out: Tensor, scratch: Tensor | None = None) -> _cpu.Call:
+    def bind(self, x: Tensor, out: Tensor, scratch: Tensor | None = None) -> cpu.Call:
         """What computes ``out`` from x, both (B, C, H, W), possibly the same; ``scratch`` holds `scratch_floats`."""
-        _cpu.check(x, self.channels, out, x.shape, scratch, self.scratch_floats(x.shape[0], *x.shape[2:]))
+        cpu.check(x, self.channels, out, x.shape, scratch, self.scratch_floats(x.shape[0], *x.shape[2:]))
         return prepare(x, out, self._matrices(), self.eps, scratch)
 
     def forward(self, x: Tensor) -> Tensor:

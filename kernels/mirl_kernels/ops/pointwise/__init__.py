@@ -8,24 +8,24 @@ from ctypes import Structure, c_int64, c_void_p
 import torch
 from torch import Tensor
 
-from mirl_kernels.core import cpu as _cpu
+from mirl_kernels.core import cpu
 from mirl_kernels.ops.pointwise.reference import pointwise as reference
 
 __all__ = ["PackedPointwise", "reference"]
 
 
 class _Args(Structure):
-    _fields_ = [("x", _cpu.Image), ("y", _cpu.Image), ("size", _cpu.Size), ("weight", c_void_p),
-                ("activation", _cpu.Activation), ("threads", c_int64)]  # fmt: skip
+    _fields_ = [("x", cpu.Image), ("y", cpu.Image), ("size", cpu.Size), ("weight", c_void_p),
+                ("activation", cpu.Activation), ("threads", c_int64)]  # fmt: skip
 
 
 @torch.library.custom_op("mirl::pointwise", mutates_args=())
 def op(x: Tensor, packed: Tensor, inputs: int, outputs: int, activation: str, slope: float) -> Tensor:
     """A 1x1 convolution by a packed matrix: x (B, inputs, H, W) to (B, outputs, H, W)."""
-    _cpu.expect(packed, outputs, inputs)
-    x = _cpu.with_rows(x)
+    cpu.expect(packed, outputs, inputs)
+    x = cpu.with_rows(x)
     out = x.new_empty(x.shape[0], outputs, *x.shape[2:])
-    prepare(x, out, packed, inputs, _cpu.activation(activation, slope))()
+    prepare(x, out, packed, inputs, cpu.activation(activation, slope))()
     return out
 
 
@@ -34,14 +34,14 @@ def _(x: Tensor, packed: Tensor, inputs: int, outputs: int, activation: str, slo
     return x.new_empty(x.shape[0], outputs, *x.shape[2:])
 
 
-def prepare(x: Tensor, out: Tensor, packed: Tensor, inputs: int, activation: _cpu.Activation) -> _cpu.Call:
+def prepare(x: Tensor, out: Tensor, packed: Tensor, inputs: int, activation: cpu.Activation) -> cpu.Call:
     """What computes ``out`` = the 1x1 convolution of x by ``packed``."""
-    _cpu.check(x, inputs, out, (x.shape[0], out.shape[1], *x.shape[2:]))
-    args = _Args(_cpu.image(x), _cpu.image(out), _cpu.size(x), _cpu.address(packed), activation)
-    return _cpu.Call("pointwise", args, x, out, packed)
+    cpu.check(x, inputs, out, (x.shape[0], out.shape[1], *x.shape[2:]))
+    args = _Args(cpu.image(x), cpu.image(out), cpu.size(x), cpu.address(packed), activation)
+    return cpu.Call("pointwise", args, x, out, packed)
 
 
-class PackedPointwise(_cpu.Packed):
+class PackedPointwise(cpu.Packed):
     """The surviving weights of a 1x1 convolution; arguments as in `reference`."""
 
     packed: Tensor
@@ -49,24 +49,24 @@ class PackedPointwise(_cpu.Packed):
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         super().__init__()
         self.outputs, self.inputs = weight.shape[:2]
-        self.register_buffer("packed", _cpu.pack(weight.detach().flatten(1), bias))
+        self.register_buffer("packed", cpu.pack(weight.detach().flatten(1), bias))
 
     def _fits(self) -> bool:
-        return _cpu.header(self.packed) == (self.outputs, self.inputs)
+        return cpu.header(self.packed) == (self.outputs, self.inputs)
 
-    def work(self, batch: int, height: int, width: int) -> _cpu.Work:
-        pixels, kept = batch * height * width, _cpu.kept(self.packed)
-        return _cpu.Work(kept * pixels, 4 * (self.inputs + self.outputs) * pixels + 8 * kept)
+    def work(self, batch: int, height: int, width: int) -> cpu.Work:
+        pixels, kept = batch * height * width, cpu.kept(self.packed)
+        return cpu.Work(kept * pixels, 4 * (self.inputs + self.outputs) * pixels + 8 * kept)
 
     def _quantities(self, batch: int, height: int, width: int) -> Counter[str]:
-        vectors, groups = _cpu.groups(1, batch * height * width)
-        found = _cpu.product_quantities(self.packed, vectors, groups)
+        vectors, groups = cpu.groups(1, batch * height * width)
+        found = cpu.product_quantities(self.packed, vectors, groups)
         return found + Counter({"load": self.inputs * vectors, "store": self.outputs * vectors})
 
-    def bind(self, x: Tensor, out: Tensor, scratch: Tensor | None = None) -> _cpu.Call:
+    def bind(self, x: Tensor, out: Tensor, scratch: Tensor | None = None) -> cpu.Call:
         """What computes ``out`` (B, O, H, W) = convolution of x (B, C, H, W); they may not share memory."""
-        _cpu.check(x, self.inputs, out, (x.shape[0], self.outputs, *x.shape[2:]))
-        return prepare(x, out, self.packed, self.inputs, _cpu.activation(self.activation, self.slope))
+        cpu.check(x, self.inputs, out, (x.shape[0], self.outputs, *x.shape[2:]))
+        return prepare(x, out, self.packed, self.inputs, cpu.activation(self.activation, self.slope))
 
     def forward(self, x: Tensor) -> Tensor:
         if x.ndim == 3:
