@@ -200,7 +200,7 @@ def test_each_instruction_set(network, tmp_path, isa):
 
 def test_an_impossible_instruction_set_is_an_error(tmp_path):
     told = run_python(
-        "from mirl_sparse import doctor; print(doctor.machine()['C++ kernels'])", MIRL_CPU_ISA="sse9"
+        "from mirl_sparse.performance import doctor; print(doctor.machine()['C++ kernels'])", MIRL_CPU_ISA="sse9"
     )
     assert "MIRL_CPU_ISA is 'sse9'" in told.stdout
     done = run_python("from mirl_kernels.core import cpu; cpu.library()", MIRL_CPU_ISA="sse9")
