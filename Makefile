@@ -4,15 +4,22 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml constraints.txt kernels/CMakeLists.txt $(shell find kernels -name '*.cpp' -o -name '*.h')
 
-.PHONY: demo test test-all test-gpu check bench bench-quick bench-check
+.PHONY: demo test test-all test-gpu check docs bench bench-quick bench-check
+
+# What the demo needs, and what development needs beside that.
+$(VENV)/.demo: $(SOURCES)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q -c constraints.txt torch numpy
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[demo]'
+	touch $@
 
 $(VENV)/.installed: $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q -c constraints.txt torch numpy
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
-	touch $@
+	touch $@ $(VENV)/.demo
 
-demo: $(VENV)/.installed
+demo: $(VENV)/.demo
 	$(BIN)/mirl-sparse demo -o demo
 
 test: $(VENV)/.installed
@@ -28,8 +35,17 @@ test-gpu: $(VENV)/.installed
 
 check: $(VENV)/.installed
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	git ls-files kernels | grep -E '\.(cpp|h)$$' | xargs $(BIN)/clang-format --dry-run -Werror
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+docs: $(VENV)/.docs
+	$(BIN)/mkdocs build --strict
+
+$(VENV)/.docs: $(VENV)/.installed
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[docs]'
+	touch $@
 
 BENCH := $(BIN)/python -m pytest -q benchmarks/test_suite.py --benchmark-columns=min,median,stddev,rounds --benchmark-sort=name \
 	--results benchmarks/results

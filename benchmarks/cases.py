@@ -18,31 +18,18 @@ from results import Row, now
 from tickets import network
 from torch import Tensor, nn
 
+from mirl_kernels import registry
 from mirl_kernels.core.roofline import measure
-from mirl_kernels.ops.block import PackedBlock
-from mirl_kernels.ops.block.reference import block
-from mirl_kernels.ops.conv import PackedConv
-from mirl_kernels.ops.conv import reference as conv
-from mirl_kernels.ops.depthwise import PackedDepthwise
-from mirl_kernels.ops.depthwise.reference import depthwise
-from mirl_kernels.ops.gdfn import PackedGDFN
-from mirl_kernels.ops.gdfn import reference as gdfn
-from mirl_kernels.ops.mdta import PackedMDTA
-from mirl_kernels.ops.mdta import reference as mdta
-from mirl_kernels.ops.pointwise import PackedPointwise
-from mirl_kernels.ops.pointwise import reference as pointwise
-from mirl_kernels.ops.prompt import PackedPrompt
-from mirl_kernels.ops.prompt.reference import prompt
 from mirl_sparse.architectures.promptir.network import PromptIR
 from mirl_sparse.defaults import TICKET
-from mirl_sparse.performance.bench import Candidate, Comparison, environment, expected
+from mirl_sparse.performance.comparison import Candidate, Comparison
+from mirl_sparse.performance.environment import environment
+from mirl_sparse.performance.oracle import expected
 from mirl_sparse.performance.peers import COMPILED, DENSE, STOCK, in_channels_last
 from mirl_sparse.runtime.allocator import Allocator
-from mirl_sparse.runtime.cpu import Engine
+from mirl_sparse.runtime.cpu import CpuEngine
 from mirl_sparse.runtime.restorer import SparseRestorer
-from mirl_sparse.tickets.description import describe
-from mirl_sparse.tickets.file import find
-from mirl_sparse.tickets.load import load
+from mirl_sparse.tickets import describe, find_ticket, load_network
 
 DENSITIES = (0.01, 0.0352, 0.107, 0.2, 0.35, 0.5, 0.75, 1.0)
 OP_DENSITIES = (0.01, 0.035, 0.1, 0.2, 0.5, 1.0)
@@ -141,49 +128,12 @@ class Op(nn.Module):
         return self._function(x, *map(self._kept, self._shape), **self._options)
 
 
-def _weights(density: float, *shape: int) -> Tensor:
-    return torch.randn(shape) * (torch.rand(shape) < density) / max(1.0, shape[1] * density) ** 0.5
-
-
-def _mdta(c: int, density: float) -> tuple[Tensor, ...]:
-    return (torch.ones(c), torch.zeros(c), _weights(density, 3 * c, c, 1, 1), _weights(density, 3 * c, 1, 3, 3),
-            torch.ones(c // 48, 1, 1), _weights(density, c, c, 1, 1))  # fmt: skip
-
-
-def _gdfn(c: int, density: float) -> tuple[Tensor, ...]:
-    hidden = int(2.66 * c)
-    return (torch.ones(c), torch.zeros(c), _weights(density, 2 * hidden, c, 1, 1), _weights(density, 2 * hidden, 1, 3, 3),
-            _weights(density, c, hidden, 1, 1))  # fmt: skip
-
-
-def _prompt(c: int, density: float) -> tuple[Tensor, ...]:
-    prompts = 2 * c // 3  # as PromptIR has them at half the resolution
-    return (torch.randn(5, c) / c**0.5, torch.zeros(5), torch.rand(1, 5, prompts, 64, 64),
-            _weights(density, prompts, prompts, 3, 3))  # fmt: skip
-
-
 def _build(name: str, c: int, density: float) -> tuple[nn.Module, nn.Module]:
     """An op of c channels as PyTorch runs it, and packed."""
-    if name == "mdta":
-        weights = _mdta(c, density)
-        return Op(mdta, *weights), PackedMDTA(*weights)
-    if name == "gdfn":
-        weights = _gdfn(c, density)
-        return Op(gdfn, *weights), PackedGDFN(*weights)
-    if name == "block":
-        a, f = _mdta(c, density), _gdfn(c, density)
-        return Op(block, a, f), PackedBlock(PackedMDTA(*a), PackedGDFN(*f))
-    if name == "prompt":
-        weights = _prompt(c, density)
-        return Op(prompt, *weights), PackedPrompt(*weights)
-    if name == "pointwise":
-        weight = _weights(density, c, c, 1, 1)
-        return Op(pointwise, weight), PackedPointwise(weight)
-    if name == "depthwise":
-        weight = _weights(density, c, 1, 3, 3)
-        return Op(depthwise, weight), PackedDepthwise(weight)
-    weight = _weights(density, c // 2, c, 3, 3)
-    return Op(conv, weight, shuffle=-2), PackedConv(weight, shuffle=-2)
+    op = registry.OPS[name]
+    example = op.example(c, density)
+    packed = op.packed.from_weights(*example.weights, **example.options)
+    return Op(op.reference, *example.weights, **example.options), packed
 
 
 def _torch_sparse(weight: Tensor) -> tuple[dict[str, Callable[[Tensor], Tensor]], dict[str, str]]:
@@ -224,7 +174,7 @@ def _op(name: str, c: int, side: int, densities: tuple[float, ...]) -> Subjects:
 
 @cache
 def _pruned(criterion: str, density: float) -> PromptIR:
-    return load(find(TICKET)) if criterion == "small" else network(criterion, density)
+    return load_network(find_ticket(TICKET)) if criterion == "small" else network(criterion, density)
 
 
 def _restorers(tickets: tuple[tuple[str, float], ...], batch: int, height: int, width: int) -> Subjects:
@@ -233,14 +183,14 @@ def _restorers(tickets: tuple[tuple[str, float], ...], batch: int, height: int, 
     sparse = {}
     for criterion, density in tickets:
         made = _pruned(criterion, density)
-        work = [op.work(*shape) for op, shape in Engine(made).calls(batch, height, width)]
+        work = [op.work(*shape) for op, shape in CpuEngine(made).calls(batch, height, width)]
         facts = {"criterion": criterion, "density": density, "macs": sum(w.macs for w in work),
                  "bytes": sum(w.bytes for w in work)}  # fmt: skip
         sparse[f"sparse cpu {criterion} {density:.1%}"] = Sparse(SparseRestorer(made, "cpu"), made, facts)
     return Subjects(_pruned(*tickets[0]), image, sparse)
 
 
-SMALL = (("small", describe(load(find(TICKET))).statistics["density"]),)
+SMALL = (("small", describe(load_network(find_ticket(TICKET))).statistics["density"]),)
 FULL10 = (("layerwise", 0.107),)
 HEADLINE = (*FULL10, ("layerwise", 0.0352), ("uneven", TENTH), ("uneven", 0.0352), ("layerwise", 1.0))
 SWEEP = tuple((c, d) for c in ("layerwise", "uneven") for d in DENSITIES if (c, d) != ("uneven", 1.0))
@@ -302,7 +252,7 @@ def profile(name: str, runs: int = 5) -> dict[str, Any]:
     peaks of the machine would allow the sparse steps."""
     made, image = _pruned(*TICKETS[name][0]), torch.rand(1, 3, 256, 256)
     Allocator().tune()  # for the dense one's sake
-    engine, machine = Engine(made), measure()
+    engine, machine = CpuEngine(made), measure()
     stages = [n for n, m in made.named_children() if list(m.parameters())]
     dense, last = in_channels_last(made, image)
     times: dict[str, list[float]] = {}
@@ -333,5 +283,5 @@ def profile(name: str, runs: int = 5) -> dict[str, Any]:
     return {
         "section": "profile", "network": name, "dense_stages": {s: median(t[1:]) for s, t in times.items()},
         "sparse_stages": sparse_stages, "sparse": sum(sparse_stages.values()), "limit": limit, "runs": runs,
-        "gflops_peak": machine.flops / 1e9, "gbytes_peak": machine.bandwidth / 1e9, **environment(), "date": now(),
+        "gflops_peak": machine.flops / 1e9, "gbytes_peak": machine.bandwidth / 1e9, **environment().to_dict(), "date": now(),
     }  # fmt: skip

@@ -14,12 +14,14 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
 import results
 
-from mirl_sparse.performance.bench import environment, ratio
+from mirl_sparse.performance.environment import environment
+from mirl_sparse.performance.timing import ratio
 
 LOSS = 0.10
 _TRIES = 3
@@ -67,7 +69,7 @@ def change(before: results.Row, tries: list[list[results.Row]]) -> Change:
         fast += today["times"][:both]
     if not fast:
         return Change(1, 0, missing["left_out"])
-    now = ratio(slow, fast)
+    now = asdict(ratio(slow, fast))
     lost, noise = (
         1 - now["ratio"] / speedup["ratio"],
         _ONE_SIDED * (_half(speedup) ** 2 + _half(now) ** 2) ** 0.5,
@@ -110,7 +112,7 @@ def main() -> None:
         sys.exit(
             f"{path}: no results for this instruction set yet; make bench-quick writes them, for you to commit"
         )
-    before, here = results.read(path), environment()
+    before, here = results.read(path), environment().to_dict()
     for key in ("processor", "threads", "torch"):
         if (there := before[0][key]) != here[key]:
             print(

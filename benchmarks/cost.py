@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from tickets import network
 
-from mirl_sparse.performance.cost import measure
-from mirl_sparse.runtime.cpu import Engine
+from mirl_sparse.performance.prices import measure
+from mirl_sparse.runtime.cpu import CpuEngine
 
 RUNS = 9
 MASKS = [("layerwise", d) for d in (0.02, 0.0352, 0.05, 0.107, 0.2, 0.5)] + [
@@ -24,7 +24,7 @@ def main() -> None:
     model, image = measure(), torch.rand(1, 3, 256, 256)
     print("| mask | predicted | measured | off by |\n|---|---|---|---|")
     for criterion, density in MASKS:
-        engine = Engine(network(criterion, density))
+        engine = CpuEngine(network(criterion, density))
         engine(image)
         times = []
         for _ in range(RUNS):

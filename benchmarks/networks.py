@@ -26,7 +26,7 @@ from torch import nn
 
 from mirl_sparse import convert
 from mirl_sparse.files import write_whole
-from mirl_sparse.performance.bench import Candidate, Comparison
+from mirl_sparse.performance.comparison import Candidate, Comparison
 from mirl_sparse.performance.peers import DENSE, STOCK
 
 DENSITY = 0.10
@@ -114,7 +114,7 @@ def measure(name: str, runs: int) -> dict[str, Any]:
     for _ in range(runs):
         comparison.round()
     layers = Counter(layer.implementation for layer in converted.report.layers)
-    return {"name": name, "density": converted.report.density, "layers": layers, **comparison.result()}
+    return {"name": name, "density": converted.report.density, "layers": layers, **comparison.result().to_dict()}
 
 
 COLUMNS = [name for name in DENSE if name != STOCK]

@@ -126,15 +126,15 @@ def main() -> None:
     begin = time.perf_counter()
     import torch
 
-    from mirl_sparse.performance import bench, peers
+    from mirl_sparse.performance import peers
+    from mirl_sparse.performance.environment import environment
     from mirl_sparse.runtime.allocator import Allocator
     from mirl_sparse.runtime.restorer import SparseRestorer
-    from mirl_sparse.tickets.file import find
-    from mirl_sparse.tickets.load import load
+    from mirl_sparse.tickets import find_ticket, load_network
 
     imported = time.perf_counter()
     if name == SMALL:
-        network = load(find(SMALL))
+        network = load_network(find_ticket(SMALL))
     else:
         import tickets
 
@@ -167,7 +167,7 @@ def main() -> None:
                 subprocess.run(command, check=True, capture_output=True)
                 if switch == "on":
                     call()
-    print(json.dumps(row | {"peak_bytes": _peak(), **bench.environment()}))
+    print(json.dumps(row | {"peak_bytes": _peak(), **environment().to_dict()}))
 
 
 if __name__ == "__main__":

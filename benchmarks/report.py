@@ -1,6 +1,8 @@
-"""The page about the results: Markdown, HTML and plots beside them, and the README's part on performance.
+"""Write the pages about the results: per processor Markdown, HTML and plots, and the tables of README and docs.
 
-python benchmarks/report.py          # of results/*/full.jsonl, all written again
+    python benchmarks/report.py          # reads results/*/full.jsonl and writes everything again
+
+`README.md` gets one short table, `docs/performance.md` a longer part. Both stand between the same two comments.
 """
 
 from __future__ import annotations
@@ -19,10 +21,12 @@ from results import Row
 from mirl_sparse.files import write_whole
 from mirl_sparse.performance.peers import DENSE, EAGER, STOCK
 
-README = Path(__file__).parents[1] / "README.md"
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+PERFORMANCE = ROOT / "docs" / "performance.md"
 NOT_SHOWN = (
-    "Not shown: any GPU (none was at hand), any machine but the one named, any network but PromptIR"
-    " ([networks.md](networks.md) has others)."
+    "This page shows one machine and one network, PromptIR; [networks.md](../../networks.md) has others."
+    " No GPU was measured."
 )
 
 
@@ -82,14 +86,16 @@ class Report:
 
     @property
     def remarks(self) -> list[str]:
-        """What these results are not: those of the shipped ticket, or of the suite as it is."""
+        """Return what a reader must know: whether `small` or the suite were other ones than today's."""
         found = []
         measured = {f"{r['density']:.1%}" for r in self.timed("network", network="small")}
         if measured - {(shipped := f"{SMALL[0][1]:.1%}")}:
-            found.append(f"`small` is an earlier ticket of that name here, with {', '.join(sorted(measured))} of its weights; the shipped"
-                         f" one has {shipped}.")  # fmt: skip
+            found.append(
+                f"`small` was an earlier ticket with {', '.join(sorted(measured))} of its weights; the shipped one keeps"
+                f" {shipped}."
+            )
         if not self.by_round:
-            found.append("These are results of an earlier form of the suite: ratios are those of medians.")
+            found.append("An earlier form of the suite made these results: each ratio is one of medians.")
         return found
 
     def has(self, part: Callable[[Report], list[str]]) -> bool:
@@ -345,6 +351,29 @@ PARTS: dict[Callable[[Report], list[str]], tuple[str, ...]] = {
 }  # and the sections of the results that each needs
 
 
+def _method(report: Report, right: str) -> list[str]:
+    """Return how the figures of a page were measured."""
+    by_round = report.by_round
+    within = " or within a tenth of it" if by_round else ""
+    leaves = [
+        "- A dense run leaves the comparison when it takes more than 1.5 times as long as the strongest in the first rounds.",
+    ]
+    return [
+        "- Times are medians. All contenders of a case run in turns within one process.",
+        "- A ratio is over the strongest dense run of the same process:"
+        f" {'the median of the ratios by round' if by_round else 'the ratio of the medians'}, with its 95% interval"
+        " (bootstrap over rounds; full-size networks have few: `runs` in full.jsonl).",
+        "- Dense runs in bfloat16 count too. Their results are off by 0.01; the sparse kernels compute in float32. The ratio"
+        " over the strongest run in float32 is one of medians.",
+        "- By density, size, batch and threads, three dense runs take part: PyTorch by default, what was strongest at"
+        f" 256x256{within}, and the strongest that is not compiled.",
+        *(leaves if by_round else []),
+        f"- A contender with a wrong result is not timed ({right}).",
+        "- Weights are random, but for `small`.",
+        "",
+    ]
+
+
 def markdown(report: Report) -> str:
     """The page."""
     m = report.machine
@@ -355,21 +384,14 @@ def markdown(report: Report) -> str:
     lines = [
         f"# Dense against sparse, {m['isa']}",
         "",
-        NOT_SHOWN.replace("networks.md)", "../../networks.md)"),
+        NOT_SHOWN,
         "",
-        f"{m['processor']}, {m['isa']}, {m['threads']} threads, torch {m['torch']}, Python {m['python']}, allocator {m['allocator']};"
-        f" {min(r['date'] for r in report.rows)} to {max(r['date'] for r in report.rows)}. Made by `make bench`, some parts again by"
-        " themselves; the figures are in full.jsonl, each row with its date.",
+        f"{m['processor']}, {m['isa']}, {m['threads']} threads, torch {m['torch']}, Python {m['python']}, allocator"
+        f" {m['allocator']}; {min(r['date'] for r in report.rows)} to {max(r['date'] for r in report.rows)}."
+        " `make bench` writes this page; some parts were measured again alone. `full.jsonl` holds the figures, each row"
+        " with its date.",
         "",
-        "Times are medians of runs in turns within one process. A ratio is over the strongest dense run of the same process:"
-        f" {'the median of those by round' if report.by_round else 'that of the medians'}, with its 95% interval (bootstrap over rounds, which are"
-        " few for full-size networks: `runs` in full.jsonl); dense runs in bfloat16 count too, whose results are off by 0.01, while"
-        " sparse ones compute in float32; over the strongest in float32 it is a ratio of medians. By density, size, batch and threads, dense is PyTorch by default, what was strongest at"
-        f" 256x256{' or within a tenth of it' if report.by_round else ''}, and the strongest that is not compiled."
-        f"{' A dense run that took more than 1.5 times as long as the strongest in the first rounds is in no more.' if report.by_round else ''}"
-        " Nothing is timed whose result is wrong"
-        f" ({'all were right' if not wrong else f'{len(wrong)} were'}). Random weights, but for `small`.",
-        "",
+        *_method(report, "all were right" if not wrong else f"{len(wrong)} were wrong"),
         *(line for remark in report.remarks for line in (remark, "")),
         *(line for part in PARTS if report.has(part) for line in part(report)),
         "## What could not be compared",
@@ -388,29 +410,94 @@ def html(page: str) -> str:
     return f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Dense against sparse</title><style>{style}</style>{body}</html>'
 
 
+def _against(report: Report, row: Row) -> str:
+    """Return a sparse time, the strongest dense one and the ratio, as one cell."""
+    strongest, name = report.strongest(row), row["speedup"]["over"].removeprefix("dense ")
+    ratio = row["speedup"]["ratio"]
+    return f"**{ratio:.1f}x**: {_ms(row['median'])}, dense {_ms(strongest['median'])} ({name})"
+
+
 def readme(reports: list[Report]) -> str:
-    """The README's part: the network on every machine that there are results of."""
+    """Return the README's table: each pruned network, with one column per processor."""
+    machines = [report.machine for report in reports]
+    cells: dict[tuple[str, str], dict[int, str]] = {}
+    for i, report in enumerate(reports):
+        for row in report.timed("network"):
+            if row["density"] < 1:
+                name = (
+                    row["case"].split()[0],
+                    f"{row['density']:.1%} {row['criterion']}".removesuffix(" small"),
+                )
+                cells.setdefault(name, {})[i] = _against(report, row)
+    head = [
+        "network",
+        "weights kept",
+        *(f"{m['processor']} ({m['isa']}), {m['threads']} threads, {m['date'][:10]}" for m in machines),
+    ]
+    rows = [[*name, *(of.get(i, "-") for i in range(len(reports)))] for name, of in cells.items()]
+    remarks: dict[str, list[str]] = {}
+    for report in reports:
+        for remark in report.remarks:
+            remarks.setdefault(remark, []).append(report.machine["isa"])
+    notes = [
+        remark if len(where) == len(reports) else f"({', '.join(where)}) {remark}"
+        for remark, where in remarks.items()
+    ]
+    return "\n".join([*_table(head, rows), *notes, ""])
+
+
+def performance(reports: list[Report]) -> str:
+    """Return the part of `docs/performance.md`: the networks on every machine, and what else was found there."""
     lines = [
-        "No GPU was measured; these are processors with two cores' worth of threads, and random weights but for `small`. Dense runs in bfloat16"
-        " count where a processor has it, though their results are off by 0.01; sparse ones compute in float32. Of the full-size"
-        " network, XNNPACK and `torch.compile` in channels_last are left out, which take minutes to build; the pages say what else is.",
+        "No GPU was measured. The weights are random, but for `small`. Dense runs in bfloat16 count where a processor has"
+        " it, though their results are off by 0.01; the sparse kernels compute in float32. For the full-size network,"
+        " XNNPACK and `torch.compile` in channels_last are left out: they take minutes to build.",
         "",
     ]
     for report in reports:
         m = report.machine
-        rows = [[r["case"].split()[0], f"{r['density']:.1%} {r['criterion']}", f"{r['macs'] / 1e9:.1f} G",
-                 f"{_ms(report.strongest(r)['median'])} ({r['speedup']['over'].removeprefix('dense ')})", _ms(r["median"]),
-                 f"**{r['speedup']['ratio']:.1f}x**", report.over_float32(r), f"{r['over_default']['ratio']:.1f}x"] for r in report.timed("network")]  # fmt: skip
+        rows = [
+            [
+                r["case"].split()[0],
+                f"{r['density']:.1%} {r['criterion']}",
+                f"{r['macs'] / 1e9:.1f} G",
+                f"{_ms(report.strongest(r)['median'])} ({r['speedup']['over'].removeprefix('dense ')})",
+                _ms(r["median"]),
+                f"**{r['speedup']['ratio']:.1f}x**",
+                report.over_float32(r),
+                f"{r['over_default']['ratio']:.1f}x",
+            ]
+            for r in report.timed("network")
+        ]
+        head = [
+            "network",
+            "weights kept",
+            "multiply-adds",
+            "strongest dense",
+            "sparse",
+            "over it",
+            "over float32",
+        ]
         lines += [
-            f"256x256 pixels, {m['threads']} threads of {m['processor']} ({m['isa']}), torch {m['torch']}, {m['date'][:10]}:{''.join(f' {remark}' for remark in report.remarks)}",
+            f"### {m['processor']} ({m['isa']})",
             "",
-            *_table(["network", "weights kept", "multiply-adds", "strongest dense", "sparse", "over it", "over float32", "over PyTorch by default"], rows),
+            f"256x256 pixels, {m['threads']} threads, torch {m['torch']}, {m['date'][:10]}."
+            f"{''.join(f' {remark}' for remark in report.remarks)}",
+            "",
+            *_table([*head, "over PyTorch by default"], rows),
             *(f"- {line}" for line in _findings(report)),
             "",
-            f"More, with plots and every dense run: [benchmarks/results/{m['isa']}/report.md](benchmarks/results/{m['isa']}/report.md).",
+            f"Every dense run and the plots are in `benchmarks/results/{m['isa']}/report.md`.",
             "",
-        ]  # fmt: skip
+        ]
     return "\n".join(lines)
+
+
+def _put(path: Path, part: str) -> None:
+    """Put a part between the two comments of a page."""
+    part = f"<!-- bench: written by benchmarks/report.py -->\n\n{part}\n<!-- /bench -->"
+    page = re.sub(r"<!-- bench.*<!-- /bench -->", lambda _: part, path.read_text(), flags=re.DOTALL)
+    write_whole(path, page.encode())
 
 
 def _findings(report: Report) -> list[str]:
@@ -452,11 +539,8 @@ def main() -> None:
         write_whole(path.with_name("report.md"), page.encode())
         write_whole(path.with_name("report.html"), html(page).encode())
         print(path.with_name("report.html"))
-    text = README.read_text()
-    part = f"<!-- bench: written by benchmarks/report.py -->\n\n{readme(reports)}\n<!-- /bench -->"
-    write_whole(
-        README, re.sub(r"<!-- bench.*<!-- /bench -->", lambda _: part, text, flags=re.DOTALL).encode()
-    )
+    _put(README, readme(reports))
+    _put(PERFORMANCE, performance(reports))
 
 
 if __name__ == "__main__":

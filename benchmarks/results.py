@@ -21,7 +21,7 @@ def now() -> str:
 
 
 def rows_of(result: Row, facts: dict[str, Row], **case: Any) -> Iterable[Row]:
-    """The rows of one comparison (`mirl_sparse.performance.bench.Comparison.result`): ``facts`` of its sparse contenders, ``case`` of all."""
+    """The rows of one comparison (`mirl_sparse.performance.comparison.Comparison.result`): ``facts`` of its sparse contenders, ``case`` of all."""
     shared = {k: v for k, v in result.items() if k not in ("rows", "left_out", "strongest_dense")}
     shared |= case | {"date": now()}
     for name, row in result["rows"].items():

@@ -1,13 +1,13 @@
-"""Beyond this machine, on paper: larger servers, and what a million photos cost.
+"""Compute, from what was measured here, what larger servers would take and what a million photos would cost.
 
-A model of few parameters, fitted to what was measured here, for each way to run a network:
+For each way to run a network, a model of few parameters is fitted to the measured times:
 
-- by pixels: seconds = a + b * pixels (least squares on relative errors over the sizes measured);
-- by threads: Amdahl's law, from what one thread takes and what all do;
+- by pixels: seconds = a + b * pixels (least squares on relative errors over the measured sizes);
+- by threads: Amdahl's law, from the times of one thread and of all threads;
 - by bandwidth: no photo takes less than its bytes at the server's memory bandwidth.
 
-A core of a server is taken to be as fast as one of this machine's. Bytes are counted for the sparse network; the dense one, which
-moves more, is granted that it never waits for memory. Photos in bulk are restored by one process per core.
+The model takes a core of a server to be as fast as one of this machine. It counts the bytes of the sparse network. The dense network
+moves more, but the model never lets it wait for memory. Photos in bulk are restored by one process per core.
 """
 
 from __future__ import annotations
@@ -84,11 +84,11 @@ def section(rows: list[Row]) -> list[str]:
 
 
 def findings(rows: list[Row]) -> list[str]:
-    """The README's line."""
+    """Return the line about a million photos for `docs/performance.md`."""
     cores, bandwidth = SERVERS[1]
     hours = {way: core_hours(m, PHOTO, PHOTOS, cores, bandwidth) for way, m in fit(rows, "full-size").items()}
     most = max(row["shape"][2] for row in sweep(rows, "full-size", "size"))
     return [
-        f"a million photos of 2 megapixels, on paper: {hours['dense']:,.0f} core-hours dense, {hours['sparse']:,.0f} sparse"
-        f" (full-size, 10.7% layerwise; a line through what images up to {most}x{most} took)"
+        f"one million photos of 2 megapixels, computed, not measured: {hours['dense']:,.0f} core-hours dense,"
+        f" {hours['sparse']:,.0f} sparse (full-size, 10.7% layerwise; extrapolated from images up to {most}x{most})"
     ]

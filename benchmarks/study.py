@@ -33,16 +33,14 @@ from skimage.data import astronaut
 from skimage.metrics import peak_signal_noise_ratio
 
 from mirl_sparse.architectures.promptir.network import PromptIR
-from mirl_sparse.performance.cost import cost_model
+from mirl_sparse.performance.prices import cost_model
 from mirl_sparse.runtime.restorer import SparseRestorer
-from mirl_sparse.tickets.load import load
+from mirl_sparse.tickets import load_network
 from mirl_training.data.degradations import add_noise
-from mirl_training.evaluation.evaluate import Pixels, standard_sets
+from mirl_training.evaluation import Pixels, standard_sets
+from mirl_training.pruning import Mask, prune
 from mirl_training.pruning.latency import seconds
-from mirl_training.pruning.masks import Mask, prune
-from mirl_training.runs.config import RunConfig, load_config
-from mirl_training.runs.report import logged
-from mirl_training.runs.run import Run, save_weights
+from mirl_training.runs import Run, RunConfig, load_config, read_log, save_weights
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "study.jsonl"
@@ -127,13 +125,13 @@ def gradual(seed: int, data: Path, criterion: str, density: float = 0.1, **more:
 
 def as_fast_as_global(seed: int, data: Path, criterion: str, faster: float = 1) -> Path:
     """The gradual ticket of a criterion that takes as long as the global one at 10%, or less, by the cost model."""
-    model, first = cost_model(), load(gradual(seed, data, "global") / "weights.safetensors")
+    model, first = cost_model(), load_network(gradual(seed, data, "global") / "weights.safetensors")
     full, budget = Mask.full(first), seconds(first, Mask.of(first), model) / faster
     if criterion == "latency":
         return gradual(
             seed, data, "latency", speedup=round(seconds(first, full, model) / budget, 2), rate=RATE
         )
-    trained_dense = load(dense(seed, data) / "round_00/weights.safetensors")
+    trained_dense = load_network(dense(seed, data) / "round_00/weights.safetensors")
     low, high = 0.01, 0.9
     for _ in range(12):
         middle = (low + high) / 2
@@ -182,7 +180,7 @@ def cost(folder: Path) -> dict[str, float]:
     """Steps and hours of training that led to a round, its own and those before it."""
     last = int(folder.name.removeprefix("round_"))
     ends = {}  # a round that was stopped at its end has two lines
-    for entry in logged(folder.parent):
+    for entry in read_log(folder.parent):
         if entry["round"] <= last and entry["step"] == entry["steps"]:
             ends[entry["round"]] = entry
     return {
@@ -206,7 +204,7 @@ def train(data: Path, rows: list[str], seeds: list[int]) -> None:
         if any((r["row"], r.get("seed")) == (name, seed) for r in results()):
             continue
         folder = ROWS[name](seed, data)
-        network = load(folder / "weights.safetensors")
+        network = load_network(folder / "weights.safetensors")
         density = Mask(load_file(folder / "mask.safetensors")).density
         scores = psnr(SparseRestorer(network).restore, data)
         add(
@@ -250,7 +248,7 @@ def _clock_classical(
 ) -> None:
     """What each takes per megapixel of a photo with noise of sigma 25, and how many times what the ticket does."""
     image = add_noise(astronaut().astype(np.float32) / np.float32(255), 25, np.random.default_rng(0))
-    restorer = SparseRestorer(load(Path(ticket["folder"]) / "weights.safetensors"))
+    restorer = SparseRestorer(load_network(Path(ticket["folder"]) / "weights.safetensors"))
     pixels = np.rint(255 * image).astype(np.uint8)
     contenders = {"": lambda: restorer.restore(pixels)} | {
         r["row"]: partial(denoisers[r["row"]], image) for r in rows
@@ -310,7 +308,7 @@ def classical(data: Path) -> None:
 
 def timed(entries: list[dict[str, Any]]) -> list[float]:
     """Median seconds for SIDE x SIDE pixels of each ticket, interleaved."""
-    restorers = [SparseRestorer(load(Path(e["folder"]) / "weights.safetensors")) for e in entries]
+    restorers = [SparseRestorer(load_network(Path(e["folder"]) / "weights.safetensors")) for e in entries]
     image = torch.rand(1, 3, SIDE, SIDE)
     taken: list[list[float]] = [[] for _ in restorers]
     for run in range(RUNS + 1):

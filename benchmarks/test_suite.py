@@ -52,7 +52,7 @@ def test_comparison(case: Case, benchmark, keep) -> None:
         repeats = comparison.run(first)
         benchmark.pedantic(comparison.run, args=(first,), setup=rest, rounds=case.runs)
         comparison.times[first] = [seconds / repeats for seconds in benchmark.stats.stats.data]
-        result = comparison.result()
+        result = comparison.result().to_dict()
     finally:
         torch.set_num_threads(threads)
     for row in rows_of(result, facts, section=case.section, case=case.name, **case.facts):

@@ -18,8 +18,7 @@ from torch import Tensor
 
 from mirl_sparse.architectures.promptir.config import PromptIRConfig
 from mirl_sparse.architectures.promptir.network import PromptIR
-from mirl_sparse.tickets.description import describe
-from mirl_sparse.tickets.file import remove_dead_channels, write_ticket
+from mirl_sparse.tickets import describe, remove_dead_channels, write_ticket
 
 TICKETS = {
     "layerwise10": ("layerwise", 0.107),

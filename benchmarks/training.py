@@ -30,10 +30,9 @@ from torch.nn import functional as F
 from mirl_sparse.architectures.promptir.config import PromptIRConfig
 from mirl_sparse.architectures.promptir.network import PromptIR
 from mirl_sparse.runtime.allocator import Allocator
-from mirl_training.engine.fused import fuse
-from mirl_training.pruning.masks import Mask, prune
-from mirl_training.runs.config import RunConfig
-from mirl_training.runs.run import Run, save_weights
+from mirl_training.engine import fuse
+from mirl_training.pruning import Mask, prune
+from mirl_training.runs import Run, RunConfig, save_weights
 
 PHOTOS = {
     "clean": "train/clean/BSDS400",
@@ -89,7 +88,7 @@ class Contender:
         if self.name == "fused":
             fuse(self.network, mask)
         else:
-            self.mask = mask if mask.kept < mask.total else None
+            self.mask = mask if mask.nnz < mask.total else None
 
     def gradients(self) -> float:
         """The loss; leaves the gradients."""

@@ -1,4 +1,4 @@
-"""Files written whole or not at all."""
+"""Write files whole or not at all."""
 
 from __future__ import annotations
 
@@ -10,10 +10,15 @@ from pathlib import Path
 
 
 def write_whole(path: Path, write: bytes | Callable[[Path], object]) -> None:
-    """Put bytes, or what ``write`` puts into the file it is given, at ``path``; its folder is made if need be.
+    """Write a file that appears under its name only when it is complete.
 
-    The file appears under its name only when it is complete; OSError leaves what was there before. A link stays one, to the new file;
-    what is no file, such as a pipe, is written to.
+    Args:
+        path: The file; its folder is made if need be. A link stays a link, to the new file. Something else
+            than a file, such as a pipe, is written to.
+        write: The content, or a function that writes the content to the file that it is called with.
+
+    Raises:
+        OSError: The file cannot be written; what was there before is still there.
     """
     if path.exists() and not path.is_file():
         with tempfile.TemporaryDirectory() as folder:
@@ -23,9 +28,8 @@ def write_whole(path: Path, write: bytes | Callable[[Path], object]) -> None:
         return
     path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(
-        f".{uuid.uuid4().hex}.part"
-    )  # short: the name itself may be as long as names can be
+    # A short name: the file's own may be as long as names can be.
+    temporary = path.with_name(f".{uuid.uuid4().hex}.part")
     try:
         if isinstance(write, bytes):
             temporary.write_bytes(write)

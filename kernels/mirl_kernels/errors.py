@@ -1,5 +1,5 @@
-"""Errors of the kernels."""
+"""Define the errors of the kernels."""
 
 
 class BackendError(RuntimeError):
-    """A backend that cannot run here; the message is one line and says what to do."""
+    """Report that a backend cannot run here, or not on these tensors; the message says what to do."""

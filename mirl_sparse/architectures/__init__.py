@@ -1,1 +1,1 @@
-"""The architectures that tickets are made of, one package each."""
+"""Hold the architectures that tickets are made of, one package each."""

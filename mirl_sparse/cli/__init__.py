@@ -1,1 +1,6 @@
-"""The command line: one file per command, `app` puts them together."""
+"""Offer the package on the command line: one file per command, which `app` puts together.
+
+Heavy packages are imported inside the commands, so that help answers at once.
+"""
+
+__all__ = ["app", "bench", "convert", "doctor", "inspect", "printing", "restore", "tune"]

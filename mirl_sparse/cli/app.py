@@ -1,6 +1,7 @@
-"""The ``mirl-sparse`` command: its commands, and how errors end it.
+"""Put the commands of ``mirl-sparse`` together, and end it in one line where an error is the user's to mend.
 
-Each command has a file of its own, whose heavy imports are inside the function: help needs neither PyTorch nor the kernels.
+Each command has a file of its own, whose heavy imports are inside the function: help needs neither PyTorch
+nor the kernels.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import sys
 import warnings
 from importlib.metadata import entry_points
+from typing import NoReturn
 
 import typer
 
@@ -37,19 +39,24 @@ def main() -> None:
     try:
         build()()
     except (UserError, BackendError) as error:
-        print(f"mirl-sparse: {error}", file=sys.stderr)
-        sys.exit(2)
+        _end(str(error))
     except OSError as error:  # a full disk, a folder that may not be written to
-        what = f"{error.filename}: " if error.filename else ""
-        print(f"mirl-sparse: {what}{error.strerror or error}", file=sys.stderr)
-        sys.exit(2)
+        file = f"{error.filename}: " if error.filename else ""
+        _end(f"{file}{error.strerror or error}")
     except (MemoryError, RuntimeError) as error:
-        memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"  # of torch.cuda
-        if not memory and "can't allocate memory" not in str(error):  # as PyTorch says it on processors
+        if not _lacks_memory(error):
             raise
         reason = " ".join(str(error).split())
-        print(
-            f"mirl-sparse: not enough memory ({reason}); give less at once, such as a smaller image",
-            file=sys.stderr,
-        )
-        sys.exit(2)
+        _end(f"not enough memory ({reason}); give less at once, such as a smaller image")
+
+
+def _end(message: str) -> NoReturn:
+    print(f"mirl-sparse: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _lacks_memory(error: Exception) -> bool:
+    """Return whether Python, PyTorch on a GPU, or PyTorch on the processor says that memory ran out."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return "can't allocate memory" in str(error)

@@ -1,16 +1,28 @@
-"""``mirl-sparse bench``: dense against sparse, in turns, in one process."""
+"""Offer ``mirl-sparse bench``: dense against sparse, in turns, in one process."""
 
 from __future__ import annotations
 
 import json
 import sys
-from typing import Annotated, Any
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Protocol, TypeVar
 
 import typer
 
+from mirl_sparse.choices import BackendName, Precision
 from mirl_sparse.cli.printing import check_side, show
 from mirl_sparse.defaults import TICKET
 from mirl_sparse.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from mirl_sparse.architectures.promptir import PromptIR
+    from mirl_sparse.performance.bench import BenchResult
+    from mirl_sparse.performance.gpu_bench import GpuBenchResult
+    from mirl_sparse.performance.profile import Profile, ProfileRow
+    from mirl_sparse.performance.timing import ContenderRow, TurnsResult
 
 
 def bench(
@@ -33,71 +45,96 @@ def bench(
     backend: Annotated[
         str,
         typer.Option(help="cpu, or triton: dense and sparse on the GPU, beside what is predicted for it."),
-    ] = "cpu",
+    ] = BackendName.CPU.value,
 ) -> None:
     """Time dense against sparse in one process, each dense configuration at its best."""
     import torch
 
-    from mirl_sparse.performance import bench as benchmarking
-    from mirl_sparse.performance.gpu_bench import bench_on_gpu
-    from mirl_sparse.performance.peers import COMPILED, DENSE, ENGINES
-    from mirl_sparse.runtime.triton import check_gpu
-    from mirl_sparse.runtime.tuning import read_tuning
-    from mirl_sparse.tickets.file import find
-    from mirl_sparse.tickets.load import load
+    from mirl_sparse.tickets import find_ticket, load_network
 
     check_side(size)
-    if backend not in ("cpu", "triton") or (profile and backend == "triton"):
+    if backend not in (BackendName.CPU, BackendName.TRITON) or (profile and backend == BackendName.TRITON):
         raise UserError(f"--backend is {backend!r}; expected cpu or, without --profile, triton")
-    network = load(file := find(ticket))
+    file = find_ticket(ticket)
+    network = load_network(file)
     image = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0))
     if profile:
-        result = benchmarking.profile(network, image, runs)
-    elif backend == "triton":
-        check_gpu()
-        result = bench_on_gpu(network, image, runs, compile, read_tuning(file, "float16"))
+        from mirl_sparse.performance.profile import profile as measure
+
+        _output(measure(network, image, runs), as_json, _print_profile)
+    elif backend == BackendName.TRITON:
+        _output(_on_gpu(network, file, image, runs, compile), as_json, _print_gpu_bench)
     else:
-        left = (() if compile else COMPILED) + (() if peers else ENGINES)
-        result = benchmarking.bench(network, image, runs, [name for name in DENSE if name not in left])
+        _output(_on_cpu(network, image, runs, compile, peers), as_json, _print_bench)
+
+
+def _on_cpu(network: PromptIR, image: Tensor, runs: int, compile: bool, peers: bool) -> BenchResult:
+    from mirl_sparse.performance.bench import bench as measure
+    from mirl_sparse.performance.peers import COMPILED, DENSE, ENGINES
+
+    excluded = (() if compile else COMPILED) + (() if peers else ENGINES)
+    return measure(network, image, runs, [name for name in DENSE if name not in excluded])
+
+
+def _on_gpu(network: PromptIR, file: Path, image: Tensor, runs: int, compile: bool) -> GpuBenchResult:
+    from mirl_sparse.performance.gpu_bench import bench_on_gpu
+    from mirl_sparse.runtime.gpu import check_gpu
+    from mirl_sparse.runtime.tuning import read_tuning
+
+    check_gpu()
+    return bench_on_gpu(network, image, runs, compile, read_tuning(file, Precision.FLOAT16))
+
+
+class _Result(Protocol):
+    def to_dict(self) -> dict[str, Any]: ...
+
+
+_R = TypeVar("_R", bound=_Result)
+
+
+def _output(result: _R, as_json: bool, print_text: Callable[[_R], None]) -> None:
     if as_json:
-        print(json.dumps(result, indent=1))
-        return
-    if profile:
-        _show_profile(result)
-        return
-    for name, reason in result["left_out"].items():
-        print(f"{name}: left out ({reason})", file=sys.stderr)
-    _show_rows(
-        result["rows"], sparse := next(name for name, row in result["rows"].items() if "speedup" in row)
-    )
-    print(f"{size}x{size}, interleaved runs, torch {result['torch']}, ", end="")
-    if backend == "triton":
-        print(f"{result['gpu']}; clocks at work: {result['clocks']}")
+        print(json.dumps(result.to_dict(), indent=1))
     else:
-        print(
-            f"{result['threads']} threads of {result['processor']} ({result['isa']}), {result['allocator']} allocator"
-        )
-    strongest, default = (result["rows"][sparse][k] for k in ("speedup", "over_default"))
+        print_text(result)
+
+
+def _print_bench(result: BenchResult) -> None:
+    sparse = _print_rows(result)
+    environment = result.environment
     print(
-        f"sparse is {strongest['ratio']:.2f}x as fast as the strongest dense run ({strongest['over']}; with 95% certainty"
-        f" {strongest['low']:.2f} to {strongest['high']:.2f}), {default['ratio']:.2f}x as fast as PyTorch by default"
-        f" ({default['over']})"
+        f"{_size(result.shape)}, interleaved runs, torch {environment.torch},"
+        f" {environment.threads} threads of {environment.processor} ({environment.isa}),"
+        f" {result.allocator} allocator"
     )
-    if backend == "cpu":
-        _print_roofline(result["profile"])
-    elif guess := result["predicted"]:
+    _print_speedup(sparse)
+    _print_roofline(result.profile)
+
+
+def _print_gpu_bench(result: GpuBenchResult) -> None:
+    sparse = _print_rows(result)
+    print(
+        f"{_size(result.shape)}, interleaved runs, torch {result.torch}, {result.gpu};"
+        f" clocks at work: {result.clocks}"
+    )
+    _print_speedup(sparse)
+    if prediction := result.predicted:
         print(
-            f"predicted for {guess['gpu']}: sparse {1e3 * guess['sparse']:.2f} ms, dense eager {1e3 * guess['eager']:.2f} ms,"
-            f" compiled {1e3 * guess['compiled']:.2f} ms"
+            f"predicted for {prediction.gpu}: sparse {_ms(prediction.sparse)},"
+            f" dense eager {_ms(prediction.eager)}, compiled {_ms(prediction.compiled)}"
         )
     else:
         print("no prediction was made for this GPU")
 
 
-def _show_rows(rows: dict[str, dict[str, Any]], sparse: str) -> None:
+def _print_rows(result: TurnsResult) -> ContenderRow:
+    """Print a table of all contenders; return the first sparse one's row."""
     from rich.table import Table
 
-    table = Table(
+    for name, reason in result.left_out.items():
+        print(f"{name}: left out ({reason})", file=sys.stderr)
+    sparse = next(row for row in result.rows.values() if row.speedup)
+    columns = (
         "configuration",
         "runs",
         "median",
@@ -106,31 +143,57 @@ def _show_rows(rows: dict[str, dict[str, Any]], sparse: str) -> None:
         "first result",
         "difference",
         "against sparse",
-        box=None,
     )
-    for name, row in rows.items():
-        times = (f"{1e3 * row[k]:.2f} ms" for k in ("median", "p20", "p80", "first_call"))
-        ratio = row["median"] / rows[sparse]["median"]
-        table.add_row(name, str(row["runs"]), *times, f"{row['difference']:.1e}", f"{ratio:.2f}x")
+    table = Table(*columns, box=None)
+    for name, row in result.rows.items():
+        times = map(_ms, (row.median, row.p20, row.p80, row.first_call))
+        ratio = row.median / sparse.median
+        table.add_row(name, str(row.runs), *times, f"{row.difference:.1e}", f"{ratio:.2f}x")
     show(table)
+    return sparse
 
 
-def _show_profile(found: dict[str, Any]) -> None:
+def _print_speedup(sparse: ContenderRow) -> None:
+    strongest, default = sparse.speedup, sparse.over_default
+    assert strongest and default
+    print(
+        f"sparse is {strongest.ratio:.2f}x as fast as the strongest dense run ({strongest.over}; with"
+        f" 95% certainty {strongest.low:.2f} to {strongest.high:.2f}), {default.ratio:.2f}x as"
+        f" fast as PyTorch by default ({default.over})"
+    )
+
+
+def _print_profile(profile: Profile) -> None:
     from rich.table import Table
 
     table = Table("step", "op", "time", "of all", "GFLOP/s", "GB/s", "of the limit", box=None)
-    for row in [*found["steps"], {"name": "all", "op": "", **found}]:
-        seconds = row["seconds"]
-        table.add_row(row["name"], row["op"], f"{seconds * 1e3:.2f} ms", f"{seconds / found['seconds']:.1%}",
-                      f"{2 * row['macs'] / seconds / 1e9:.1f}", f"{row['bytes'] / seconds / 1e9:.1f}",
-                      f"{row['limit'] / seconds:.0%}")  # fmt: skip
+    rows: list[tuple[str, str, ProfileRow | Profile]] = [(step.name, step.op, step) for step in profile.steps]
+    for name, op, row in [*rows, ("all", "", profile)]:
+        table.add_row(
+            name,
+            op,
+            _ms(row.seconds),
+            f"{row.seconds / profile.seconds:.1%}",
+            f"{2 * row.macs / row.seconds / 1e9:.1f}",
+            f"{row.bytes / row.seconds / 1e9:.1f}",
+            f"{row.limit / row.seconds:.0%}",
+        )
     show(table)
-    _print_roofline(found)
+    _print_roofline(profile)
 
 
-def _print_roofline(found: dict[str, Any]) -> None:
+def _print_roofline(profile: Profile) -> None:
     print(
-        f"roofline: {found['macs'] / 1e9:.2f} G multiply-adds at {found['gflops_peak']:.0f} GFLOP/s and"
-        f" {found['bytes'] / 1e9:.2f} GB at {found['gbytes_peak']:.1f} GB/s, as measured here, allow {found['limit']:.3f} s;"
-        f" the sparse steps take {found['seconds']:.3f} s, {found['fraction']:.0%} of the limit reached"
+        f"roofline: {profile.macs / 1e9:.2f} G multiply-adds at {profile.gflops_peak:.0f} GFLOP/s and"
+        f" {profile.bytes / 1e9:.2f} GB at {profile.gbytes_peak:.1f} GB/s, as measured here, allow"
+        f" {profile.limit:.3f} s; the sparse steps take {profile.seconds:.3f} s, {profile.fraction:.0%} of"
+        " the limit reached"
     )
+
+
+def _ms(seconds: float) -> str:
+    return f"{1e3 * seconds:.2f} ms"
+
+
+def _size(shape: tuple[int, ...]) -> str:
+    return f"{shape[2]}x{shape[3]}"

@@ -1,4 +1,4 @@
-"""``mirl-sparse convert``: a checkpoint becomes a ticket."""
+"""Offer ``mirl-sparse convert``: a checkpoint becomes a ticket."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from mirl_sparse.choices import Precision
 from mirl_sparse.cli.printing import print_report
 
 
@@ -26,16 +27,17 @@ def convert(
     from mirl_sparse import conversion
 
     if tune_for is not None:
-        from mirl_sparse.runtime.triton import check_gpu
+        from mirl_sparse.runtime.gpu import check_gpu
 
         check_gpu()
     target = output or checkpoint.parent / f"{checkpoint.stem}.ticket.safetensors"
     report = conversion.convert(checkpoint, target)
     print_report(report)
     print(
-        f"removed {report.removed:,} weights of dead channels; wrote {target} ({target.stat().st_size / 1e6:.1f} MB)"
+        f"removed {report.removed:,} weights of dead channels; wrote {target}"
+        f" ({target.stat().st_size / 1e6:.1f} MB)"
     )
     if tune_for is not None:
         from mirl_sparse.cli.tune import tune_ticket
 
-        tune_ticket(target, 256, tune_for, "float16")
+        tune_ticket(target, 256, tune_for, Precision.FLOAT16)

@@ -1,4 +1,4 @@
-"""``mirl-sparse doctor``: which backends work on this machine."""
+"""Offer ``mirl-sparse doctor``: which backends work on this machine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``mirl-sparse inspect``: what a checkpoint or a ticket holds."""
+"""Offer ``mirl-sparse inspect``: what a checkpoint or a ticket holds."""
 
 from __future__ import annotations
 
@@ -33,23 +33,23 @@ def inspect(
 ) -> None:
     """Print what a checkpoint or ticket holds, layer by layer."""
     check_side(size)
-    from mirl_sparse.tickets.description import describe
-    from mirl_sparse.tickets.file import find
-    from mirl_sparse.tickets.load import load
+    from mirl_sparse.tickets import describe, find_ticket, load_network
 
-    network = load(find(file))
+    network = load_network(find_ticket(file))
     print_report(describe(network))
     if cost:
-        import torch
-
-        from mirl_sparse.performance.cost import cost_model
-
-        seconds = cost_model().network(network, size, size)
-        print(
-            f"predicted for {size}x{size} on {torch.get_num_threads()} threads here: {seconds * 1e3:.0f} ms"
-        )
+        _print_cost(network, size)
     if gpus:
         _print_gpus(network, size)
+
+
+def _print_cost(network: PromptIR, size: int) -> None:
+    import torch
+
+    from mirl_sparse.performance.prices import cost_model
+
+    seconds = cost_model().network(network, size, size)
+    print(f"predicted for {size}x{size} on {torch.get_num_threads()} threads here: {seconds * 1e3:.0f} ms")
 
 
 def _print_gpus(network: PromptIR, size: int) -> None:
@@ -57,7 +57,7 @@ def _print_gpus(network: PromptIR, size: int) -> None:
 
     from mirl_sparse.performance.predict import DERATED, predict
 
-    rows = predict(
+    predictions = predict(
         network, (1, size, size), progress=lambda gpu: print(f"compiling for {gpu}", file=sys.stderr)
     )
     table = Table(
@@ -70,14 +70,18 @@ def _print_gpus(network: PromptIR, size: int) -> None:
         "moved, launches",
         "dense steps",
     )
-    for row in rows:
+    for row in predictions:
         ms = (f"{1e3 * s:.2f} ms" for s in (row.eager, row.compiled, row.sparse, row.sparse_derated))
         table.add_row(
-            row.gpu, *ms, f"{row.eager / row.sparse:.1f}x, {row.compiled / row.sparse:.1f}x over compiled",
-            f"{row.sparse_bytes / 1e9:.2f} of {row.eager_bytes / 1e9:.2f} GB, {row.launches}", str(len(row.dense_steps)),
-        )  # fmt: skip
+            row.gpu,
+            *ms,
+            f"{row.eager / row.sparse:.1f}x, {row.compiled / row.sparse:.1f}x over compiled",
+            f"{row.sparse_bytes / 1e9:.2f} of {row.eager_bytes / 1e9:.2f} GB, {row.launches}",
+            str(len(row.dense_steps)),
+        )
     show(table)
     print(
-        f"float16, {size}x{size}; moved to and from memory: sparse of dense eager. Predicted, not measured; dense is granted the"
-        " peaks of the data sheets. Dense steps are those of the sparse network that dense operators would do faster, and do."
+        f"float16, {size}x{size}; moved to and from memory: sparse of dense eager. Predicted, not measured;"
+        " dense is granted the peaks of the data sheets. Dense steps are those of the sparse network that"
+        " dense operators would do faster, and do."
     )

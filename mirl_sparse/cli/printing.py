@@ -26,30 +26,43 @@ def print_report(report: Report) -> None:
     from rich.table import Table
 
     table = Table("layer", "shape", "density", "MACs left", "of", "dead rows", "implementation", box=None)
-    for x in report.layers:
-        shape = "x".join(map(str, x.shape))
-        table.add_row(x.name, shape, f"{x.density:.1%}", f"{x.macs / 1e6:.1f} M", f"{x.macs_dense / 1e6:.1f} M",
-                      str(x.dead), x.implementation)  # fmt: skip
+    for layer in report.layers:
+        table.add_row(
+            layer.name,
+            "x".join(map(str, layer.shape)),
+            f"{layer.density:.1%}",
+            f"{layer.macs / 1e6:.1f} M",
+            f"{layer.macs_dense / 1e6:.1f} M",
+            str(layer.dead_rows),
+            layer.implementation,
+        )
     show(table)
     s = report.statistics
     print(
         f"density {s['density']:.2%} of {s['weights_dense']:,} prunable weights, {s['parameters']:,} of all"
-        f" {s['parameters_dense']:,} parameters not zero; MAC density {s['mac_density']:.2%} (convolutions at 256x256:"
-        f" {s['macs_256'] / 1e9:.2f} of {s['macs_256_dense'] / 1e9:.2f} G)"
+        f" {s['parameters_dense']:,} parameters not zero; MAC density {s['mac_density']:.2%}"
+        f" (convolutions at 256x256: {s['macs_256'] / 1e9:.2f} of {s['macs_256_dense'] / 1e9:.2f} G)"
     )
 
 
 def parse_bytes(size: str | None) -> int | None:
-    """Return how many bytes a size means: "4G", "500M", "300k" (powers of 1000), "4GiB" (of 1024) or plain bytes."""
+    """Return how many bytes a size means; None stays None.
+
+    Args:
+        size: Such as "4G", "500M", "300k" (powers of 1000), "4GiB" (of 1024), or plain bytes.
+
+    Raises:
+        UserError: This is no size, or less than one byte, or more than 2**63.
+    """
     if size is None:
         return None
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", size.strip().lower())
-    given = 0.0
+    bytes = 0.0
     if match is not None:
-        given = float(match[1]) * (1024 if match[3] else 1000) ** " kmgt".index(match[2] or " ")
-    if not 1 <= given < 2**63:
+        bytes = float(match[1]) * (1024 if match[3] else 1000) ** " kmgt".index(match[2] or " ")
+    if not 1 <= bytes < 2**63:
         raise UserError(f"--max-memory is {size!r}; expected a size such as 4G or 500M")
-    return int(given)
+    return int(bytes)
 
 
 def check_side(size: int) -> None:

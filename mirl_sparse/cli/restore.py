@@ -1,4 +1,4 @@
-"""``mirl-sparse restore``: photos in, better photos out."""
+"""Offer ``mirl-sparse restore``: photos in, better photos out."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mirl_sparse.choices import BackendName
 from mirl_sparse.cli.printing import parse_bytes
 from mirl_sparse.defaults import TICKET
 from mirl_sparse.errors import UserError
 
 if TYPE_CHECKING:
-    from mirl_sparse.photos.jobs import Job
+    from mirl_sparse.photos import Job
 
 
 def restore(
@@ -24,7 +25,9 @@ def restore(
         ),
     ] = None,
     ticket: Annotated[str, typer.Option(help="A ticket file or the name of a shipped one.")] = TICKET,
-    backend: Annotated[str, typer.Option(help="auto, cpu, reference, or triton for a GPU.")] = "auto",
+    backend: Annotated[
+        str, typer.Option(help=f"One of {BackendName.names()}; triton is for a GPU.")
+    ] = BackendName.AUTO.value,
     format: Annotated[str | None, typer.Option(help="Write this format instead of the input's.")] = None,
     max_memory: Annotated[
         str | None,
@@ -34,20 +37,18 @@ def restore(
     ] = None,
 ) -> None:
     """Restore photos: noise, rain and haze."""
-    from mirl_sparse.photos import jobs as restoring
+    from mirl_sparse.photos import list_jobs, run_jobs
     from mirl_sparse.runtime.restorer import SparseRestorer
 
-    jobs = restoring.plan(inputs, output, format)
+    jobs = list_jobs(inputs, output, format)
     restorer = SparseRestorer.from_pretrained(ticket, backend, parse_bytes(max_memory))
     done = 0
 
     def report(job: Job, error: UserError | None, seconds: float) -> None:
         nonlocal done
         done += 1
-        print(
-            f"[{done}/{len(jobs)}] " + (f"failed: {error}" if error else f"{job}  {seconds:.2f} s"),
-            file=sys.stderr,
-        )
+        outcome = f"failed: {error}" if error else f"{job}  {seconds:.2f} s"
+        print(f"[{done}/{len(jobs)}] {outcome}", file=sys.stderr)
 
-    if restoring.run(jobs, restorer, report):
+    if run_jobs(jobs, restorer, report):
         raise typer.Exit(1)

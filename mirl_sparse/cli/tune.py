@@ -1,4 +1,4 @@
-"""``mirl-sparse tune``: find what a ticket runs fastest by on a GPU."""
+"""Offer ``mirl-sparse tune``: find what a ticket runs fastest by on a GPU."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
+from mirl_sparse.choices import Precision
 from mirl_sparse.cli.printing import check_side
-from mirl_sparse.defaults import PRECISIONS
 from mirl_sparse.errors import UserError
 
 
@@ -18,24 +18,24 @@ def tune(
         int, typer.Option(help="Side of the square image to be fast on, a multiple of 8.", min=8)
     ] = 256,
     seconds: Annotated[float, typer.Option(help="How long to try other tiles.", min=0)] = 300,
-    precision: Annotated[str, typer.Option(help="float16, bfloat16 or float32.")] = "float16",
+    precision: Annotated[str, typer.Option(help=f"One of {Precision.names()}.")] = Precision.FLOAT16.value,
 ) -> None:
     """Find what a ticket runs fastest by on this GPU, and keep it beside the ticket; it runs without, too."""
     check_side(size)
-    if precision not in PRECISIONS:
-        raise UserError(f"--precision is {precision!r}; expected {', '.join(PRECISIONS)}")
-    from mirl_sparse.tickets.file import find
+    if precision not in list(Precision):
+        raise UserError(f"--precision is {precision!r}; expected {Precision.names()}")
+    from mirl_sparse.tickets import find_ticket
 
-    tune_ticket(find(ticket), size, seconds, precision)
+    tune_ticket(find_ticket(ticket), size, seconds, precision)
 
 
 def tune_ticket(ticket: Path, side: int, seconds: float, precision: str) -> None:
-    """Tune a ticket file and say what was found."""
+    """Tune a ticket file for images of side x side pixels, and print what was found."""
     from mirl_sparse.performance.tune import tune as search
-    from mirl_sparse.runtime.tuning import beside
+    from mirl_sparse.runtime.tuning import tuning_path
 
-    found = search(ticket, side, seconds, precision)
+    tuning = search(ticket, side, seconds, precision)
     print(
-        f"for {side}x{side} pixels in {precision}: {len(found.tiles)} kernels were timed in each of their tiles,"
-        f" {len(found.dense)} steps are left to dense operators; wrote {beside(ticket)}"
+        f"for {side}x{side} pixels in {precision}: {len(tuning.tiles)} kernels were timed in each of their"
+        f" tiles, {len(tuning.dense)} steps are left to dense operators; wrote {tuning_path(ticket)}"
     )

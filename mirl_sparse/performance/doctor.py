@@ -1,4 +1,4 @@
-"""What this machine has, and which backends work on it."""
+"""Tell what this machine has, and which backends work on it."""
 
 from __future__ import annotations
 
@@ -11,13 +11,41 @@ from mirl_kernels.core import cpu
 from mirl_kernels.errors import BackendError
 from mirl_sparse.architectures.promptir.config import PromptIRConfig
 from mirl_sparse.architectures.promptir.network import PromptIR
-from mirl_sparse.performance.bench import processor
+from mirl_sparse.choices import BackendName
+from mirl_sparse.performance.environment import processor
 from mirl_sparse.runtime.restorer import SparseRestorer
-from mirl_sparse.runtime.triton import Tuning
+from mirl_sparse.runtime.tuning import Tuning
 
-_TINY = PromptIRConfig(8, (1, 1, 1, 1), 1, (1, 1, 1, 1), prompt_dims=(4, 4, 4), prompt_sizes=(4, 4, 4), prompt_count=1,
-                       unused_layers=False)  # fmt: skip
-_TOLERANCE = {"cpu": 1e-4, "triton": 2e-2}  # of the answers, relative to the reference's
+_TINY = PromptIRConfig(
+    dim=8,
+    num_blocks=(1, 1, 1, 1),
+    num_refinement_blocks=1,
+    heads=(1, 1, 1, 1),
+    prompt_dims=(4, 4, 4),
+    prompt_sizes=(4, 4, 4),
+    prompt_count=1,
+    unused_layers=False,
+)
+_TOLERANCE = {BackendName.CPU: 1e-4, BackendName.TRITON: 2e-2}  # of the answers, relative to the reference's
+
+
+def machine() -> dict[str, str]:
+    """Return what this machine has: a description by name of the part."""
+    return {
+        "system": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
+        "processor": f"{processor()}, {os.cpu_count()} cores, PyTorch uses {torch.get_num_threads()} threads",
+        "C++ kernels": _kernels(),
+        "PyTorch": torch.__version__,
+        "Triton": _triton(),
+        **_gpus(),
+    }
+
+
+def _kernels() -> str:
+    try:
+        return f"for {cpu.isa()}"
+    except BackendError as error:
+        return str(error)
 
 
 def _triton() -> str:
@@ -28,62 +56,52 @@ def _triton() -> str:
     return str(triton.__version__)
 
 
-def _kernels() -> str:
-    try:
-        return f"for {cpu.isa()}"
-    except BackendError as error:
-        return str(error)
-
-
-def machine() -> dict[str, str]:
-    """What there is, by name."""
-    found = {
-        "system": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
-        "processor": f"{processor()}, {os.cpu_count()} cores, PyTorch uses {torch.get_num_threads()} threads",
-        "C++ kernels": _kernels(),
-        "PyTorch": torch.__version__,
-        "Triton": _triton(),
-    }
+def _gpus() -> dict[str, str]:
     if torch.cuda.is_available():
-        for i in range(torch.cuda.device_count()):
-            try:
-                gpu = torch.cuda.get_device_properties(i)
-            except (
-                RuntimeError
-            ) as error:  # another process has it to itself, the driver is of another version
-                found[f"GPU {i}"] = str(error).splitlines()[0]
-                continue
-            architecture = gpu.gcnArchName if torch.version.hip else f"sm_{gpu.major}{gpu.minor}"
-            name = f"{gpu.name}, {gpu.total_memory / 2**30:.0f} GiB, {architecture}"
-            found[f"GPU {i}"] = (
-                f"{name}, {'ROCm' if torch.version.hip else 'CUDA'} {torch.version.hip or torch.version.cuda}"
-            )
-    else:
-        built = torch.version.cuda or torch.version.hip
-        found["GPU"] = "none that PyTorch can use" + ("" if built else " (this PyTorch is built for CPUs)")
-    return found
+        return {f"GPU {i}": _gpu(i) for i in range(torch.cuda.device_count())}
+    built = torch.version.cuda or torch.version.hip
+    return {"GPU": "none that PyTorch can use" + ("" if built else " (this PyTorch is built for CPUs)")}
+
+
+def _gpu(index: int) -> str:
+    try:
+        gpu = torch.cuda.get_device_properties(index)
+    except RuntimeError as error:  # another process has it to itself, or the driver is of another version
+        return str(error).splitlines()[0]
+    architecture = gpu.gcnArchName if torch.version.hip else f"sm_{gpu.major}{gpu.minor}"
+    platform_name = "ROCm" if torch.version.hip else "CUDA"
+    version = torch.version.hip or torch.version.cuda
+    return f"{gpu.name}, {gpu.total_memory / 2**30:.0f} GiB, {architecture}, {platform_name} {version}"
 
 
 def backends() -> dict[str, str | None]:
-    """Each backend, and why it does not work here, None if it does: a tiny network is restored and compared with the reference."""
+    """Return why each backend does not work here, or None where it does.
+
+    A tiny network is restored by each backend and compared with the reference.
+    """
     torch.manual_seed(0)
     network, image = PromptIR(_TINY), torch.rand(1, 3, 16, 24)
-    expected = SparseRestorer(network, "reference")(image)
+    expected = SparseRestorer(network, BackendName.REFERENCE)(image)
     scale = float((expected - image).abs().max())
-    found: dict[str, str | None] = {"reference": None}
+    faults: dict[str, str | None] = {BackendName.REFERENCE: None}
     for name, tolerance in _TOLERANCE.items():
-        device = "cuda" if name == "triton" and torch.cuda.is_available() else "cpu"
         try:
-            # No step is left to dense operators, which would prove nothing.
-            restorer = SparseRestorer(network.to(device), name, tuning=Tuning({}, frozenset()))
-            for _ in range(3):  # on a GPU the second call records a graph, the third replays it
-                restored = restorer(image.to(device)).cpu()
+            restored = _restored(network, name, image)
         except Exception as error:  # whatever it is, it is what the user wants to know
-            found[name] = next(iter(f"{error}".splitlines()), type(error).__name__)
+            faults[name] = next(iter(f"{error}".splitlines()), type(error).__name__)
             continue
         difference = float((restored - expected).abs().max()) / scale
         right = difference <= tolerance
-        found[name] = (
+        faults[name] = (
             None if right else f"answers differ by {difference:.1e}; expected at most {tolerance:.0e}"
         )
-    return found
+    return faults
+
+
+def _restored(network: PromptIR, backend: str, image: torch.Tensor) -> torch.Tensor:
+    device = "cuda" if backend == BackendName.TRITON and torch.cuda.is_available() else "cpu"
+    # No step is left to dense operators, which would prove nothing.
+    restorer = SparseRestorer(network.to(device), backend, tuning=Tuning({}, frozenset()))
+    for _ in range(3):  # on a GPU the second call records a graph, the third replays it
+        restored = restorer(image.to(device)).cpu()
+    return restored

@@ -1,7 +1,4 @@
-"""Dense against sparse on a GPU: what `bench` is on processors, with events of the GPU, beside what was predicted for it.
-
-No GPU has run this yet; the interpreter has, on a tiny network.
-"""
+"""Benchmark a ticket on a GPU: dense against sparse, timed by events, beside what was predicted."""
 
 from __future__ import annotations
 
@@ -10,6 +7,7 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from copy import deepcopy
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
@@ -17,16 +15,18 @@ import torch
 from torch import Tensor, nn
 
 from mirl_sparse.architectures.promptir.network import PromptIR
+from mirl_sparse.choices import BackendName
 from mirl_sparse.errors import UserError
-from mirl_sparse.performance.bench import Turns, expected
-from mirl_sparse.performance.peers import Call, in_channels_last
-from mirl_sparse.performance.predict import predict
+from mirl_sparse.performance.oracle import expected
+from mirl_sparse.performance.peers import Kind, Peer, in_channels_last
+from mirl_sparse.performance.predict import Prediction, predict
+from mirl_sparse.performance.timing import Call, Turns, TurnsResult
 from mirl_sparse.runtime.restorer import SparseRestorer
-from mirl_sparse.runtime.triton import Tuning
+from mirl_sparse.runtime.tuning import Tuning
 
 SPARSE = "sparse triton"
-_TOLERANCE = 2e-2  # of float16, as in `bench.TOLERANCE`
-# How drivers call those of `mirl_kernels.core.triton.model.GPUS`.
+_TOLERANCE = 2e-2  # of float16, as `comparison.TOLERANCE`
+# How drivers name the GPUs of `mirl_kernels.core.triton.model.GPUS`.
 _NAMES = {
     "A100 40GB": r"A100-\w+-40GB",
     "H100 SXM": r"H100 80GB HBM3",
@@ -41,26 +41,95 @@ def _eager(network: nn.Module, image: Tensor) -> Call:
     return lambda: network(image).float()
 
 
+def _eager_half(network: nn.Module, image: Tensor) -> Call:
+    return _eager(_half(network), image.half())
+
+
+def _channels_last_half(network: nn.Module, image: Tensor) -> Call:
+    return _eager(*in_channels_last(_half(network), image.half()))
+
+
 def _compiled(network: nn.Module, image: Tensor) -> Call:
     compiled: Callable[[Tensor], Tensor] = torch.compile(network, mode="max-autotune", dynamic=False)
     return lambda: compiled(image).float()
 
 
-def _half(network: PromptIR) -> PromptIR:
+def _compiled_half(network: nn.Module, image: Tensor) -> Call:
+    return _compiled(_half(network), image.half())
+
+
+def _compiled_channels_last_half(network: nn.Module, image: Tensor) -> Call:
+    return _compiled(*in_channels_last(_half(network), image.half()))
+
+
+def _half(network: nn.Module) -> nn.Module:
     return deepcopy(network).half()
 
 
-# What is first is what one has who installs PyTorch and does nothing else; the others are float16. "compiled" replays a graph,
-# as the sparse network does.
-DENSE: dict[str, Callable[[PromptIR, Tensor], Call]] = {
-    "dense eager float32": _eager,
-    "dense eager": lambda network, image: _eager(_half(network), image.half()),
-    "dense channels_last": lambda network, image: _eager(*in_channels_last(_half(network), image.half())),
-    "dense compiled": lambda network, image: _compiled(_half(network), image.half()),
-    "dense compiled channels_last": lambda network, image: _compiled(
-        *in_channels_last(_half(network), image.half())
-    ),
+# The first is what PyTorch does by default; the others are float16. The compiled ones replay a graph, as the
+# sparse network does.
+DENSE: dict[str, Peer] = {
+    "dense eager float32": Peer(_eager),
+    "dense eager": Peer(_eager_half),
+    "dense channels_last": Peer(_channels_last_half),
+    "dense compiled": Peer(_compiled_half, Kind.COMPILED),
+    "dense compiled channels_last": Peer(_compiled_channels_last_half, Kind.COMPILED),
 }
+
+
+@dataclass(frozen=True)
+class GpuBenchResult(TurnsResult):
+    """Hold the result of a benchmark on a GPU.
+
+    Attributes:
+        gpu: Name of the GPU.
+        clocks: Its clocks in MHz at work, as far as its driver's tool tells them.
+        shape: Shape of the image.
+        torch: Version of PyTorch.
+        predicted: Prediction for this GPU, or None where none is made for it.
+    """
+
+    gpu: str
+    clocks: str
+    shape: tuple[int, ...]
+    torch: str
+    predicted: Prediction | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the result as JSON has it."""
+        return {
+            "gpu": self.gpu,
+            "clocks": self.clocks,
+            "shape": list(self.shape),
+            "torch": self.torch,
+            **super().to_dict(),
+            "predicted": asdict(self.predicted) if self.predicted else None,
+        }
+
+
+@torch.no_grad()
+def bench_on_gpu(
+    network: PromptIR, image: Tensor, runs: int = 7, compile: bool = True, tuning: Tuning | None = None
+) -> GpuBenchResult:
+    """Compare the Triton kernels with the dense network on the same GPU, both in float16.
+
+    Args:
+        network: A ticket's network.
+        image: (B, 3, H, W) float32, H and W multiples of 8.
+        runs: Number of rounds.
+        compile: Whether to include torch.compile.
+        tuning: What the sparse network runs fastest by on this GPU, if that was searched for.
+
+    Raises:
+        UserError: There is no GPU, no dense network runs on it, or the sparse network restores something
+            else.
+    """
+    if not torch.cuda.is_available():
+        raise UserError(
+            "--backend triton measures a GPU, and PyTorch sees none; mirl-sparse inspect TICKET --gpus"
+            " predicts"
+        )
+    return _bench(network, image, runs, compile, torch.device("cuda"), tuning)
 
 
 class _Events(Turns):
@@ -85,41 +154,6 @@ class _Events(Turns):
         return float(begin.elapsed_time(end)) / 1e3
 
 
-def _gpu(device: torch.device, busy: Call) -> dict[str, Any]:
-    """The GPU's name and, while it works, its clocks in MHz, as far as its driver's tool says so."""
-    if device.type != "cuda":
-        return {"gpu": "none: Triton's interpreter", "clocks": "-"}
-    found = {"gpu": torch.cuda.get_device_name(device), "clocks": "not known: nvidia-smi is not there"}
-    if tool := shutil.which("nvidia-smi"):
-        uuid = getattr(
-            torch.cuda.get_device_properties(device), "uuid", None
-        )  # CUDA_VISIBLE_DEVICES counts otherwise
-        which = torch.cuda.current_device() if uuid is None else f"GPU-{uuid}"
-        command = [tool, f"--query-gpu={_CLOCKS}", "--format=csv,noheader", f"--id={which}"]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as asked:
-            while asked.poll() is None:
-                busy()
-                torch.cuda.synchronize(device)
-            said = asked.communicate()[0]
-        found["clocks"] = f"{_CLOCKS}: {said.strip()}"
-    return found
-
-
-@torch.no_grad()
-def bench_on_gpu(
-    network: PromptIR, image: Tensor, runs: int = 7, compile: bool = True, tuning: Tuning | None = None
-) -> dict[str, Any]:
-    """Compare `SparseRestorer` on the Triton kernels, by a ``tuning`` where there is one, with the dense network on the same GPU, both in
-    float16, on ``image`` (B, 3, H, W), H and W multiples of 8: `Turns.compared` after so many rounds, the GPU and its clocks, and ``predicted``, the
-    `predict.Prediction` for it, None if it is none that predictions are made for. UserError when no GPU is there, or the
-    sparse network restores something else."""
-    if not torch.cuda.is_available():
-        raise UserError(
-            "--backend triton measures a GPU, and PyTorch sees none; mirl-sparse inspect TICKET --gpus predicts"
-        )
-    return _bench(network, image, runs, compile, torch.device("cuda"), tuning)
-
-
 def _bench(
     network: PromptIR,
     image: Tensor,
@@ -127,28 +161,60 @@ def _bench(
     compile: bool,
     device: torch.device,
     tuning: Tuning | None = None,
-) -> dict[str, Any]:
+) -> GpuBenchResult:
     right = expected(network, image).to(device)
     network, image = deepcopy(network).to(device), image.to(device)
     turns = _Events(device)
-    for name, make in DENSE.items():
-        if "compiled" in name and not compile:
-            continue
-        try:
-            turns.admit(name, partial(make, network, image), right, _TOLERANCE)
-        except Exception as error:  # no compiler, no memory
-            turns.left_out[name] = f"{type(error).__name__}: {error}".splitlines()[0]
-    if not turns.times:
-        reasons = "; ".join(f"{name} {reason}" for name, reason in turns.left_out.items())
-        raise UserError(f"no dense network runs here to compare with: {reasons}")
-    restorer = SparseRestorer(network, "triton", tuning=tuning)
+    _admit_dense(turns, network, image, right, compile)
+    restorer = SparseRestorer(network, BackendName.TRITON, tuning=tuning)
     turns.admit(SPARSE, partial(partial, restorer, image), right, _TOLERANCE)
     if SPARSE not in turns.times:
         raise UserError(f"{SPARSE} {turns.left_out[SPARSE]}, so nothing is timed")
     for _ in range(runs):
         turns.round()
-    machine = _gpu(device, lambda: restorer(image))
-    known = next((name for name, pattern in _NAMES.items() if re.search(pattern, machine["gpu"])), None)
-    predicted = predict(network, (image.shape[0], *image.shape[2:]), gpus=[known])[0] if known else None
-    return {**machine, "shape": list(image.shape), "torch": torch.__version__, **turns.compared(tuple(DENSE)),
-            "predicted": vars(predicted) if predicted else None}  # fmt: skip
+    gpu, clocks = _gpu(device, lambda: restorer(image))
+    return GpuBenchResult(
+        **vars(turns.compared(tuple(DENSE))),
+        gpu=gpu,
+        clocks=clocks,
+        shape=tuple(image.shape),
+        torch=torch.__version__,
+        predicted=_predicted(network, image, gpu),
+    )
+
+
+def _admit_dense(turns: Turns, network: PromptIR, image: Tensor, right: Tensor, compile: bool) -> None:
+    for name, peer in DENSE.items():
+        if peer.kind is Kind.COMPILED and not compile:
+            continue
+        try:
+            turns.admit(name, partial(peer, network, image), right, _TOLERANCE)
+        except Exception as error:  # where there is no compiler or no memory, PyTorch raises nearly anything
+            turns.left_out[name] = f"{type(error).__name__}: {error}".splitlines()[0]
+    if not turns.times:
+        reasons = "; ".join(f"{name} {reason}" for name, reason in turns.left_out.items())
+        raise UserError(f"no dense network runs here to compare with: {reasons}")
+
+
+def _gpu(device: torch.device, busy: Call) -> tuple[str, str]:
+    """Return the GPU's name and its clocks while it works, as far as its driver's tool tells them."""
+    if device.type != "cuda":
+        return "none: Triton's interpreter", "-"
+    name, tool = torch.cuda.get_device_name(device), shutil.which("nvidia-smi")
+    if tool is None:
+        return name, "not known: nvidia-smi is not there"
+    # By its UUID: CUDA_VISIBLE_DEVICES counts otherwise.
+    uuid = getattr(torch.cuda.get_device_properties(device), "uuid", None)
+    number = torch.cuda.current_device() if uuid is None else f"GPU-{uuid}"
+    command = [tool, f"--query-gpu={_CLOCKS}", "--format=csv,noheader", f"--id={number}"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as query:
+        while query.poll() is None:
+            busy()
+            torch.cuda.synchronize(device)
+        answer = query.communicate()[0]
+    return name, f"{_CLOCKS}: {answer.strip()}"
+
+
+def _predicted(network: PromptIR, image: Tensor, gpu: str) -> Prediction | None:
+    known = next((name for name, pattern in _NAMES.items() if re.search(pattern, gpu)), None)
+    return predict(network, (image.shape[0], *image.shape[2:]), gpus=[known])[0] if known else None

@@ -1,7 +1,7 @@
-"""Ways to run a dense network on a CPU, each at its best: what a sparse one has to be compared with.
+"""Run a dense network on a CPU in every strong way: what a sparse one has to be compared with.
 
-Every maker in `DENSE` takes a network and an image (B, C, H, W) and returns what restores that image once, by all of PyTorch's
-threads. It raises ImportError where the engine is not installed, and whatever the engine raises where it cannot run the network.
+Each way in `DENSE` is a `Peer`. It takes a network and an image (B, C, H, W) and returns a call that restores
+that image once, on all of PyTorch's threads.
 """
 
 from __future__ import annotations
@@ -13,14 +13,82 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from copy import deepcopy
+from dataclasses import dataclass
+from enum import Enum
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-Call = Callable[[], Tensor]
+from mirl_sparse.performance.timing import Call
+
 Maker = Callable[[nn.Module, Tensor], Call]
+NOT_INSTALLED = "not installed: pip install 'mirl-sparse[peers]'"
+
+
+class Kind(Enum):
+    """List the kinds of ways to run a dense network.
+
+    Attributes:
+        EAGER: PyTorch, operator by operator.
+        COMPILED: PyTorch with torch.compile, which takes a minute or more before the first image.
+        ENGINE: Another inference engine, which is installed apart.
+    """
+
+    EAGER = "eager"
+    COMPILED = "compiled"
+    ENGINE = "engine"
+
+
+@dataclass(frozen=True)
+class Peer:
+    """Describe one way to run a dense network.
+
+    Attributes:
+        make: Builds the call for a network and an image.
+        kind: Kind of the way.
+        modules: Packages that must be installed.
+        bfloat16: Whether it computes in bfloat16.
+        all_processors: Whether it always uses all processors, whatever PyTorch's threads are.
+    """
+
+    make: Maker
+    kind: Kind = Kind.EAGER
+    modules: tuple[str, ...] = ()
+    bfloat16: bool = False
+    all_processors: bool = False
+
+    def unavailable(self) -> str | None:
+        """Return why this way cannot run here, or None where it can."""
+        if any(find_spec(module) is None for module in self.modules):
+            return NOT_INSTALLED
+        if self.bfloat16 and not _has_bfloat16():
+            return "this processor has no bfloat16 instructions"
+        if self.all_processors and torch.get_num_threads() != os.cpu_count():
+            return f"it uses all processors, this compares {torch.get_num_threads()} threads"
+        return None
+
+    def __call__(self, network: nn.Module, image: Tensor) -> Call:
+        """Return a call that restores an image once.
+
+        Args:
+            network: A dense network.
+            image: (B, C, H, W) float32.
+
+        Raises:
+            RuntimeError: This way is unavailable here. An engine that cannot run the network raises its own
+                exceptions.
+        """
+        if reason := self.unavailable():
+            raise RuntimeError(reason)
+        return self.make(network, image)
+
+
+def _has_bfloat16() -> bool:
+    """Return whether bfloat16 is not emulated, which is many times slower than float32."""
+    return bool(getattr(torch.cpu, "_is_avx512_bf16_supported", bool)())
 
 
 def _eager(network: nn.Module, image: Tensor) -> Call:
@@ -28,7 +96,7 @@ def _eager(network: nn.Module, image: Tensor) -> Call:
 
 
 def in_channels_last(network: nn.Module, image: Tensor) -> tuple[nn.Module, Tensor]:
-    """A copy of both whose images and convolutions' weights are laid out so."""
+    """Return a copy of a network and an image whose images and convolution weights are in channels_last."""
     copy = deepcopy(network)
     for weight in (*copy.parameters(), *copy.buffers()):
         if weight.ndim == 4:
@@ -52,25 +120,19 @@ def _compiled_channels_last(network: nn.Module, image: Tensor) -> Call:
     return _compiled(*in_channels_last(network, image))
 
 
-def _needs_bfloat16() -> None:
-    """RuntimeError where it would be emulated, many times slower than float32."""
-    if not getattr(torch.cpu, "_is_avx512_bf16_supported", bool)():
-        raise RuntimeError("this processor has no bfloat16 instructions")
-
-
 def _compiled_bfloat16(network: nn.Module, image: Tensor) -> Call:
-    _needs_bfloat16()
     image = image.bfloat16().contiguous(memory_format=torch.channels_last)
-    # By vectors of 512 bits what is compiled for attention gives NaN (PyTorch 2.13); products and convolutions are oneDNN's anyway.
+    # With vectors of 512 bits, compiled attention gives NaN (PyTorch 2.13); products and convolutions are
+    # oneDNN's anyway.
     call = _compiled(deepcopy(network).bfloat16(), image, **{"cpp.simdlen": 256})
     return lambda: call().float()
 
 
 @contextlib.contextmanager
 def _onnx(network: nn.Module, image: Tensor) -> Iterator[str]:
-    """The network as an ONNX file, for as long as the context lasts."""
+    """Yield the path of the network as an ONNX file, which is removed at the end."""
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of tracing: it says that the size is fixed
+        warnings.simplefilter("ignore")  # tracing warns that the size is fixed
         path = str(Path(folder, "network.onnx"))
         names: dict[str, Any] = {"input_names": ["image"], "output_names": ["restored"]}
         try:
@@ -105,7 +167,6 @@ def _openvino(network: nn.Module, image: Tensor, precision: str = "f32") -> Call
 
 
 def _openvino_bfloat16(network: nn.Module, image: Tensor) -> Call:
-    _needs_bfloat16()
     return _openvino(network, image, "bf16")
 
 
@@ -138,8 +199,6 @@ def _xnnpack(network: nn.Module, image: Tensor) -> Call:
     from executorch.exir import to_edge_transform_and_lower
     from executorch.runtime import Runtime
 
-    if torch.get_num_threads() != os.cpu_count():
-        raise RuntimeError(f"ExecuTorch uses all processors, this compares {torch.get_num_threads()} threads")
     exported = torch.export.export(network, (image,))
     program = to_edge_transform_and_lower(exported, partitioner=[XnnpackPartitioner()]).to_executorch()
     buffer = program.buffer
@@ -154,40 +213,39 @@ def _xnnpack(network: nn.Module, image: Tensor) -> Call:
 
 
 STOCK = "dense eager, stock allocator"  # what one has who installs PyTorch and does nothing else
-DENSE: dict[str, Maker] = {
-    STOCK: _eager,
-    "dense eager": _eager,
-    "dense channels_last": _channels_last,
-    "dense compiled": _compiled,
-    "dense compiled channels_last": _compiled_channels_last,
-    "dense compiled bfloat16": _compiled_bfloat16,
-    "dense ONNX Runtime": _onnx_runtime,
-    "dense OpenVINO": _openvino,
-    "dense OpenVINO bfloat16": _openvino_bfloat16,
-    "dense MNN": _mnn,
-    "dense XNNPACK": _xnnpack,
+DENSE: dict[str, Peer] = {
+    STOCK: Peer(_eager),
+    "dense eager": Peer(_eager),
+    "dense channels_last": Peer(_channels_last),
+    "dense compiled": Peer(_compiled, Kind.COMPILED),
+    "dense compiled channels_last": Peer(_compiled_channels_last, Kind.COMPILED),
+    "dense compiled bfloat16": Peer(_compiled_bfloat16, Kind.COMPILED, bfloat16=True),
+    "dense ONNX Runtime": Peer(_onnx_runtime, Kind.ENGINE, ("onnx", "onnxruntime")),
+    "dense OpenVINO": Peer(_openvino, Kind.ENGINE, ("openvino",)),
+    "dense OpenVINO bfloat16": Peer(_openvino_bfloat16, Kind.ENGINE, ("openvino",), bfloat16=True),
+    "dense MNN": Peer(_mnn, Kind.ENGINE, ("onnx", "MNN")),
+    "dense XNNPACK": Peer(_xnnpack, Kind.ENGINE, ("executorch",), all_processors=True),
 }
-COMPILED = tuple(
-    name for name in DENSE if "compiled" in name
-)  # these take a minute or more before their first image
-ENGINES = (
-    "dense ONNX Runtime",
-    "dense OpenVINO",
-    "dense OpenVINO bfloat16",
-    "dense MNN",
-    "dense XNNPACK",
-)  # installed apart
-EAGER = tuple(name for name in DENSE if name not in COMPILED + ENGINES)
+
+
+def _names(kind: Kind) -> tuple[str, ...]:
+    return tuple(name for name, peer in DENSE.items() if peer.kind is kind)
+
+
+EAGER, COMPILED, ENGINES = _names(Kind.EAGER), _names(Kind.COMPILED), _names(Kind.ENGINE)
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """What engines in C++ print to standard output goes to standard error: the former may be read by a program."""
+    """Send what engines in C++ print to standard output to standard error.
+
+    A program may read standard output.
+    """
     sys.stdout.flush()
-    kept = os.dup(1)
+    stdout = os.dup(1)
     os.dup2(2, 1)
     try:
         yield
     finally:
-        os.dup2(kept, 1)
-        os.close(kept)
+        os.dup2(stdout, 1)
+        os.close(stdout)

@@ -1,0 +1,26 @@
+"""Read and write photos, decide where results go, and restore many photos."""
+
+from mirl_sparse.photos.batches import Restorer, run_jobs
+from mirl_sparse.photos.formats import FORMATS, IMAGE_SUFFIXES
+from mirl_sparse.photos.jobs import Job, list_jobs
+from mirl_sparse.photos.photo import ImageError, Photo, Pixels
+from mirl_sparse.photos.reading import image_size, read_image, read_photo, to_rgb
+from mirl_sparse.photos.writing import write_image, write_photo
+
+__all__ = [
+    "FORMATS",
+    "IMAGE_SUFFIXES",
+    "ImageError",
+    "Job",
+    "Photo",
+    "Pixels",
+    "Restorer",
+    "image_size",
+    "list_jobs",
+    "read_image",
+    "read_photo",
+    "run_jobs",
+    "to_rgb",
+    "write_image",
+    "write_photo",
+]

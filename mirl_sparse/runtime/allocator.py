@@ -1,4 +1,4 @@
-"""The C library's allocator, tuned for large tensors."""
+"""Tune the C library's allocator for large tensors."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ import sys
 
 
 class Allocator:
-    """glibc's malloc, as it comes or tuned for large tensors, switched within the process.
+    """Switch glibc's malloc of this process between its default settings and settings for large tensors.
 
-    As it comes, it hands large tensors back to the system when they are freed, and touching them anew at every call can take a dense
-    network longer than its arithmetic. Elsewhere nothing can be switched.
+    By default, malloc returns a large tensor's memory to the system when the tensor is freed. A dense network
+    that touches new memory at every call can spend more time on that than on its arithmetic. With another C
+    library nothing can be switched.
     """
 
     _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4  # of <malloc.h>
@@ -21,13 +22,17 @@ class Allocator:
         self._libc = ctypes.CDLL(None) if glibc else None
 
     def tune(self) -> bool:
-        """Keep all memory in the process; whether that was possible."""
+        """Keep all freed memory in the process; return whether that was possible."""
         if self._libc is None:
             return False
         return bool(self._libc.mallopt(self._MMAP_MAX, 0) and self._libc.mallopt(self._TRIM_THRESHOLD, -1))
 
     def untune(self) -> None:
-        """What glibc settles at by itself once large tensors have been freed: its greatest dynamic thresholds."""
+        """Undo `tune`, which must have succeeded.
+
+        The thresholds become the greatest that glibc chooses by itself, as it does once large tensors were
+        freed.
+        """
         assert self._libc is not None
         self._libc.mallopt(self._MMAP_MAX, 65536)
         self._libc.mallopt(self._MMAP_THRESHOLD, 32 << 20)

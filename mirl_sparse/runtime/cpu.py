@@ -1,13 +1,11 @@
-"""PromptIR on the C++ kernels: every layer packed once, every buffer planned once per image size."""
+"""Run a network on the C++ kernels, in buffers planned per input size: the engine of the CPU backend."""
 
 from __future__ import annotations
 
-import mmap
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from contextlib import suppress
 from typing import NamedTuple
 
 import torch
@@ -23,7 +21,9 @@ from mirl_kernels.ops.pointwise import PackedPointwise
 from mirl_kernels.ops.prompt import PackedPrompt
 from mirl_sparse.architectures.promptir.config import MULTIPLE
 from mirl_sparse.architectures.promptir.network import PromptIR
-from mirl_sparse.runtime.program import Buffer, Kernels, Program, Slice, Step
+from mirl_sparse.runtime.arena import allocate_arena
+from mirl_sparse.runtime.plan import InputSize, MemoryPlan, level_of, plan_memory
+from mirl_sparse.runtime.program import Kernels, Program, Slice, Step
 
 _KERNELS = Kernels(
     PackedConv,
@@ -31,15 +31,22 @@ _KERNELS = Kernels(
     PackedPrompt,
     lambda mdta, gdfn: PackedBlock(PackedMDTA(*mdta), PackedGDFN(*gdfn)),
 )
-_PLANS_KEPT, _BYTES_KEPT = (
-    2,
-    1 << 30,
-)  # how many sizes' buffers are kept, and how many bytes when another size comes
+_MAX_PLANS = 2  # input sizes whose buffers are cached
+_MAX_CACHED_BYTES = 1 << 30  # of all cached buffers, when an image of a new size comes
+
+_Call = Callable[[Tensor, Tensor], None]  # of the input image and the tensor for the result
 
 
-class Measured(NamedTuple):
-    """What a step did: ``op`` is the name of its kernel; multiply-adds by surviving weights, the bytes that the
-    fused op cannot help moving, and the seconds it took."""
+class StepProfile(NamedTuple):
+    """Tell what one step did, and how long it took.
+
+    Attributes:
+        name: The step's name, that of its layer or block.
+        op: The name of its kernel.
+        macs: Multiply-adds by surviving weights.
+        bytes: Bytes that the fused op must move at least.
+        seconds: Its time.
+    """
 
     name: str
     op: str
@@ -48,136 +55,114 @@ class Measured(NamedTuple):
     seconds: float
 
 
-def _place(wanted: list[tuple[int, int, int]]) -> tuple[list[int], int]:
-    """Where each of the stretches (first step, last step, floats) goes in one arena, and how long that is: the
-    largest first, each at the lowest place that is free while it is wanted."""
-    placed: list[int] = []
-    starts = [0] * len(wanted)
-    for i in sorted(range(len(wanted)), key=lambda i: -wanted[i][2]):
-        first, last, floats = wanted[i]
-        for j in sorted(placed, key=lambda j: starts[j]):
-            if wanted[j][0] <= last and first <= wanted[j][1]:
-                if starts[j] - starts[i] >= floats:
-                    break
-                starts[i] = max(starts[i], starts[j] + wanted[j][2])
-        placed.append(i)
-    return starts, max(start + want[2] for start, want in zip(starts, wanted, strict=True))
+class _BoundPlan:
+    """A memory plan with its memory, and one call for each step of the program."""
 
-
-class _Plan:
-    """A program bound to the buffers of one input size, which share one arena: a buffer's memory is used again
-    once its last reader is through. Without ``memory`` it only says how many ``bytes`` that takes."""
-
-    def __init__(self, steps: list[Step], batch: int, height: int, width: int, memory: bool = True) -> None:
-        def side(level: int) -> tuple[int, int]:
-            return height >> level, width >> level
-
-        used: dict[Buffer, list[int]] = {}  # by which steps
-        scratch: dict[int, int] = {}  # floats
-        for i, step in enumerate(steps):
-            for part in (step.x, step.y):
-                if part:
-                    used.setdefault(part.buffer, []).append(i)
-            level = step.x.buffer.level if step.x else 0
-            if n := step.op.scratch_floats(batch, *side(level)):
-                scratch[i] = n
-
-        def floats(buffer: Buffer) -> int:
-            h, w = side(buffer.level)
-            return batch * h * buffer.channels * cpu.padded(w)
-
-        def whole(n: int) -> int:
-            return -(-n // 64) * 64  # 256 bytes
-
-        wanted = [(steps[0], steps[-1], whole(floats(buffer))) for buffer, steps in used.items()]
-        starts, size = _place(wanted + [(i, i, whole(n)) for i, n in scratch.items()])
-        start = dict(zip([*used, *scratch], starts, strict=True))
-
-        self.bytes = 4 * size
-        self.calls: list[Callable[[Tensor, Tensor], None]] = []
-        if not memory:
-            return
-        # Huge pages, where the system has them: fewer of them are looked up, and touched for the first time.
-        private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
+    def __init__(self, steps: list[Step], plan: MemoryPlan) -> None:
+        self.bytes, self._plan = plan.bytes, plan
         try:
-            mapped = mmap.mmap(-1, self.bytes, **private)
+            self._arena = allocate_arena(plan.bytes)
         except OSError:
-            raise MemoryError(f"the buffers for {height}x{width} take {self.bytes / 1e9:.1f} GB") from None
-        if hasattr(mmap, "MADV_HUGEPAGE"):
-            with suppress(OSError):  # a kernel that was built without them
-                mapped.madvise(mmap.MADV_HUGEPAGE)
-        arena = torch.frombuffer(mapped, dtype=torch.float32)
+            size = f"{plan.size.height}x{plan.size.width}"
+            raise MemoryError(f"the buffers for {size} take {plan.bytes / 1e9:.1f} GB") from None
+        self.calls = [self._bind(i, step) for i, step in enumerate(steps)]
 
-        def view(part: Slice) -> Tensor:
-            h, w = side(part.buffer.level)
-            image = arena[start[part.buffer] :][: floats(part.buffer)].view(batch, h, -1, cpu.padded(w))
-            return image.permute(0, 2, 1, 3)[:, part.first : part.last, :, :w]
+    def _view(self, part: Slice) -> Tensor:
+        """Return the channels of a buffer as a tensor (B, C, H, W); in memory it is (B, H, C, padded W)."""
+        batch, height, width = self._plan.size.at(part.buffer.level)
+        start, floats = self._plan.buffers[part.buffer], self._plan.size.floats(part.buffer)
+        rows = self._arena[start:][:floats].view(batch, height, -1, cpu.padded(width))
+        return rows.permute(0, 2, 1, 3)[:, part.first : part.last, :, :width]
 
-        def bind(i: int, step: Step) -> Callable[[Tensor, Tensor], None]:
-            op = step.op
-            if step.y is None:
-                assert isinstance(op, PackedConv)
-                assert step.x
-                last = view(step.x)
-                return lambda image, result: op.bind(last, result, residual=image)()
-            y = view(step.y)
-            if step.x is None:
-                return lambda image, _: op.bind(image, y)()
-            x, own = view(step.x), arena[start[i] :][: scratch[i]] if i in scratch else None
-            call = op.bind(x, y, own)
-            return lambda *_: call()
+    def _scratch(self, i: int) -> Tensor | None:
+        if i not in self._plan.scratch:
+            return None
+        start, floats = self._plan.scratch[i]
+        return self._arena[start:][:floats]
 
-        self.calls = [bind(i, step) for i, step in enumerate(steps)]
+    def _bind(self, i: int, step: Step) -> _Call:
+        """Return the i-th step's call. Only the image and the result are bound later, when it is called."""
+        op = step.op
+        if step.y is None:
+            assert isinstance(op, PackedConv)
+            assert step.x
+            features = self._view(step.x)
+            return lambda image, result: op.bind(features, result, residual=image)()
+        y = self._view(step.y)
+        if step.x is None:
+            return lambda image, _: op.bind(image, y)()
+        call = op.bind(self._view(step.x), y, self._scratch(i))
+        return lambda *_: call()
 
 
-class Engine:
-    """A PromptIR packed for the C++ kernels. Several threads may call it: each takes buffers of its own."""
+class CpuEngine:
+    """Run a PromptIR that is packed for the C++ kernels.
+
+    Several threads may call it: each gets buffers of its own. Buffers are cached for the last two input
+    sizes.
+
+    Args:
+        network: Its weights are packed at once; later changes of them do not count.
+
+    Raises:
+        BackendError: If the weights are not on the CPU, or the kernels were not built.
+    """
 
     def __init__(self, network: PromptIR) -> None:
         if (device := network.output.weight.device).type != "cpu":
             raise BackendError(
                 f'weights are on {device}; expected the CPU: move them, or use backend="reference"'
             )
-        self._plans: OrderedDict[tuple[int, int, int], _Plan] = OrderedDict()
+        self._plans: OrderedDict[InputSize, _BoundPlan] = OrderedDict()
         self._lock = threading.Lock()  # of the plans
         with torch.no_grad():
             self._steps = Program(network, _KERNELS).steps
 
     def __call__(self, image: Tensor) -> Tensor:
-        """(B, 3, H, W) float32 on the CPU, H and W multiples of 8, to a new tensor of that shape."""
+        """Restore an image.
+
+        Args:
+            image: (B, 3, H, W) float32 on the CPU, H and W multiples of 8.
+
+        Returns:
+            A new tensor of the same shape.
+
+        Raises:
+            ValueError: If H or W is not a multiple of 8.
+            BackendError: If the image is of another dtype, or on another device.
+            MemoryError: If there is not enough memory for the buffers.
+        """
         return self._run(image, lambda call, x, y: call(x, y))
 
     def has_plan(self, image: Tensor) -> bool:
-        """Whether the buffers for an image of that shape are there already."""
-        return (len(image), *image.shape[2:]) in self._plans
+        """Return whether the buffers for an image of this shape are cached."""
+        return _size(image) in self._plans
+
+    def required_bytes(self, batch: int, height: int, width: int) -> int:
+        """Return how much memory, in bytes, the buffers for (batch, 3, height, width) take."""
+        return plan_memory(self._steps, InputSize(batch, height, width)).bytes
 
     @property
-    def kept(self) -> int:
-        """Bytes of buffers that are kept for the next image of their sizes."""
+    def cached_bytes(self) -> int:
+        """Return the size of all cached buffers in bytes."""
         with self._lock:
             return sum(plan.bytes for plan in self._plans.values())
 
     def release(self) -> None:
-        """Keep no buffers."""
+        """Free all cached buffers."""
         with self._lock:
             self._plans.clear()
 
     def calls(self, batch: int, height: int, width: int) -> list[tuple[cpu.Packed, tuple[int, int, int]]]:
-        """Each step's op and the (B, H, W) that it is called on for an image of (batch, 3, height, width)."""
-        levels = [step.x.buffer.level if step.x else 0 for step in self._steps]
-        return [
-            (step.op, (batch, height >> n, width >> n)) for step, n in zip(self._steps, levels, strict=True)
-        ]
+        """Return each step's op and the (B, H, W) of its input, for an image (batch, 3, height, width)."""
+        size = InputSize(batch, height, width)
+        return [(step.op, size.at(level_of(step))) for step in self._steps]
 
-    def bytes(self, batch: int, height: int, width: int) -> int:
-        """How much memory the buffers for (B, 3, H, W) take."""
-        return _Plan(self._steps, batch, height, width, memory=False).bytes
-
-    def profile(self, image: Tensor) -> list[Measured]:
-        """Run once, and measure each step."""
+    def profile(self, image: Tensor) -> list[StepProfile]:
+        """Restore an image (B, 3, H, W) once; return the time and the work of each step."""
         seconds = []
 
-        def timed(call: Callable[[Tensor, Tensor], None], x: Tensor, y: Tensor) -> None:
+        def timed(call: _Call, x: Tensor, y: Tensor) -> None:
             begin = time.perf_counter()
             call(x, y)
             seconds.append(time.perf_counter() - begin)
@@ -185,34 +170,44 @@ class Engine:
         self._run(image, timed)
         batch, _, height, width = image.shape
         return [
-            Measured(step.name, type(op).__name__.removeprefix("Packed"), *op.work(*shape), taken)
+            StepProfile(step.name, type(op).__name__.removeprefix("Packed"), *op.work(*shape), taken)
             for step, (op, shape), taken in zip(
                 self._steps, self.calls(batch, height, width), seconds, strict=True
             )
         ]
 
     @torch.no_grad()
-    def _run(
-        self, image: Tensor, run: Callable[[Callable[[Tensor, Tensor], None], Tensor, Tensor], None]
-    ) -> Tensor:
-        batch, _, height, width = image.shape
-        if height % MULTIPLE or width % MULTIPLE:
-            raise ValueError(f"input is {height}x{width}; expected multiples of {MULTIPLE}")
-        key = batch, height, width
-        with self._lock:
-            plan = self._plans.pop(key, None)  # ours alone until it is put back
-            if plan is None and sum(kept.bytes for kept in self._plans.values()) > _BYTES_KEPT:
-                self._plans.clear()
-        if plan is None:
-            with torch.inference_mode(
-                False
-            ):  # else a later call outside of that mode might not write to them
-                plan = _Plan(self._steps, *key)
+    def _run(self, image: Tensor, run: Callable[[_Call, Tensor, Tensor], None]) -> Tensor:
+        """Make each step's call through ``run(call, image, result)``; return the result."""
+        size = _size(image)
+        if size.height % MULTIPLE or size.width % MULTIPLE:
+            raise ValueError(f"input is {size.height}x{size.width}; expected multiples of {MULTIPLE}")
+        plan = self._take_plan(size)
         result = torch.empty_like(image)
         for call in plan.calls:
             run(call, image, result)
-        with self._lock:
-            self._plans[key] = plan
-            while len(self._plans) > _PLANS_KEPT:
-                self._plans.popitem(last=False)
+        self._put_back(size, plan)
         return result
+
+    def _take_plan(self, size: InputSize) -> _BoundPlan:
+        """Return a plan for the caller alone, until it is put back: from the cache, or a new one."""
+        with self._lock:
+            plan = self._plans.pop(size, None)
+            if plan is None and sum(p.bytes for p in self._plans.values()) > _MAX_CACHED_BYTES:
+                self._plans.clear()
+        if plan is None:
+            # Buffers made in inference mode could not be written to by a later call outside of that mode.
+            with torch.inference_mode(False):
+                plan = _BoundPlan(self._steps, plan_memory(self._steps, size))
+        return plan
+
+    def _put_back(self, size: InputSize, plan: _BoundPlan) -> None:
+        with self._lock:
+            self._plans[size] = plan
+            while len(self._plans) > _MAX_PLANS:
+                self._plans.popitem(last=False)
+
+
+def _size(image: Tensor) -> InputSize:
+    batch, _, height, width = image.shape
+    return InputSize(batch, height, width)

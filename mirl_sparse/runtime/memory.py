@@ -1,39 +1,65 @@
-"""How much memory is left, on the machine, in its container, on a GPU."""
+"""Ask how much memory is free: on the machine, in its container, on a GPU."""
 
 from __future__ import annotations
 
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
-# A container's limit and what it uses (control groups, version 2 and 1); of the latter, what files of its disk take can be had back.
-_CONTAINERS = [
-    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory.stat", "inactive_file"),
-    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes",
-     "/sys/fs/cgroup/memory/memory.stat", "total_inactive_file"),
-]  # fmt: skip
+
+class _ControlGroup(NamedTuple):
+    """The files in which Linux tells the memory of a container, and the name of a count in the last one.
+
+    The count is of memory that cached files take, which is freed when it is needed.
+    """
+
+    limit: str
+    usage: str
+    statistics: str
+    cached_files: str
+
+
+_V1 = "/sys/fs/cgroup/memory"
+_V2 = "/sys/fs/cgroup"
+_CONTROL_GROUPS = [
+    _ControlGroup(f"{_V2}/memory.max", f"{_V2}/memory.current", f"{_V2}/memory.stat", "inactive_file"),
+    _ControlGroup(
+        f"{_V1}/memory.limit_in_bytes",
+        f"{_V1}/memory.usage_in_bytes",
+        f"{_V1}/memory.stat",
+        "total_inactive_file",
+    ),
+]
+
+
+def _counts(path: str) -> dict[str, int]:
+    """Return the numbers of a file whose lines are ``name number`` or ``name: number unit``."""
+    lines = (line.split() for line in Path(path).read_text().splitlines())
+    return {words[0].rstrip(":"): int(words[1]) for words in lines if len(words) > 1}
 
 
 def available_memory() -> int | None:
-    """Bytes of memory that could be used now, where the system says so: the machine's, or what a container leaves of it."""
+    """Return how much memory can be used now, in bytes, or None if the system does not tell.
 
-    def values(path: str) -> dict[str, int]:
-        lines = (line.split() for line in Path(path).read_text().splitlines())
-        return {words[0].rstrip(":"): int(words[1]) for words in lines if len(words) > 1}
-
-    found = []
-    with suppress(OSError, ValueError, KeyError):
-        found.append(1024 * values("/proc/meminfo")["MemAvailable"])
-    for limit, used, statistics, files in _CONTAINERS:
-        with suppress(OSError, ValueError, KeyError):  # no such limit: the file says "max", or is not there
-            free = int(Path(limit).read_text()) - int(Path(used).read_text())
-            found.append(max(0, free + values(statistics)[files]))
-    return min(found, default=None)
+    It is what the machine has free, or what the limit of the container leaves, if that is less.
+    """
+    free = []
+    with suppress(OSError, ValueError, KeyError):  # not Linux
+        free.append(1024 * _counts("/proc/meminfo")["MemAvailable"])
+    for group in _CONTROL_GROUPS:
+        with suppress(OSError, ValueError, KeyError):  # no limit: the file says "max", or is not there
+            unused = int(Path(group.limit).read_text()) - int(Path(group.usage).read_text())
+            free.append(max(0, unused + _counts(group.statistics)[group.cached_files]))
+    return min(free, default=None)
 
 
 def available_on(device: torch.device) -> int | None:
-    """Bytes that could be used now on a device, those included that PyTorch has reserved there and does not use."""
+    """Return how much memory of a device can be used now, in bytes, or None if that is not known.
+
+    On a GPU, it includes what PyTorch has reserved and does not use.
+    """
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + unused

@@ -1,4 +1,4 @@
-"""PromptIR as a list of steps on buffers, whatever computes them."""
+"""Write PromptIR as a list of steps on buffers, whatever computes them."""
 
 from __future__ import annotations
 
@@ -9,11 +9,18 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from mirl_sparse.architectures.promptir.network import PromptBlock, PromptIR, TransformerBlock
+from mirl_sparse.architectures.promptir.topology import DecoderLevel, Stage, UNet, layers_of, unet
 
 
 class Kernels(NamedTuple):
-    """What packs each kind of layer: ``conv(weight, shuffle=1)``, ``pointwise(weight)``, ``prompt(linear_weight, linear_bias,
-    prompt_param, conv3x3)``, and ``block(mdta, gdfn)`` of the arguments of both references behind x."""
+    """Name what packs each kind of layer.
+
+    Attributes:
+        conv: Called as ``conv(weight, shuffle=1)``.
+        pointwise: Called as ``pointwise(weight)``.
+        prompt: Called as ``prompt(linear_weight, linear_bias, prompt_param, conv3x3)``.
+        block: Called as ``block(mdta, gdfn)``, by the arguments of both references behind x.
+    """
 
     conv: Callable[..., Any]
     pointwise: Callable[..., Any]
@@ -23,18 +30,19 @@ class Kernels(NamedTuple):
 
 @dataclass(eq=False)
 class Buffer:
-    """An image of ``channels`` channels at 1/2^level of the input's side."""
+    """Stand for an image of ``channels`` channels at 1/2^``level`` of the input's height and width."""
 
     channels: int
     level: int
 
     def slice(self, first: int = 0, last: int | None = None) -> Slice:
+        """Return the channels from ``first`` up to ``last``, which is excluded; None is the end."""
         return Slice(self, first, self.channels if last is None else last)
 
 
 @dataclass(frozen=True)
 class Slice:
-    """Channels of a buffer."""
+    """Stand for the channels of a buffer from ``first`` up to ``last``, which is excluded."""
 
     buffer: Buffer
     first: int
@@ -43,7 +51,14 @@ class Slice:
 
 @dataclass(frozen=True)
 class Step:
-    """``y`` = op(x). The first step's x is the input image; the last step's y the result, to which the image is added."""
+    """Compute ``y`` = op(x).
+
+    Attributes:
+        name: Name of the module that the step stands for.
+        op: What `Kernels` has packed.
+        x: The input; None in the first step, whose input is the image.
+        y: The output; None in the last step, whose output is the result. The image is added to it.
+    """
 
     name: str
     op: Any
@@ -52,72 +67,80 @@ class Step:
 
 
 class Program:
-    """The network as a list of steps. Blocks work in place, and what will be concatenated is written side by side in the first place."""
+    """List the steps of a network.
+
+    Blocks work in place, and what will be concatenated is written side by side in the first place.
+
+    Args:
+        network: What the steps compute.
+        kernels: What packs its layers.
+
+    Attributes:
+        steps: The steps in the order in which they run.
+    """
 
     def __init__(self, network: PromptIR, kernels: Kernels) -> None:
         self.steps: list[Step] = []
-        self._kernels = kernels
-        self._network = n = network
-        d, prompts = n.config.dim, n.config.prompt_dims
-        above = [len(self._weight(up)) // 4 for up in ("up2_1", "up3_2", "up4_3")]
-        joined = [
-            Buffer(c + (d << level), level) for level, c in enumerate(above)
-        ]  # [upsampled, encoder's result]
+        self._network, self._kernels = network, kernels
+        net = unet(network.config)
+        # Per resolution: the upsampled features, and the encoder's result behind them. A shuffle leaves a
+        # quarter of the channels.
+        ups = [level.up.outputs // 4 for level in reversed(net.decoder)]
+        encoded = [level.blocks for level in net.encoder]
+        joined = [Buffer(up + stage.outputs, stage.level) for up, stage in zip(ups, encoded, strict=True)]
+        skips = [buffer.slice(up) for buffer, up in zip(joined, ups, strict=True)]
+        x = self._encode(net, skips)
+        for decoder, lower in zip(net.decoder, [*net.decoder[1:], None], strict=True):
+            x = self._mix_prompt(decoder, x)
+            up = decoder.up
+            target = joined[up.level - 1]
+            self._conv(up, x, target.slice(0, up.outputs // 4), shuffle=2)
+            x = target.slice()
+            if decoder.reduce_skip is not None and lower is not None:
+                x = self._pointwise(decoder.reduce_skip, x, _before_prompt(lower))
+            x = self._blocks(decoder.blocks, x)
+        self._conv(net.output, self._blocks(net.refinement, x), None)
 
-        def with_prompt(width: int, level: int) -> Slice:
-            """A level's features, with room for its prompt behind them."""
-            return Buffer(width + prompts[level - 1], level).slice(0, width)
+    def _encode(self, net: UNet, skips: list[Slice]) -> Slice:
+        """Add the steps down to the lowest resolution; each encoder's result goes to its skip."""
+        self._conv(net.embed, None, x := skips[0])
+        for encoder, target in zip(net.encoder, [*skips[1:], _before_prompt(net.decoder[0])], strict=True):
+            self._conv(encoder.down, self._blocks(encoder.blocks, x), target, shuffle=-2)
+            x = target
+        return self._blocks(net.latent, x)
 
-        x = self._add("patch_embed", kernels.conv(n.patch_embed.proj.weight), None, joined[0].slice(above[0]))
-        for level, down in ((1, "down1_2"), (2, "down2_3"), (3, "down3_4")):
-            target = joined[level].slice(above[level]) if level < 3 else with_prompt(d << level, level)
-            conv = kernels.conv(self._weight(down), shuffle=-2)
-            x = self._add(down, conv, self._stage(f"encoder_level{level}", x), target)
-        for level, stage, up, reduce in ((3, "latent", "up4_3", "reduce_chan_level3"),
-                                         (2, "decoder_level3", "up3_2", "reduce_chan_level2"),
-                                         (1, "decoder_level2", "up2_1", None)):  # fmt: skip
-            x = self._stage(stage, x)
-            block = n.get_submodule(f"prompt{level}")
-            assert isinstance(block, PromptBlock)
-            linear = block.linear_layer
-            prompt = kernels.prompt(linear.weight, linear.bias, block.prompt_param, block.conv3x3.weight)
-            self._add(f"prompt{level}", prompt, x, x.buffer.slice(x.last))
-            x = self._stage(f"noise_level{level}", x.buffer.slice())
-            noise = f"reduce_noise_level{level}"
-            x = self._pointwise(noise, x, Buffer(len(self._weight(noise)), level).slice())
-            below = level - 1
-            conv = kernels.conv(self._weight(up), shuffle=2)
-            x = self._add(up, conv, x, joined[below].slice(0, above[below])).buffer.slice()
-            if reduce:
-                x = self._pointwise(reduce, x, with_prompt(len(self._weight(reduce)), below))
-        x = self._stage("refinement", self._stage("decoder_level1", x))
-        self.steps.append(Step("output", kernels.conv(n.output.weight), x, None))
+    def _mix_prompt(self, decoder: DecoderLevel, x: Slice) -> Slice:
+        """Add the steps that put a prompt behind the features and mix the two."""
+        module = self._network.get_submodule(decoder.prompt.name)
+        assert isinstance(module, PromptBlock)
+        prompt = self._kernels.prompt(*module.weights)
+        self.steps.append(Step(decoder.prompt.name, prompt, x, x.buffer.slice(x.last)))
+        x = self._blocks(decoder.mix, x.buffer.slice())
+        reduce = decoder.reduce_prompt
+        return self._pointwise(reduce, x, Buffer(reduce.outputs, reduce.level).slice())
 
-    def _weight(self, name: str) -> Tensor:
-        weight = self._network.get_submodule(name).weight
+    def _blocks(self, stage: Stage, x: Slice) -> Slice:
+        for name in stage.blocks:
+            block = self._network.get_submodule(name)
+            assert isinstance(block, TransformerBlock)
+            self.steps.append(Step(name, self._kernels.block(block.mdta_weights, block.gdfn_weights), x, x))
+        return x
+
+    def _pointwise(self, stage: Stage, x: Slice, y: Slice) -> Slice:
+        self.steps.append(Step(stage.name, self._kernels.pointwise(self._weight(stage)), x, y))
+        return y
+
+    def _conv(self, stage: Stage, x: Slice | None, y: Slice | None, shuffle: int = 1) -> None:
+        self.steps.append(Step(stage.name, self._kernels.conv(self._weight(stage), shuffle=shuffle), x, y))
+
+    def _weight(self, stage: Stage) -> Tensor:
+        """Return the weight of a stage that is one convolution."""
+        (layer,) = layers_of(stage)
+        weight = self._network.get_submodule(layer.name).weight
         assert isinstance(weight, Tensor)
         return weight
 
-    def _add(self, name: str, op: Any, x: Slice | None, y: Slice) -> Slice:
-        self.steps.append(Step(name, op, x, y))
-        return y
 
-    def _pointwise(self, name: str, x: Slice, y: Slice) -> Slice:
-        return self._add(name, self._kernels.pointwise(self._weight(name)), x, y)
-
-    def _stage(self, where: str, x: Slice) -> Slice:
-        stage = self._network.get_submodule(where)
-        for name, block in stage.named_modules(prefix=where):
-            if isinstance(block, TransformerBlock):
-                a, n, f, m = block.attn, block.norm1.body, block.ffn, block.norm2.body
-                mdta = (
-                    n.weight,
-                    n.bias,
-                    a.qkv.weight,
-                    a.qkv_dwconv.weight,
-                    a.temperature,
-                    a.project_out.weight,
-                )
-                gdfn = m.weight, m.bias, f.project_in.weight, f.dwconv.weight, f.project_out.weight
-                self._add(name, self._kernels.block(mdta, gdfn), x, x)
-        return x
+def _before_prompt(decoder: DecoderLevel) -> Slice:
+    """Return a new place for features, with room for their prompt behind them."""
+    return Buffer(decoder.mix.inputs, decoder.mix.level).slice(0, decoder.prompt.inputs)

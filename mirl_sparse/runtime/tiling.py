@@ -1,4 +1,4 @@
-"""Restoring an image by overlapping tiles, where it does not fit into memory as a whole."""
+"""Restore images that do not fit into memory as a whole, by overlapping tiles."""
 
 from __future__ import annotations
 
@@ -10,28 +10,41 @@ from torch import Tensor
 from mirl_sparse.architectures.promptir.config import MULTIPLE
 from mirl_sparse.errors import UserError
 
-OVERLAP = 64  # pixels that neighbouring tiles share, blended from one to the other
-SMALLEST = 128  # side of a tile: below, most of it would be overlap
+OVERLAP = 64  # pixels that two neighbouring tiles share; there the result fades from one to the other
+SMALLEST = 128  # side of a tile, in pixels: smaller ones would be mostly overlap
 
 
-def _up(n: int) -> int:
+def _rounded_up(n: int) -> int:
     return -(-n // MULTIPLE) * MULTIPLE
 
 
 def tile_size(height: int, width: int, limit: int, needs: Callable[[int, int], int]) -> tuple[int, int]:
-    """The largest equal tiles of an image (sides multiples of 8) that need no more than ``limit`` bytes each,
-    by what ``needs(height, width)`` says; the whole image where that fits. UserError when none do."""
+    """Return the size of the largest equal tiles of an image that need no more memory than the limit.
+
+    Args:
+        height: Of the image, a multiple of 8.
+        width: Of the image, a multiple of 8.
+        limit: In bytes.
+        needs: Returns how many bytes a tile of (height, width) needs.
+
+    Returns:
+        (height, width) of a tile, multiples of 8; those of the image if it needs no tiles.
+
+    Raises:
+        UserError: If even small tiles need more memory.
+    """
     down = across = 1
     while True:
-        tile_height = _up(-(-(height + (down - 1) * OVERLAP) // down))
-        tile_width = _up(-(-(width + (across - 1) * OVERLAP) // across))
+        tile_height = _rounded_up(-(-(height + (down - 1) * OVERLAP) // down))
+        tile_width = _rounded_up(-(-(width + (across - 1) * OVERLAP) // across))
         need = needs(tile_height, tile_width)
         if need <= limit:
             return tile_height, tile_width
         if max(tile_height, tile_width) <= SMALLEST:
             raise UserError(
-                f"at most {limit / 1e6:,.0f} MB of memory may be used; even tiles of {tile_height}x{tile_width} need"
-                f" {need / 1e6:,.0f} MB: allow that much, or give a smaller image or ticket"
+                f"at most {limit / 1e6:,.0f} MB of memory may be used; even tiles of"
+                f" {tile_height}x{tile_width} need {need / 1e6:,.0f} MB: allow that much, or give a smaller"
+                " image or ticket"
             )
         if tile_height >= tile_width:
             down += 1
@@ -40,15 +53,14 @@ def tile_size(height: int, width: int, limit: int, needs: Callable[[int, int], i
 
 
 def _starts(length: int, tile: int) -> list[int]:
-    """Where tiles begin, evenly, sharing OVERLAP pixels or more."""
+    """Return where the tiles of one axis begin: evenly, such that neighbours share OVERLAP pixels or more."""
     count = 1 if tile >= length else -(-(length - OVERLAP) // (tile - OVERLAP))
-    return [
-        round(i * (length - tile) / max(1, count - 1)) // MULTIPLE * MULTIPLE for i in range(count - 1)
-    ] + [length - tile]
+    last = length - tile
+    return [round(i * last / max(1, count - 1)) // MULTIPLE * MULTIPLE for i in range(count - 1)] + [last]
 
 
 def _ramp(tile: int, start: int, length: int) -> Tensor:
-    """The weight of each of a tile's rows or columns: rising over the overlap with a neighbour, never zero."""
+    """Return the weight of each row or column of a tile; it rises over the overlap, and is never zero."""
     weight = torch.ones(tile)
     rise = (torch.arange(OVERLAP) + 0.5) / OVERLAP
     if start > 0:
@@ -59,7 +71,7 @@ def _ramp(tile: int, start: int, length: int) -> Tensor:
 
 
 def tiles(height: int, width: int, tile: tuple[int, int]) -> Iterator[tuple[slice, slice, Tensor]]:
-    """(rows, columns, weight of each pixel) of every tile."""
+    """Yield the rows, the columns, and the weights (tile height, tile width) of every tile of an image."""
     for y in _starts(height, tile[0]):
         for x in _starts(width, tile[1]):
             weight = _ramp(tile[0], y, height)[:, None] * _ramp(tile[1], x, width)
@@ -67,7 +79,16 @@ def tiles(height: int, width: int, tile: tuple[int, int]) -> Iterator[tuple[slic
 
 
 def restore_by_tiles(image: Tensor, tile: tuple[int, int], run: Callable[[Tensor], Tensor]) -> Tensor:
-    """``run`` on every tile of image (B, C, H, W), blended linearly where they overlap."""
+    """Restore an image tile by tile; blend the tiles linearly where they overlap.
+
+    Args:
+        image: (B, C, H, W), the sides multiples of 8.
+        tile: (height, width) as of `tile_size`.
+        run: Restores one tile, (B, C, *tile), to the same shape.
+
+    Returns:
+        A new tensor of the image's shape.
+    """
     total, weights = torch.zeros_like(image), image.new_zeros(image.shape[2:])
     for rows, columns, weight in tiles(image.shape[2], image.shape[3], tile):
         weight = weight.to(image)

@@ -1,5 +1,8 @@
-"""Swap the layers of any pruned network for sparse ones."""
+"""Swap the layers and blocks of any pruned network for sparse ones, for one target."""
 
-from mirl_sparse.sparsification.sparsify import ConversionReport, ConvertedLayer, sparsify
+from mirl_sparse.sparsification.cpu import CpuTarget
+from mirl_sparse.sparsification.report import SparsifiedLayer, SparsityReport
+from mirl_sparse.sparsification.sparsify import sparsify, sparsify_for
+from mirl_sparse.sparsification.target import ConversionTarget
 
-__all__ = ["ConversionReport", "ConvertedLayer", "sparsify"]
+__all__ = ["ConversionTarget", "CpuTarget", "SparsifiedLayer", "SparsityReport", "sparsify", "sparsify_for"]

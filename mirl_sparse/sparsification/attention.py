@@ -9,16 +9,29 @@ from torch.nn import functional as F
 from mirl_kernels.ops.linear import PackedLinear
 
 
-class SparseAttention(nn.Module):
-    """`torch.nn.MultiheadAttention`, its projections by surviving weights; same arguments, same results in eval mode.
+def attention_refusal(dense: nn.MultiheadAttention) -> str | None:
+    """Return why an attention layer has no sparse form, None where it has one."""
+    if dense.bias_k is not None or dense.bias_v is not None or dense.add_zero_attn:
+        return "attention with add_bias_kv or add_zero_attn has no sparse form"
+    return None
 
-    ValueError for one that adds keys and values of its own (``add_bias_kv``, ``add_zero_attn``).
+
+class SparseAttention(nn.Module):
+    """Compute `torch.nn.MultiheadAttention` with projections by surviving weights.
+
+    It takes the same arguments and gives the same results as the dense layer in eval mode.
+
+    Args:
+        dense: The layer whose projections are packed.
+
+    Raises:
+        ValueError: The layer adds keys and values of its own (``add_bias_kv``, ``add_zero_attn``).
     """
 
     def __init__(self, dense: nn.MultiheadAttention) -> None:
         super().__init__()
-        if dense.bias_k is not None or dense.bias_v is not None or dense.add_zero_attn:
-            raise ValueError("attention with add_bias_kv or add_zero_attn has no sparse form")
+        if reason := attention_refusal(dense):
+            raise ValueError(reason)
         self.heads, self.batch_first = dense.num_heads, dense.batch_first
         self.in_proj_bias = None  # torch.nn.TransformerEncoderLayer looks here before it takes a fast path
         if dense.in_proj_weight is not None:
@@ -40,7 +53,25 @@ class SparseAttention(nn.Module):
         average_attn_weights: bool = True,
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """As `torch.nn.MultiheadAttention.forward`; ``is_causal`` is a hint beside attn_mask there and here."""
+        """Compute attention as `torch.nn.MultiheadAttention.forward` does.
+
+        Args:
+            query: (tokens, C), or (B, tokens, C), or (tokens, B, C) without ``batch_first``.
+            key: As ``query``, with ``kdim`` channels.
+            value: As ``key``, with ``vdim`` channels.
+            key_padding_mask: (B, key tokens); True for keys to leave out, or values to add to the logits.
+            need_weights: Return the attention weights as well.
+            attn_mask: (query tokens, key tokens) or (B * heads, query tokens, key tokens); True for pairs to
+                leave out, or values to add to the logits.
+            average_attn_weights: Return the mean of the weights over the heads.
+            is_causal: A hint about ``attn_mask``; it changes nothing.
+
+        Returns:
+            The result, of the query's shape, and the attention weights or None.
+
+        Raises:
+            RuntimeError: ``is_causal`` comes without ``attn_mask``.
+        """
         if is_causal and attn_mask is None:
             raise RuntimeError(
                 "is_causal is given without attn_mask; expected both: it is a hint about that mask"
@@ -50,21 +81,8 @@ class SparseAttention(nn.Module):
             query, key, value = (t.transpose(0, 1) for t in (query, key, value))
         elif not batched:
             query, key, value = (t[None] for t in (query, key, value))
-        batch, count, width = query.shape
-
-        def split(t: Tensor) -> Tensor:  # (B, heads, tokens, width / heads)
-            return t.unflatten(-1, (self.heads, -1)).transpose(1, 2)
-
-        q, k, v = split(self.q(query)), split(self.k(key)), split(self.v(value))
-        mask = None
-        if attn_mask is not None:
-            mask = (
-                attn_mask if attn_mask.ndim == 2 else attn_mask.view(batch, self.heads, *attn_mask.shape[1:])
-            )
-            mask = _additive(mask, q)
-        if key_padding_mask is not None:
-            padding = _additive(key_padding_mask.view(batch, 1, 1, -1), q)
-            mask = padding if mask is None else mask + padding
+        q, k, v = map(self._split, (self.q(query), self.k(key), self.v(value)))
+        mask = self._mask(q, attn_mask, key_padding_mask)
         weights = None
         if need_weights:
             logits = q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5
@@ -73,14 +91,30 @@ class SparseAttention(nn.Module):
             weights = weights.mean(1) if average_attn_weights else weights
         else:
             mixed = F.scaled_dot_product_attention(q, k, v, mask)
-        result = self.out(mixed.transpose(1, 2).reshape(batch, count, width))
+        result = self.out(mixed.transpose(1, 2).reshape(query.shape))
         if not batched:
             return result[0], None if weights is None else weights[0]
         return result if self.batch_first else result.transpose(0, 1), weights
 
+    def _split(self, t: Tensor) -> Tensor:
+        """Return (B, tokens, C) as (B, heads, tokens, C / heads)."""
+        return t.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+    def _mask(self, q: Tensor, attn_mask: Tensor | None, key_padding_mask: Tensor | None) -> Tensor | None:
+        """Return both masks as one that is added to the logits."""
+        mask = None
+        if attn_mask is not None:
+            if attn_mask.ndim == 3:
+                attn_mask = attn_mask.view(q.shape[0], self.heads, *attn_mask.shape[1:])
+            mask = _additive(attn_mask, q)
+        if key_padding_mask is not None:
+            padding = _additive(key_padding_mask.view(q.shape[0], 1, 1, -1), q)
+            mask = padding if mask is None else mask + padding
+        return mask
+
 
 def _additive(mask: Tensor, like: Tensor) -> Tensor:
-    """A mask to be added to logits; True of a boolean one means to leave out."""
+    """Return a mask that is added to logits; True of a boolean mask means to leave out."""
     if mask.dtype == torch.bool:
         return torch.zeros(mask.shape, dtype=like.dtype).masked_fill(mask, float("-inf"))
     return mask

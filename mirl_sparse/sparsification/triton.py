@@ -1,6 +1,4 @@
-"""The layers and blocks of any network on the Triton kernels, for `sparsify(backend="triton")`. No GPU has run this yet; the
-interpreter has.
-"""
+"""A GPU as a target: layers and blocks on the Triton kernels, timed against PyTorch's dense operators."""
 
 from __future__ import annotations
 
@@ -16,158 +14,197 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from mirl_kernels.core.triton import Workspace
+from mirl_kernels.errors import BackendError
 from mirl_sparse.errors import UserError
-from mirl_sparse.runtime.triton import PRECISIONS, check_gpu, device, seconds, workspace
-from mirl_sparse.sparsification.sparsify import Call, Form, Target, Unsupported, padded, restormer_block
+from mirl_sparse.runtime.gpu import check_gpu, device, seconds
+from mirl_sparse.runtime.triton_network import PRECISIONS, workspace
+from mirl_sparse.sparsification.blocks import RestormerWeights, restormer_kind
+from mirl_sparse.sparsification.layers import split_padding
+from mirl_sparse.sparsification.target import BlockKind, CallShape, LayerForm, LayerForms, Refusal
 
 _TOLERANCES = {
     "float16": 2e-2,
     "bfloat16": 1e-1,
     "float32": 2e-3,
-}  # PyTorch's own convolutions of float32 are in TF32
+}  # PyTorch's float32 convolutions are in TF32
+_MAX_SIZES = 16  # sizes of features: those of four images at four levels
 
 
-_SIZES_KEPT = 16  # of features: those of four images at four levels
+class Workspaces:
+    """Keep what the ops of one network need again at the next features of a size, for each stream.
 
-
-class _Workspaces:
-    """What the ops of one network, of which one runs after the other, need again at the next features of a size, of each stream."""
+    The ops of a network run one after the other, so they share it. A copy or a pickle starts empty.
+    """
 
     def __init__(self) -> None:
-        self._seen: OrderedDict[Any, Workspace] = OrderedDict()
+        self._by_size: OrderedDict[Any, Workspace] = OrderedDict()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_seen": OrderedDict()}
+        return {"_by_size": OrderedDict()}
 
     @contextmanager
     def used(self, x: Tensor) -> Iterator[None]:
-        """By the ops called meanwhile on x (B, C, H, W). What a graph that is being recorded needs is the graph's."""
+        """Use the workspace of x's size in the ops that are called meanwhile.
+
+        Where a CUDA graph is being recorded, a new workspace is used, which belongs to the graph alone.
+
+        Args:
+            x: The features (B, C, H, W) that the ops are called on.
+        """
         if x.device.type != "cuda" or torch.cuda.is_current_stream_capturing():
-            with workspace(x.device, {}).used():
+            with workspace(x.device, {}).activate():
                 yield
             return
         key = len(x), x.shape[2:], x.device, torch.cuda.current_stream().cuda_stream
-        kept = self._seen.pop(key, None) or workspace(x.device, {})
-        with kept.used():
+        current = self._by_size.pop(key, None) or workspace(x.device, {})
+        with current.activate():
             yield
-        self._seen[key] = kept
-        while len(self._seen) > _SIZES_KEPT:
-            self._seen.popitem(last=False)
+        self._by_size[key] = current
+        while len(self._by_size) > _MAX_SIZES:
+            self._by_size.popitem(last=False)
 
 
-class _Op(nn.Module):
-    """An op of the Triton kernels, with the workspaces that it shares with others."""
+class TritonOp(nn.Module):
+    """Run an op of the Triton kernels with the workspaces that it shares with others.
 
-    def __init__(self, op: nn.Module, workspaces: _Workspaces) -> None:
+    Args:
+        op: The op, from (B, C, H, W) to (B, O, H', W').
+        workspaces: The workspaces of its network.
+    """
+
+    def __init__(self, op: nn.Module, workspaces: Workspaces) -> None:
         super().__init__()
         self.op, self.workspaces = op, workspaces
 
     def run(self, x: Tensor) -> Tensor:
-        """Of x (B, C, H, W), contiguous."""
-        with (
-            torch.cuda.device(x.device) if x.device.type == "cuda" else nullcontext(),
-            self.workspaces.used(x),
-        ):
+        """Run the op on contiguous features (B, C, H, W)."""
+        on_gpu = torch.cuda.device(x.device) if x.device.type == "cuda" else nullcontext()
+        with on_gpu, self.workspaces.used(x):
             y: Tensor = self.op(x)
         return y
 
 
-class _Planes(_Op):
-    """On images (B, C, H, W) or (C, H, W) of any strides."""
+class ImageOp(TritonOp):
+    """Run an op on images (B, C, H, W) or (C, H, W) of any strides."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the op's result, with a batch where x has one."""
         y = self.run((x if x.ndim == 4 else x[None]).contiguous())
         return y if x.ndim == 4 else y[0]
 
 
-class _Rows(_Op):
-    """A 1x1 convolution as a linear layer: (..., C) to (..., O), whose rows become pixels and back."""
+class TokenOp(TritonOp):
+    """Run a 1x1 convolution as a linear layer: tokens become pixels, and back."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return (..., O) for tokens x (..., C)."""
         planes = x.reshape(-1, x.shape[-1]).T.contiguous()
         y = self.run(planes[None, :, None])
         return y[0, :, 0].T.contiguous().view(*x.shape[:-1], y.shape[1])
 
 
-class GPUTarget(Target):
-    """Activations of a precision on the GPU, where each layer is timed both ways."""
+class TritonTarget:
+    """Run networks on the GPU; see `ConversionTarget` for the attributes.
 
-    def __init__(self, precision: str) -> None:
+    Layers and blocks are swapped where they are measured to be faster than PyTorch's dense operators. Where
+    Triton's interpreter is on, the CPU takes the GPU's place.
+
+    Args:
+        precision: Type of the activations: "float16", "bfloat16" or "float32".
+
+    Raises:
+        UserError: There is no such precision.
+        BackendError: There is no GPU that the kernels run on, or no Triton.
+    """
+
+    backend = "triton"
+    launch_errors: tuple[type[Exception], ...] = (BackendError,)
+
+    def __init__(self, precision: str = "float16") -> None:
         if precision not in PRECISIONS:
             raise UserError(f'precision is "{precision}"; expected one of {", ".join(PRECISIONS)}')
         check_gpu()
-        from mirl_kernels.ops.gdfn.triton import TritonGDFN
-        from mirl_kernels.ops.mdta.triton import TritonMDTA
-
-        workspaces = _Workspaces()
-        self._planes, self._rows = (partial(kind, workspaces=workspaces) for kind in (_Planes, _Rows))
-        self._dtype, self.device, self.tolerance = PRECISIONS[precision], device(), _TOLERANCES[precision]
+        self.precision = precision
+        self.device, self.tolerance = device(), _TOLERANCES[precision]
         self.doubt = f", or want more digits than {precision} has"
-        self.layers = {nn.Conv2d: self._conv, nn.Linear: self._linear}
-        mdta, gdfn = (partial(op, dtype=self._dtype) for op in (TritonMDTA, TritonGDFN))
-        self.blocks = [
-            lambda m: restormer_block(m, mdta, gdfn, lambda *halves: self._planes(nn.Sequential(*halves)))
-        ]
+        self.layers: LayerForms = {nn.Conv2d: self._conv, nn.Linear: self._linear}
+        self.blocks: Sequence[BlockKind] = (restormer_kind(self._block),)
+        self._dtype, self._workspaces = PRECISIONS[precision], Workspaces()
 
-    def _conv(self, m: nn.Conv2d) -> Form:
+    def _conv(self, m: nn.Conv2d) -> LayerForm | Refusal:
         from mirl_kernels.ops.conv.triton import TritonConv
         from mirl_kernels.ops.pointwise.triton import TritonPointwise
 
         if m.groups == m.in_channels > 1:
-            raise Unsupported("a depthwise convolution has no sparse form on GPUs")
-        pad, padding = padded(m)
-        op: nn.Module
+            return Refusal("a depthwise convolution has no sparse form on GPUs")
+        pad, padding = split_padding(m)
+        packed: nn.Module
         if m.kernel_size == m.stride == (1, 1) and m.groups == 1 and not any(padding):
-            op, name = TritonPointwise(m.weight, m.bias, self._dtype), "sparse 1x1"
+            packed, name = TritonPointwise(m.weight, m.bias, self._dtype), "sparse 1x1"
         else:
             stride, dilation = (m.stride[0], m.stride[1]), (m.dilation[0], m.dilation[1])
-            op = TritonConv(m.weight, m.bias, stride, padding, dilation, m.groups, dtype=self._dtype)
+            packed = TritonConv(m.weight, m.bias, stride, padding, dilation, m.groups, dtype=self._dtype)
             name = "sparse convolution"
-        op = self._planes(op)
-        return Form(nn.Sequential(pad, op) if pad else op, (op,), name)
+        op = ImageOp(packed, self._workspaces)
+        return LayerForm(nn.Sequential(pad, op) if pad else op, (op,), name)
 
-    def _linear(self, m: nn.Linear) -> Form:
+    def _linear(self, m: nn.Linear) -> LayerForm:
         from mirl_kernels.ops.pointwise.triton import TritonPointwise
 
-        op = self._rows(TritonPointwise(m.weight[:, :, None, None], m.bias, self._dtype))
-        return Form(op, (op,), "sparse linear")
+        packed = TritonPointwise(m.weight[:, :, None, None], m.bias, self._dtype)
+        op = TokenOp(packed, self._workspaces)
+        return LayerForm(op, (op,), "sparse linear")
 
-    def take(self, what: Any) -> Any:
-        """float32 on the CPU."""
-        floating = isinstance(what, nn.Module) or (isinstance(what, Tensor) and what.is_floating_point())
-        return what.cpu().float() if floating else what.cpu() if isinstance(what, Tensor) else what
+    def _block(self, weights: RestormerWeights) -> nn.Module:
+        from mirl_kernels.ops.gdfn.triton import TritonGDFN
+        from mirl_kernels.ops.mdta.triton import TritonMDTA
 
-    def put(self, network: nn.Module) -> nn.Module:
+        halves = (
+            TritonMDTA(*weights.attention, dtype=self._dtype),
+            TritonGDFN(*weights.feed_forward, dtype=self._dtype),
+        )
+        return ImageOp(nn.Sequential(*halves), self._workspaces)
+
+    def prepare(self, value: Any) -> Any:
+        """Return a network or tensor on the CPU, numbers as float32; other values as they are."""
+        if isinstance(value, nn.Module) or (isinstance(value, Tensor) and value.is_floating_point()):
+            return value.cpu().float()
+        return value.cpu() if isinstance(value, Tensor) else value
+
+    def place(self, network: nn.Module) -> nn.Module:
+        """Return the network on the GPU, its dense layers in the target's precision."""
         _cast(network, self._dtype)
         return network.to(self.device)
 
     def run(self, module: nn.Module, *inputs: Any) -> Any:
-        def there(x: Any) -> Any:
-            return (
-                x.to(self.device, self._dtype if x.is_floating_point() else x.dtype)
-                if isinstance(x, Tensor)
-                else x
-            )
+        """Run a module on the GPU, on inputs from the CPU; return its result in float32 on the CPU."""
 
-        return tree_map(self.take, self.put(module)(*tree_map(there, inputs)))
+        def moved(x: Any) -> Any:
+            if not isinstance(x, Tensor):
+                return x
+            return x.to(self.device, self._dtype if x.is_floating_point() else x.dtype)
 
-    def seconds(self, dense: nn.Module, form: Form, shape: tuple[int, ...]) -> tuple[float, float]:
+        return tree_map(self.prepare, self.place(module)(*tree_map(moved, inputs)))
+
+    def seconds(self, dense: nn.Module, form: LayerForm, shape: tuple[int, ...]) -> tuple[float, float]:
+        """Return the seconds that both are measured to take; see `ConversionTarget.seconds`."""
         return self._seconds(form.module, shape), self._seconds(deepcopy(dense), shape)
 
-    def block_pays(self, dense: nn.Module, block: nn.Module, calls: Sequence[Call]) -> bool:
+    def block_pays(self, dense: nn.Module, fused: nn.Module, calls: Sequence[CallShape]) -> bool:
+        """Return whether the fused form is measured to be faster; see `ConversionTarget.block_pays`."""
         sparse, before = (
-            sum(times * self._seconds(m, shape) for shape, times in calls) for m in (block, deepcopy(dense))
+            sum(times * self._seconds(m, shape) for shape, times in calls) for m in (fused, deepcopy(dense))
         )
         return sparse < before
 
     def _seconds(self, module: nn.Module, shape: tuple[int, ...]) -> float:
         x = torch.randn(shape, dtype=self._dtype, device=self.device)
-        return seconds(partial(self.put(module), x), replayed=False)
+        return seconds(partial(self.place(module), x), replayed=False)
 
 
 def _cast(module: nn.Module, dtype: torch.dtype) -> None:
-    """In place, but for sparse ops, which are of the types that they were packed in."""
-    if isinstance(module, _Op):
+    """Cast a module in place, but not its sparse ops, which have the types that they were packed in."""
+    if isinstance(module, TritonOp):
         return
     for child in module.children():
         _cast(child, dtype)

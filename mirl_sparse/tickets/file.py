@@ -1,4 +1,4 @@
-"""Tickets: a network's config, its surviving weights and their masks, in one safetensors file.
+"""Read and write tickets: a network's config, its surviving weights and their masks, in one safetensors file.
 
 A pruned weight NAME is stored as ``NAME.mask`` (its alive bits, packed eight to a byte, in row-major
 order) and ``NAME.values`` (float32, the alive entries); every other tensor as it is. The metadata
@@ -8,7 +8,7 @@ holds ``format``, ``config`` and ``statistics`` (JSON).
 from __future__ import annotations
 
 import json
-import os
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,95 +19,47 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
 from torch import Tensor
 
-from mirl_kernels.ops.gdfn import live_pairs
-from mirl_kernels.ops.mdta import live_channels
 from mirl_sparse.architectures.promptir.config import PromptIRConfig
-from mirl_sparse.architectures.promptir.network import PromptIR, TransformerBlock
-from mirl_sparse.errors import UserError, printable
+from mirl_sparse.architectures.promptir.network import PromptIR
+from mirl_sparse.architectures.promptir.topology import unused_weights
+from mirl_sparse.errors import FileContentError, UserError
 from mirl_sparse.files import write_whole
 
-FORMAT = "mirl-sparse ticket 1"
-SHIPPED = Path(__file__).parent / "shipped"
+_FAMILY = "mirl-sparse ticket"  # how the format of any version begins
+FORMAT = f"{_FAMILY} 1"
+_MASK, _VALUES = ".mask", ".values"
 
 
-class TicketError(UserError):
-    """A file that holds no ticket; the message is one line for the user."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(printable(message))
-
-
-def shipped() -> list[str]:
-    """The names of the tickets that come with the package."""
-    return sorted(p.stem for p in SHIPPED.glob("*.safetensors"))
-
-
-def find(source: str | Path) -> Path:
-    """The file meant by a path or by a shipped ticket's name; a file goes before a name, a folder does not."""
-    if os.path.isfile(source):  # unlike Path.is_file, never raises
-        return Path(source)
-    if str(source) in shipped():
-        return SHIPPED / f"{source}.safetensors"
-    raise TicketError(f"{source}: no such file, nor a shipped ticket ({', '.join(shipped())})")
-
-
-@torch.no_grad()
-def remove_dead_channels(network: PromptIR) -> int:
-    """Set to zero, exactly, every weight that cannot reach the result; returns how many that were.
-
-    In GDFN a pair of hidden channels dies with either half or with its reader; for MDTA see `live_channels`.
-    The network's answers do not change.
-    """
-    removed = 0
-
-    def clear(weight: Tensor, dead: Tensor) -> None:
-        nonlocal removed
-        removed += int((weight[dead] != 0).sum())
-        weight[dead] = 0
-
-    for block in network.modules():
-        if not isinstance(block, TransformerBlock):
-            continue
-        ffn, attn = block.ffn, block.attn
-        dead = torch.ones(ffn.project_out.weight.shape[1], dtype=torch.bool)
-        dead[live_pairs(ffn.project_in.weight, ffn.dwconv.weight, ffn.project_out.weight)] = False
-        clear(ffn.project_in.weight, dead.repeat(2))
-        clear(ffn.dwconv.weight, dead.repeat(2))
-        clear(ffn.project_out.weight.transpose(0, 1), dead)
-        heads = attn.temperature.shape[0]
-        live = live_channels(attn.qkv.weight, attn.qkv_dwconv.weight, attn.project_out.weight, heads)
-        channels = torch.ones(attn.qkv.weight.shape[0], dtype=torch.bool)
-        for i, index in enumerate(live):
-            channels[index + i * attn.qkv.weight.shape[1]] = False
-        clear(attn.qkv.weight, channels)
-        clear(attn.qkv_dwconv.weight, channels)
-        mute = torch.ones(heads, attn.project_out.weight.shape[1] // heads, dtype=torch.bool)
-        mute[live[2] // mute.shape[1]] = False
-        clear(attn.project_out.weight.transpose(0, 1), mute.flatten())
-    return removed
+class TicketError(FileContentError):
+    """Report a file that holds no ticket; the message is one line for the user."""
 
 
 def is_ticket(path: Path) -> bool:
-    """Whether a file says of itself that it is a ticket."""
+    """Return whether a file says of itself that it is a ticket, of this version or another."""
     try:
         with safe_open(path, "pt") as file:
-            return str((file.metadata() or {}).get("format", "")).startswith("mirl-sparse ticket")
+            return str((file.metadata() or {}).get("format", "")).startswith(_FAMILY)
     except (SafetensorError, OSError):
         return False
 
 
-def pack(network: PromptIR, statistics: dict[str, Any]) -> bytes:
-    """The ticket file of a network whose zeros are its mask; layers that the forward pass never uses are left out."""
+def pack(network: PromptIR, statistics: Mapping[str, Any]) -> bytes:
+    """Return the content of a ticket file.
+
+    Args:
+        network: Its zeros are its mask. Layers that the forward pass never uses are left out.
+        statistics: What the ticket says of itself, as JSON holds it.
+    """
     tensors: dict[str, Tensor] = {}
     config = replace(network.config, unused_layers=False)
-    used = PromptIR.names(config)
+    unused = unused_weights(network.config)
     for name, value in network.state_dict().items():
-        if name not in used:
+        if name in unused:
             continue
         alive = value != 0
         if value.ndim > 1 and name.endswith("weight") and not alive.all():
-            tensors[f"{name}.mask"] = torch.from_numpy(np.packbits(alive.flatten().numpy()))
-            tensors[f"{name}.values"] = value[alive].contiguous()
+            tensors[name + _MASK] = torch.from_numpy(np.packbits(alive.flatten().numpy()))
+            tensors[name + _VALUES] = value[alive].contiguous()
         else:
             tensors[name] = value.contiguous()
     return save(
@@ -117,39 +69,25 @@ def pack(network: PromptIR, statistics: dict[str, Any]) -> bytes:
 
 
 def unpack(data: bytes) -> tuple[PromptIR, dict[str, Any]]:
-    """The inverse of `pack`: (network in eval mode, statistics); TicketError says what is wrong with the data. It may come from
-    anywhere: nothing is allocated that is not in proportion to it."""
+    """Return the network, in eval mode, and the statistics of a ticket's content.
+
+    The data may come from anywhere: no memory is allocated that is not in proportion to it.
+
+    Args:
+        data: As `pack` returns it.
+
+    Raises:
+        TicketError: The data are no ticket, are damaged, or are of another version.
+    """
     try:
-        stored = load(data)
-        header = int.from_bytes(data[:8], "little")  # of a safetensors file: its length, then JSON
-        metadata = json.loads(data[8 : 8 + header]).get("__metadata__", {})
+        stored, metadata = load(data), _metadata(data)
         if metadata.get("format") != FORMAT:
             raise TicketError(
-                f"its format is {metadata.get('format')!r}; expected {FORMAT!r}: convert the checkpoint (again)"
+                f"its format is {metadata.get('format')!r}; expected {FORMAT!r}:"
+                " convert the checkpoint (again)"
             )
-        config = PromptIRConfig.from_dict(json.loads(metadata["config"]))
-        if (blocks := sum(config.num_blocks) + config.num_refinement_blocks) > len(stored):
-            raise TicketError(f"its config has {blocks} blocks, for which it holds {len(stored)} tensors")
-        with torch.device("meta"):
-            network = PromptIR(config)
-        state = {}
-        for name, value in network.state_dict().items():
-            if name in stored:
-                state[name] = stored.pop(name)
-            else:
-                state[name] = _unmasked(
-                    name, value.shape, stored.pop(f"{name}.mask"), stored.pop(f"{name}.values")
-                )
-            if state[name].shape != value.shape:
-                raise TicketError(f"{name} is {tuple(state[name].shape)}; expected {tuple(value.shape)}")
-            if state[name].dtype != torch.float32 or not state[name].isfinite().all():
-                raise TicketError(
-                    f"{name} is {state[name].dtype}, or not finite; expected finite float32 weights"
-                )
-        if stored:
-            raise TicketError(f"holds a tensor that no such network has, {sorted(stored)[0]}")
-        network.to_empty(device="cpu").load_state_dict(state)
-        return network.eval(), json.loads(metadata.get("statistics", "{}"))
+        network = _network(PromptIRConfig.from_dict(json.loads(metadata["config"])), stored)
+        return network, json.loads(metadata.get("statistics", "{}"))
     except UserError:
         raise
     except KeyError as error:
@@ -159,10 +97,42 @@ def unpack(data: bytes) -> tuple[PromptIR, dict[str, Any]]:
         raise TicketError(f"no ticket ({reason}); expected a file that mirl-sparse convert wrote") from None
 
 
+def _metadata(data: bytes) -> dict[str, Any]:
+    header = int.from_bytes(data[:8], "little")  # of a safetensors file: its length, then JSON
+    return json.loads(data[8 : 8 + header]).get("__metadata__", {})
+
+
+def _network(config: PromptIRConfig, stored: dict[str, Tensor]) -> PromptIR:
+    """Return the network of a config with the tensors of a ticket, which are taken out of ``stored``."""
+    if (blocks := sum(config.num_blocks) + config.num_refinement_blocks) > len(stored):
+        raise TicketError(f"its config has {blocks} blocks, for which it holds {len(stored)} tensors")
+    with torch.device("meta"):
+        network = PromptIR(config)
+    state = {name: _take(name, value.shape, stored) for name, value in network.state_dict().items()}
+    if stored:
+        raise TicketError(f"holds a tensor that no such network has, {min(stored)}")
+    network.to_empty(device="cpu").load_state_dict(state)
+    return network.eval()
+
+
+def _take(name: str, shape: torch.Size, stored: dict[str, Tensor]) -> Tensor:
+    """Return the tensor of a name in its shape, finite and float32, and take it out of ``stored``."""
+    if name in stored:
+        value = stored.pop(name)
+    else:
+        value = _unmasked(name, shape, stored.pop(name + _MASK), stored.pop(name + _VALUES))
+    if value.shape != shape:
+        raise TicketError(f"{name} is {tuple(value.shape)}; expected {tuple(shape)}")
+    if value.dtype != torch.float32 or not value.isfinite().all():
+        raise TicketError(f"{name} is {value.dtype}, or not finite; expected finite float32 weights")
+    return value
+
+
 def _unmasked(name: str, shape: torch.Size, bits: Tensor, values: Tensor) -> Tensor:
     if bits.dtype != torch.uint8 or bits.shape != (-(-shape.numel() // 8),):
         raise TicketError(
-            f"its mask of {name} is {bits.dtype} {tuple(bits.shape)}; expected a bit for each of {shape.numel()} weights"
+            f"its mask of {name} is {bits.dtype} {tuple(bits.shape)};"
+            f" expected a bit for each of {shape.numel()} weights"
         )
     alive = torch.from_numpy(np.unpackbits(bits.numpy(), count=shape.numel()).astype(bool))
     if alive.sum() != values.numel():
@@ -170,8 +140,17 @@ def _unmasked(name: str, shape: torch.Size, bits: Tensor, values: Tensor) -> Ten
     return torch.zeros(shape, dtype=torch.float32).masked_scatter_(alive.view(shape), values)
 
 
-def write_ticket(path: Path, network: PromptIR, statistics: dict[str, Any]) -> None:
-    """Write `pack`'s file, whole or not at all."""
+def write_ticket(path: Path, network: PromptIR, statistics: Mapping[str, Any]) -> None:
+    """Write a ticket file, whole or not at all.
+
+    Args:
+        path: The file.
+        network: As `pack` takes it.
+        statistics: As `pack` takes them.
+
+    Raises:
+        TicketError: The file cannot be written.
+    """
     try:
         write_whole(path, pack(network, statistics))
     except OSError as error:
@@ -179,7 +158,11 @@ def write_ticket(path: Path, network: PromptIR, statistics: dict[str, Any]) -> N
 
 
 def read_ticket(path: Path) -> tuple[PromptIR, dict[str, Any]]:
-    """(network in eval mode, statistics) of a ticket file."""
+    """Return the network, in eval mode, and the statistics of a ticket file.
+
+    Raises:
+        TicketError: The file cannot be read or holds no ticket.
+    """
     try:
         return unpack(path.read_bytes())
     except OSError as error:

@@ -29,7 +29,7 @@ def rows(case: cases.Case) -> list[results.Row]:
     comparison, facts = case.comparison([])
     for _ in range(case.runs):
         comparison.round()
-    return list(results.rows_of(comparison.result(), facts, section=case.section, case=case.name))
+    return list(results.rows_of(comparison.result().to_dict(), facts, section=case.section, case=case.name))
 
 
 @needs_kernels
@@ -223,9 +223,11 @@ def test_what_is_measured_again_takes_the_place_of_what_was(tmp_path):
 REPORTS = {path: report.Report(results.read(path)) for path in sorted(results.FOLDER.glob("*/full.jsonl"))}
 
 
-def test_the_readme_says_what_was_measured():
+def test_the_readme_and_the_docs_say_what_was_measured():
     assert REPORTS
-    assert report.readme(list(REPORTS.values())) in report.README.read_text()
+    reports = list(REPORTS.values())
+    assert report.readme(reports) in report.README.read_text()
+    assert report.performance(reports) in report.PERFORMANCE.read_text()
 
 
 @pytest.mark.parametrize("path", REPORTS, ids=lambda path: path.parent.name)

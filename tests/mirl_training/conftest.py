@@ -5,8 +5,8 @@ import pytest
 import torch
 from tiny import settings
 
-from mirl_sparse.architectures.promptir.network import PromptIR
-from mirl_sparse.photos.images import write_image
+from mirl_sparse.architectures.promptir import PromptIR
+from mirl_sparse.photos import write_image
 
 
 @pytest.fixture

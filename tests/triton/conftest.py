@@ -1,5 +1,8 @@
-"""Tests of the Triton kernels: in Triton's interpreter where TRITON_INTERPRET=1, which is read when triton is imported, so that `make
-test` runs them in a process of their own; else on the GPU, `pytest -m gpu tests/triton`.
+"""Set up the tests of the Triton kernels.
+
+With TRITON_INTERPRET=1 they run in Triton's interpreter. The variable is read when triton is imported, so
+`make test` runs these tests in a process of their own. Without the variable they run on a GPU
+(`pytest -m gpu tests/triton`), and are skipped where there is none.
 """
 
 import os
@@ -14,20 +17,21 @@ from mirl_sparse.architectures.promptir.network import PromptIR
 INTERPRETS = os.environ.get("TRITON_INTERPRET") == "1"
 
 
+NO_GPU = "Triton's kernels need a GPU, or TRITON_INTERPRET=1 set before the process starts; see `make test`"
+
+
 def pytest_collection_modifyitems(items):
+    if INTERPRETS:
+        return
     for item in items:
-        if not INTERPRETS and Path(__file__).parent in item.path.parents:
+        if Path(__file__).parent in item.path.parents:  # the hook gets the items of all folders
             item.add_marker(pytest.mark.gpu)
+            item.add_marker(pytest.mark.skipif(not torch.cuda.is_available(), reason=NO_GPU))
 
 
 @pytest.fixture
 def device():
-    pytest.importorskip("triton")
-    if INTERPRETS:
-        return "cpu"
-    if not torch.cuda.is_available():
-        pytest.skip("no GPU, and TRITON_INTERPRET=1 was not set before the process started")
-    return "cuda"
+    return "cpu" if INTERPRETS else "cuda"
 
 
 CONFIG = PromptIRConfig(
@@ -44,7 +48,7 @@ CONFIG = PromptIRConfig(
 
 @pytest.fixture
 def network():
-    """Tiny, three in ten of its weights."""
+    """A tiny network with three in ten of its weights."""
     torch.manual_seed(0)
     network = PromptIR(CONFIG)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""A whole network on the Triton kernels, in the interpreter."""
+"""Test a whole network on the Triton kernels."""
 
 from contextlib import nullcontext
 
@@ -9,12 +9,15 @@ pytest.importorskip("triton")
 
 from mirl_kernels.core.triton import Workspace
 from mirl_sparse.runtime import triton as triton_engine
+from mirl_sparse.runtime import triton_network
 from mirl_sparse.runtime.restorer import SparseRestorer
-from mirl_sparse.runtime.triton import PackedNetwork, TritonEngine, Tuning
+from mirl_sparse.runtime.triton import TritonEngine
+from mirl_sparse.runtime.triton_network import PackedNetwork
+from mirl_sparse.runtime.tuning import Tuning
 
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("float32", 1e-4), ("float16", 2e-2)])
-def test_it_restores_what_the_reference_restores(network, precision, tolerance, device):
+def test_the_restored_image_is_that_of_the_reference(network, precision, tolerance, device):
     x = torch.rand(1, 3, 13, 18)
     want = SparseRestorer(network, "reference")(x)
     restorer = SparseRestorer(
@@ -28,19 +31,19 @@ def test_it_restores_what_the_reference_restores(network, precision, tolerance, 
 @pytest.mark.parametrize(
     ("share", "dtype", "tolerance"), [(1, torch.float32, 1e-4), (2, torch.float16, 2e-2)]
 )
-def test_steps_may_be_left_to_dense_operators(network, share, dtype, tolerance, device):
+def test_steps_can_run_as_dense_operators(network, share, dtype, tolerance, device):
     x = torch.rand(2, 3, 16, 24)
     want = SparseRestorer(network, "reference")(x)
     tolerance = tolerance if device == "cpu" else 2e-2  # float32 convolutions are in TF32 there
     packed = PackedNetwork(network, dtype)
     packed.to(torch.device(device))
-    with torch.no_grad(), Workspace().used():
+    with torch.no_grad(), Workspace().activate():
         restored = packed(x.to(device), list(packed.dense)[::share]).cpu()
     assert restored.dtype == torch.float32
     assert float((restored - want).abs().max()) <= tolerance * float((want - x).abs().max())
 
 
-def test_those_are_left_to_them_that_take_less_time_and_not_much_memory(network, device, monkeypatch):
+def test_steps_run_dense_where_that_is_faster_and_fits_into_memory(network, device, monkeypatch):
     packed, x = PackedNetwork(network, torch.float32), torch.rand(1, 3, 16, 24, device=device)
     packed.to(torch.device(device))
     fast = {"patch_embed", "encoder_level1.0", "latent.0"}
@@ -50,10 +53,10 @@ def test_those_are_left_to_them_that_take_less_time_and_not_much_memory(network,
         call()
         return taking.get(call.func, 2)
 
-    with torch.no_grad(), Workspace().used():
+    with torch.no_grad(), Workspace().activate():
         assert packed.dense_where_faster(x, seconds) == fast
         # What latent.0 takes: 64 channels, 2x3 pixels.
-        monkeypatch.setattr(triton_engine, "MOST", 3 * 6 * 64 * 2 * 3 * 4)
+        monkeypatch.setattr(triton_network, "MAX_HIDDEN_BYTES", 3 * 6 * 64 * 2 * 3 * 4)
         assert packed.dense_where_faster(x, seconds) == {"patch_embed", "latent.0"}
         made = []
         for name in fast:
@@ -62,7 +65,9 @@ def test_those_are_left_to_them_that_take_less_time_and_not_much_memory(network,
     assert len(made) == 2  # a block that would take too much memory is sparse whatever was chosen
 
 
-def test_a_size_seen_again_is_recorded_and_then_replayed(network, device, monkeypatch):
+def test_the_second_image_of_a_size_is_recorded_as_a_graph_and_later_ones_replay_it(
+    network, device, monkeypatch
+):
     if device == "cuda":
         pytest.skip("graphs are real there")
     engine, recorded = TritonEngine(network, "float32"), []
@@ -75,7 +80,7 @@ def test_a_size_seen_again_is_recorded_and_then_replayed(network, device, monkey
 
     class Graph:
         def replay(self):
-            (now,) = [seen for seen in engine._seen.values() if seen.graph is self]
+            (now,) = [seen for seen in engine._sizes.values() if seen.graph is self]
             now.y.copy_(2 * now.x)
 
     def record(graph):
@@ -88,22 +93,22 @@ def test_a_size_seen_again_is_recorded_and_then_replayed(network, device, monkey
     monkeypatch.setattr(engine, "_program", Doubling())
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
-    monkeypatch.setattr(triton_engine, "_recorded", record)
+    monkeypatch.setattr(triton_engine, "capturing", record)
     monkeypatch.setattr(TritonEngine, "_key", lambda self, image: (tuple(image.shape), 0))
     for times in (0, 1, 1):
         image = torch.rand(1, 3, 16, 24)
-        assert torch.equal(engine._replayed(image), 2 * image)
+        assert torch.equal(engine._restore_on_gpu(image), 2 * image)
         assert len(recorded) == times
-    monkeypatch.setattr(triton_engine, "_recorded", no_memory)
+    monkeypatch.setattr(triton_engine, "capturing", no_memory)
     for _ in range(3):
         image = torch.rand(1, 3, 8, 8)
-        assert torch.equal(engine._replayed(image), 2 * image)
-    assert engine.kept == engine.bytes(1, 16, 24) + engine.bytes(1, 8, 8)
+        assert torch.equal(engine._restore_on_gpu(image), 2 * image)
+    assert engine.cached_bytes == engine.required_bytes(1, 16, 24) + engine.required_bytes(1, 8, 8)
     engine.release()
-    assert engine.kept == 0
+    assert engine.cached_bytes == 0
 
 
-def test_it_gives_the_same_bits_every_time_and_replayed_as_a_graph(network, device):
+def test_results_have_the_same_bits_every_time_and_when_replayed_as_a_graph(network, device):
     if device != "cuda":
         pytest.skip("graphs want a GPU")
     restorer = SparseRestorer(network.to(device), "triton", tuning=Tuning({}, frozenset()))  # no dense steps

@@ -1,7 +1,8 @@
-"""Every op against its reference in float64: densities, sizes, dead channels, biases, poisoned outputs.
+"""Test every op against its reference in float64: densities, sizes, dead channels, biases, poisoned outputs.
 
-Tolerances are relative to the largest value of the reference, of a block also without what it is added to: what float32 gives, and half
-of float16's and bfloat16's rounding steps over the sums that a pixel takes. bfloat16 wants a GPU: the interpreter's tl.dot is wrong for it.
+Tolerances are relative to the largest value of the reference. What a block adds to its input is also held to
+them by itself. They are what float32 gives, and half of float16's and bfloat16's rounding steps over the sums
+that a pixel takes. bfloat16 needs a GPU, since the interpreter's tl.dot is wrong for it.
 """
 
 import os
@@ -16,8 +17,16 @@ pytest.importorskip("triton")
 import triton
 import triton.language as tl
 
-from mirl_kernels.core import triton as core
-from mirl_kernels.core.triton import HEIGHTS, PAD, Workspace, cluster, pack_panels, recording
+from mirl_kernels.core.triton import (
+    HEIGHTS,
+    PAD,
+    Workspace,
+    cluster_rows,
+    launches,
+    pack_row_groups,
+    recording,
+    strips,
+)
 from mirl_kernels.core.triton.product import moments
 from mirl_kernels.core.triton.taps import gelu
 from mirl_kernels.ops.conv.reference import conv
@@ -35,18 +44,12 @@ WORST = {torch.float32: 1e-5, torch.float16: 2e-2, torch.bfloat16: 1.6e-1}
 RMS = {torch.float32: 2e-6, torch.float16: 4e-3, torch.bfloat16: 3.2e-2}
 TYPES = [kind for kind in WORST if kind != torch.bfloat16 or os.environ.get("TRITON_INTERPRET") != "1"]
 DENSITIES = [0.0, "one", 0.02, 0.1, 0.5, 1.0]
-SIZES = [
-    (1, 1),
-    (7, 11),
-    (8, 8),
-    (5, 13),
-    (9, 7),
-    (13, 10),
-]  # primes, and 63 to 65 pixels of a tile of 64: 7x9, 8x8, 5x13
+# Primes, and 63 to 65 pixels of a tile of 64: 9x7, 8x8, 5x13.
+SIZES = [(1, 1), (7, 11), (8, 8), (5, 13), (9, 7), (13, 10)]
 
 
 class Case:
-    """Random inputs of one seed."""
+    """Make the random inputs of one seed."""
 
     def __init__(self, seed: int, dtype: torch.dtype) -> None:
         self.generator = torch.Generator().manual_seed(seed)
@@ -62,9 +65,9 @@ class Case:
     def sparse(self, *shape: int) -> torch.Tensor:
         weight = self.normal(*shape) / (shape[1] * shape[2] * shape[3]) ** 0.5
         if self.density == "one":
-            kept = torch.zeros(weight.numel(), dtype=torch.bool)
-            kept[self.random.randrange(weight.numel())] = True
-            return weight * kept.view(shape)
+            live = torch.zeros(weight.numel(), dtype=torch.bool)
+            live[self.random.randrange(weight.numel())] = True
+            return weight * live.view(shape)
         return weight * (torch.rand(shape, generator=self.generator) < self.density)
 
     def biases(self, *lengths: int) -> list[torch.Tensor | None]:
@@ -74,8 +77,10 @@ class Case:
         return self.normal(self.batch, channels, *self.size).to(self.dtype)
 
     def check(self, device, op, x, want, base=None, **more) -> None:
-        """The op into memory full of NaN, which is part of a larger tensor, against the reference in float64. What it adds to a ``base``
-        is held to the same by itself, up to a rounding step of the sum."""
+        """Compare the op with the reference in float64. It writes into a part of a tensor full of NaN.
+
+        What it adds to a ``base`` is held to the same tolerance by itself, up to a rounding step of the sum.
+        """
         around = torch.full(
             (want.shape[0], want.shape[1] + 2, *want.shape[2:]), float("nan"), dtype=self.dtype
         )
@@ -101,17 +106,19 @@ def double(values):
     return [None if v is None else v.double() for v in values]
 
 
-def cases(few: int, many: int = 150):
-    """Seeds and types: some always, all of them where slow tests run."""
+def cases(always: int, all_seeds: int = 150):
+    """Return seeds and types: the first ones always, all of them where slow tests run."""
     return [
-        pytest.param(seed, dtype, marks=[] if seed < few else pytest.mark.slow, id=f"{seed}-{str(dtype)[6:]}")
-        for seed in range(many)
+        pytest.param(
+            seed, dtype, marks=[] if seed < always else pytest.mark.slow, id=f"{seed}-{str(dtype)[6:]}"
+        )
+        for seed in range(all_seeds)
         for dtype in TYPES
     ]
 
 
 @pytest.mark.parametrize(("seed", "dtype"), cases(8))
-def test_gdfn(seed, dtype, device):
+def test_gdfn_is_the_reference(seed, dtype, device):
     case = Case(seed, dtype)
     c, h = case.random.choice([2, 8, 16, 17, 40]), case.random.choice([1, 5, 16, 33])
     norm = 1 + 0.1 * case.normal(c), None if seed % 5 == 4 else 0.1 * case.normal(c)
@@ -129,7 +136,7 @@ def gelu_kernel(x, y, EXACT: tl.constexpr):
 
 
 @pytest.mark.parametrize(("exact", "error"), [(True, 5e-7), (False, 2.6e-5)])
-def test_gelu_is_as_near_as_it_says(exact, error, device):
+def test_gelu_is_within_its_documented_error(exact, error, device):
     x = torch.cat([torch.linspace(-9, 9, 4096), torch.linspace(-24, 24, 1024)]).to(device)
     y = torch.full_like(x, torch.nan)
     gelu_kernel[(len(x) // 128,)](x, y, exact)
@@ -158,7 +165,7 @@ def test_moments_keep_their_digits_whatever_the_first_channels_are(channels, jum
 
 
 @pytest.mark.parametrize(("seed", "dtype"), cases(8))
-def test_mdta(seed, dtype, device):
+def test_mdta_is_the_reference(seed, dtype, device):
     case = Case(seed, dtype)
     heads = case.random.choice([1, 2, 4])
     c = heads * case.random.choice([1, 4, 8, 17])
@@ -177,8 +184,8 @@ def test_mdta(seed, dtype, device):
 
 @pytest.mark.parametrize("dtype", [d for d in TYPES if d != torch.bfloat16])
 @pytest.mark.parametrize("size", [(33, 5), (26, 8)])  # the last strip shorter, and of odd rows
-@pytest.mark.parametrize("bound", ["_LEAST", "MOST"])  # what the cache keeps, and what memory is to be taken
-def test_strips_are_the_image(size, bound, dtype, device, monkeypatch):
+@pytest.mark.parametrize("bound", ["MIN_STRIP_ROWS", "MAX_HIDDEN_BYTES"])  # by the cache, or by memory
+def test_an_image_in_strips_gives_the_same_result(size, bound, dtype, device, monkeypatch):
     case = Case(4, dtype)  # half of the weights
     case.size, c, h = size, 8, 5
     norm, x = (torch.ones(c), torch.zeros(c)), case.image(c)
@@ -189,36 +196,34 @@ def test_strips_are_the_image(size, bound, dtype, device, monkeypatch):
         torch.ones(2, 1, 1),
         case.sparse(c, c, 1, 1),
     )
-    biases = (
-        0.1 * case.normal(2 * h),
-        0.1 * case.normal(2 * h),
-        None,
-    )  # without zeros around the image these reach in
-    few = 12 * (size[1] + PAD) * c * case.batch * dtype.itemsize
-    monkeypatch.setattr(core, bound, 4 if bound == "_LEAST" else few)
-    workspace = Workspace(few if bound == "_LEAST" else 0)
+    # Without zeros around the image these would reach into it.
+    biases = 0.1 * case.normal(2 * h), 0.1 * case.normal(2 * h), None
+    strip_bytes = 12 * (size[1] + PAD) * c * case.batch * dtype.itemsize
+    cached = bound == "MIN_STRIP_ROWS"
+    monkeypatch.setattr(strips, bound, 4 if cached else strip_bytes)
+    workspace = Workspace(strip_bytes if cached else 0)
     first = TritonGDFN(*norm, *pair, biases, dtype=dtype), gdfn(*double((x, *norm, *pair)), double(biases))
     attention = TritonMDTA(*norm, *qkv, dtype=dtype), mdta(*double((x, *norm, *qkv)))
     for op, want in (first, attention, first):  # in the same memory
-        with workspace.used(), recording() as launches:
+        with workspace.activate(), recording() as recorded:
             op.to(device)(x.to(device))
-        made = Counter(launch.kernel.fn.__name__ for launch in launches)
+        made = Counter(launch.kernel.fn.__name__ for launch in recorded)
         assert made["mix_kernel"] > 1
         assert op is first[0] or made["gram_kernel"] > 1
-        with workspace.used():
+        with workspace.activate():
             case.check(device, op, x, want)
 
 
 @pytest.mark.parametrize("nth", [1, -1])
 @pytest.mark.parametrize("size", [(16, 24), (13, 10)])
-def test_other_tiles_do_the_same(size, nth, device, monkeypatch):
+def test_other_tiles_give_the_same_result(size, nth, device, monkeypatch):
     alternatives = []
 
-    def least(tiles, spills):
+    def nth_tile(tiles, spills):
         alternatives.append(len(tiles))
         return tiles[min(nth, len(tiles) - 1)]
 
-    monkeypatch.setattr(core, "least", least)
+    monkeypatch.setattr(launches, "cheapest", nth_tile)
     case = Case(4, torch.float32)
     case.size, c = size, 24
     norm, x = (torch.ones(c), torch.zeros(c)), case.image(c)
@@ -233,9 +238,8 @@ def test_other_tiles_do_the_same(size, nth, device, monkeypatch):
     case.check(device, TritonMDTA(*norm, *qkv, dtype=torch.float32), x, mdta(*double((x, *norm, *qkv))))
     weight = case.sparse(20, c, 3, 3)
     case.check(device, TritonConv(weight, dtype=torch.float32), x, conv(*double((x, weight))))
-    assert (
-        sum(n > 1 for n in alternatives) >= 6
-    )  # a product and a gate; two products, Gram matrices, a product; a convolution
+    # A product and a gate; two products, Gram matrices and a product; a convolution.
+    assert sum(n > 1 for n in alternatives) >= 6
 
 
 def test_gram_matrices_of_wide_heads_are_summed_in_blocks_and_shares(device):
@@ -251,7 +255,7 @@ def test_gram_matrices_of_wide_heads_are_summed_in_blocks_and_shares(device):
 
 
 @pytest.mark.parametrize(("seed", "dtype"), cases(8))
-def test_conv(seed, dtype, device):
+def test_conv_is_the_reference(seed, dtype, device):
     case = Case(seed, dtype)
     groups = case.random.choice([1, 1, 2])
     inputs, outputs = groups * case.random.choice([1, 3, 8]), 4 * groups * case.random.choice([1, 5])
@@ -277,7 +281,7 @@ def test_conv(seed, dtype, device):
 
 
 @pytest.mark.parametrize(("seed", "dtype"), cases(5))
-def test_pointwise(seed, dtype, device):
+def test_pointwise_is_the_reference(seed, dtype, device):
     case = Case(seed, dtype)
     c, o = case.random.choice([1, 16, 37]), case.random.choice([1, 15, 48])
     weight, (bias,) = case.sparse(o, c, 1, 1), case.biases(o)
@@ -287,7 +291,7 @@ def test_pointwise(seed, dtype, device):
 
 
 @pytest.mark.parametrize(("seed", "dtype"), cases(5))
-def test_prompt(seed, dtype, device):
+def test_prompt_is_the_reference(seed, dtype, device):
     case = Case(seed, dtype)
     c, p, n, side = (case.random.choice(k) for k in ([1, 12, 70], [1, 6], [1, 5], [1, 4, 9]))
     linear, bias, prompts = case.normal(n, c), case.normal(n), case.normal(1, n, p, side, side)
@@ -299,25 +303,25 @@ def test_prompt(seed, dtype, device):
 @pytest.mark.parametrize("height", HEIGHTS)
 @pytest.mark.parametrize("density", [0.0, 0.05, 0.5, 1.0])
 @pytest.mark.parametrize(("rows", "columns"), [(0, 5), (1, 1), (16, 16), (150, 33)])
-def test_panels_are_the_matrix(rows, columns, density, height):
+def test_row_groups_hold_the_matrix(rows, columns, density, height):
     matrix = torch.randn(rows, columns) * (torch.rand(rows, columns) < density)
-    panels = pack_panels(matrix, torch.float32, [height])
-    assert torch.equal(panels.dense(), matrix)
-    assert panels.start[-1] == len(panels.column)
-    assert sorted(r for r in panels.row.tolist() if r >= 0) == list(range(rows))
+    groups = pack_row_groups(matrix, torch.float32, [height])
+    assert torch.equal(groups.dense(), matrix)
+    assert groups.start[-1] == len(groups.column)
+    assert sorted(r for r in groups.row.tolist() if r >= 0) == list(range(rows))
 
 
 @pytest.mark.parametrize("height", [16, 32])
-def test_clustering_puts_rows_side_by_side_that_share_columns(height):
+def test_clustering_puts_rows_that_share_columns_side_by_side(height):
     kinds = torch.rand(4, 64) < 0.2
     shuffled = kinds.repeat_interleave(height, 0)[torch.randperm(4 * height)]
-    order = cluster(shuffled.numpy(), height)
+    order = cluster_rows(shuffled.numpy(), height)
     assert sorted(order.tolist()) == list(range(4 * height))
     together = shuffled[order].view(4, height, 64)
     assert (together == together[:, :1]).all()
 
 
-def test_what_does_not_fit_is_refused(device):
+def test_operands_of_a_wrong_shape_type_or_layout_are_refused(device):
     op = TritonPointwise(torch.ones(2, 3, 1, 1), dtype=torch.float16)  # before anything runs
     with pytest.raises(ValueError, match=r"expected torch\.float16 planes"):
         op(torch.zeros(1, 3, 4, 4))

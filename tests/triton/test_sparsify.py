@@ -1,4 +1,4 @@
-"""Any network on the Triton kernels."""
+"""Test any network on the Triton kernels."""
 
 from copy import deepcopy
 
@@ -9,6 +9,7 @@ from torch import nn
 pytest.importorskip("triton")
 
 import mirl_sparse
+from mirl_kernels.core.triton import Workspace
 from mirl_sparse.architectures.promptir.network import TransformerBlock
 from mirl_sparse.errors import UserError
 from mirl_sparse.sparsification import triton as gpu_conversion
@@ -43,7 +44,7 @@ def net():
 
 
 def faster(monkeypatch, *kinds):
-    """Modules of these kinds are said to take less time than others; in the interpreter nothing else would ever be chosen."""
+    """Pretend that modules of these kinds take less time than others, which the interpreter never shows."""
 
     def seconds(call, replayed):
         call()
@@ -52,11 +53,11 @@ def faster(monkeypatch, *kinds):
     monkeypatch.setattr(gpu_conversion, "seconds", seconds)
 
 
-SPARSE = nn.Sequential, gpu_conversion._Planes, gpu_conversion._Rows
+SPARSE = nn.Sequential, gpu_conversion.ImageOp, gpu_conversion.TokenOp
 
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("float32", 1e-4), ("float16", 2e-2)])
-def test_a_network_is_converted_and_gives_the_same(net, precision, tolerance, device, monkeypatch):
+def test_a_converted_network_gives_the_same_result(net, precision, tolerance, device, monkeypatch):
     faster(monkeypatch, *SPARSE)
     x = torch.rand(1, 3, 14, 18)
     want = net(x)["image"].detach()
@@ -68,9 +69,14 @@ def test_a_network_is_converted_and_gives_the_same(net, precision, tolerance, de
     assert float((got.cpu().float() - want).abs().max()) <= tolerance * float(want.abs().max())
     runs_as = {layer.name: layer.implementation for layer in converted.report.layers}
     assert runs_as == {
-        "head": "sparse convolution", "block.attn": "fused MDTA", "block.ffn": "fused GDFN", "down": "sparse convolution",
-        "one": "sparse 1x1", "mix": "sparse linear", "up": "dense",
-    }  # fmt: skip
+        "head": "sparse convolution",
+        "block.attn": "fused MDTA",
+        "block.ffn": "fused GDFN",
+        "down": "sparse convolution",
+        "one": "sparse 1x1",
+        "mix": "sparse linear",
+        "up": "dense",
+    }
     assert all(
         layer.sparse_ms == 1e3 and layer.dense_ms == 2e3
         for layer in converted.report.layers
@@ -79,42 +85,71 @@ def test_a_network_is_converted_and_gives_the_same(net, precision, tolerance, de
     assert "ConvTranspose2d has no sparse form" in str(converted.report)
 
 
-def test_ops_of_a_network_share_their_memory_and_those_of_a_copy_another(net, monkeypatch):
+def test_ops_of_a_network_share_memory_that_a_copy_does_not_share(net, monkeypatch):
     faster(monkeypatch, *SPARSE)
     converted = mirl_sparse.sparsify(net, torch.rand(1, 3, 14, 18), backend="triton")
     shared = [
-        {m.workspaces for m in n.modules() if isinstance(m, gpu_conversion._Op)}
+        {m.workspaces for m in n.modules() if isinstance(m, gpu_conversion.TritonOp)}
         for n in (converted, deepcopy(converted))
     ]
     assert [len(found) for found in shared] == [1, 1]
     assert shared[0] != shared[1]
 
 
-def test_what_a_linear_layer_gives_can_be_viewed_as_pytorchs(device, monkeypatch):
+def test_the_output_of_a_linear_layer_can_be_viewed_as_pytorchs(device, monkeypatch):
     faster(monkeypatch, *SPARSE)
     linear, x = nn.Linear(6, 5), torch.rand(2, 7, 6)
     converted = mirl_sparse.sparsify(nn.Sequential(linear), x, backend="triton", precision="float32")
-    assert isinstance(converted[0], gpu_conversion._Rows)
+    assert isinstance(converted[0], gpu_conversion.TokenOp)
     torch.testing.assert_close(
         converted(x.to(device)).view(2, 35).cpu(), linear(x).view(2, 35).detach(), atol=1e-2, rtol=0
     )
 
 
-def test_what_is_slower_stays_dense(net, device, monkeypatch):
+def test_layers_that_are_slower_sparse_stay_dense(net, device, monkeypatch):
     faster(monkeypatch, nn.Conv2d, nn.Linear, TransformerBlock)
     x = torch.rand(1, 3, 14, 18)
     converted = mirl_sparse.sparsify(net, x, backend="triton", precision="float32")
-    names = [layer.name for layer in converted.report.layers]
-    assert "block.attn.qkv" in names  # one by one where the block does not pay
-    assert {layer.implementation for layer in converted.report.layers if layer.kind != "ConvTranspose2d"} == {
-        "dense"
-    }
+    rows = {layer.name: layer for layer in converted.report.layers}
+    block = rows.pop("block")  # whose layers are compared one by one
+    assert block.implementation == "layer by layer"
+    assert block.reason == "not fused as a Restormer block: layer by layer is faster"
+    assert "block.attn.qkv" in rows
+    assert {layer.implementation for layer in rows.values()} == {"dense"}
     assert type(converted.head) is nn.Conv2d
     assert torch.allclose(converted(x.to(device))["image"].cpu(), net(x)["image"], atol=1e-5)
 
 
+def test_tap_offsets_follow_the_weights_that_are_loaded(net, device, monkeypatch):
+    """They are kept in the workspace, where those of the weights before must not be found."""
+    faster(monkeypatch, *SPARSE)
+    torch.manual_seed(1)
+    other = deepcopy(net)
+    with torch.no_grad():
+        for half, name in ((net.block.attn, "qkv_dwconv"), (net.block.ffn, "dwconv")):
+            weight = getattr(half, name).weight
+            weight.zero_()[:, :, 0, 0] = torch.randn(len(weight), 1)
+            moved = getattr(getattr(other.block, "attn" if name == "qkv_dwconv" else "ffn"), name).weight
+            moved.zero_()[:, :, 2, 1] = torch.randn(len(weight), 1)  # as many taps, at another place
+    x = torch.rand(1, 8, 14, 18)
+    converted, expected = (
+        mirl_sparse.sparsify(nn.Sequential(n.block), x, backend="triton", precision="float32")
+        for n in (net, other)
+    )
+    assert [layer.implementation for layer in converted.report.layers] == ["fused MDTA", "fused GDFN"]
+    workspace = Workspace()
+    monkeypatch.setattr(gpu_conversion, "workspace", lambda device, tiles: workspace)
+    x = x.to(device)
+    before = converted(x)
+    converted.load_state_dict(expected.state_dict())
+    after = converted(x)
+    assert not torch.allclose(after, before, atol=1e-3)
+    monkeypatch.setattr(gpu_conversion, "workspace", lambda device, tiles: Workspace())
+    assert torch.equal(after, expected(x))
+
+
 @pytest.mark.parametrize("size", [(1, 1), (1, 5), (4, 1)])
-def test_layers_take_what_dense_ones_take(size, device, monkeypatch):
+def test_layers_take_all_shapes_and_layouts_that_dense_ones_take(size, device, monkeypatch):
     faster(monkeypatch, *SPARSE)
     net = nn.Sequential(
         nn.Conv2d(4, 6, 1), nn.Conv2d(6, 1, 3, padding=1), nn.Flatten(1), nn.Linear(size[0] * size[1], 3)
@@ -140,7 +175,7 @@ def test_promptir_becomes_a_restorer(network, device):
     assert {p.dtype for p in network.parameters()} == {torch.float32}
 
 
-def test_wrong_names_are_refused(net):
+def test_unknown_backends_and_precisions_are_refused(net):
     with pytest.raises(UserError, match=r'backend is "cuda"; expected "cpu" or "triton"'):
         mirl_sparse.sparsify(net, backend="cuda")
     with pytest.raises(UserError, match=r'precision is "half"; expected one of float16'):

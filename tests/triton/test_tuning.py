@@ -1,4 +1,4 @@
-"""What is found fastest on a GPU and kept beside a ticket, in the interpreter: which says nothing about speed."""
+"""Test how a tuning is found, written beside a ticket and read again, in the interpreter."""
 
 import json
 
@@ -11,8 +11,8 @@ from mirl_kernels.core.triton import Tile, Workspace
 from mirl_sparse.errors import UserError
 from mirl_sparse.performance.tune import tune
 from mirl_sparse.runtime.restorer import SparseRestorer
-from mirl_sparse.runtime.triton import TritonEngine, Tuning
-from mirl_sparse.runtime.tuning import beside, read_tuning
+from mirl_sparse.runtime.triton import TritonEngine
+from mirl_sparse.runtime.tuning import Tuning, read_tuning, tuning_path
 from mirl_sparse.tickets.file import write_ticket
 
 
@@ -23,11 +23,11 @@ def ticket(network, tmp_path):
     return path
 
 
-def test_a_ticket_is_run_by_what_is_kept_beside_it(ticket, network, device, monkeypatch):
+def test_a_ticket_runs_with_the_tuning_beside_it(ticket, network, device, monkeypatch):
     x = torch.rand(1, 3, 8, 8, device=device)
     want = SparseRestorer(network, "reference")(x.cpu())
     found = tune(ticket, 8, 5, "float32")
-    assert beside(ticket).name == "small.ticket.tuning.json"
+    assert tuning_path(ticket).name == "small.ticket.tuning.json"
     assert read_tuning(ticket, "float32") == found
     assert read_tuning(ticket, "float16") is None
     assert found.tiles
@@ -52,24 +52,24 @@ def quick(monkeypatch):
     return found
 
 
-def test_steps_that_were_left_to_dense_operators_still_are(ticket, quick, device):
+def test_steps_that_the_tuning_names_run_as_dense_operators(ticket, quick, device):
     assert tune(ticket) == read_tuning(ticket, "float16") == quick
     restorer = SparseRestorer.from_pretrained(ticket, "triton")
     made = []
-    for name, op in restorer._packed()._program.dense.items():
+    for name, op in restorer.engine()._program.dense.items():
         op.register_forward_hook(lambda *_, name=name: made.append(name))
     restorer(torch.rand(1, 3, 8, 8, device=device))
     assert set(made) == quick.dense
 
 
-def test_what_is_about_another_ticket_is_not_used_and_what_is_damaged_is_said(ticket, quick, network):
+def test_a_tuning_of_another_ticket_is_ignored_and_a_damaged_file_is_an_error(ticket, quick, network):
     tune(ticket)
     write_ticket(ticket, network, {"another": 1})
     assert read_tuning(ticket, "float16") is None
     tune(ticket)
     tune(ticket, precision="bfloat16")
     assert read_tuning(ticket, "float16") == read_tuning(ticket, "bfloat16") == quick
-    kept = beside(ticket)
+    kept = tuning_path(ticket)
     for damaged in ("{", "[]", json.dumps(json.loads(kept.read_text()) | {"tunings": {"a": 1}})):
         kept.write_text(damaged)
         with pytest.raises(UserError, match=r"small\.ticket\.tuning\.json: cannot be read"):

@@ -1,5 +1,7 @@
-"""How much every launch is said to do, against what it does in the interpreter: the bytes of the addresses that it touches, its
-products, and the trips of its loops, by the products and the loads of taps in them.
+"""Test the counted work of every launch against what it does in the interpreter.
+
+Compared are the bytes of the addresses that it touches, its products, and the trips of its loops. The trips
+are known by the products and the loads of taps in them.
 """
 
 from collections import Counter
@@ -12,8 +14,7 @@ pytest.importorskip("triton")
 
 from triton.runtime import interpreter
 
-from mirl_kernels.core import triton as core
-from mirl_kernels.core.triton import Workspace, recording, work
+from mirl_kernels.core.triton import Workspace, count_work, recording, strips
 from mirl_kernels.ops.conv.triton import TritonConv
 from mirl_kernels.ops.gdfn.triton import TritonGDFN
 from mirl_kernels.ops.mdta.triton import TritonMDTA
@@ -22,7 +23,7 @@ from mirl_kernels.ops.prompt.triton import TritonPrompt
 
 
 class Trace:
-    """What a kernel touches while it runs."""
+    """Record what a kernel touches while it runs."""
 
     def __init__(self, monkeypatch):
         builder = interpreter.interpreter_builder
@@ -93,72 +94,84 @@ OPS = {
     "conv, stride": conv((2, 1), 1),
     "conv, shuffle": conv((1, 1), 2),
     "conv, unshuffle": conv((1, 1), -2),
-    "gdfn": lambda c: TritonGDFN(torch.ones(c), torch.zeros(c), sparse(60, c, 1, 1), taps(60), sparse(c, 30, 1, 1)),
+    "gdfn": lambda c: TritonGDFN(
+        torch.ones(c), torch.zeros(c), sparse(60, c, 1, 1), taps(60), sparse(c, 30, 1, 1)
+    ),
     "mdta": lambda c: TritonMDTA(
-        torch.ones(c), None, sparse(3 * c, c, 1, 1), taps(3 * c), torch.ones(2, 1, 1), sparse(c, c, 1, 1),
+        torch.ones(c),
+        None,
+        sparse(3 * c, c, 1, 1),
+        taps(3 * c),
+        torch.ones(2, 1, 1),
+        sparse(c, c, 1, 1),
         [None, 0.1 * torch.randn(3 * c), None],
     ),
-    "prompt": lambda c: TritonPrompt(torch.randn(3, c), torch.randn(3), torch.rand(1, 3, 6, 4, 4), sparse(6, 6, 3, 3)),
-}  # fmt: skip
+    "prompt": lambda c: TritonPrompt(
+        torch.randn(3, c), torch.randn(3), torch.rand(1, 3, 6, 4, 4), sparse(6, 6, 3, 3)
+    ),
+}
 
 
+# The loop that has the products.
 PRODUCTS = {
     "pointwise_kernel": -1,
     "conv_kernel": -1,
     "mix_kernel": 0,
     "gram_kernel": 0,
     "compose_kernel": 0,
-}  # in which loop
+}
+# The tensors that one launch leaves to the next.
 PASSED = {
     "pointwise_kernel": ["y"],
     "mix_kernel": ["hidden"],
     "gram_kernel": ["hidden", "sums"],
     "sum_kernel": ["sums"],
-}  # by one launch to the next
+}
+# The shape of a tap's load.
 TAPPED = {
     "mix_kernel": ("BLOCK_H", "BLOCK_P"),
     "gram_kernel": ("BLOCK_C", "BLOCK_P"),
-}  # the shape of a tap's load
+}
 
 
 @pytest.mark.parametrize(
     ("batch", "size", "cached"), [(1, (16, 24), 1 << 20), (2, (10, 14), 1 << 20), (1, (14, 24), 11 << 10)]
 )
 @pytest.mark.parametrize("op", OPS)
-def test_launches_do_what_they_are_said_to(op, batch, size, cached, device, monkeypatch):
+def test_launches_do_what_is_counted(op, batch, size, cached, device, monkeypatch):
     if device != "cpu":
         pytest.skip("only the interpreter shows what a kernel touches")
     torch.manual_seed(len(op))
     module = OPS[op](24)
-    monkeypatch.setattr(core, "_LEAST", 2)
-    with Workspace(cached).used(), recording() as launches:
+    monkeypatch.setattr(strips, "MIN_STRIP_ROWS", 2)
+    with Workspace(cached).activate(), recording() as launches:
         module(torch.randn(batch, 24, *size).half())
     made = Counter(launch.kernel.fn.__name__ for launch in launches)
     assert made
     assert "mix_kernel" not in made or (made["mix_kernel"] > 1) == (cached < 1 << 20)
     for launch in launches:
-        said = work(launch)
+        counted = count_work(launch)
         with monkeypatch.context() as patch:
             trace = Trace(patch)
             launch.kernel[launch.grid](**launch.arguments)
         name = launch.kernel.fn.__name__
-        assert trace.bytes(trace.written) == said.written, name
-        if said.buffer:
+        assert trace.bytes(trace.written) == counted.written, name
+        if counted.buffer:
             hidden = [launch.arguments[of] for of in PASSED[name]]
-            assert said.buffer == max(t.numel() * t.itemsize for t in hidden)
-            assert said.buffer <= cached or name in ("gram_kernel", "sum_kernel")
+            assert counted.buffer == max(t.numel() * t.itemsize for t in hidden)
+            assert counted.buffer <= cached or name in ("gram_kernel", "sum_kernel")
             touched = sum(trace.bytes(trace.read, t) + trace.bytes(trace.written, t) for t in hidden)
-            assert said.hidden == pytest.approx(touched, rel=0.01), name
+            assert counted.hidden == pytest.approx(touched, rel=0.01), name
         else:
-            assert said.hidden == 0
+            assert counted.hidden == 0
             assert name not in ("mix_kernel", "gram_kernel")
-        # Zeros that two channels share are counted for both, and what rows of padding read of another's is not.
-        assert said.read == pytest.approx(trace.bytes(trace.read), rel=0.01), name
+        # Zeros that two channels share count for both. What padding reads of another channel does not count.
+        assert counted.read == pytest.approx(trace.bytes(trace.read), rel=0.01), name
         # Pixels beyond the last are counted as well.
-        assert said.fetched >= 0.99 * sum(map(trace.bytes, trace.programs)), name
-        assert said.macs == trace.macs, name
+        assert counted.fetched >= 0.99 * sum(map(trace.bytes, trace.programs)), name
+        assert counted.macs == trace.macs, name
         if name in PRODUCTS:
-            assert said.trips[PRODUCTS[name]] == trace.dots, name
+            assert counted.trips[PRODUCTS[name]] == trace.dots, name
         if name in TAPPED:
             rows, pixels = (launch.arguments[block] for block in TAPPED[name])
-            assert sum(said.trips[1:]) == trace.loads[rows, pixels] > 0, name
+            assert sum(counted.trips[1:]) == trace.loads[rows, pixels] > 0, name

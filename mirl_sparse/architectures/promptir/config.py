@@ -1,4 +1,4 @@
-"""The widths and depths of a PromptIR."""
+"""Define the widths and depths of a PromptIR."""
 
 from __future__ import annotations
 
@@ -12,18 +12,26 @@ MULTIPLE = 8  # three halvings: height and width must divide by this
 
 
 class ConfigError(UserError):
-    """A configuration that describes no network; the message is one line for the user."""
+    """Report a config that describes no network; the message is one line for the user."""
 
 
 @dataclass(frozen=True)
 class PromptIRConfig:
-    """Widths and depths of a PromptIR; the defaults are the published network.
+    """Hold the widths and depths of a PromptIR; the defaults are the published network.
 
-    ``dim`` channels at full resolution, doubled at each of three halvings; ``num_blocks`` per
-    level, the last of them the latent; ``heads`` per level; ``ffn_expansion`` the ratio of GDFN's
-    hidden width to its input; ``prompt_dims`` and ``prompt_sizes`` the channels and side of the
-    prompts at 1/2, 1/4 and 1/8 resolution; ``prompt_count`` how many are mixed.
-    ``unused_layers`` keeps the six layers that the published code stores and never calls.
+    Attributes:
+        dim: Channels at full resolution, an even number; they double at each of three halvings.
+        num_blocks: Transformer blocks per level, full resolution first; the last of them are the latent's.
+        num_refinement_blocks: Transformer blocks behind the decoder, at full resolution.
+        heads: Heads of the attention per level.
+        ffn_expansion: Hidden channels of GDFN by channels of its input.
+        prompt_dims: Channels of the prompts at 1/2, 1/4 and 1/8 of the resolution.
+        prompt_sizes: Height and width of the prompts there.
+        prompt_count: Number of prompts that are mixed.
+        unused_layers: Keep the six layers that the published code stores and never calls.
+
+    Raises:
+        ConfigError: No network has these widths and depths.
     """
 
     dim: int = 48
@@ -42,13 +50,7 @@ class PromptIRConfig:
             if not isinstance(value, (tuple, list)) or len(value) != length:
                 raise ConfigError(f"{name} is {value!r}; expected {length} integers")
             object.__setattr__(self, name, tuple(value))
-        counts = {"dim": self.dim, "num_refinement_blocks": self.num_refinement_blocks}
-        counts["prompt_count"] = self.prompt_count
-        for name in ("num_blocks", "heads", "prompt_dims", "prompt_sizes"):
-            counts |= {f"{name}[{i}]": v for i, v in enumerate(getattr(self, name))}
-        for name, value in counts.items():
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ConfigError(f"{name} is {value!r}; expected an integer of 1 or more")
+        self._check_counts()
         if not isinstance(self.ffn_expansion, (int, float)) or int(self.dim * self.ffn_expansion) < 1:
             raise ConfigError(
                 f"ffn_expansion is {self.ffn_expansion!r}; expected a number that leaves"
@@ -64,13 +66,29 @@ class PromptIRConfig:
                     f"{stage.name} has {stage.inputs} channels for {stage.heads} heads; expected a multiple"
                 )
 
+    def _check_counts(self) -> None:
+        counts = {"dim": self.dim, "num_refinement_blocks": self.num_refinement_blocks}
+        counts["prompt_count"] = self.prompt_count
+        for name in ("num_blocks", "heads", "prompt_dims", "prompt_sizes"):
+            counts |= {f"{name}[{i}]": v for i, v in enumerate(getattr(self, name))}
+        for name, value in counts.items():
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ConfigError(f"{name} is {value!r}; expected an integer of 1 or more")
+
     def to_dict(self) -> dict[str, Any]:
-        """Plain lists and numbers, as a YAML file or a ticket's metadata holds them."""
+        """Return plain lists and numbers, as a YAML file or the metadata of a ticket holds them."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> PromptIRConfig:
-        """The inverse of `to_dict`; unknown keys are refused."""
+        """Return the config of `to_dict`'s result.
+
+        Args:
+            values: Settings by name; those that are absent have their defaults.
+
+        Raises:
+            ConfigError: ``values`` is no mapping, names an unknown setting, or describes no network.
+        """
         if not isinstance(values, dict):
             raise ConfigError(f"the network's config is {values!r}; expected a mapping")
         known = {f.name for f in fields(cls)}

@@ -1,16 +1,15 @@
-"""PromptIR (Potlapalli et al., NeurIPS 2023), written from the paper and its published parameter names.
+"""Define PromptIR (Potlapalli et al., NeurIPS 2023), from the paper and its published parameter names.
 
-The blocks' arithmetic is in ``mirl_kernels.*.reference``, one definition for the network, for the
+The arithmetic of the blocks is in ``mirl_kernels.ops.*.reference``: one definition for the network, for the
 tests of the fast kernels, and for their fallback.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import prune
 
 from mirl_kernels.ops.conv.reference import conv
 from mirl_kernels.ops.gdfn.reference import gdfn
@@ -19,9 +18,13 @@ from mirl_kernels.ops.prompt.reference import prompt
 from mirl_sparse.architectures.promptir.config import MULTIPLE, PromptIRConfig
 from mirl_sparse.architectures.promptir.topology import Kind, Stage, stages
 
+MDTAWeights: TypeAlias = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+GDFNWeights: TypeAlias = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+PromptWeights: TypeAlias = tuple[Tensor, Tensor, Tensor, Tensor]
+
 
 class Pointwise(nn.Conv2d):
-    """1x1 convolution without bias, by its op."""
+    """Convolve by a 1x1 kernel without bias: (B, cin, H, W) to (B, cout, H, W)."""
 
     conv = staticmethod(conv)
 
@@ -29,6 +32,7 @@ class Pointwise(nn.Conv2d):
         super().__init__(cin, cout, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the convolution of x."""
         return self.conv(x, self.weight)
 
 
@@ -44,7 +48,7 @@ class _Affine(nn.Module):
 
 
 class LayerNorm(nn.Module):
-    """Gain and bias of a layer norm over channels; named ``body`` as published."""
+    """Hold gain and bias of a layer norm over channels, in ``body`` as published."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -52,7 +56,7 @@ class LayerNorm(nn.Module):
 
 
 class MDTA(nn.Module):
-    """Parameters of the transposed attention; `TransformerBlock` runs it with its norm and residual."""
+    """Hold the parameters of the transposed attention; `TransformerBlock` adds norm and residual."""
 
     def __init__(self, channels: int, heads: int) -> None:
         super().__init__()
@@ -63,7 +67,7 @@ class MDTA(nn.Module):
 
 
 class GDFN(nn.Module):
-    """Parameters of the gated feed-forward; `TransformerBlock` runs it with its norm and residual."""
+    """Hold the parameters of the gated feed-forward; `TransformerBlock` adds norm and residual."""
 
     def __init__(self, channels: int, expansion: float) -> None:
         super().__init__()
@@ -74,7 +78,7 @@ class GDFN(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """``x + attn(norm1(x))``, then ``x + ffn(norm2(x))``; (B, C, H, W) in and out."""
+    """Compute ``x + attn(norm1(x))``, then ``x + ffn(norm2(x))``; (B, C, H, W) in and out."""
 
     mdta, gdfn = staticmethod(mdta), staticmethod(gdfn)
 
@@ -85,16 +89,26 @@ class TransformerBlock(nn.Module):
         self.norm2 = LayerNorm(channels)
         self.ffn = GDFN(channels, expansion)
 
+    @property
+    def mdta_weights(self) -> MDTAWeights:
+        """Return the arguments of ``mdta`` behind x."""
+        norm, attn = self.norm1.body, self.attn
+        taps, out = attn.qkv_dwconv.weight, attn.project_out.weight
+        return norm.weight, norm.bias, attn.qkv.weight, taps, attn.temperature, out
+
+    @property
+    def gdfn_weights(self) -> GDFNWeights:
+        """Return the arguments of ``gdfn`` behind x."""
+        norm, ffn = self.norm2.body, self.ffn
+        return norm.weight, norm.bias, ffn.project_in.weight, ffn.dwconv.weight, ffn.project_out.weight
+
     def forward(self, x: Tensor) -> Tensor:
-        a, n, f, m = self.attn, self.norm1.body, self.ffn, self.norm2.body
-        x = self.mdta(
-            x, n.weight, n.bias, a.qkv.weight, a.qkv_dwconv.weight, a.temperature, a.project_out.weight
-        )
-        return self.gdfn(x, m.weight, m.bias, f.project_in.weight, f.dwconv.weight, f.project_out.weight)
+        """Return the block's result for x (B, C, H, W), of the same shape."""
+        return self.gdfn(self.mdta(x, *self.mdta_weights), *self.gdfn_weights)
 
 
 class PatchEmbed(nn.Module):
-    """3x3 convolution from RGB to ``dim`` channels."""
+    """Convolve RGB by 3x3 kernels to ``dim`` channels."""
 
     conv = staticmethod(conv)
 
@@ -103,12 +117,15 @@ class PatchEmbed(nn.Module):
         self.proj = _conv3x3(3, dim)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the features of x (B, 3, H, W), (B, dim, H, W)."""
         return self.conv(x, self.proj.weight)
 
 
 class Resample(nn.Module):
-    """3x3 convolution and pixel shuffle (``shuffle`` 2) or unshuffle (-2): (B, C, H, W) to
-    (B, C / 2, 2H, 2W) or (B, 2C, H / 2, W / 2)."""
+    """Convolve by 3x3 kernels, then shuffle pixels (``shuffle`` 2) or unshuffle them (-2).
+
+    (B, C, H, W) becomes (B, C / 2, 2H, 2W) or (B, 2C, H / 2, W / 2).
+    """
 
     conv = staticmethod(conv)
 
@@ -119,15 +136,16 @@ class Resample(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The convolution's weight."""
+        """Return the convolution's weight, before the shuffle."""
         return cast(nn.Conv2d, self.body[0]).weight  # what torch.func puts there is no Parameter
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return x at twice or half its resolution."""
         return self.conv(x, self.weight, shuffle=self.shuffle)
 
 
 class PromptBlock(nn.Module):
-    """Prompts mixed by the features (B, C, H, W) they are concatenated to; returns (B, P, H, W)."""
+    """Mix prompts by the features (B, C, H, W) that they are concatenated to, to (B, P, H, W)."""
 
     prompt = staticmethod(prompt)
 
@@ -137,17 +155,31 @@ class PromptBlock(nn.Module):
         self.linear_layer = nn.Linear(channels, count)
         self.conv3x3 = _conv3x3(prompt_channels, prompt_channels)
 
-    def forward(self, x: Tensor) -> Tensor:
+    @property
+    def weights(self) -> PromptWeights:
+        """Return the arguments of ``prompt`` behind x."""
         linear = self.linear_layer
-        return self.prompt(x, linear.weight, linear.bias, self.prompt_param, self.conv3x3.weight)
+        return linear.weight, linear.bias, self.prompt_param, self.conv3x3.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the prompts for the features x."""
+        return self.prompt(x, *self.weights)
 
 
 class PromptIR(nn.Module):
-    """The all-in-one restoration network: RGB (B, 3, H, W) in [0, 1] to the same shape, H and W
-    multiples of 8. The result is not clipped.
+    """Restore RGB images (B, 3, H, W) in [0, 1], H and W multiples of 8.
 
-    Its modules call the definitions of their ops (``mdta``, ``gdfn``, ``conv``, ``prompt``), which training may replace, module by
-    module, by others of the same arguments."""
+    The result has the same shape and is not clipped.
+
+    Its modules call the definitions of their ops (``mdta``, ``gdfn``, ``conv``, ``prompt``). Training may
+    replace these, module by module, by others of the same arguments.
+
+    Args:
+        config: Widths and depths; None is the published network.
+
+    Attributes:
+        config: The same.
+    """
 
     conv = staticmethod(conv)
     patch_embed: PatchEmbed
@@ -188,15 +220,21 @@ class PromptIR(nn.Module):
                 return Pointwise(stage.inputs, stage.outputs)
 
     @classmethod
-    def names(cls, config: PromptIRConfig) -> frozenset[str]:
-        """The names of all parameters of such a network."""
-        with torch.device("meta"):
-            return frozenset(cls(config).state_dict())
+    def shapes(cls, config: PromptIRConfig) -> dict[str, torch.Size]:
+        """Return the shapes of all parameters of a network, by name, in stored order."""
+        with torch.device("meta"):  # shapes without memory
+            return {name: tensor.shape for name, tensor in cls(config).state_dict().items()}
 
     def forward(self, image: Tensor) -> Tensor:
+        """Return the restored image.
+
+        Raises:
+            ValueError: The image has another shape than (B, 3, H, W) with H and W multiples of 8.
+        """
         if image.ndim != 4 or image.shape[1] != 3 or image.shape[2] % MULTIPLE or image.shape[3] % MULTIPLE:
             raise ValueError(
-                f"input of shape {tuple(image.shape)}; expected (B, 3, H, W) with H and W multiples of {MULTIPLE}"
+                f"input of shape {tuple(image.shape)};"
+                f" expected (B, 3, H, W) with H and W multiples of {MULTIPLE}"
             )
         level1 = self.encoder_level1(self.patch_embed(image))
         level2 = self.encoder_level2(self.down1_2(level1))
@@ -209,16 +247,3 @@ class PromptIR(nn.Module):
         x = self.reduce_noise_level1(self.noise_level1(torch.cat([x, self.prompt1(x)], 1)))
         x = self.decoder_level1(torch.cat([self.up2_1(x), level1], 1))
         return self.conv(self.refinement(x), self.output.weight, residual=image)
-
-
-def remove_pruning(module: nn.Module) -> bool:
-    """Make weights that are masked by torch.nn.utils.prune into weights again; whether there were any."""
-    found = [
-        (m, hook._tensor_name)
-        for m in module.modules()
-        for hook in m._forward_pre_hooks.values()
-        if isinstance(hook, prune.BasePruningMethod)
-    ]
-    for m, name in found:
-        prune.remove(m, name)
-    return bool(found)

@@ -1,19 +1,18 @@
-"""In which tile a Triton kernel is launched; the kernel is made up."""
+"""Test in which tile a Triton kernel is launched. The kernel is made up."""
 
 import math
 
 import pytest
 import torch
 
-from mirl_kernels.core import triton as core
-from mirl_kernels.core.triton import Tile, Tuner, Workspace, launch, recording
+from mirl_kernels.core.triton import Tile, Tuner, Workspace, launch, launches, recording
 from mirl_kernels.errors import BackendError
 
 TILES = [Tile({"BLOCK_P": 128}, 4), Tile({"BLOCK_P": 128}, 8), Tile({"BLOCK_P": 64}, 4, pipelined=False)]
 
 
 class Kernel:
-    """Spills what it is told by pixels and warps."""
+    """Spill so much, by pixels and warps, as the test says."""
 
     arg_names, __name__ = ("x", "y", "BLOCK_P", "ROWS"), "kernel"
 
@@ -33,7 +32,7 @@ class Kernel:
 
 
 class _Compiled:
-    """Knows what it spills once it is loaded."""
+    """Know what spills once it is loaded."""
 
     def __init__(self, spills):
         self.spills = spills
@@ -48,8 +47,8 @@ def made(kernel):
 
 
 @pytest.mark.parametrize(("spills", "nth"), [((0, 0, 0), 0), ((8, 0, 0), 1), ((8, 4, 0), 2), ((8, 4, 6), 1)])
-def test_the_first_tile_that_spills_nothing_or_least(spills, nth, monkeypatch):
-    monkeypatch.setattr(core, "_spilled", {})
+def test_the_first_tile_that_spills_nothing_or_else_the_least_is_launched(spills, nth, monkeypatch):
+    monkeypatch.setattr(launches, "_spilled", {})
     kernel, tile = Kernel(*spills), TILES[nth]
     for _ in range(2):
         grid, constants = made(kernel)
@@ -64,8 +63,8 @@ def test_the_first_tile_that_spills_nothing_or_least(spills, nth, monkeypatch):
     assert len(kernel.compiled) == len(set(kernel.compiled)) <= 3  # once
 
 
-def test_each_launch_takes_its_own_first_tile_of_those_that_spill_nothing(monkeypatch):
-    monkeypatch.setattr(core, "_spilled", {})
+def test_each_launch_takes_the_first_of_its_tiles_that_spills_nothing(monkeypatch):
+    monkeypatch.setattr(launches, "_spilled", {})
     kernel = Kernel(0, 8, 0)
     for order, nth in ((TILES, 0), (TILES[::-1], 2), (TILES[1:], 2)):
         launch(kernel, lambda sizes: (1, 1, 1), torch.zeros(1), 3, ROWS=16, tiles=order)
@@ -74,7 +73,7 @@ def test_each_launch_takes_its_own_first_tile_of_those_that_spill_nothing(monkey
 
 
 def slow(*milliseconds):
-    """A clock that says of each tile what it is told, and runs the call."""
+    """Return a clock that runs the call and returns the milliseconds of its tile."""
 
     def seconds(call):
         call()
@@ -88,32 +87,32 @@ def slow(*milliseconds):
     [((0, 0, 0), (3, 2, 1), 2), ((0, 8, 0), (3, 1, 2), 2), ((0, 0, 0), (1, 1, 1), 0)],
 )
 def test_a_tuner_finds_the_fastest_tile_that_spills_nothing(spills, times, nth, monkeypatch):
-    monkeypatch.setattr(core, "_spilled", {})
+    monkeypatch.setattr(launches, "_spilled", {})
     kernel, tuner = Kernel(*spills), Tuner(slow(*times), math.inf)
-    with tuner.at_work():
+    with tuner.activate():
         made(kernel)
         made(kernel)  # twice: both launches count
-    (taken,) = tuner.taken.values()
-    assert [spent for spent, _ in taken] == [
+    (timings,) = tuner.timings.values()
+    assert [total for total, _ in timings] == [
         2 * t / 1e3 for t, spilt in zip(times, spills, strict=True) if not spilt
     ]
-    with Workspace(tiles=tuner.fastest).used():
+    with Workspace(tiles=tuner.fastest).activate():
         assert made(kernel)[1]["BLOCK_P"] == TILES[nth].sizes["BLOCK_P"]
         assert made(kernel)[1]["num_warps"] == TILES[nth].warps
     assert made(kernel)[1]["num_warps"] == TILES[0].warps  # elsewhere nothing has changed
 
 
 def test_without_time_left_nothing_is_timed(monkeypatch):
-    monkeypatch.setattr(core, "_spilled", {})
+    monkeypatch.setattr(launches, "_spilled", {})
     kernel, tuner = Kernel(0, 0, 0), Tuner(lambda call: pytest.fail("timed"), -math.inf)
-    with tuner.at_work():
+    with tuner.activate():
         made(kernel)
     assert not tuner.fastest
     assert len(kernel.compiled) == 1  # the one that is launched
 
 
-def test_what_triton_refuses_is_one_line(monkeypatch):
-    monkeypatch.setattr(core, "_spilled", {})
+def test_an_error_of_triton_becomes_a_backend_error_of_one_line(monkeypatch):
+    monkeypatch.setattr(launches, "_spilled", {})
     errors = pytest.importorskip("triton.errors")
 
     class Refused(Kernel):
@@ -126,23 +125,23 @@ def test_what_triton_refuses_is_one_line(monkeypatch):
         made(Refused(0, 0, 0))
 
 
-def test_a_tile_of_another_version_is_not_used(monkeypatch):
-    monkeypatch.setattr(core, "_spilled", {})
+def test_a_tuned_tile_that_is_not_on_offer_is_ignored(monkeypatch):
+    monkeypatch.setattr(launches, "_spilled", {})
     kernel, tuner = Kernel(0, 0, 0), Tuner(slow(3, 2, 1), math.inf)
-    with tuner.at_work():
+    with tuner.activate():
         made(kernel)
     unknown = {compiled: Tile({"BLOCK_P": 32}, 2) for compiled in tuner.fastest}
-    with Workspace(tiles=unknown).used():
+    with Workspace(tiles=unknown).activate():
         assert made(kernel)[1]["BLOCK_P"] == 128
 
 
-def test_what_is_recorded_has_the_other_tiles():
-    with recording() as launches:
+def test_a_recorded_launch_has_the_other_tiles_as_alternatives():
+    with recording() as recorded:
         launch(Kernel(0, 0, 0), lambda sizes: (1024 // sizes["BLOCK_P"], 1, 1), 1, 2, ROWS=16, tiles=TILES)
-    (first,) = launches
-    assert [one.tile for one in (first, *first.others)] == TILES
-    assert [one.grid[0] for one in (first, *first.others)] == [8, 8, 16]
-    assert first.others[1].arguments == {"x": 1, "y": 2, "ROWS": 16, "BLOCK_P": 64}
+    (first,) = recorded
+    assert [one.tile for one in (first, *first.alternatives)] == TILES
+    assert [one.grid[0] for one in (first, *first.alternatives)] == [8, 8, 16]
+    assert first.alternatives[1].arguments == {"x": 1, "y": 2, "ROWS": 16, "BLOCK_P": 64}
 
 
 def test_amd_compilers_do_not_pipeline():

@@ -10,12 +10,12 @@ from torch.nn import functional as F
 from mirl_kernels.core import cpu
 from mirl_kernels.core.cpu.training import Pattern
 from mirl_kernels.errors import BackendError
-from mirl_kernels.ops.conv import reference as conv
+from mirl_kernels.ops.conv import conv
 from mirl_kernels.ops.conv.backward import TrainableConv
-from mirl_kernels.ops.gdfn import reference as gdfn
+from mirl_kernels.ops.gdfn import gdfn
 from mirl_kernels.ops.gdfn.backward import TrainableGDFN
 from mirl_kernels.ops.layer_norm import layer_norm
-from mirl_kernels.ops.mdta import reference as mdta
+from mirl_kernels.ops.mdta import mdta
 from mirl_kernels.ops.mdta.backward import TrainableMDTA
 
 pytestmark = pytest.mark.skipif(not cpu.available(), reason="the C++ kernels were not built")
@@ -42,13 +42,13 @@ def noise(generator: torch.Generator, *shape: int) -> Tensor:
 
 
 def masked(generator: torch.Generator, density: float, *shape: int) -> tuple[Tensor, Tensor]:
-    """A mask and a weight that is zero where it says so."""
+    """Return a mask and a weight that is zero where the mask is."""
     mask = torch.rand(shape, generator=generator) < density
     return mask, mask * noise(generator, *shape) / max(1.0, shape[1] * density) ** 0.5
 
 
 def gradients(function, arguments: list[Tensor], upstream: Tensor) -> tuple[Tensor, list[Tensor]]:
-    """function(*arguments) and its gradients, in their precision."""
+    """Return function(*arguments) and its gradients, in the precision of the arguments."""
     leaves = [a.clone().requires_grad_() for a in arguments]
     result = function(*leaves)
     result.backward(upstream.to(result.dtype))
@@ -65,11 +65,16 @@ def check(
     spread: dict[int, tuple[int, ...]] | None = None,
     magnified: float = 0.0,
 ) -> None:
-    """op(*arguments) and its gradients; ``masks`` by the arguments that they are of. A gradient's error is relative to the
-    largest value of that gradient, or of one item's part in it: what items cancel, no float32 sum brings back. So it is with what
-    else one argument is broadcast over, if ``spread`` has its shape there. Where PyTorch itself loses more in float32 (a q of
-    norm 1e-3 magnifies its gradient's rounding a thousandfold), up to four times that; PyTorch may be lucky, so that what is
-    ``magnified``, and how often, is allowed for as well. A hundredth at most."""
+    """Compare op(*arguments) and its gradients with the reference in float64.
+
+    ``masks`` are those of the arguments with these numbers. The error of a gradient is relative to the
+    largest value of that gradient, or of one item's part in it: no float32 sum brings back what items cancel.
+    The same goes for what else an argument is broadcast over, if ``spread`` has its shape there.
+
+    Where PyTorch itself loses more in float32 (a q of norm 1e-3 magnifies its gradient's rounding a
+    thousandfold), up to four times its error is allowed. PyTorch may be lucky, so a rounding that is
+    ``magnified`` so many times is allowed as well. A hundredth is allowed at most.
+    """
     single, upstream = [a.float() for a in arguments], upstream.float()
     exact = [a.double() for a in single]
     expected, wanted = gradients(reference, exact, upstream)
@@ -83,7 +88,7 @@ def check(
         gradients(lambda *a, b=b: reference(*a)[b : b + 1], apart, upstream[b : b + 1])[1]
         for b in range(len(upstream))
     ]
-    # Pixels whose few channels are all nearly alike lose digits in any float32 layer norm, PyTorch's more than ours.
+    # Pixels whose few channels are nearly alike lose digits in any float32 layer norm, in PyTorch's more.
     x = arguments[0]
     alike = (x.abs().amax(1) / (x.var(1, correction=0) + 1e-5).sqrt()).max().item()
     lost = 64 * torch.finfo(torch.float32).eps * max(alike if normed else 0.0, magnified)
@@ -113,9 +118,10 @@ def check_gdfn(
 ) -> None:
     g = torch.Generator().manual_seed(seed)
     first = arguments(g, batch, channels, shape)
-    masks, weights = zip(*(masked(g, d, *size) for d, size in (
-        (density, (2 * pairs, channels, 1, 1)), (tap_density, (2 * pairs, 1, 3, 3)), (density, (channels, pairs, 1, 1)),
-    )), strict=True)  # fmt: skip
+    project_in = masked(g, density, 2 * pairs, channels, 1, 1)
+    dwconv = masked(g, tap_density, 2 * pairs, 1, 3, 3)
+    project_out = masked(g, density, channels, pairs, 1, 1)
+    masks, weights = zip(project_in, dwconv, project_out, strict=True)
     check(
         TrainableGDFN(*masks), gdfn, dict(enumerate(masks, 3)), [*first, *weights], noise(g, *first[0].shape)
     )
@@ -133,9 +139,9 @@ def check_mdta(
     g = torch.Generator().manual_seed(seed)
     channels = max(2, heads * per_head) if heads == 1 else heads * per_head
     first = arguments(g, batch, channels, shape)
-    (qkv_mask, qkv), (tap_mask, taps), (out_mask, out) = (masked(g, d, *size) for d, size in (
-        (density, (3 * channels, channels, 1, 1)), (tap_density, (3 * channels, 1, 3, 3)), (density, (channels, channels, 1, 1)),
-    ))  # fmt: skip
+    qkv_mask, qkv = masked(g, density, 3 * channels, channels, 1, 1)
+    tap_mask, taps = masked(g, tap_density, 3 * channels, 1, 3, 3)
+    out_mask, out = masked(g, density, channels, channels, 1, 1)
     temperature = 1 + 0.3 * noise(g, heads, 1, 1)
     normed = layer_norm(*first)
     qk = F.conv2d(F.conv2d(normed, qkv), taps, padding=1, groups=3 * channels)[:, : 2 * channels]
@@ -154,38 +160,50 @@ def check_mdta(
 
 @CASES
 @given(seeds, batches, st.integers(2, 24), st.integers(1, 30), densities, densities)
-def test_gdfn(seed, batches, channels, pairs, density, tap_density):
+def test_gdfn_has_the_gradients_of_its_definition(seed, batches, channels, pairs, density, tap_density):
     check_gdfn(seed, *batches, channels, pairs, density, tap_density)
 
 
 @CASES
 @given(seeds, batches, st.integers(1, 3), st.integers(1, 9), densities, densities)
-def test_mdta(seed, batches, heads, per_head, density, tap_density):
+def test_mdta_has_the_gradients_of_its_definition(seed, batches, heads, per_head, density, tap_density):
     check_mdta(seed, *batches, heads, per_head, density, tap_density)
 
 
-# Layers wider than the first-level cache's panel, over so few pixels that panels are kept instead of every task's gradients.
+# These layers are wider than the first-level cache's panel. They have so few pixels that panels are kept
+# instead of every task's gradients.
 WIDE = settings(max_examples=30)
-few = st.sampled_from([(2, 3), (5, 7), (8, 8), (3, 41), (16, 16)])
+few_pixels = st.sampled_from([(2, 3), (5, 7), (8, 8), (3, 41), (16, 16)])
 dense = st.sampled_from([0.1, 0.7, 1.0])
 
 
 @WIDE
-@given(seeds, st.integers(1, 9), few, st.integers(97, 230), st.integers(80, 230), dense)
-def test_wide_gdfn(seed, batch, shape, channels, pairs, density):
+@given(seeds, st.integers(1, 9), few_pixels, st.integers(97, 230), st.integers(80, 230), dense)
+def test_wide_gdfn_has_the_gradients_of_its_definition(seed, batch, shape, channels, pairs, density):
     check_gdfn(seed, batch, shape, channels, pairs, density, 1.0)
 
 
 @WIDE
-@given(seeds, st.integers(1, 9), few, st.integers(1, 4), st.integers(49, 60), dense)
-def test_wide_mdta(seed, batch, shape, heads, per_head, density):
+@given(seeds, st.integers(1, 9), few_pixels, st.integers(1, 4), st.integers(49, 60), dense)
+def test_wide_mdta_has_the_gradients_of_its_definition(seed, batch, shape, heads, per_head, density):
     check_mdta(seed, batch, shape, heads, per_head, density, 1.0)
 
 
 @CASES
-@given(seeds, st.integers(1, 3), st.integers(1, 20), st.integers(1, 12), st.sampled_from([1, 3]), st.sampled_from([1, 2, -2]),
-       shapes, densities, st.booleans())  # fmt: skip
-def test_conv(seed, batch, inputs, outputs, kernel, shuffle, shape, density, added):
+@given(
+    seeds,
+    st.integers(1, 3),
+    st.integers(1, 20),
+    st.integers(1, 12),
+    st.sampled_from([1, 3]),
+    st.sampled_from([1, 2, -2]),
+    shapes,
+    densities,
+    st.booleans(),
+)
+def test_conv_has_the_gradients_of_its_definition(
+    seed, batch, inputs, outputs, kernel, shuffle, shape, density, added
+):
     g = torch.Generator().manual_seed(seed)
     if shuffle == 2:
         outputs *= 4

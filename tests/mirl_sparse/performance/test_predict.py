@@ -1,4 +1,4 @@
-"""Predictions for GPUs: what they count, and that every launch of a network compiles for all of them without faults."""
+"""Predictions for GPUs count what they should, and every launch of a network compiles for all GPUs without faults."""
 
 import os
 from dataclasses import replace
@@ -10,18 +10,35 @@ pytest.importorskip("triton")
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("triton interprets in this process", allow_module_level=True)
 
-from mirl_kernels.core.triton import Launch, Tile, Work, Workspace, recording, work
+from mirl_kernels.core.triton import Launch, Tile, Work, Workspace, count_work, recording
 from mirl_kernels.core.triton.model import GPUS, LAUNCH, moved
 from mirl_kernels.core.triton.model import predict as predict_launch
-from mirl_kernels.core.triton.offline import SHARED, compile_ahead, compile_for, specialised
+from mirl_kernels.core.triton.offline import SHARED_MEMORY, compile_ahead, compile_for, specialised
 from mirl_kernels.ops.pointwise.triton import TritonPointwise
 from mirl_sparse.architectures.promptir.config import PromptIRConfig
 from mirl_sparse.architectures.promptir.network import PromptIR
-from mirl_sparse.performance.predict import _compiled, _eager, _left, _Operator, _Recorder, predict
-from mirl_sparse.runtime.triton import PRECISIONS, PackedNetwork, launches
+from mirl_sparse.performance.dense_operators import (
+    Operator,
+    Traffic,
+    compiled_operators,
+    eager_operators,
+    record,
+)
+from mirl_sparse.performance.predict import evicted_bytes, predict
+from mirl_sparse.runtime.triton_network import PRECISIONS, PackedNetwork, launches
 
-TINY = PromptIRConfig(8, (1, 1, 1, 1), 1, (1, 1, 1, 1), prompt_dims=(4, 4, 4), prompt_sizes=(4, 4, 4), prompt_count=1,
-                      unused_layers=False)  # fmt: skip
+TINY = PromptIRConfig(
+    dim=8,
+    num_blocks=(1, 1, 1, 1),
+    num_refinement_blocks=1,
+    heads=(1, 1, 1, 1),
+    prompt_dims=(4, 4, 4),
+    prompt_sizes=(4, 4, 4),
+    prompt_count=1,
+    unused_layers=False,
+)
+# The architectures and precisions that are compiled each time; the others take longer together than a test should.
+QUICK = (("sm_90", "float16"), ("gfx942", "float16"))
 
 
 def pruned(config: PromptIRConfig, density: float) -> PromptIR:
@@ -48,16 +65,15 @@ def faults_of(architecture: str, precision: str, found: list[Launch]) -> list[st
     for launch in found:
         (chosen, done), name = compile_for(architecture, launch), launch.kernel.fn.__name__
         if done.spilled:
-            faults.append(
-                f"{name} in {chosen.tile}: {done.spilled} {'registers' if architecture.startswith('gfx') else 'bytes'} spilled"
-            )
-        if done.shared > SHARED[architecture]:
-            faults.append(f"{name}: {done.shared} bytes of shared memory of {SHARED[architecture]}")
+            unit = "registers" if architecture.startswith("gfx") else "bytes"
+            faults.append(f"{name} in {chosen.tile}: {done.spilled} {unit} spilled")
+        if done.shared > SHARED_MEMORY[architecture]:
+            faults.append(f"{name}: {done.shared} bytes of shared memory of {SHARED_MEMORY[architecture]}")
         products = name in ("pointwise_kernel", "conv_kernel", "mix_kernel", "gram_kernel")
         if products and precision != "float32" and not done.tensor:
             faults.append(f"{name}: no tensor-core instruction")
-        if len(done.loops) != len(work(chosen).trips):
-            faults.append(f"{name}: {len(done.loops)} loops, {len(work(chosen).trips)} are counted")
+        if len(done.loops) != len(count_work(chosen).trips):
+            faults.append(f"{name}: {len(done.loops)} loops, {len(count_work(chosen).trips)} are counted")
     return faults
 
 
@@ -88,10 +104,14 @@ def distinct(full: PromptIR, architecture: str, precision: str) -> list[Launch]:
     return list(found.values())
 
 
-@pytest.mark.parametrize(("architecture", "precision"), [
-    pytest.param(a, p, marks=[] if a in ("sm_90", "gfx942") and p == "float16" else pytest.mark.slow)
-    for a in SHARED for p in PRECISIONS
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("architecture", "precision"),
+    [
+        pytest.param(a, p, marks=[] if (a, p) in QUICK else pytest.mark.slow)
+        for a in SHARED_MEMORY
+        for p in PRECISIONS
+    ],
+)
 def test_every_launch_compiles_without_spills(full, architecture, precision):
     faults = faults_of(architecture, precision, distinct(full, architecture, precision))
     assert not faults, "\n".join(faults)
@@ -99,18 +119,16 @@ def test_every_launch_compiles_without_spills(full, architecture, precision):
 
 def test_traffic_is_a_fraction_of_the_dense_network(full):
     done = [
-        (launch, work(launch))
+        (launch, count_work(launch))
         for step in launches(PackedNetwork(full, torch.float16), (1, 256, 256)).values()
         for launch in step
     ]
     cached = Workspace.cached
     assert all(w.buffer <= cached for _, w in done)
-    total = sum(moved(w, cached) for _, w in done) + _left(done, cached)
-    with _Recorder() as recorder, torch.no_grad():
-        PromptIR(full.config).to("meta", torch.float16)(
-            torch.empty(1, 3, 256, 256, dtype=torch.float16, device="meta")
-        )
-    eager = _eager(recorder.calls)
+    total = sum(moved(w, cached) for _, w in done) + evicted_bytes(done, cached)
+    dense, image = PromptIR(full.config).to("meta", torch.float16), torch.empty(1, 3, 256, 256, device="meta")
+    with torch.no_grad():
+        eager = eager_operators(record(lambda: dense(image.half())))
     assert 13e9 < sum(o.moved() for o in eager) < 15e9
     assert total < 2e9
     assert total < sum(o.moved(cached) for o in eager) / 4
@@ -130,8 +148,8 @@ def test_hidden_channels_of_another_level_reach_memory_after_all():
         (launch(4), hidden(3)),
         (launch(8), hidden(6)),
     ]
-    assert _left(done, 8) == 7 + 3 + 6
-    assert _left(done, 6) == 5 + 3 + 6  # what the cache does not hold is counted where it is written
+    assert evicted_bytes(done, 8) == 7 + 3 + 6
+    assert evicted_bytes(done, 6) == 5 + 3 + 6  # what the cache does not hold is counted where it is written
     assert [moved(w, 6) for _, w in done] == [0, 7, 18, 0, 0]
 
 
@@ -154,7 +172,7 @@ def test_a_launch_takes_what_its_bytes_and_products_take():
     assert found.seconds(0.5) == pytest.approx(2 * max(found.memory, found.issue) + 1.5e-6)
 
 
-def test_fusing_spares_what_only_the_fused_read():
+def test_fused_operators_do_not_move_what_only_they_read():
     class Network(torch.nn.Module):
         def forward(self, x, w):
             y = torch.nn.functional.gelu(x) * 2 + 1  # fused: reads x, writes y
@@ -162,26 +180,20 @@ def test_fusing_spares_what_only_the_fused_read():
             return z.relu() + y  # fused: reads z and y, writes the result
 
     x, w = torch.empty(1, 8, 16, 16, device="meta"), torch.empty(8, 8, 1, 1, device="meta")
-    with _Recorder() as recorder:
-        Network()(x, w)
+    calls = record(lambda: Network()(x, w))
+    eager, compiled = eager_operators(calls), compiled_operators(calls)
     n, k = 4 * 8 * 256, 4 * 64
-    assert sorted(o.moved() for o in _compiled(recorder.calls)) == sorted([2 * n, 2 * n + k, 3 * n])
-    assert [o.moved() for o in _eager(recorder.calls)] == [2 * n, 2 * n, 2 * n, 2 * n + k, 2 * n, 3 * n]
-    assert sum(o.macs for o in _compiled(recorder.calls)) == 8 * 8 * 256
-    assert [o.moved(n) for o in _eager(recorder.calls)] == [
-        n,
-        0,
-        0,
-        k,
-        0,
-        0,
-    ]  # what was made before stays in the cache
-    assert [o.moved(n - 1) for o in _eager(recorder.calls)] == [o.moved() for o in _eager(recorder.calls)]
+    assert sorted(o.moved() for o in compiled) == sorted([2 * n, 2 * n + k, 3 * n])
+    assert [o.moved() for o in eager] == [2 * n, 2 * n, 2 * n, 2 * n + k, 2 * n, 3 * n]
+    assert sum(o.macs for o in compiled) == 8 * 8 * 256
+    assert [o.moved(n) for o in eager] == [n, 0, 0, k, 0, 0]  # what was made before stays in the cache
+    assert [o.moved(n - 1) for o in eager] == [o.moved() for o in eager]
 
 
 def test_a_dense_operator_takes_what_its_bytes_or_products_take_and_a_launch():
     gpu = GPUS["A100 40GB"]
-    moves, multiplies = _Operator([(10**6, False)], 1), _Operator([(1, False)], 10**9)
+    moves = Operator((Traffic(10**6, False),), 1)
+    multiplies = Operator((Traffic(1, False),), 10**9)
     assert moves.seconds(gpu, LAUNCH) == pytest.approx(1e6 / gpu.memory + LAUNCH)
     assert multiplies.seconds(gpu, LAUNCH, 0.5) == pytest.approx(2e9 / gpu.tensor + LAUNCH)
     assert moves.seconds(gpu, LAUNCH, least=1e-3) == 1e-3
@@ -199,7 +211,7 @@ def test_a_network_is_predicted_for_every_gpu():
         assert set(row.dense_steps) < set(launches(PackedNetwork(network, torch.float16), (1, 64, 64)))
 
 
-def test_what_dense_operators_do_faster_is_left_to_them(monkeypatch):
+def test_steps_that_dense_operators_do_faster_are_left_to_them(monkeypatch):
     network, rows = pruned(TINY, 0.3), []
     for memory, clock in (
         (1e9, 1e15),

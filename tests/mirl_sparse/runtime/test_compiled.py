@@ -1,4 +1,4 @@
-"""SparseRestorer under torch.compile and torch.export: one op, mirl::restore."""
+"""SparseRestorer under torch.compile and torch.export: it becomes one op, mirl::restore."""
 
 import io
 import json
@@ -17,7 +17,7 @@ def restorer(request, network):
     return SparseRestorer(network, request.param)
 
 
-def test_the_op_keeps_its_promises(restorer):
+def test_the_op_passes_the_checks_of_pytorch(restorer):
     weights = [p.detach() for p in restorer.network.parameters()]
     config = json.dumps(restorer.network.config.to_dict())
     results = torch.library.opcheck(
@@ -26,7 +26,7 @@ def test_the_op_keeps_its_promises(restorer):
     assert set(results.values()) == {"SUCCESS"}
 
 
-def test_compiled_whole_it_answers_the_same_and_follows_its_weights(restorer):
+def test_a_compiled_restorer_gives_the_same_result_and_follows_its_weights(restorer):
     torch._dynamo.reset()
     compiled = torch.compile(restorer, fullgraph=True, backend="aot_eager")
     before = restorer(IMAGE)
@@ -38,7 +38,7 @@ def test_compiled_whole_it_answers_the_same_and_follows_its_weights(restorer):
     torch.testing.assert_close(after, restorer(IMAGE), rtol=0, atol=0)
 
 
-def test_exported_it_is_saved_loaded_and_takes_any_size(restorer):
+def test_an_exported_restorer_can_be_saved_and_loaded_and_takes_any_size(restorer):
     sides = {2: torch.export.Dim("height", min=9, max=999), 3: torch.export.Dim("width", min=9, max=999)}
     exported = torch.export.export(restorer, (IMAGE,), dynamic_shapes={"image": sides})
     file = io.BytesIO()
@@ -49,7 +49,7 @@ def test_exported_it_is_saved_loaded_and_takes_any_size(restorer):
         torch.testing.assert_close(loaded(image), restorer(image), rtol=0, atol=0)
 
 
-def test_two_networks_do_not_take_each_others_weights(network):
+def test_the_op_keeps_the_weights_of_two_networks_apart(network):
     one = SparseRestorer(network, "cpu")
     other = SparseRestorer(type(network)(network.config).requires_grad_(False), "cpu")
     config = json.dumps(network.config.to_dict())
@@ -59,6 +59,6 @@ def test_two_networks_do_not_take_each_others_weights(network):
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
-def test_a_dtype_without_kernels_is_refused_by_name(network, dtype):
+def test_an_image_of_another_dtype_is_refused_by_name(network, dtype):
     with pytest.raises(BackendError, match=f"input is {dtype}.*expected float32"):
         SparseRestorer(network, "cpu")(IMAGE.to(dtype))

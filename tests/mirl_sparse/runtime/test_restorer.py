@@ -1,4 +1,4 @@
-"""SparseRestorer as a module: inputs, backends, threads, instruction sets."""
+"""SparseRestorer as a module: its inputs, backends, threads and instruction sets."""
 
 import copy
 import os
@@ -19,7 +19,7 @@ from mirl_sparse import PromptIR, PromptIRConfig, SparseRestorer, UserError
 from mirl_sparse.tickets.file import write_ticket
 
 
-def test_restore_takes_paths_images_and_arrays_alike(network, tmp_path):
+def test_restore_takes_paths_images_and_arrays(network, tmp_path):
     restorer = SparseRestorer(network)
     array = np.random.default_rng(0).integers(0, 256, (19, 30, 3)).astype(np.uint8)
     Image.fromarray(array).save(tmp_path / "a.png")
@@ -35,19 +35,19 @@ def test_restore_takes_paths_images_and_arrays_alike(network, tmp_path):
 @pytest.mark.parametrize(
     "image", [np.zeros((8, 8, 3)), np.zeros((8, 8), np.uint8), np.zeros((8, 8, 4), np.uint8), 3]
 )
-def test_what_is_no_image_is_refused_in_one_line(network, image):
+def test_something_else_than_an_image_is_refused_in_one_line(network, image):
     with pytest.raises(UserError, match="expected a path, a PIL image or a uint8 array") as caught:
         SparseRestorer(network).restore(image)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("shape", [(3, 8, 8), (1, 1, 8, 8), (1, 3, 0, 8), (0, 3, 8, 8)])
-def test_what_is_no_batch_is_refused(network, shape):
+def test_a_tensor_that_is_no_batch_of_images_is_refused(network, shape):
     with pytest.raises(ValueError, match="expected"):
         SparseRestorer(network)(torch.zeros(shape))
 
 
-def test_masks_of_torch_count_whenever_they_are_put_on(network):
+def test_masks_of_torch_take_effect_whenever_they_are_applied(network):
     layer = network.refinement[0].ffn.project_out
     prune.random_unstructured(layer, "weight", 0.5)
     model, x = SparseRestorer(network), torch.rand(1, 3, 16, 24)
@@ -75,7 +75,7 @@ def test_an_unknown_backend_is_refused(network):
         SparseRestorer(network, "gpu")
 
 
-def test_layouts_and_dtypes(network):
+def test_the_memory_layout_of_the_input_does_not_matter_and_nans_leave_no_trace(network):
     restorer = SparseRestorer(network)
     x = torch.rand(2, 3, 16, 24)
     expected = restorer(x)
@@ -98,7 +98,7 @@ def test_results_do_not_share_memory(network):
     assert torch.equal(first, kept)
 
 
-def test_copies_and_new_weights(network):
+def test_copies_have_weights_of_their_own_and_new_weights_take_effect(network):
     restorer = SparseRestorer(network, "cpu")
     x = torch.rand(1, 3, 16, 16)
     before = restorer(x)
@@ -117,7 +117,7 @@ def test_copies_and_new_weights(network):
         copied.to("meta")(x)
 
 
-def test_inference_mode_comes_and_goes(network, tmp_path):
+def test_inference_mode_may_be_entered_and_left_between_calls(network, tmp_path):
     write_ticket(tmp_path / "t.safetensors", network, {})
     x = torch.rand(1, 3, 16, 16)
     expected = SparseRestorer(network, "cpu")(x)
@@ -129,7 +129,7 @@ def test_inference_mode_comes_and_goes(network, tmp_path):
         assert torch.equal(restorer(x.clone()), expected)
 
 
-def test_sizes_take_turns(network):
+def test_more_sizes_than_are_cached_may_take_turns(network):
     """More sizes than the engine keeps buffers for."""
     restorer, reference = SparseRestorer(network, "cpu"), SparseRestorer(network, "reference")
     images = [
@@ -139,7 +139,7 @@ def test_sizes_take_turns(network):
         torch.testing.assert_close(restorer(x), reference(x), atol=1e-5, rtol=0)
 
 
-def test_many_threads_at_once(network):
+def test_many_threads_may_share_a_restorer(network):
     shared = SparseRestorer(network, "cpu")
     others = [SparseRestorer(copy.deepcopy(network), "cpu") for _ in range(3)]
     images = [torch.rand(1, 3, 24 + 8 * (i % 3), 32) for i in range(24)]
@@ -151,8 +151,8 @@ def test_many_threads_at_once(network):
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 7])
-def test_any_thread_count_gives_nearly_the_same(network, threads):
-    """The Gram matrix's partial sums follow the strips, and these the threads."""
+def test_every_number_of_threads_gives_nearly_the_same_result(network, threads):
+    """The partial sums of the Gram matrix depend on the strips, and these on the threads."""
     x = torch.rand(1, 3, 72, 56)
     before = torch.get_num_threads()
     expected = SparseRestorer(network, "cpu")(x)
@@ -187,7 +187,7 @@ def run_python(code: str, *args: str, **environment: str) -> subprocess.Complete
 
 
 @pytest.mark.parametrize("isa", ["portable", "avx2", "avx512"])
-def test_each_instruction_set(network, tmp_path, isa):
+def test_every_instruction_set_of_this_processor_restores_like_the_reference(network, tmp_path, isa):
     write_ticket(tmp_path / "t.safetensors", network, {})
     done = run_python(RESTORE, str(tmp_path / "t.safetensors"), isa, MIRL_CPU_ISA=isa)
     has = {"AVX2": ["avx2"], "AVX512": ["avx2", "avx512"]}.get(torch.backends.cpu.get_cpu_capability(), [])
@@ -198,21 +198,22 @@ def test_each_instruction_set(network, tmp_path, isa):
         assert float(done.stdout) <= 1e-5
 
 
-def test_an_impossible_instruction_set_is_an_error(tmp_path):
+def test_an_instruction_set_that_this_processor_lacks_is_an_error(tmp_path):
     told = run_python(
-        "from mirl_sparse.performance import doctor; print(doctor.machine()['C++ kernels'])", MIRL_CPU_ISA="sse9"
+        "from mirl_sparse.performance import doctor; print(doctor.machine()['C++ kernels'])",
+        MIRL_CPU_ISA="sse9",
     )
     assert "MIRL_CPU_ISA is 'sse9'" in told.stdout
-    done = run_python("from mirl_kernels.core import cpu; cpu.library()", MIRL_CPU_ISA="sse9")
+    done = run_python("from mirl_kernels.core import cpu; cpu.load_library()", MIRL_CPU_ISA="sse9")
     assert (
         "MIRL_CPU_ISA is 'sse9', which this processor cannot run; expected avx512, avx2 or portable"
         in done.stderr
     )
 
 
-def test_without_the_kernels_auto_falls_back_and_says_so(network, monkeypatch):
-    cpu.library.cache_clear()
-    monkeypatch.setattr(cpu, "_LIBRARY", "missing.so")
+def test_without_the_kernels_auto_uses_the_reference_with_a_warning(network, monkeypatch):
+    cpu.load_library.cache_clear()
+    monkeypatch.setattr(cpu.library, "LIBRARY", "missing.so")
     try:
         with pytest.warns(UserWarning, match="install a C\\+\\+17 compiler"):
             restorer = SparseRestorer(network)
@@ -222,7 +223,7 @@ def test_without_the_kernels_auto_falls_back_and_says_so(network, monkeypatch):
         with pytest.raises(BackendError, match="were not built"):
             SparseRestorer(network, "cpu")
     finally:
-        cpu.library.cache_clear()
+        cpu.load_library.cache_clear()
 
 
 def test_kernels_of_another_version_are_refused():
@@ -231,14 +232,15 @@ def test_kernels_of_another_version_are_refused():
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits memory as Linux does")
-def test_running_out_of_memory_is_an_error_and_not_the_end(tmp_path):
+def test_running_out_of_memory_raises_an_error_and_the_process_goes_on(tmp_path):
     """In a worker thread as in the caller."""
     code = """
 import resource, threading, torch
 from mirl_kernels.core import cpu
 from mirl_kernels.ops.pointwise import PackedPointwise
 torch.set_num_threads(2)
-op, x, out = PackedPointwise(torch.ones(4, 400000, 1, 1)), torch.ones(1, 400000, 2, 8), torch.empty(1, 4, 2, 8)
+op = PackedPointwise(torch.ones(4, 400000, 1, 1))
+x, out = torch.ones(1, 400000, 2, 8), torch.empty(1, 4, 2, 8)
 limit = int(open("/proc/self/statm").read().split()[0]) * 4096 + (64 << 20)
 hard = resource.getrlimit(resource.RLIMIT_AS)[1]
 resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
@@ -257,24 +259,31 @@ print(bool((out == 400000).all()))
 
 
 def test_importing_neither_loads_triton_nor_touches_a_device():
-    code = "import sys, mirl_sparse, torch; assert 'triton' not in sys.modules; assert not torch.cuda.is_initialized()"
+    code = """
+import sys, torch
+from mirl_sparse import SparseRestorer
+assert 'triton' not in sys.modules
+assert not torch.cuda.is_initialized()
+"""
     done = run_python(code)
     assert done.returncode == 0, done.stderr
 
 
-def test_buffers_share_memory_and_stay_within_what_is_promised():
-    """746 bytes per pixel at full size where images are large; each buffer's rows are padded to whole vectors."""
-    from mirl_sparse.runtime.cpu import Engine
+def test_buffers_share_memory_and_stay_within_the_documented_size():
+    """Large images take 746 bytes per pixel at full size; rows are padded to whole vectors."""
+    from mirl_sparse.runtime.cpu import CpuEngine
 
     config = PromptIRConfig(num_blocks=(1, 1, 1, 1), num_refinement_blocks=1)
-    engine = Engine(PromptIR(config).requires_grad_(False))
-    assert engine.bytes(1, 3000, 4000) / 12e6 < 800
-    assert engine.bytes(2, 256, 256) / 2 / 65536 < 900
-    assert engine.bytes(1, 3000, 4000) / engine.bytes(1, 1504, 2000) == pytest.approx(4, rel=0.03)
+    engine = CpuEngine(PromptIR(config).requires_grad_(False))
+    assert engine.required_bytes(1, 3000, 4000) / 12e6 < 800
+    assert engine.required_bytes(2, 256, 256) / 2 / 65536 < 900
+    assert engine.required_bytes(1, 3000, 4000) / engine.required_bytes(1, 1504, 2000) == pytest.approx(
+        4, rel=0.03
+    )
 
 
 @torch.no_grad()
-def test_blocks_with_nothing_left_are_run(network):
+def test_blocks_without_weights_are_run(network):
     """No live v: no scratch memory either. No layer at all: the image, through the residual connections."""
     image = torch.rand(1, 3, 16, 24)
     network.encoder_level1[0].attn.qkv.weight.zero_()

@@ -1,4 +1,4 @@
-"""Tiles: what they cover, how they blend, and when the restorer falls back to them."""
+"""Tiles cover the image, blend where they overlap, and are used when memory is short."""
 
 import itertools
 import warnings
@@ -17,7 +17,7 @@ sides = st.integers(1, 120).map(lambda n: 8 * n)
 
 
 @given(sides, sides, st.integers(192 * 192, 10**6))
-def test_tiles_cover_the_image_within_the_limit_and_share_their_borders(height, width, limit):
+def test_tiles_cover_the_image_stay_within_the_limit_and_overlap(height, width, limit):
     tile = tile_size(height, width, limit, lambda h, w: h * w)
     assert tile[0] * tile[1] <= limit
     assert all(n % 8 == 0 for n in tile)
@@ -35,13 +35,13 @@ def test_tiles_cover_the_image_within_the_limit_and_share_their_borders(height, 
         assert all(n > OVERLAP - 8 for n in shared)  # starts are multiples of 8
 
 
-def test_what_sees_only_its_pixel_is_the_same_by_tiles():
+def test_a_pixelwise_function_gives_the_same_result_by_tiles():
     image = torch.rand(2, 3, 300, 500)
     torch.testing.assert_close(restore_by_tiles(image, (160, 200), lambda x: 2 * x + 1), 2 * image + 1)
 
 
-def test_tiles_blend_linearly():
-    """Two tiles, one answering 0 and one 1: a ramp between them, and no step larger than its."""
+def test_overlapping_tiles_blend_linearly():
+    """One tile gives 0, the other 1: between them is a ramp without larger steps."""
     answers = iter([0.0, 1.0])
     result = restore_by_tiles(
         torch.zeros(1, 1, 64, 256), (64, 160), lambda x: torch.full_like(x, next(answers))
@@ -53,7 +53,7 @@ def test_tiles_blend_linearly():
     assert row.diff().max() < 1.5 / OVERLAP
 
 
-def test_a_limit_gives_tiles_and_says_so(network):
+def test_a_memory_limit_leads_to_tiles_with_a_warning(network):
     image = np.random.default_rng(0).integers(0, 256, (200, 328, 3), dtype=np.uint8)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -61,7 +61,7 @@ def test_a_limit_gives_tiles_and_says_so(network):
         roomy = SparseRestorer(network, max_memory=10**9).restore(image)
     assert (whole == roomy).all()
     restorer = SparseRestorer(network)
-    needs = restorer._packed().bytes(1, 200, 328)
+    needs = restorer.engine().required_bytes(1, 200, 328)
     restorer.max_memory = needs * 3 // 4
     with pytest.warns(UserWarning, match=r"restored in tiles of \d+x\d+"):
         tiled = restorer.restore(image)
@@ -72,32 +72,32 @@ def test_a_limit_gives_tiles_and_says_so(network):
         restorer.restore(image)
 
 
-def test_a_batch_that_does_not_fit_runs_by_parts(network):
+def test_a_batch_that_does_not_fit_is_restored_in_parts(network):
     images = torch.rand(5, 3, 64, 96)
     model = SparseRestorer(network)
     expected = model(images)
     model.repack()
-    model.max_memory = model._packed().bytes(2, 64, 96) + 60 * 2 * 64 * 96
+    model.max_memory = model.engine().required_bytes(2, 64, 96) + 60 * 2 * 64 * 96
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         torch.testing.assert_close(model(images), expected, rtol=0, atol=1e-6)
-    assert not model._packed().has_plan(images)
+    assert not model.engine().has_plan(images)
 
 
-def test_the_reference_backend_is_bounded_too(network):
+def test_the_reference_backend_obeys_the_memory_limit_too(network):
     restorer = SparseRestorer(network, "reference", max_memory=30_000_000)
     with pytest.warns(UserWarning, match="restored in tiles"):
         assert restorer(torch.rand(1, 3, 200, 328)).shape == (1, 3, 200, 328)
 
 
-def test_what_other_sizes_left_is_no_reason_for_tiles(network, monkeypatch):
-    """A machine that has memory for one of three sizes at a time: the buffers kept of one are given back for the next."""
+def test_cached_buffers_of_other_sizes_are_freed_before_tiles_are_used(network, monkeypatch):
+    """The machine has memory for one of the three sizes at a time."""
     model = SparseRestorer(network)
     images = [torch.rand(1, 3, *size) for size in ((200, 328), (328, 200), (256, 256))]
     expected = [model(image) for image in images]
     model.repack()
-    whole = max(model._packed().bytes(1, *image.shape[2:]) for image in images)
-    monkeypatch.setattr(memory, "available_memory", lambda: int(1.6 * whole) - model._packed().kept)
+    whole = max(model.engine().required_bytes(1, *image.shape[2:]) for image in images)
+    monkeypatch.setattr(memory, "available_memory", lambda: int(1.6 * whole) - model.engine().cached_bytes)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for _ in range(2):
@@ -106,10 +106,10 @@ def test_what_other_sizes_left_is_no_reason_for_tiles(network, monkeypatch):
     model.max_memory = int(1.6 * whole)
     for image in images:
         model(image)
-        assert model._packed().kept <= model.max_memory
+        assert model.engine().cached_bytes <= model.max_memory
 
 
-def test_a_container_has_what_its_limit_leaves(monkeypatch, tmp_path):
+def test_the_limit_of_a_container_bounds_the_available_memory(monkeypatch, tmp_path):
     machine = memory.available_memory()
     assert machine is not None
     files = {
@@ -119,8 +119,8 @@ def test_a_container_has_what_its_limit_leaves(monkeypatch, tmp_path):
     }
     for name, content in files.items():
         (tmp_path / name).write_text(content)
-    limits = [(*(str(tmp_path / name) for name in files), "inactive_file")]
-    monkeypatch.setattr(memory, "_CONTAINERS", limits)
+    group = memory._ControlGroup(*(str(tmp_path / name) for name in files), "inactive_file")
+    monkeypatch.setattr(memory, "_CONTROL_GROUPS", [group])
     assert memory.available_memory() == min(machine, 8 * 10**8)
     (tmp_path / "max").write_text("max\n")
     assert memory.available_memory() > 8 * 10**8

@@ -1,4 +1,4 @@
-"""Every form of file that holds a PromptIR loads to the same weights; everything else is one line."""
+"""Every form of file that holds a PromptIR loads to the same weights; others are refused in one line."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
-from mirl_sparse.architectures.promptir.config import ConfigError, PromptIRConfig
+from mirl_sparse.architectures.promptir import PromptIRConfig
 from mirl_sparse.architectures.promptir.network import PromptIR
 from mirl_sparse.tickets import checkpoint
-from mirl_sparse.tickets.checkpoint import Checkpoint, CheckpointError, infer_config, read_checkpoint
+from mirl_sparse.tickets.checkpoint import Checkpoint, CheckpointError, read_checkpoint
 
 State = dict[str, Tensor]
 SMALL = PromptIRConfig(
@@ -102,7 +102,11 @@ FORMS: dict[str, tuple[str, str, Callable[[State, Path], None]]] = {
     "lightning": ("a.ckpt", "Lightning checkpoint", lightning),
     "plain": ("a.pth", "state dict", lambda s, p: torch.save(s, p)),
     "legacy": ("a.pt", "state dict", lambda s, p: torch.save(s, p, _use_new_zipfile_serialization=False)),
-    "parameters": ("a.pt", "state dict", lambda s, p: torch.save({k: nn.Parameter(v) for k, v in s.items()}, p)),
+    "parameters": (
+        "a.pt",
+        "state dict",
+        lambda s, p: torch.save({k: nn.Parameter(v) for k, v in s.items()}, p),
+    ),
     "beside numbers": ("a.pt", "state dict", lambda s, p: torch.save(s | {"step": 7, "notes": {}}, p)),
     "safetensors": ("a.safetensors", "safetensors", lambda s, p: save_file(s, p)),
     "safetensors by content": ("a.bin", "safetensors", lambda s, p: save_file(s, p)),
@@ -117,11 +121,24 @@ FORMS: dict[str, tuple[str, str, Callable[[State, Path], None]]] = {
         lambda s, p: torch.save({"trainer": {"weights": s}}, p),
     ),
 } | {
-    key: ("a.pt", f"nested state dict under {key!r}", lambda s, p, key=key: torch.save({"step": 1, key: s}, p))
-    for key in (
-        "state_dict", "model", "params", "params_ema", "network", "net", "generator", "model_state_dict", "odd", "7",
+    key: (
+        "a.pt",
+        f"nested state dict under {key!r}",
+        lambda s, p, key=key: torch.save({"step": 1, key: s}, p),
     )
-}  # fmt: skip
+    for key in (
+        "state_dict",
+        "model",
+        "params",
+        "params_ema",
+        "network",
+        "net",
+        "generator",
+        "model_state_dict",
+        "odd",
+        "7",
+    )
+}
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -136,7 +153,7 @@ def test_every_form_round_trips(form: str, state: State, tmp_path: Path) -> None
     )
 
 
-def test_without_the_unused_layers(tmp_path: Path) -> None:
+def test_a_network_without_the_unused_layers_is_read(tmp_path: Path) -> None:
     config = replace(SMALL, unused_layers=False)
     torch.save(PromptIR(config).state_dict(), tmp_path / "a.pt")
     read = read_checkpoint(tmp_path / "a.pt")
@@ -167,7 +184,7 @@ def test_compiled_parts_are_stripped_inside_names(state: State, tmp_path: Path) 
     assert_same(read_checkpoint(tmp_path / "a.ckpt"), state)
 
 
-def test_wrappers_are_kept_inside_names(state: State, tmp_path: Path) -> None:
+def test_wrappers_stay_inside_names(state: State, tmp_path: Path) -> None:
     state["latent.module.0.attn.temperature"] = state.pop("latent.0.attn.temperature")
     refused_state(tmp_path, state, "latent.0.attn.temperature is missing")
 
@@ -197,7 +214,7 @@ def test_the_shallowest_network_comes_first(state: State, tmp_path: Path) -> Non
     assert read_checkpoint(tmp_path / "a.pt").source == "nested state dict under 'odd'"
 
 
-def test_a_mapping_that_contains_itself(tmp_path: Path) -> None:
+def test_a_mapping_that_contains_itself_is_refused(tmp_path: Path) -> None:
     content: dict[str, object] = {"a": {}}
     content["b"] = content
     refused_state(tmp_path, content, "not a PromptIR", "no tensors")
@@ -228,7 +245,7 @@ def test_prune_masks_are_applied(network: PromptIR, state: State, tmp_path: Path
 
 
 @pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int64, torch.float16])
-def test_masks_of_other_types(dtype: torch.dtype, state: State, tmp_path: Path) -> None:
+def test_masks_of_any_number_type_are_applied(dtype: torch.dtype, state: State, tmp_path: Path) -> None:
     mask = torch.rand_like(state[QKV]) > 0.5
     stored = {k: v for k, v in state.items() if k != QKV} | {
         f"{QKV}_orig": state[QKV],
@@ -266,7 +283,9 @@ def test_weights_outlive_the_file(state: State, tmp_path: Path) -> None:
     assert_same(read, state)
 
 
-def test_network_computes_the_same(network: PromptIR, state: State, tmp_path: Path) -> None:
+def test_the_network_of_a_checkpoint_computes_the_same(
+    network: PromptIR, state: State, tmp_path: Path
+) -> None:
     lightning(state, tmp_path / "a.ckpt")
     read = read_checkpoint(tmp_path / "a.ckpt")
     loaded = read.network()
@@ -280,79 +299,7 @@ def test_network_computes_the_same(network: PromptIR, state: State, tmp_path: Pa
     assert_same(read, state)  # a copy: the checkpoint keeps its weights
 
 
-# Inference of the architecture
-
-CONFIGS = {
-    "published": PromptIRConfig(),
-    "small": SMALL,
-    "tiny": PromptIRConfig(
-        dim=2, num_blocks=(1, 1, 1, 1), heads=(1, 1, 1, 1), prompt_dims=(2, 2, 2)
-    ),  # 2.63 fits too
-    "wide": PromptIRConfig(dim=64, num_blocks=(1, 1, 1, 1), num_refinement_blocks=2),
-    "deep": PromptIRConfig(dim=8, num_blocks=(3, 2, 11, 1), num_refinement_blocks=12),
-    "heads": PromptIRConfig(dim=24, num_blocks=(1, 1, 1, 1), heads=(2, 3, 4, 6), prompt_dims=(8, 4, 16)),
-    "prompts": PromptIRConfig(
-        dim=16, num_blocks=(1, 1, 1, 1), prompt_dims=(20, 36, 52), prompt_sizes=(7, 5, 9), prompt_count=1
-    ),
-    "bare": replace(SMALL, unused_layers=False),
-    "expansion 2": replace(SMALL, dim=48, ffn_expansion=2.0),
-    "expansion 8/3": replace(SMALL, dim=48, ffn_expansion=2.67),
-    "expansion 1.33": replace(SMALL, dim=48, ffn_expansion=1.33),
-}
-
-
-@pytest.mark.parametrize("name", CONFIGS)
-def test_config_is_inferred_from_shapes_alone(name: str) -> None:
-    assert infer_config(shapes_of(CONFIGS[name])) == CONFIGS[name]
-
-
-@st.composite
-def configs(draw: st.DrawFn) -> PromptIRConfig:
-    heads = draw(st.tuples(*[st.sampled_from([1, 2, 4])] * 4))
-    multiples = st.integers(2, 6).map(lambda n: n * heads[2])
-    try:
-        return PromptIRConfig(
-            dim=draw(st.sampled_from([4, 12, 20, 48, 100])),
-            num_blocks=draw(st.tuples(*[st.integers(1, 2)] * 4)),
-            num_refinement_blocks=draw(st.integers(1, 2)),
-            heads=heads,
-            ffn_expansion=draw(st.floats(0.3, 4) | st.sampled_from([2.3, 0.29, 8 / 3, math.nextafter(3, 0)])),
-            prompt_dims=draw(st.tuples(*[multiples] * 3)),
-            prompt_sizes=draw(st.tuples(*[st.integers(1, 5)] * 3)),
-            prompt_count=draw(st.integers(1, 6)),
-            unused_layers=draw(st.booleans()),
-        )
-    except ConfigError:  # heads that do not divide the prompts' widths
-        return replace(SMALL, ffn_expansion=draw(st.floats(0.3, 4)))
-
-
-@settings(max_examples=40)
-@given(configs())
-def test_any_config_is_inferred(config: PromptIRConfig) -> None:
-    shapes = shapes_of(config)
-    inferred = infer_config(shapes)
-    assert replace(inferred, ffn_expansion=config.ffn_expansion) == config
-    assert {k: v.shape for k, v in shapes_of(inferred).items()} == {k: v.shape for k, v in shapes.items()}
-
-
-WITHOUT_HIDDEN = {k: v for k, v in shapes_of(SMALL).items() if not k.endswith("ffn.project_in.weight")}
-
-
-@settings(max_examples=300)
-@given(st.lists(st.integers(1, 900), min_size=1, max_size=9), st.floats(1, 5) | st.integers(100, 500))
-def test_expansion_reproduces_every_hidden_width(channels: list[int], given_factor: float) -> None:
-    factor = (
-        given_factor / 100 if isinstance(given_factor, int) else given_factor
-    )  # two decimals: often on an edge
-    state = dict(WITHOUT_HIDDEN)
-    for i, c in enumerate(channels):
-        shape = (2 * int(c * factor), c, 1, 1)
-        state[f"extra{i}.ffn.project_in.weight"] = torch.empty(shape, device="meta")
-    found = infer_config(state).ffn_expansion
-    assert [int(c * found) for c in channels] == [int(c * factor) for c in channels]
-    assert len(repr(found)) <= max(
-        len(repr(float(factor))), 4
-    )  # no longer than the one that was given, or 2.66
+# A config stated in the file's metadata
 
 
 def test_stated_expansion_wins_over_the_shortest(state: State, tmp_path: Path) -> None:
@@ -503,11 +450,6 @@ BROKEN: dict[str, tuple[Callable[[State], State], tuple[str, ...]]] = {
 def test_broken_networks_are_refused(case: str, state: State, tmp_path: Path) -> None:
     change, parts = BROKEN[case]
     refused_state(tmp_path, change(state), *parts)
-
-
-def test_inference_alone_refuses_without_a_path() -> None:
-    with pytest.raises(CheckpointError, match=r"^encoder_level1.0 is missing; "):
-        infer_config({})
 
 
 def test_other_networks_are_refused(tmp_path: Path) -> None:

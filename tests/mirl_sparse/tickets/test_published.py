@@ -1,5 +1,7 @@
-"""The network at its published size, against numbers that the published network itself answered (in float64)
-for seeded weights, 90% of each prunable layer zero."""
+"""The network at its published size answers as the published network did.
+
+The weights are seeded, 90% of each prunable layer is zero; the published network answered in float64.
+"""
 
 import hashlib
 
@@ -72,7 +74,7 @@ def check(answer: torch.Tensor, size: tuple[int, int], tolerance: float) -> None
     assert flat.std(correction=0).item() == pytest.approx(deviation, abs=tolerance)
 
 
-def test_names_and_shapes(network: PromptIR) -> None:
+def test_names_and_shapes_are_the_published_ones(network: PromptIR) -> None:
     lines = [f"{name} {'x'.join(map(str, p.shape))}" for name, p in sorted(network.state_dict().items())]
     assert sum(p.numel() for p in network.parameters()) == 35_592_263
     digest = hashlib.sha256("\n".join(lines).encode()).hexdigest()
@@ -90,7 +92,9 @@ def test_the_kernels_answer_as_published(restorer: SparseRestorer, size: tuple[i
 
 
 @pytest.mark.parametrize("size", [(1, 1), (7, 13), (72, 104)])
-def test_any_size_and_batch(network: PromptIR, restorer: SparseRestorer, size: tuple[int, int]) -> None:
+def test_any_size_and_batch_equals_the_dense_network(
+    network: PromptIR, restorer: SparseRestorer, size: tuple[int, int]
+) -> None:
     x = torch.rand(3, 3, *size, generator=torch.Generator().manual_seed(0))
     expected = SparseRestorer(network, "reference")(x)
     torch.testing.assert_close(restorer(x), expected, atol=5e-6, rtol=0)

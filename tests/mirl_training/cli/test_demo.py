@@ -1,16 +1,16 @@
-"""The demo: the same three photos every time, restored for the better, in one picture."""
+"""Test the demo: it restores the same three photos every time, makes them better, and draws one picture."""
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from mirl_training.cli.demo import demo
-from mirl_training.evaluation.scenes import scenes
+from mirl_training.evaluation.demo_photos import demo_photos
 
 
-def test_scenes_are_harmed_photos_and_always_the_same():
-    first, again = list(scenes()), list(scenes())
-    assert [s.name for s in first] == ["noisy", "rainy", "hazy"]
+def test_demo_photos_are_degraded_and_always_the_same():
+    first, again = list(demo_photos()), list(demo_photos())
+    assert [photo.name for photo in first] == ["noisy", "rainy", "hazy"]
     for a, b in zip(first, again, strict=True):
         np.testing.assert_array_equal(a.degraded, b.degraded)
         assert a.degraded.shape == a.clean.shape
@@ -28,9 +28,9 @@ def test_demo(tmp_path, capsys):
     assert names == {f"{s}{end}.png" for s in ("noisy", "rainy", "hazy") for end in ("", "_restored")} | {
         "side_by_side.png"
     }
-    for scene in scenes():
+    for photo in demo_photos():
         before, after = (
-            np.asarray(Image.open(tmp_path / f"demo/{scene.name}{end}.png")).astype(float)
+            np.asarray(Image.open(tmp_path / f"demo/{photo.name}{end}.png")).astype(float)
             for end in ("", "_restored")
         )
-        assert ((after - scene.clean) ** 2).mean() < 0.8 * ((before - scene.clean) ** 2).mean()
+        assert ((after - photo.clean) ** 2).mean() < 0.8 * ((before - photo.clean) ** 2).mean()

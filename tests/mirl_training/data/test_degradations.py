@@ -1,8 +1,9 @@
-"""What training adds to photos: strength, levels, and that the same draw gives the same."""
+"""Test degradations: their strength, their levels, and that the same draw gives the same result."""
 
 import numpy as np
 import pytest
 
+from mirl_training.data import degrade
 from mirl_training.data.degradations import (
     add_fog,
     add_haze,
@@ -12,7 +13,6 @@ from mirl_training.data.degradations import (
     add_rain,
     share,
 )
-from mirl_training.data.photos import degrade
 
 
 def psnr(a, b):
@@ -70,7 +70,7 @@ def test_fog_brings_every_pixel_towards_one_airlight(photo):
 
 
 @pytest.mark.parametrize("degrade", [lambda x, r: add_noise(x, 25, r), add_rain, add_fog])
-def test_levels_and_repeatability(photo, degrade):
+def test_results_are_8_bit_levels_and_repeat_with_the_seed(photo, degrade):
     once, again = (degrade(photo, np.random.default_rng(7)) for _ in range(2))
     np.testing.assert_array_equal(once, again)
     assert (once != degrade(photo, np.random.default_rng(8))).any()
@@ -106,7 +106,7 @@ def test_shared_photos_keep_their_size_and_come_out_the_same_from_the_same_draw(
     assert share(photo[:1, :1], np.random.default_rng(0)).shape == (1, 1, 3)
 
 
-def test_tasks_say_how_much(photo):
+def test_a_task_names_how_strongly_it_degrades(photo):
     draw = np.random.default_rng
     np.testing.assert_array_equal(degrade(photo, "noise25", draw(3)), add_noise(photo, 25, draw(3)))
     np.testing.assert_array_equal(degrade(photo, "jpeg10", draw(3)), add_jpeg(photo, 10))

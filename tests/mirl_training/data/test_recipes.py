@@ -1,15 +1,14 @@
-"""Recipes: what they do to photos, that one seed gives one pair, and which settings are refused."""
+"""Test recipes: what they do to photos, that one seed gives one pair, and which settings are refused."""
 
 import numpy as np
 import pytest
 from pydantic import ValidationError
 from tiny import settings
 
-from mirl_sparse.architectures.promptir.config import ConfigError
+from mirl_sparse.architectures.promptir import ConfigError
+from mirl_training.data import Recipe, TrainingData
 from mirl_training.data.degradations import NOISES, add_camera_noise, add_jpeg
 from mirl_training.data.graphics import draw_graphics
-from mirl_training.data.photos import TrainingData
-from mirl_training.data.recipes import Recipe
 
 
 def psnr(a, b):
@@ -172,10 +171,16 @@ def test_recipes_that_make_no_sense_are_refused(changes, message):
 
 
 def recipes(**changes):
-    return settings(data={"tasks": {"grey noise": 1, "hazy": 1}, "recipes": {
-        "grey noise": {"grey": 1, "steps": [{"step": "noise", "sigma": 30}]},
-        "hazy": {"source": "haze"},
-    }} | changes)  # fmt: skip
+    return settings(
+        data={
+            "tasks": {"grey noise": 1, "hazy": 1},
+            "recipes": {
+                "grey noise": {"grey": 1, "steps": [{"step": "noise", "sigma": 30}]},
+                "hazy": {"source": "haze"},
+            },
+        }
+        | changes
+    )
 
 
 def test_a_run_trains_and_validates_on_its_recipes(photos):

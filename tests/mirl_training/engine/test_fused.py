@@ -1,4 +1,4 @@
-"""Training on the fused kernels against the plain network."""
+"""Test training on the fused kernels against the plain network."""
 
 import copy
 from pathlib import Path
@@ -13,21 +13,27 @@ from mirl_kernels.core import cpu
 from mirl_kernels.errors import BackendError
 from mirl_kernels.ops.gdfn.backward import TrainableGDFN
 from mirl_kernels.ops.mdta.backward import TrainableMDTA
-from mirl_sparse.architectures.promptir.config import PromptIRConfig
-from mirl_sparse.architectures.promptir.network import PromptIR
+from mirl_sparse.architectures.promptir import PromptIR, PromptIRConfig
 from mirl_sparse.errors import UserError
-from mirl_training.engine.fused import choose_engine, fuse, unfuse
-from mirl_training.pruning.masks import Mask, prune
+from mirl_training.engine import choose_engine, fuse, unfuse
+from mirl_training.pruning import Mask, prune
 
 pytestmark = pytest.mark.skipif(not cpu.available(), reason="the C++ kernels were not built")
 
 
 def tiny() -> PromptIR:
     torch.manual_seed(0)
-    return PromptIR(PromptIRConfig(
-        dim=8, num_blocks=(1, 1, 1, 1), num_refinement_blocks=1, heads=(1, 2, 4, 8), prompt_dims=(8, 12, 16),
-        prompt_sizes=(8, 4, 2), unused_layers=False,
-    ))  # fmt: skip
+    return PromptIR(
+        PromptIRConfig(
+            dim=8,
+            num_blocks=(1, 1, 1, 1),
+            num_refinement_blocks=1,
+            heads=(1, 2, 4, 8),
+            prompt_dims=(8, 12, 16),
+            prompt_sizes=(8, 4, 2),
+            unused_layers=False,
+        )
+    )
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +74,7 @@ def test_the_whole_networks_gradients_are_those_of_float64(network, density):
         )
 
 
-def test_it_answers_the_same_and_can_be_undone(network):
+def test_a_copy_answers_the_same_and_fusing_can_be_undone(network):
     plain, mask = pruned(network, 0.2)
     image, keys = torch.rand(1, 3, 16, 24), list(plain.state_dict())
     before = gradients(plain, image, image)
@@ -88,18 +94,17 @@ def test_any_number_of_threads_gives_the_same_bits(network, batch, density):
     fuse(plain, mask)
     threads, image = torch.get_num_threads(), torch.rand(batch, 3, 32, 32)
     try:
-        found = []
+        by_threads = []
         for n in (1, 2, 3):
             torch.set_num_threads(n)
-            found.append(gradients(plain, image, 1 - image))
+            by_threads.append(gradients(plain, image, 1 - image))
     finally:
         torch.set_num_threads(threads)
-    for name, gradient in found[0].items():
-        if (
-            name.endswith("prompt_param") or "linear_layer" in name
-        ):  # PyTorch's own sums, whose order may change
+    for name, gradient in by_threads[0].items():
+        # PyTorch's own sums, whose order may change.
+        if name.endswith("prompt_param") or "linear_layer" in name:
             continue
-        assert torch.equal(gradient, found[1][name]) and torch.equal(gradient, found[2][name]), name
+        assert all(torch.equal(gradient, other[name]) for other in by_threads[1:]), name
 
 
 def close(got: dict[str, torch.Tensor], want: dict[str, torch.Tensor]) -> None:
@@ -218,7 +223,7 @@ def test_without_the_kernels_training_says_why_it_is_slow(monkeypatch):
     def missing() -> None:
         raise BackendError("the C++ kernels were not built")
 
-    monkeypatch.setattr(cpu, "library", missing)
+    monkeypatch.setattr(cpu, "load_library", missing)
     assert choose_engine("auto") == (
         "reference",
         "engine: reference (PyTorch's autograd), since the C++ kernels were not built",

@@ -1,11 +1,11 @@
-"""Muon: orthogonal updates, what it is given, and the bits after a stop."""
+"""Test Muon: orthogonal updates, which parameters it steps, and the bits after a stop."""
 
 import copy
 
 import pytest
 import torch
 
-from mirl_training.engine.optimizer import Muon, optimizers, orthogonalised
+from mirl_training.engine import Muon, optimizers, orthogonalised
 
 
 @pytest.mark.parametrize("shape", [(1, 4, 4), (3, 8, 30), (2, 40, 6), (1, 1, 9)])
@@ -31,7 +31,10 @@ def test_a_zero_gradient_moves_nothing_but_by_decay():
 
 @pytest.mark.parametrize("dead", [(), ((0, 3), ()), ((), (0, 7, 35)), ((4,), tuple(range(1, 36)))])
 def test_a_step_is_its_definition(dead):
-    """Nesterov's momentum, orthogonalised, at the scale 0.2 sqrt(max(M, N)), after decay; with rows and columns pruned as well."""
+    """Nesterov's momentum, orthogonalised, at the scale 0.2 sqrt(max(M, N)), after decay.
+
+    Rows and columns may be pruned.
+    """
     live = torch.ones(5, 36)
     for axis, indices in enumerate(dead):
         live.index_fill_(axis, torch.tensor(indices, dtype=torch.int64), 0)
@@ -61,7 +64,7 @@ def test_every_parameter_has_one_optimizer_and_matrices_have_muon(network):
     assert len(optimizers(network, "adamw", 1e-3, 0.0)) == 1
 
 
-def test_its_state_goes_on_where_it_was():
+def test_a_loaded_state_continues_with_the_same_bits():
     a = torch.nn.Parameter(torch.randn(3, 3, 1, 1))
     one = Muon([a], lr=0.1, weight_decay=0.0)
     a.grad = torch.randn_like(a)

@@ -1,5 +1,6 @@
-"""A step of training: parts of a batch, averages, a teacher, precisions."""
+"""Test a step of training: parts of a batch, averages, a teacher, precisions."""
 
+import copy
 import math
 
 import pytest
@@ -7,11 +8,10 @@ import torch
 from tiny import settings
 from torch.nn import functional as F
 
-from mirl_sparse.architectures.promptir.network import PromptIR
-from mirl_sparse.runtime.restorer import SparseRestorer
-from mirl_training.engine.fused import choose_engine
-from mirl_training.engine.trainer import Diverged, Trainer, psnr_loss
-from mirl_training.pruning.masks import Mask, prune
+from mirl_sparse.architectures.promptir import PromptIR
+from mirl_sparse.runtime import SparseRestorer
+from mirl_training.engine import Computation, Diverged, Trainer, TrainingEngine, choose_engine, psnr_loss
+from mirl_training.pruning import Mask, prune
 
 RATE = 1e-3
 
@@ -23,17 +23,11 @@ def batch():
 
 
 def trainer(network, **changes):
-    engine = changes.pop("engine", "fused")
+    engine = TrainingEngine(changes.pop("engine", "fused"))
     mask = changes.pop("mask", Mask.full(network))
     teacher = changes.pop("teacher_network", None)
-    return Trainer(
-        network,
-        mask,
-        settings(training={"batch_size": 3} | changes).training,
-        RATE,
-        engine,
-        teacher and SparseRestorer(teacher),
-    )
+    training = settings(training={"batch_size": 3} | changes).training
+    return Trainer(network, mask, training, Computation(engine, teacher and SparseRestorer(teacher)))
 
 
 def gradients(network):
@@ -41,12 +35,12 @@ def gradients(network):
 
 
 @pytest.mark.parametrize("engine", ["fused", "reference"])
-def test_importance_is_the_square_of_what_a_weight_changes_the_loss_by(network, batch, engine):
+def test_importance_is_the_squared_change_of_the_loss(network, batch, engine):
     mask = prune(network, Mask.full(network), 0.5, "global")
     mask.apply(network)
     t = trainer(network, mask=mask, engine=engine)
     start = {k: v.clone() for k, v in network.state_dict().items()}
-    found = t.importance([batch])
+    importance = t.importance([batch])
     exact = PromptIR(network.config).double()
     degraded, clean = (images.double() for images in batch)
 
@@ -56,13 +50,13 @@ def test_importance_is_the_square_of_what_a_weight_changes_the_loss_by(network, 
             exact.get_parameter(name).view(-1)[place] *= scale
             return float((exact(degraded) - clean).abs().mean())
 
-    for name, values in list(found.items())[::5]:
+    for name, values in list(importance.items())[::5]:
         assert torch.equal(network.get_parameter(name), start[name])
         place = int(values.argmax())
         slope = (loss(name, place, 1 + 1e-4) - loss(name, place, 1 - 1e-4)) / 2e-4
         assert float(values.flatten()[place]) == pytest.approx(slope**2, rel=0.05), name
     for name, keep in mask.alive.items():
-        assert not found[name][~keep].any()
+        assert not importance[name][~keep].any()
 
 
 def test_importance_is_a_mean_over_batches(network, batch):
@@ -99,13 +93,11 @@ def test_the_average_forgets_the_start_and_follows_its_decay(network, batch):
         assert not torch.equal(t.weights[name], network.get_parameter(name))
 
 
-def test_without_an_average_the_weights_are_the_network_s(network):
+def test_without_an_average_the_weights_are_those_of_the_network(network):
     assert all(torch.equal(w, network.state_dict()[n]) for n, w in trainer(network).weights.items())
 
 
 def test_a_teacher_takes_its_part_of_the_loss(network, batch):
-    import copy
-
     teacher = copy.deepcopy(network)
     for p in teacher.parameters():
         p.data *= 0.9
@@ -152,18 +144,18 @@ def test_bfloat16_trains_float32_weights_on_the_reference_engine(network, batch)
     assert all(p.dtype == torch.float32 for p in network.parameters())
 
 
-def test_engines_for_a_precision():
+def test_bfloat16_is_trained_by_the_reference_engine():
     assert choose_engine("auto", precision="bfloat16")[0] == "reference"
     with pytest.raises(ValueError, match="float32 on a CPU"):
         choose_engine("fused", precision="bfloat16")
 
 
-def test_what_is_no_number_is_not_stepped_on(network, batch):
+def test_a_gradient_that_is_not_finite_is_not_stepped_on(network, batch):
     with pytest.raises(Diverged):
         trainer(network).step(batch[0] * float("nan"), batch[1], RATE)
 
 
-def test_what_is_no_number_tells_nothing_of_importance(network, batch):
+def test_importance_that_is_not_finite_is_refused(network, batch):
     with pytest.raises(Diverged):
         trainer(network).importance([batch, (batch[0] * float("nan"), batch[1])])
 

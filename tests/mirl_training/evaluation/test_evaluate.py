@@ -1,4 +1,4 @@
-"""PSNR and SSIM over test sets in MIR-L's layout."""
+"""Test PSNR and SSIM over test sets in MIR-L's layout."""
 
 import json
 
@@ -7,12 +7,12 @@ import pytest
 from numpy.lib.stride_tricks import sliding_window_view
 
 from mirl_sparse.errors import UserError
-from mirl_sparse.photos.images import read_image, write_image
+from mirl_sparse.photos import read_image, write_image
 from mirl_training.cli.eval import Suite
 from mirl_training.cli.eval import evaluate as command
-from mirl_training.data.photos import DataError
-from mirl_training.evaluation.evaluate import (
-    HIGHEST,
+from mirl_training.data import DataError
+from mirl_training.evaluation import (
+    HIGHEST_PSNR,
     Triple,
     evaluate,
     everyday_sets,
@@ -35,20 +35,21 @@ def test_the_standard_sets_are_scored_image_by_image(tmp_path):
         seen.append(image.shape)
         return clean[4:36, 1:49] ^ 1  # its middle
 
-    kept = []
+    scored = []
     sets = standard_sets(tmp_path)
     scores = {
-        s.task: s for s in evaluate(restore, sets, lambda task, triple, *_: kept.append((task, triple.name)))
+        s.task: s
+        for s in evaluate(restore, sets, lambda task, triple, *_: scored.append((task, triple.name)))
     }
     names = ["noise 15", "noise 25", "noise 50", "JPEG 10", "JPEG 40"]
     assert list(scores) == [*(f"CBSD68 {name}" for name in names), "Rain100L", "SOTS outdoor"]
-    assert kept == list(zip(scores, ["a"] * 5 + ["1_rainy", "1_0.8_hazy"], strict=True))
+    assert scored == list(zip(scores, ["a"] * 5 + ["1_rainy", "1_0.8_hazy"], strict=True))
     assert set(seen) == {(32, 48, 3)}  # cropped to a multiple of 16
     for sigma in (15, 25, 50):
         expected = 20 * np.log10(255 / sigma)
         assert scores[f"CBSD68 noise {sigma}"].input_psnr == pytest.approx(expected, abs=0.6)
     assert scores["Rain100L"].input_psnr == pytest.approx(20 * np.log10(255 / 10), abs=1e-6)
-    # The same contrast, 10 brighter: what is left of SSIM (Wang et al. 2004) is the means of its windows of 7x7.
+    # The same contrast, 10 brighter: of SSIM (Wang et al. 2004) only the means of its windows of 7x7 matter.
     a = sliding_window_view(clean[4:36, 1:49].astype(float), (7, 7), (0, 1)).mean((-2, -1))
     assert scores["Rain100L"].input_ssim == pytest.approx(
         ((2 * a * (a + 10) + 2.55**2) / (a**2 + (a + 10) ** 2 + 2.55**2)).mean(), abs=1e-9
@@ -73,7 +74,7 @@ def test_a_restorer_that_changes_nothing_keeps_clean_photos_and_gains_nothing(tm
         assert score.images == 3
         assert score.psnr == score.input_psnr
         assert score.worst_change == 0
-        assert (score.psnr == HIGHEST) == score.task.startswith("clean")
+        assert (score.psnr == HIGHEST_PSNR) == score.task.startswith("clean")
 
 
 def test_everyday_photos_are_degraded_as_their_names_say(tmp_path):
@@ -124,7 +125,7 @@ def test_pairs_of_unequal_size_are_named(tmp_path):
 def test_a_perfect_result_counts_the_highest_psnr():
     image = np.full((16, 16, 3), 7, np.uint8)
     score = score_image(Triple("a", image ^ 1, image), image)
-    assert score.psnr == HIGHEST and score.ssim == 1
+    assert score.psnr == HIGHEST_PSNR and score.ssim == 1
     assert score.input_psnr == pytest.approx(20 * np.log10(255))
 
 

@@ -1,8 +1,8 @@
-"""Sheets of photos side by side."""
+"""Test sheets of photos side by side."""
 
 import numpy as np
 
-from mirl_training.evaluation.sheet import sheet
+from mirl_training.evaluation import sheet
 
 
 def test_the_picture_holds_every_photo():
@@ -11,5 +11,5 @@ def test_the_picture_holds_every_photo():
     half = pixels.shape[1] // 2
     for columns, colours in ((slice(0, half), [0, 2]), (slice(half, None), [2, 0])):
         middle = pixels[:, columns][:, half // 2]
-        found = [int(c) for c in middle.argmax(1)[(middle.max(1) == 255) & (middle.min(1) == 0)]]
-        assert list(dict.fromkeys(found)) == colours
+        channels = [int(c) for c in middle.argmax(1)[(middle.max(1) == 255) & (middle.min(1) == 0)]]
+        assert list(dict.fromkeys(channels)) == colours

@@ -1,4 +1,4 @@
-"""The latency criterion: budgets are kept and used up, cheap weights stay, channels go as wholes, a run keeps its prices."""
+"""Test the latency criterion: budgets, prices of weights and channels, and the prices of a run."""
 
 from collections import defaultdict
 from pathlib import Path
@@ -9,11 +9,15 @@ from tiny import settings
 
 from mirl_kernels.core import cpu
 from mirl_sparse.performance.cost import CostModel
-from mirl_training.pruning.latency import channels, prune_to_latency, seconds, seconds_per_weight
-from mirl_training.pruning.masks import Mask, MaskError
-from mirl_training.runs import run as running
-from mirl_training.runs.config import RunConfig
-from mirl_training.runs.run import Run
+from mirl_training.pruning import (
+    Mask,
+    MaskError,
+    channels,
+    prune_to_latency,
+    seconds,
+    seconds_per_weight,
+)
+from mirl_training.runs import Run, RunConfig, pruner
 
 pytestmark = pytest.mark.skipif(not cpu.available(), reason="the C++ kernels were not built")
 
@@ -34,11 +38,11 @@ def importance(network) -> dict[str, torch.Tensor]:
 def test_the_budget_is_kept_and_used_up_and_rounds_are_nested(network, importance, model):
     full = Mask.full(network)
     dense, mask = seconds(network, full, model), full
-    assert prune_to_latency(network, importance, full, 2 * dense, model).kept == full.kept
+    assert prune_to_latency(network, importance, full, 2 * dense, model).nnz == full.nnz
     for speedup in (1.2, 1.5):
         smaller = prune_to_latency(network, importance, mask, dense / speedup, model)
         assert 0.99 * dense / speedup < seconds(network, smaller, model) <= dense / speedup
-        assert smaller.kept < mask.kept
+        assert smaller.nnz < mask.nnz
         assert all(bool((mask.alive[n] | ~keep).all()) for n, keep in smaller.alive.items())
         mask = smaller
 
@@ -59,22 +63,22 @@ def test_of_equal_price_the_more_important_weight_stays(network, importance, mod
     full = Mask.full(network)
     mask = prune_to_latency(network, importance, full, seconds(network, full, model) / 1.4, model)
     name = "reduce_chan_level2.weight"  # no hidden channels
-    kept, gone = importance[name][mask.alive[name]], importance[name][~mask.alive[name]]
-    assert len(kept)
-    assert len(gone)
-    assert kept.min() > gone.max()
+    alive, pruned = importance[name][mask.alive[name]], importance[name][~mask.alive[name]]
+    assert len(alive)
+    assert len(pruned)
+    assert alive.min() > pruned.max()
 
 
 def test_no_weight_is_kept_of_a_hidden_channel_that_is_not_computed(network, importance, model):
     full = Mask.full(network)
     mask = prune_to_latency(network, importance, full, seconds(network, full, model) / 1.5, model)
-    gone = 0
+    dead = 0
     for group in channels(network, model):
         alive = [view(mask.alive[n]) for n, view in group.parts.items()]
         every = torch.stack([part.any(2).all(0) for part in alive]).all(0)
         assert not any(bool(part[:, ~every].any()) for part in alive)
-        gone += int((~every).sum())
-    assert gone
+        dead += int((~every).sum())
+    assert dead
 
 
 def test_where_channels_cost_more_than_weights_whole_channels_go(network, importance):
@@ -86,7 +90,7 @@ def test_where_channels_cost_more_than_weights_whole_channels_go(network, import
     assert rows[rows > 0].mean() > 0.95
 
 
-def test_exempt_layers_stay_and_what_cannot_be_reached_is_said(network, importance, model):
+def test_exempt_layers_stay_and_an_unreachable_budget_is_refused(network, importance, model):
     full = Mask.full(network)
     dense = seconds(network, full, model)
     mask = prune_to_latency(network, importance, full, dense / 1.2, model, ("*dwconv*",))
@@ -96,8 +100,8 @@ def test_exempt_layers_stay_and_what_cannot_be_reached_is_said(network, importan
 
 
 def test_a_run_goes_on_with_the_prices_it_began_with(photos, tmp_path, monkeypatch, model):
-    given = settings().to_dict()
-    given["pruning"] = {"criterion": "latency", "speedup": 1.5, "rounds": 2}
+    values = settings().to_dict()
+    values["pruning"] = {"criterion": "latency", "speedup": 1.5, "rounds": 2}
     names = set()
 
     class Recorded(dict):
@@ -106,8 +110,8 @@ def test_a_run_goes_on_with_the_prices_it_began_with(photos, tmp_path, monkeypat
             self[name] = 1e-9
             return 1e-9
 
-    monkeypatch.setattr(running, "cost_model", lambda: CostModel(Recorded()))
-    whole = Run(RunConfig(**given), photos, tmp_path / "whole", lambda _: None).go()
+    monkeypatch.setattr(pruner, "cost_model", lambda: CostModel(Recorded()))
+    whole = Run(RunConfig(**values), photos, tmp_path / "whole", lambda _: None).go()
     assert names
 
     class Stop(Exception):
@@ -118,9 +122,9 @@ def test_a_run_goes_on_with_the_prices_it_began_with(photos, tmp_path, monkeypat
             raise Stop
 
     with pytest.raises(Stop):
-        Run(RunConfig(**given), photos, tmp_path / "again", stop).go()
-    monkeypatch.setattr(running, "cost_model", lambda: pytest.fail("measured anew"))
-    again = Run(RunConfig(**given), photos, tmp_path / "again", lambda _: None).go()
+        Run(RunConfig(**values), photos, tmp_path / "again", stop).go()
+    monkeypatch.setattr(pruner, "cost_model", lambda: pytest.fail("measured anew"))
+    again = Run(RunConfig(**values), photos, tmp_path / "again", lambda _: None).go()
     for name in ("mask", "weights"):
         assert (
             Path(whole, f"{name}.safetensors").read_bytes() == Path(again, f"{name}.safetensors").read_bytes()

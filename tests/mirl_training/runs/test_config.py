@@ -1,4 +1,4 @@
-"""Settings are checked before anything is read or trained, and refused in one line."""
+"""Test that settings are checked before anything is read or trained, and refused in one line."""
 
 import copy
 
@@ -6,8 +6,8 @@ import pytest
 import yaml
 from tiny import SETTINGS
 
-from mirl_sparse.architectures.promptir.config import ConfigError
-from mirl_training.runs.config import RunConfig, load_config
+from mirl_sparse.architectures.promptir import ConfigError
+from mirl_training.runs import RunConfig, load_config
 
 
 def changed(*path, value):
@@ -19,29 +19,32 @@ def changed(*path, value):
     return settings
 
 
-@pytest.mark.parametrize(("path", "value", "message"), [
-    (("training", "stesp"), 5, "stesp"),
-    (("nework",), {}, "nework"),
-    (("network", "dim"), 7, "dim is 7"),
-    (("network", "depth"), 7, "unknown network setting 'depth'"),
-    (("network",), None, "network"),
-    (("start",), "small", "either network"),
-    (("regrow",), {"source": "small"}, "regrow is given without start"),
-    (("regrow",), {"source": "small", "layers": []}, "regrow.layers: .* at least 1"),
-    (("training", "steps"), 0, "greater than or equal to 1"),
-    (("training", "patch_size"), 20, "multiple of 8"),
-    (("pruning", "rate"), 1.0, "less than 1"),
-    (("pruning", "criterion"), "best", "global"),
-    (("pruning", "criterion"), "latency", "expected a speedup"),
-    (("pruning", "speedup"), 2.0, "with no other"),
-    (("pruning", "speedup"), 1.0, "greater than 1"),
-    (("pruning", "rewind"), 9, "at most training.steps"),
-    (("training", "warmup_steps"), 4, "round 0 is 4 steps long.*expected a shorter warm-up"),
-    (("pruning", "final_steps"), 1, "round 2 is 1 steps long"),
-    (("data", "tasks"), {"snow": 1}, "snow"),
-    (("data", "haze"), None, "names no folder"),
-])  # fmt: skip
-def test_what_is_wrong_is_said_in_one_line(tmp_path, path, value, message):
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (("training", "stesp"), 5, "stesp"),
+        (("nework",), {}, "nework"),
+        (("network", "dim"), 7, "dim is 7"),
+        (("network", "depth"), 7, "unknown network setting 'depth'"),
+        (("network",), None, "network"),
+        (("start",), "small", "either network"),
+        (("regrow",), {"source": "small"}, "regrow is given without start"),
+        (("regrow",), {"source": "small", "layers": []}, "regrow.layers: .* at least 1"),
+        (("training", "steps"), 0, "greater than or equal to 1"),
+        (("training", "patch_size"), 20, "multiple of 8"),
+        (("pruning", "rate"), 1.0, "less than 1"),
+        (("pruning", "criterion"), "best", "global"),
+        (("pruning", "criterion"), "latency", "expected a speedup"),
+        (("pruning", "speedup"), 2.0, "with no other"),
+        (("pruning", "speedup"), 1.0, "greater than 1"),
+        (("pruning", "rewind"), 9, "at most training.steps"),
+        (("training", "warmup_steps"), 4, "round 0 is 4 steps long.*expected a shorter warm-up"),
+        (("pruning", "final_steps"), 1, "round 2 is 1 steps long"),
+        (("data", "tasks"), {"snow": 1}, "snow"),
+        (("data", "haze"), None, "names no folder"),
+    ],
+)
+def test_wrong_settings_are_refused_in_one_line(tmp_path, path, value, message):
     file = tmp_path / "run.yaml"
     file.write_text(yaml.safe_dump(changed(*path, value=value)))
     with pytest.raises(ConfigError, match=message) as caught:
@@ -51,7 +54,7 @@ def test_what_is_wrong_is_said_in_one_line(tmp_path, path, value, message):
 
 
 @pytest.mark.parametrize("text", ["", "just words", "a: [", "\x00"])
-def test_no_settings(tmp_path, text):
+def test_files_without_settings_are_refused(tmp_path, text):
     file = tmp_path / "run.yaml"
     file.write_text(text)
     with pytest.raises(ConfigError) as caught:

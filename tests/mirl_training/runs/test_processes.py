@@ -1,4 +1,4 @@
-"""Runs as processes: killed at any moment, and several of them that share every batch under torchrun."""
+"""Test runs as processes: killed at any moment, and several that share every batch under torchrun."""
 
 import json
 import os
@@ -29,23 +29,28 @@ def command(config, photos, folder, *more):
 
 def torchrun(ranks, *arguments, restarts=0):
     return [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}",
-        f"--max-restarts={restarts}", "-m", *arguments[2:],
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        f"--nproc-per-node={ranks}",
+        f"--max-restarts={restarts}",
+        "-m",
+        *arguments[2:],
+    ]
 
 
 def run(words):
-    done = subprocess.run([str(w) for w in words], env=ENVIRONMENT, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(
+        [str(w) for w in words], env=ENVIRONMENT, capture_output=True, text=True, timeout=600
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
 def files(folder):
-    """What a run leaves behind that must not depend on how it went: weights, masks, metrics."""
-    found = {}
-    for path in sorted(folder.glob("round_*/*")):
-        found[path.relative_to(folder)] = path.read_bytes()
-    return found
+    """Return what a run leaves behind that must not depend on how it went: weights, masks, metrics."""
+    return {path.relative_to(folder): path.read_bytes() for path in sorted(folder.glob("round_*/*"))}
 
 
 @pytest.mark.parametrize("kills", [2, pytest.param(12, marks=pytest.mark.slow)])
@@ -54,7 +59,9 @@ def files(folder):
 )
 def test_a_run_that_is_killed_at_any_moment_ends_with_the_same_bits(photos, tmp_path, kills, pruning):
     training = {"steps": 6 * kills, "save_every": 1, "validate_every": 2, "optimizer": "muon", "ema": 0.9}
-    config = write_config(tmp_path / "c.yaml", training=training, pruning={"settled": 1e-6, "rewind": 3} | pruning)
+    config = write_config(
+        tmp_path / "c.yaml", training=training, pruning={"settled": 1e-6, "rewind": 3} | pruning
+    )
     run(command(config, photos, tmp_path / "whole"))
     begin = time.monotonic()
     run(command(config, photos, tmp_path / "whole"))  # finished: it only starts
@@ -64,7 +71,9 @@ def test_a_run_that_is_killed_at_any_moment_ends_with_the_same_bits(photos, tmp_
     generator, killed = random.Random(0), 0
     while not (tmp_path / "killed/round_02").exists():
         process = subprocess.Popen(
-            [str(w) for w in command(config, photos, tmp_path / "killed")], env=ENVIRONMENT, stdout=subprocess.PIPE
+            [str(w) for w in command(config, photos, tmp_path / "killed")],
+            env=ENVIRONMENT,
+            stdout=subprocess.PIPE,
         )
         if killed < kills and killed % 2:  # while it starts, or has just begun
             time.sleep(generator.uniform(0, start))
@@ -116,7 +125,9 @@ def test_a_killed_process_is_started_again_and_all_end_the_same(photos, tmp_path
     config = write_config(tmp_path / "c.yaml", training=training, pruning={"rounds": 1})
     run(torchrun(2, *command(config, photos, tmp_path / "whole")))
     words = [str(w) for w in torchrun(2, *command(config, photos, tmp_path / "killed"), restarts=1)]
-    agent = subprocess.Popen(words, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    agent = subprocess.Popen(
+        words, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     log = tmp_path / "killed/log.jsonl"
     while agent.poll() is None and not log.exists():
         time.sleep(0.02)
@@ -132,8 +143,11 @@ def test_a_batch_that_cannot_be_shared_is_refused(photos, tmp_path):
     config = write_config(tmp_path / "c.yaml", training={"batch_size": 3})
     done = subprocess.run(
         [str(w) for w in torchrun(2, *command(config, photos, tmp_path / "run"))],
-        env=ENVIRONMENT, capture_output=True, text=True, timeout=600,
-    )  # fmt: skip
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
     assert done.returncode != 0
     assert "batch size 3 cannot be shared by 2 processes" in done.stderr
     assert not (tmp_path / "run").exists()

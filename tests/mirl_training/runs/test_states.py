@@ -1,4 +1,4 @@
-"""Saved states: every bit comes back, and what is zero takes no room."""
+"""Test saved states: every bit comes back, and zeros take no space."""
 
 import numpy as np
 import pytest
@@ -34,14 +34,14 @@ def test_every_bit_comes_back(tmp_path):
     assert loaded["nested"][3] is True
 
 
-def test_a_pruned_tensor_takes_the_room_of_what_is_left(tmp_path):
+def test_a_pruned_tensor_takes_the_space_of_its_nonzero_values(tmp_path):
     pruned = torch.zeros(1000, 100)
     pruned[:, ::20] = 1.5
     save_state(tmp_path / "state.pt", {"weights": pruned})
     assert (tmp_path / "state.pt").stat().st_size < 100_000 / 8 + 5_000 * 4 + 3_000
 
 
-def test_what_a_file_holds_is_not_run(tmp_path):
+def test_code_in_a_state_file_is_not_run(tmp_path):
     torch.save({"code": np.random.default_rng}, tmp_path / "state.pt")
-    with pytest.raises(Exception, match="weights_only|Unsupported"):
+    with pytest.raises(Exception, match=r"weights_only|Unsupported"):
         load_state(tmp_path / "state.pt")

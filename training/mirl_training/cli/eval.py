@@ -1,4 +1,4 @@
-"""``mirl-sparse eval``: score a ticket on test sets."""
+"""Run ``mirl-sparse eval``: score a ticket on test sets."""
 
 from __future__ import annotations
 
@@ -13,22 +13,23 @@ import typer
 from mirl_sparse.defaults import TICKET
 
 if TYPE_CHECKING:
-    from mirl_training.evaluation.evaluate import ImageScore, Pixels, Sets, Triple
+    from mirl_training.evaluation import ImageScore, Pixels, Score, Sets, Triple
+
+_SHEET_ROWS = 3
 
 
 class _Worst:
-    """The images of a test set that gained least, for its sheet."""
+    """Keep the images of a test set that gained least, for its sheet."""
 
-    def __init__(self, rows: int) -> None:
-        self._rows = rows
-        self._left: list[tuple[float, Triple, Pixels, ImageScore]] = []
+    def __init__(self) -> None:
+        self._images: list[tuple[float, Triple, Pixels, ImageScore]] = []
 
     def add(self, triple: Triple, restored: Pixels, score: ImageScore) -> None:
-        self._left.append((score.psnr - score.input_psnr, triple, restored, score))
-        self._left = sorted(self._left, key=lambda row: row[0])[: self._rows]
+        self._images.append((score.psnr - score.input_psnr, triple, restored, score))
+        self._images = sorted(self._images, key=lambda row: row[0])[:_SHEET_ROWS]
 
     def sheet(self) -> Pixels:
-        from mirl_training.evaluation.sheet import sheet
+        from mirl_training.evaluation import sheet
 
         return sheet(
             [
@@ -40,13 +41,13 @@ class _Worst:
                         "clean",
                     ],
                 )
-                for change, triple, restored, s in self._left
+                for change, triple, restored, s in self._images
             ]
         )
 
 
 class Suite(str, Enum):
-    """Which test sets `eval` scores."""
+    """Name the test sets that `eval` scores."""
 
     standard = "standard"
     everyday = "everyday"
@@ -61,8 +62,8 @@ def evaluate(
         Path,
         typer.Option(
             "--data",
-            help="Folder with denoise/CBSD68, derain/Rain100L, dehaze/SOTS, denoise_real/PolyU; for the suite everyday"
-            " any folder of clean photos.",
+            help="Folder with denoise/CBSD68, derain/Rain100L, dehaze/SOTS, denoise_real/PolyU; for the suite"
+            " everyday any folder of clean photos.",
         ),
     ] = Path("test"),
     suite: Annotated[
@@ -79,51 +80,60 @@ def evaluate(
         Path | None,
         typer.Option(
             "--images",
-            help="Write the restored images into this folder, one folder per test set, and a sheet of the worst of each.",
+            help="Write the restored images into this folder, one folder per test set, and a sheet of the"
+            " worst of each.",
         ),
     ] = None,
 ) -> None:
-    """Print PSNR (dB) and SSIM of the degraded and the restored images of each test set found, and the worst image."""
+    """Print PSNR (dB) and SSIM of each test set, of degraded and of restored images, and its worst image."""
     from mirl_sparse.files import write_whole
-    from mirl_sparse.photos.images import write_image
-    from mirl_sparse.runtime.restorer import SparseRestorer
-    from mirl_sparse.tickets.file import find
-    from mirl_sparse.tickets.load import load
-    from mirl_training.data.photos import DataError
-    from mirl_training.evaluation.evaluate import SUITES
-    from mirl_training.evaluation.evaluate import evaluate as score
-    from mirl_training.runs.run import WHOLE
+    from mirl_sparse.photos import write_image
+    from mirl_sparse.runtime import SparseRestorer
+    from mirl_sparse.tickets import find_ticket, load_network
+    from mirl_training.evaluation import evaluate as score_sets
+    from mirl_training.runs import UNLIMITED_MEMORY
 
-    restorer = SparseRestorer(load(find(ticket)), max_memory=WHOLE)
+    restorer = SparseRestorer(load_network(find_ticket(ticket)), max_memory=UNLIMITED_MEMORY)
+    worst: dict[str, _Worst] = {}
+
+    def write(task: str, triple: Triple, restored: Pixels, score: ImageScore) -> None:
+        assert images is not None
+        write_image(images / _file_name(task) / f"{triple.name}.png", restored)
+        worst.setdefault(task, _Worst()).add(triple, restored, score)
+
+    scores = []
+    for score in score_sets(restorer.restore, _sets(data, suite), write if images else None):
+        scores.append(asdict(score))
+        print(_describe(score), flush=True)
+        if images:
+            write_image(images / f"{_file_name(score.task)}.png", worst[score.task].sheet())
+        if report:
+            write_whole(report, json.dumps({"ticket": ticket, "scores": scores}, indent=1).encode() + b"\n")
+
+
+def _sets(data: Path, suite: Suite) -> Sets:
+    from mirl_training.data import DataError
+    from mirl_training.evaluation import SUITES
+
     sets: Sets = {}
     for name, make in SUITES.items():
         if suite.value in (name, "all"):
             sets |= make(data)
     if not sets:
         raise DataError(
-            f"{data}: holds no test set of the suite {suite.value}; give --data the folder that holds denoise/CBSD68,"
-            " derain/Rain100L or dehaze/SOTS, or with --suite everyday a folder of clean photos"
+            f"{data}: holds no test set of the suite {suite.value}; give --data the folder that"
+            " holds denoise/CBSD68, derain/Rain100L or dehaze/SOTS, or with --suite everyday a folder of"
+            " clean photos"
         )
-    worst: dict[str, _Worst] = {}
+    return sets
 
-    def keep(task: str, triple: Triple, restored: Pixels, score: ImageScore) -> None:
-        assert images is not None
-        write_image(images / _file_name(task) / f"{triple.name}.png", restored)
-        worst.setdefault(task, _Worst(3)).add(triple, restored, score)
 
-    scores = []
-    for s in score(restorer.restore, sets, keep if images else None):
-        scores.append(asdict(s))
-        print(
-            f"{s.task:<31} {s.images:>4} images   input {s.input_psnr:.2f} / {s.input_ssim:.3f}"
-            f"   restored {s.psnr:.2f} / {s.ssim:.3f}   {s.psnr - s.input_psnr:+.2f} dB"
-            f"   worst {s.worst_psnr:.2f} ({s.worst_change:+.2f} dB, {s.worst})",
-            flush=True,
-        )
-        if images:
-            write_image(images / f"{_file_name(s.task)}.png", worst[s.task].sheet())
-        if report:
-            write_whole(report, json.dumps({"ticket": ticket, "scores": scores}, indent=1).encode() + b"\n")
+def _describe(score: Score) -> str:
+    return (
+        f"{score.task:<31} {score.images:>4} images   input {score.input_psnr:.2f} / {score.input_ssim:.3f}"
+        f"   restored {score.psnr:.2f} / {score.ssim:.3f}   {score.psnr - score.input_psnr:+.2f} dB"
+        f"   worst {score.worst_psnr:.2f} ({score.worst_change:+.2f} dB, {score.worst})"
+    )
 
 
 def _file_name(task: str) -> str:

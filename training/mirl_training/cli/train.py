@@ -1,10 +1,11 @@
-"""``mirl-sparse train``: train a network and prune it in rounds."""
+"""Run ``mirl-sparse train``: train a network and prune it in rounds."""
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,38 +14,42 @@ import typer
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
+    from mirl_training.runs import Report, Run, StepReport
+
+_SCALARS = ("loss", "learning_rate", "seconds_per_step", "density", "seconds_per_image", "unsettled")
+
 
 class _Lines:
-    """Progress where no terminal is: a line per validation."""
+    """Show progress where no terminal is: a line per validation."""
 
-    def __call__(self, report: dict[str, Any]) -> None:
+    def __call__(self, report: StepReport) -> None:
         if "psnr" in report:
             print(_describe(report), flush=True)
 
 
 class _Bar:
-    """Progress in a terminal: a moving bar per round, and a line per validation."""
+    """Show progress in a terminal: a moving bar per round, and a line per validation."""
 
     def __init__(self, progress: Progress) -> None:
         self.progress, self.round = progress, -1
         self.task: TaskID | None = None
 
-    def __call__(self, report: dict[str, Any]) -> None:
+    def __call__(self, report: StepReport) -> None:
         if self.task is None or report["round"] != self.round:
             if self.task is not None:
                 self.progress.remove_task(self.task)
             self.round = report["round"]
             self.task = self.progress.add_task(f"round {self.round}", total=report["steps"], note="")
-        left = f"{report['seconds_left'] / 60:.0f} min left"
-        self.progress.update(self.task, completed=report["step"], note=f"loss {report['loss']:.4f}, {left}")
+        note = f"loss {report['loss']:.4f}, {report['seconds_left'] / 60:.0f} min left"
+        self.progress.update(self.task, completed=report["step"], note=note)
         if "psnr" in report:
             self.progress.console.print(_describe(report))
 
 
 class _TensorBoard:
-    """What is told of a validation, for TensorBoard as well; ``further`` is told everything."""
+    """Write what is told of a validation for TensorBoard, and tell ``further`` everything."""
 
-    def __init__(self, folder: Path, further: Callable[[dict[str, Any]], None]) -> None:
+    def __init__(self, folder: Path, further: Report) -> None:
         from mirl_sparse.errors import UserError
 
         try:
@@ -56,27 +61,20 @@ class _TensorBoard:
         self._kind, self._folder, self._further = SummaryWriter, folder / "tensorboard", further
         self._writer: Any = None  # until there is something to write
 
-    def __call__(self, report: dict[str, Any]) -> None:
+    def __call__(self, report: StepReport) -> None:
         self._further(report)
         if "psnr" in report:
             self._writer = self._writer or self._kind(str(self._folder))
             group, step = f"round_{report['round']:02d}", report["step"]
-            for name in (
-                "loss",
-                "learning_rate",
-                "seconds_per_step",
-                "density",
-                "seconds_per_image",
-                "unsettled",
-            ):
-                if name in report:
-                    self._writer.add_scalar(f"{group}/{name}", report[name], step)
+            for name, value in report.items():
+                if name in _SCALARS:
+                    self._writer.add_scalar(f"{group}/{name}", value, step)
             for task, value in report["psnr"].items():
                 self._writer.add_scalar(f"{group}/PSNR/{task}", value, step)
             self._writer.flush()
 
 
-def _describe(report: dict[str, Any]) -> str:
+def _describe(report: StepReport) -> str:
     scores = "  ".join(f"{task} {value:.2f}" for task, value in report["psnr"].items())
     return (
         f"round {report['round']}  step {report['step']}/{report['steps']}  density {report['density']:.1%}"
@@ -111,48 +109,50 @@ def train(
         typer.Option("--tensorboard", help="Write events for TensorBoard below the run's folder as well."),
     ] = False,
 ) -> None:
-    """Train a network and prune it in rounds; start it again to go on where it was stopped. Under torchrun, with --output on a
-    disk that all processes share, they share every batch."""
-    from mirl_sparse.runtime.allocator import Allocator
-    from mirl_training.runs.config import load_config
-    from mirl_training.runs.run import OutOfTime, Run
+    """Train a network and prune it in rounds; start it again to go on where it was stopped.
+
+    Under torchrun, with --output on a disk that all processes share, they share every batch.
+    """
+    from mirl_sparse.runtime import Allocator
+    from mirl_training.runs import Run, load_config
 
     settings = load_config(config)
     Allocator().tune()  # every step wants the same memory again
     folder = output or Path("runs") / f"{config.stem}-{settings.digest}"
+    with _progress() as report:
+        if tensorboard and os.environ.get("RANK", "0") == "0":
+            report = _TensorBoard(folder, report)
+        _go(Run(settings, data, folder, report, engine, device), minutes)
 
-    def go(report: Callable[[dict[str, Any]], None]) -> None:
-        leads = os.environ.get("RANK", "0") == "0"
-        run = Run(
-            settings,
-            data,
-            folder,
-            _TensorBoard(folder, report) if tensorboard and leads else report,
-            engine,
-            device,
-        )
+
+@contextmanager
+def _progress() -> Iterator[Report]:
+    if not sys.stderr.isatty():
+        yield _Lines()
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total}  {task.fields[note]}"),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        yield _Bar(progress)
+
+
+def _go(run: Run, minutes: float | None) -> None:
+    from mirl_training.runs import OutOfTime
+
+    if run.world.leads:
+        print(run.engine_note, flush=True)
+    try:
+        last = run.go(minutes)
+    except OutOfTime as stopped:
         if run.world.leads:
-            print(run.engine_note, flush=True)
-        try:
-            last = run.go(minutes)
-        except OutOfTime as stopped:
-            if run.world.leads:
-                print(f"stopped after {minutes:g} minutes: {stopped} ({folder}); the same command goes on")
-            return
-        if run.world.leads:
-            print(f"finished: {last}, report: {folder / 'report.md'}")
-            print(f"next: mirl-sparse convert {last / 'weights.safetensors'}")
-
-    if sys.stderr.isatty():
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn
-
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.completed}/{task.total}  {task.fields[note]}"),
-        )
-        with Progress(*columns, console=Console(stderr=True)) as progress:
-            go(_Bar(progress))
-    else:
-        go(_Lines())
+            print(f"stopped after {minutes:g} minutes: {stopped} ({run.folder}); the same command goes on")
+        return
+    if run.world.leads:
+        print(f"finished: {last}, report: {run.folder / 'report.md'}")
+        print(f"next: mirl-sparse convert {last / 'weights.safetensors'}")

@@ -7,6 +7,8 @@ to the 256 levels of an 8-bit file.
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +16,8 @@ from PIL import Image as Pillow
 from PIL import ImageFilter
 
 Image = NDArray[np.float32]
+NoiseKind = Literal["white", "common", "per_channel", "mosaic", "smooth"]
+Subsampling = Literal["4:2:0", "4:2:2", "4:4:4"]
 
 
 def quantise(image: Image) -> Image:
@@ -22,7 +26,7 @@ def quantise(image: Image) -> Image:
 
 
 def add_noise(image: Image, sigma: float, rng: np.random.Generator) -> Image:
-    """White Gaussian noise of standard deviation ``sigma`` (in 1/255), clipped to 8 bits."""
+    """Add white Gaussian noise of standard deviation ``sigma`` (in 1/255), clipped to 8 bits."""
     return quantise(image + rng.standard_normal(image.shape, np.float32) * np.float32(sigma / 255))
 
 
@@ -38,15 +42,18 @@ def noise_per_channel(shape: tuple[int, ...], rng: np.random.Generator) -> Image
 
 
 def noise_mosaic(shape: tuple[int, ...], rng: np.random.Generator) -> Image:
-    """Draw noise (H, W, 3) of deviation 1 as a camera makes it: white noise behind a Bayer filter (RGGB),
-    whose missing colours are interpolated between neighbours, so that it is correlated."""
+    """Draw noise (H, W, 3) of deviation 1 as a camera makes it.
+
+    White noise lies behind a Bayer filter (RGGB). Missing colours are interpolated between neighbours, which
+    correlates the noise.
+    """
     height, width = shape[:2]
     sites = rng.standard_normal((height + 2, width + 2), np.float32)
     y, x = np.mgrid[0 : height + 2, 0 : width + 2]
     red, blue = (y % 2 == 0) & (x % 2 == 0), (y % 2 == 1) & (x % 2 == 1)
     planes = []
-    for seen, diagonal in ((red, True), (~(red | blue), False), (blue, True)):
-        plane = np.where(seen, sites, np.float32(0))
+    for sampled, diagonal in ((red, True), (~(red | blue), False), (blue, True)):
+        plane = np.where(sampled, sites, np.float32(0))
         across = plane[:, :-2] + plane[:, 2:]
         along = plane[:-2, 1:-1] + plane[2:, 1:-1] + across[1:-1]
         total = plane[1:-1, 1:-1] + along / (2 if diagonal else 4)
@@ -56,7 +63,7 @@ def noise_mosaic(shape: tuple[int, ...], rng: np.random.Generator) -> Image:
 
 
 def noise_smooth(shape: tuple[int, ...], rng: np.random.Generator) -> Image:
-    """Draw noise (H, W, 3) of deviation 1 whose grains are 1.2 to 3 pixels wide, as a photo has that was enlarged."""
+    """Draw noise (H, W, 3) of deviation 1 with grains of 1.2 to 3 pixels, as an enlarged photo has."""
     grain = rng.uniform(1.2, 3)
     size = max(2, round(shape[0] / grain)), max(2, round(shape[1] / grain))
     coarse = rng.standard_normal((3, *size), np.float32)
@@ -72,7 +79,7 @@ def noise_white(shape: tuple[int, ...], rng: np.random.Generator) -> Image:
     return rng.standard_normal(shape, np.float32)
 
 
-NOISES = {
+NOISES: dict[NoiseKind, Callable[[tuple[int, ...], np.random.Generator], Image]] = {
     "white": noise_white,
     "common": noise_common,
     "per_channel": noise_per_channel,
@@ -81,15 +88,17 @@ NOISES = {
 }
 
 
-def add_camera_noise(image: Image, sigma: float, kind: str, shot: float, rng: np.random.Generator) -> Image:
+def add_camera_noise(
+    image: Image, sigma: float, kind: NoiseKind, shot: float, rng: np.random.Generator
+) -> Image:
     """Add noise of one of the ``NOISES``, clipped to 8 bits.
 
     Args:
         image: clean photo (H, W, 3) in [0, 1].
         sigma: standard deviation in 1/255 at middle grey (0.5).
         kind: a key of ``NOISES``.
-        shot: share of the variance at middle grey that grows with the light (photon noise), 0 to 1. The rest is
-            the same everywhere (read noise): a Poisson-Gaussian model (Foi et al., IEEE TIP 2008).
+        shot: share of the variance at middle grey that grows with the light (photon noise), 0 to 1. The rest
+            is the same everywhere (read noise): a Poisson-Gaussian model (Foi et al., IEEE TIP 2008).
         rng: source of the draw.
     """
     noise = NOISES[kind](image.shape, rng) * np.float32(sigma / 255)
@@ -100,8 +109,11 @@ def add_camera_noise(image: Image, sigma: float, kind: str, shot: float, rng: np
 
 
 def rain_streaks(height: int, width: int, rng: np.random.Generator) -> NDArray[np.float32]:
-    """A layer (H, W) of light streaks, at most 1: one direction per image, as wind gives, with
-    lengths, widths and brightness that vary from streak to streak."""
+    """Draw a layer (H, W) of light streaks in [0, 1].
+
+    All streaks of an image have about one direction, as wind gives it. Their lengths, widths and brightness
+    vary.
+    """
     layer = np.zeros((height, width), np.float32)
     angle = rng.normal(0, 0.3)
     length_scale, width_scale = rng.uniform(10, 36), rng.uniform(0.5, 0.9)
@@ -126,23 +138,28 @@ def rain_streaks(height: int, width: int, rng: np.random.Generator) -> NDArray[n
 def add_rain(image: Image, rng: np.random.Generator, psnr: float | None = None) -> Image:
     """Add light streaks so that the result is ``psnr`` dB from the clean image.
 
-    Without ``psnr`` it is drawn from a normal distribution of mean 25.5 and deviation 3.5 dB, as
-    Rain100L's input has. Clipping may leave a bright image nearer to the clean one than asked.
+    Clipping may leave a bright image nearer to the clean one than asked.
+
+    Args:
+        image: clean photo (H, W, 3) in [0, 1].
+        rng: source of the draw.
+        psnr: in dB. None draws it from a normal distribution of mean 25.5 and deviation 3.5 dB, as the input
+            of Rain100L has, within 18 to 36.
     """
     target = np.clip(rng.normal(25.5, 3.5), 18, 36) if psnr is None else psnr
     streaks = rain_streaks(image.shape[0], image.shape[1], rng)[..., None]
-    strength, wanted = 0.5, 10 ** (-target / 20)
+    strength, target_error = 0.5, 10 ** (-target / 20)
     for _ in range(4):  # clipping makes the error sublinear in the strength
         error = np.sqrt(np.mean((np.clip(image + strength * streaks, 0, 1) - image) ** 2))
-        strength = float(np.clip(strength * wanted / max(error, 1e-6), 0.02, 1.5))
+        strength = float(np.clip(strength * target_error / max(error, 1e-6), 0.02, 1.5))
     return quantise(image + np.float32(strength) * streaks)
 
 
 def drops(height: int, width: int, rng: np.random.Generator) -> NDArray[np.float32]:
-    """Draw a layer (H, W) of heavy rain in [0, 1]: sparse points, smeared along one direction.
+    """Draw a layer (H, W) of heavy rain in [0, 1].
 
-    Length (8 to 60 pixels), width (0.4 to 2), direction (up to 50 degrees off the vertical), density and brightness
-    are drawn per layer.
+    It is made of sparse points that are smeared along one direction. Length (8 to 60 pixels), width (0.4 to
+    2), direction (up to 50 degrees off the vertical), density and brightness are drawn per layer.
     """
     length, sigma, angle = rng.uniform(8, 60), rng.uniform(0.4, 2.0), rng.uniform(-0.87, 0.87)
     reach = int(length / 2) + 1
@@ -163,10 +180,15 @@ def drops(height: int, width: int, rng: np.random.Generator) -> NDArray[np.float
 
 
 def add_heavy_rain(image: Image, rng: np.random.Generator, psnr: float) -> Image:
-    """Add rain from light to a downpour, ``psnr`` dB (about 12 to 36) from the clean image.
+    """Add rain from light to a downpour.
 
-    One to three layers, each of streaks (`rain_streaks`) or `drops`; with a downpour often mist as well: a veil of
-    one airlight, 0.5 to 1, that hides 3% to 30% and is uneven across the image.
+    There are one to three layers, each of streaks (`rain_streaks`) or `drops`. A downpour often has mist as
+    well: a veil of one airlight, 0.5 to 1, that hides 3% to 30% and is uneven across the image.
+
+    Args:
+        image: clean photo (H, W, 3) in [0, 1].
+        rng: source of the draw.
+        psnr: of the result beside the clean image, in dB, about 12 to 36.
     """
     height, width = image.shape[:2]
     mist = float(rng.uniform(0.03, 0.3)) if psnr < 24 and rng.random() < 0.6 else 0.0
@@ -178,14 +200,13 @@ def add_heavy_rain(image: Image, rng: np.random.Generator, psnr: float) -> Image
     airlight = np.float32(rng.uniform(0.5, 1))
     rain = np.minimum(sum(layers), 1.2).astype(np.float32)[..., None]
     tint = 1 - rng.uniform(0, 0.1, 3).astype(np.float32)
-    strength, wanted = 0.5, 10 ** (-psnr / 20)
+    strength, target_error = 0.5, 10 ** (-psnr / 20)
     for _ in range(5):  # clipping makes the error sublinear in the strength
         rainy = _veiled(image, veil, airlight) + np.float32(strength) * rain * tint
         error = np.sqrt(np.mean((np.clip(rainy, 0, 1) - image) ** 2))
-        strength = float(np.clip(strength * wanted / max(error, 1e-6), 0.02, 1.5))
-        veil = veil * np.float32(
-            min(1.0, 1.2 * wanted / max(error, 1e-6))
-        )  # mist alone may exceed what is asked for
+        strength = float(np.clip(strength * target_error / max(error, 1e-6), 0.02, 1.5))
+        # Mist alone may exceed what is asked for.
+        veil = veil * np.float32(min(1.0, 1.2 * target_error / max(error, 1e-6)))
     return quantise(_veiled(image, veil, airlight) + np.float32(strength) * rain * tint)
 
 
@@ -203,7 +224,9 @@ def _blobs(height: int, width: int, rng: np.random.Generator) -> NDArray[np.floa
 def add_haze(
     image: Image, depth: NDArray[np.floating], density: float, airlight: float | NDArray[np.floating]
 ) -> Image:
-    """Add haze by Koschmieder's law, as SOTS has it: ``t * image + (1 - t) * airlight``, ``t = exp(-density * depth)``.
+    """Add haze by Koschmieder's law, as SOTS has it.
+
+    The result is ``t * image + (1 - t) * airlight`` with ``t = exp(-density * depth)``.
 
     Args:
         image: clean photo (H, W, 3) in [0, 1].
@@ -216,13 +239,15 @@ def add_haze(
 
 
 def add_fog(image: Image, rng: np.random.Generator, colour: float = 0) -> Image:
-    """Add haze to a photo whose depth is not known: a plane, as the ground is seen, tilted at random, and far
-    blobs in front of or behind it. Transmission and airlight are drawn as widely as SOTS has them.
+    """Add haze to a photo whose depth is not known.
+
+    The depth is drawn: a plane, as the ground is seen, tilted at random, with far blobs in front of or behind
+    it. Transmission and airlight are drawn as widely as SOTS has them.
 
     Args:
         image: clean photo (H, W, 3) in [0, 1].
         rng: source of the draw.
-        colour: how far the airlight's channels may differ, 0 (grey, as in SOTS) to 1.
+        colour: how far the airlight's channels may differ, from 0 (grey, as in SOTS) to 1.
     """
     height, width = image.shape[:2]
     y, x = np.mgrid[0 : 1 : height * 1j, 0 : 1 : width * 1j].astype(np.float32)
@@ -239,13 +264,14 @@ def add_fog(image: Image, rng: np.random.Generator, colour: float = 0) -> Image:
     return add_haze(image, depth, float(thickness), airlight)
 
 
-def add_jpeg(image: Image, quality: int, subsampling: str = "4:2:0") -> Image:
+def add_jpeg(image: Image, quality: int, subsampling: Subsampling = "4:2:0") -> Image:
     """Save as a JPEG file and read it again.
 
     Args:
         image: photo (H, W, 3) in [0, 1].
         quality: Pillow's quality, 1 to 95 (up to 100 where size does not matter).
-        subsampling: "4:2:0" (colour at half resolution, as most cameras and networks write it), "4:2:2" or "4:4:4".
+        subsampling: "4:2:0" (colour at half resolution, as most cameras and networks write it), "4:2:2" or
+            "4:4:4".
     """
     return _from_pillow(_jpeg(_to_pillow(image), quality, subsampling))
 
@@ -274,13 +300,16 @@ def grey(image: Image, tint: tuple[float, float, float] = (1, 1, 1)) -> Image:
 
 
 def add_jpeg_drawn(image: Image, rng: np.random.Generator) -> Image:
-    """A JPEG of quality 10 to 60."""
+    """Save as a JPEG file of a quality drawn from 10 to 60, and read it again."""
     return add_jpeg(image, int(rng.integers(10, 61)))
 
 
 def share(image: Image, rng: np.random.Generator) -> Image:
-    """What happens to a photo that is shared again and again: one to three times it is made smaller, by up to half, or kept,
-    and compressed with quality 30 to 90; at the end it is brought back to its size."""
+    """Degrade a photo as sharing it again and again does.
+
+    One to three times it is made smaller, by up to half, or left at its size, and compressed as JPEG with a
+    quality of 30 to 90. At the end it is brought back to its size.
+    """
     size = image.shape[1], image.shape[0]
     filters = Pillow.Resampling.BILINEAR, Pillow.Resampling.BICUBIC, Pillow.Resampling.LANCZOS
     shared, scale = _to_pillow(image), 1.0
@@ -301,7 +330,7 @@ def _from_pillow(image: Pillow.Image) -> Image:
     return np.asarray(image, np.uint8).astype(np.float32) / np.float32(255)
 
 
-def _jpeg(image: Pillow.Image, quality: int, subsampling: str = "4:2:0") -> Pillow.Image:
+def _jpeg(image: Pillow.Image, quality: int, subsampling: Subsampling = "4:2:0") -> Pillow.Image:
     file = io.BytesIO()
     image.save(file, "JPEG", quality=quality, subsampling=subsampling)
     return Pillow.open(file).convert("RGB")

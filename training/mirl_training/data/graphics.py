@@ -12,7 +12,10 @@ _LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789,.:;!?
 
 
 def draw_graphics(height: int, width: int, rng: np.random.Generator) -> Image:
-    """Draw a picture (height, width, 3) in [0, 1]: a flat or graded background, up to eight shapes, up to twelve lines of text."""
+    """Draw a picture (height, width, 3) in [0, 1] on 256 levels.
+
+    It has a flat or graded background, up to eight shapes and up to twelve lines of text.
+    """
     corners = rng.uniform(0, 1, (2, 2, 3)) if rng.random() < 0.5 else np.full((2, 2, 3), rng.uniform(0, 1, 3))
     if rng.random() < 0.4:
         corners = np.full((2, 2, 3), rng.choice([0.0, 0.95, 1.0]))

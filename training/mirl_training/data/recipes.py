@@ -1,7 +1,7 @@
-"""Recipes: how a training pair is made of a photo, step by step, with strengths and order drawn for each.
+"""Make training pairs by recipes: steps of degradation, with strengths and order drawn for each pair.
 
-A recipe takes a clean photo, or a pair of a degraded and a clean one, prepares both alike (smaller, grey), then
-degrades the degraded one further. A config lists recipes by name:
+A recipe takes a clean photo, or a pair of a degraded and a clean one, prepares both alike (smaller, grey),
+then degrades the degraded one further. A config lists recipes by name:
 
     recipes:
       thick noise, saved as JPEG:
@@ -13,13 +13,15 @@ degrades the degraded one further. A config lists recipes by name:
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from mirl_training.data.degradations import (
     Image,
+    NoiseKind,
+    Subsampling,
     add_camera_noise,
     add_fog,
     add_heavy_rain,
@@ -31,9 +33,9 @@ from mirl_training.data.degradations import (
     share,
 )
 from mirl_training.data.graphics import draw_graphics
+from mirl_training.settings import Probability, Settings
 
 SourceName = Literal["clean", "rain", "haze", "real"]
-SOURCES: tuple[SourceName, ...] = get_args(SourceName)
 MARGIN = 16  # pixels: blocks of JPEG files start anywhere in a patch
 
 
@@ -42,36 +44,28 @@ def _span(value: Any) -> Any:
 
 
 def _between(low: float, high: float) -> Any:
-    """The type of a setting that is one number, or the two ends of a range to draw from, within [low, high]."""
+    """Return the type of a setting that is one number, or a range to draw from, within [low, high]."""
     bound = Annotated[float, Field(ge=low, le=high)]
     return Annotated[tuple[bound, bound], BeforeValidator(_span)]
 
 
-Probability = Annotated[float, Field(ge=0, le=1)]
-
-
-class _Settings(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
+class _Settings(Settings):
     @model_validator(mode="after")
     def _ordered(self) -> Any:
         for name, value in self:
-            if (
-                isinstance(value, tuple)
-                and len(value) == 2
-                and isinstance(value[0], float)
-                and value[0] > value[1]
-            ):
+            is_span = isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], float)
+            if is_span and value[0] > value[1]:
                 raise ValueError(f"{name} is {list(value)}; expected the lower end first")
         return self
 
 
 class _Step(_Settings):
-    """One degradation; ``probability`` is how often it happens at all."""
+    """Degrade a photo in one way; ``probability`` is how often this happens at all."""
 
     probability: Probability = 1
 
     def apply(self, image: Image, is_grey: bool, rng: np.random.Generator) -> Image:
+        """Return the degraded photo; ``is_grey`` says that the recipe made it grey before."""
         raise NotImplementedError
 
 
@@ -80,33 +74,39 @@ def _draw(span: tuple[float, float], rng: np.random.Generator) -> float:
 
 
 class Noise(_Step):
-    """`add_camera_noise` of a ``sigma`` (in 1/255) and one of ``kinds``. ``shot`` is the share of light-dependent
-    variance. A grey photo gets the kind "common" in ``grey_common`` of all cases, whatever ``kinds`` are."""
+    """Add noise as `add_camera_noise` does.
+
+    Attributes:
+        sigma: standard deviation in 1/255.
+        kinds: one of them is drawn.
+        shot: share of the variance that grows with the light.
+        grey_common: how often a grey photo gets the kind "common", whatever ``kinds`` are.
+    """
 
     step: Literal["noise"]
     sigma: _between(0, 255)  # type: ignore[valid-type]
-    kinds: tuple[Literal["white", "common", "per_channel", "mosaic", "smooth"], ...] = Field(
-        ("white",), min_length=1
-    )
+    kinds: tuple[NoiseKind, ...] = Field(("white",), min_length=1)
     shot: _between(0, 1) = (0, 0)  # type: ignore[valid-type]
     grey_common: Probability = 0.8
 
     def apply(self, image: Image, is_grey: bool, rng: np.random.Generator) -> Image:
-        kind = self.kinds[rng.integers(len(self.kinds))]
+        """Return the degraded photo."""
+        kind: NoiseKind = self.kinds[rng.integers(len(self.kinds))]
         if is_grey and rng.random() < self.grey_common:
             kind = "common"
         return add_camera_noise(image, _draw(self.sigma, rng), kind, _draw(self.shot, rng), rng)
 
 
 class Jpeg(_Step):
-    """One or more JPEG files of a ``quality``, one after the other, each with one of the ``subsamplings`` of colour."""
+    """Save as a JPEG file, ``times`` in a row, of a drawn ``quality`` and one of the ``subsamplings``."""
 
     step: Literal["jpeg"]
     quality: _between(1, 100)  # type: ignore[valid-type]
-    subsamplings: tuple[Literal["4:2:0", "4:2:2", "4:4:4"], ...] = Field(("4:2:0",), min_length=1)
+    subsamplings: tuple[Subsampling, ...] = Field(("4:2:0",), min_length=1)
     times: _between(1, 10) = (1, 1)  # type: ignore[valid-type]
 
     def apply(self, image: Image, is_grey: bool, rng: np.random.Generator) -> Image:
+        """Return the degraded photo."""
         for _ in range(round(_draw(self.times, rng))):
             subsampling = self.subsamplings[rng.integers(len(self.subsamplings))]
             image = add_jpeg(image, round(_draw(self.quality, rng)), subsampling)
@@ -114,52 +114,57 @@ class Jpeg(_Step):
 
 
 class Webp(_Step):
-    """A lossy WebP file of a ``quality``."""
+    """Save as a lossy WebP file of a drawn ``quality``."""
 
     step: Literal["webp"]
     quality: _between(1, 100)  # type: ignore[valid-type]
 
     def apply(self, image: Image, is_grey: bool, rng: np.random.Generator) -> Image:
+        """Return the degraded photo."""
         return add_webp(image, round(_draw(self.quality, rng)))
 
 
 class Rain(_Step):
-    """`add_heavy_rain`, ``psnr`` dB from the clean photo: 36 is light, 14 a downpour."""
+    """Add rain as `add_heavy_rain` does, ``psnr`` dB from the clean photo: 36 is light, 14 a downpour."""
 
     step: Literal["rain"]
     psnr: _between(5, 50)  # type: ignore[valid-type]
 
     def apply(self, image: Image, is_grey: bool, rng: np.random.Generator) -> Image:
+        """Return the degraded photo."""
         return add_heavy_rain(image, rng, _draw(self.psnr, rng))
 
 
 class Fog(_Step):
-    """`add_fog`: haze by a synthetic depth; ``colour`` is how far the airlight's channels differ, 0 to 1."""
+    """Add haze as `add_fog` does; ``colour`` is how far the airlight's channels differ, 0 to 1."""
 
     step: Literal["fog"]
     colour: _between(0, 1) = (0, 0)  # type: ignore[valid-type]
 
     def apply(self, image: Image, is_grey: bool, rng: np.random.Generator) -> Image:
+        """Return the degraded photo."""
         return add_fog(image, rng, 0 if is_grey else _draw(self.colour, rng))
 
 
 class Blur(_Step):
-    """A Gaussian blur of ``sigma`` pixels."""
+    """Blur by a Gaussian of ``sigma`` pixels."""
 
     step: Literal["blur"]
     sigma: _between(0, 20)  # type: ignore[valid-type]
 
     def apply(self, image: Image, is_grey: bool, rng: np.random.Generator) -> Image:
+        """Return the degraded photo."""
         return blur(image, _draw(self.sigma, rng))
 
 
 class Rescale(_Step):
-    """Made smaller to ``scale`` of its size, then brought back: fine detail is lost."""
+    """Make smaller, to ``scale`` of the size, then bring back: fine detail is lost."""
 
     step: Literal["rescale"]
     scale: _between(0.1, 1)  # type: ignore[valid-type]
 
     def apply(self, image: Image, is_grey: bool, rng: np.random.Generator) -> Image:
+        """Return the degraded photo."""
         height, width = image.shape[:2]
         scale = _draw(self.scale, rng)
         smaller = rescale(image, max(1, round(height * scale)), max(1, round(width * scale)))
@@ -167,11 +172,12 @@ class Rescale(_Step):
 
 
 class Share(_Step):
-    """`share`: what social networks do to a photo, rescaling and JPEG again and again."""
+    """Degrade as `share` does: rescaling and JPEG again and again, as social networks do."""
 
     step: Literal["share"]
 
     def apply(self, image: Image, is_grey: bool, rng: np.random.Generator) -> Image:
+        """Return the degraded photo."""
         return share(image, rng)
 
 
@@ -179,11 +185,12 @@ Step = Annotated[Noise | Jpeg | Webp | Rain | Fog | Blur | Rescale | Share, Fiel
 
 
 class Recipe(_Settings):
-    """How one kind of training pair is made.
+    """Make one kind of training pair.
 
     Attributes:
         source: folder that photos are drawn from: "clean" photos, or pairs of "rain", "haze" or "real" noise.
-        smaller: probability that both photos are made smaller first, to 50% to 100%, which makes them sharper.
+        smaller: probability that both photos are made smaller first, to 50% to 100%, which makes them
+            sharper.
         grey: probability that both photos become grey (a fifth of them tinted, as sepia is).
         graphics: probability that drawn text and shapes take the place of a clean photo.
         shuffle: whether the steps come in a drawn order.
@@ -208,7 +215,7 @@ class Recipe(_Settings):
     def pair(
         self, degraded: Image | None, clean: Image, size: tuple[int, int] | None, rng: np.random.Generator
     ) -> tuple[Image, Image]:
-        """Make a training pair.
+        """Return one training pair.
 
         Args:
             degraded: degraded photo (H, W, 3) in [0, 1]; None where there is the clean one alone.
@@ -222,30 +229,33 @@ class Recipe(_Settings):
         pair = [clean] if degraded is None else [degraded, clean]
         if size is not None:
             pair = self._cut(pair, size, rng)
-        if rng.random() < self.graphics:
-            height, width = pair[0].shape[:2]
-            pair = [draw_graphics(height, width, rng)]
-        is_grey = bool(rng.random() < self.grey)
-        if is_grey:
-            tint = (
-                (1.0, float(rng.uniform(0.7, 1)), float(rng.uniform(0.5, 1)))
-                if rng.random() < 0.2
-                else (1.0,) * 3
-            )
-            pair = [grey(image, tint) for image in pair]
+        pair, is_grey = self._drawn_or_grey(pair, rng)
         bad, good = pair[0], pair[-1]
         for i in rng.permutation(len(self.steps)) if self.shuffle else range(len(self.steps)):
             if rng.random() < self.steps[i].probability:
                 bad = self.steps[i].apply(bad, is_grey, rng)
         if size is not None:
             y, x = (int(rng.integers(have - want + 1)) for have, want in zip(good.shape, size, strict=False))
-            if rng.random() < 0.5:  # as in a photo that was never cropped, blocks of JPEG begin at the corner
+            if rng.random() < 0.5:  # blocks of JPEG begin at the corner, as in a photo that was never cropped
                 y = x = 0
             bad, good = (image[y : y + size[0], x : x + size[1]] for image in (bad, good))
         return bad, good
 
+    def _drawn_or_grey(self, pair: list[Image], rng: np.random.Generator) -> tuple[list[Image], bool]:
+        """Return the photos, or graphics in their place, and whether they were made grey."""
+        if rng.random() < self.graphics:
+            height, width = pair[0].shape[:2]
+            pair = [draw_graphics(height, width, rng)]
+        is_grey = bool(rng.random() < self.grey)
+        if is_grey:
+            tint = 1.0, 1.0, 1.0
+            if rng.random() < 0.2:
+                tint = 1.0, float(rng.uniform(0.7, 1)), float(rng.uniform(0.5, 1))
+            pair = [grey(image, tint) for image in pair]
+        return pair, is_grey
+
     def _cut(self, pair: list[Image], size: tuple[int, int], rng: np.random.Generator) -> list[Image]:
-        """Cut one place out of all photos, MARGIN larger than the patch where there is room, then turn and flip it."""
+        """Cut one place out of all photos, MARGIN larger than the patch if there is room; turn it."""
         have = pair[0].shape[:2]
         scale = float(rng.uniform(0.5, 1)) if rng.random() < self.smaller else 1.0
         scale = max(scale, *(want / side for want, side in zip(size, have, strict=True)))
@@ -253,8 +263,8 @@ class Recipe(_Settings):
         y, x = (int(rng.integers(side - w + 1)) for side, w in zip(have, window, strict=True))
         pair = [image[y : y + window[0], x : x + window[1]] for image in pair]
         if scale < 1:
-            wanted = [max(want, round(w * scale)) for want, w in zip(size, window, strict=True)]
-            pair = [rescale(image, *wanted) for image in pair]
+            height, width = (max(want, round(w * scale)) for want, w in zip(size, window, strict=True))
+            pair = [rescale(image, height, width) for image in pair]
         flips, turns = bool(rng.integers(2)), int(rng.integers(4))
         if size[0] != size[1]:
             turns = turns // 2 * 2

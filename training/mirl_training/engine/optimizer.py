@@ -1,7 +1,7 @@
-"""Muon: steps of orthogonalised momentum for whole matrices, which need fewer steps than AdamW's.
+"""Step whole matrices by Muon, that is by orthogonalised momentum, which needs fewer steps than AdamW.
 
-Jordan et al. 2024 (the method and the polynomial), Liu et al. 2025, arXiv 2502.16982, section 2.2 (the scale that lets it
-share AdamW's learning rate and weight decay).
+The method and the polynomial are from Jordan et al. 2024. The scale that lets Muon share AdamW's learning
+rate and weight decay is from Liu et al. 2025, arXiv 2502.16982, section 2.2.
 """
 
 from __future__ import annotations
@@ -11,14 +11,20 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
-from mirl_sparse.architectures.promptir.network import PromptIR
+from mirl_sparse.architectures.promptir import PromptIR
+from mirl_training.engine.settings import OptimizerName
 
 _QUINTIC = 3.4445, -4.7750, 2.0315  # steep at 0, and keeps singular values within 0.7 to 1.2
 _ITERATIONS = 5
+_ENDS = "patch_embed.", "output."  # the first and the last layer
 
 
 def orthogonalised(matrices: Tensor) -> Tensor:
-    """(B, M, N) with all singular values brought near 1, by five steps of the Newton-Schulz iteration."""
+    """Return matrices (B, M, N) with all singular values brought near 1.
+
+    Five steps of the Newton-Schulz iteration bring a value within 0.7 to 1.2, unless it is tiny beside the
+    largest one.
+    """
     a, b, c = _QUINTIC
     tall = matrices.shape[-2] > matrices.shape[-1]
     x = matrices.mT if tall else matrices
@@ -30,8 +36,17 @@ def orthogonalised(matrices: Tensor) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Convolutions' weights (O, I, k, k) are stepped as matrices (O, I * k * k), those of one shape together. Rows and columns
-    of zeros, a pruned channel's, stay zeros: they are left out, which changes nothing but the time."""
+    """Step the weights of convolutions (O, I, k, k) as matrices (O, I * k * k), those of one shape together.
+
+    Rows and columns of zeros, those of pruned channels, stay zeros. They are left out, which changes nothing
+    but the time.
+
+    Args:
+        params: the weights.
+        lr: learning rate.
+        weight_decay: per step, relative to the learning rate.
+        momentum: of Nesterov's kind.
+    """
 
     def __init__(
         self, params: Iterable[nn.Parameter], lr: float, weight_decay: float, momentum: float = 0.95
@@ -40,6 +55,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """Step every parameter that has a gradient; ``closure`` is not called."""
         for group in self.param_groups:
             alike: dict[torch.Size, list[tuple[Tensor, Tensor, Tensor, Tensor]]] = {}
             for p in (p for p in group["params"] if p.grad is not None):
@@ -65,18 +81,25 @@ class Muon(torch.optim.Optimizer):
 
 
 def optimizers(network: PromptIR, name: str, lr: float, weight_decay: float) -> list[torch.optim.Optimizer]:
-    """AdamW of all parameters; or, for "muon", Muon of the matrices between the network's first and last layer, and AdamW
-    of the rest, as its authors use it."""
+    """Return the optimizers that together step every parameter of a network once.
+
+    Args:
+        network: whose parameters are stepped.
+        name: an `OptimizerName`. "adamw" is AdamW of all parameters. "muon" is Muon of the matrices between
+            the first and the last layer, and AdamW of the rest, as Muon's authors use it.
+        lr: learning rate.
+        weight_decay: per step, relative to the learning rate.
+    """
     matrices = [
         p
         for n, p in network.named_parameters()
-        if name == "muon" and p.ndim == 4 and p.shape[1] > 1 and not n.startswith(("patch_embed.", "output."))
+        if name == OptimizerName.MUON and p.ndim == 4 and p.shape[1] > 1 and not n.startswith(_ENDS)
     ]
     chosen = {id(p) for p in matrices}
     rest = [p for p in network.parameters() if id(p) not in chosen]
-    found: list[torch.optim.Optimizer] = [
+    result: list[torch.optim.Optimizer] = [
         torch.optim.AdamW(rest, lr=lr, weight_decay=weight_decay, fused=True)
     ]
     if matrices:
-        found.append(Muon(matrices, lr=lr, weight_decay=weight_decay))
-    return found
+        result.append(Muon(matrices, lr=lr, weight_decay=weight_decay))
+    return result

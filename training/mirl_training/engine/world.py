@@ -1,4 +1,4 @@
-"""The processes that train one network together: one, or those that torchrun started."""
+"""Join the processes that train one network together: one alone, or those that torchrun started."""
 
 from __future__ import annotations
 
@@ -17,22 +17,31 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class World:
-    """This process's place among those that share every batch; ``rank`` 0 alone writes files."""
+    """Hold this process's place among those that share every batch.
+
+    Attributes:
+        rank: from 0; rank 0 alone writes files.
+        ranks: how many processes there are.
+    """
 
     rank: int = 0
     ranks: int = 1
 
     @classmethod
     def join(cls, device: str) -> World:
-        """The world that torchrun's environment variables describe, or this process alone."""
+        """Return the world that torchrun's environment variables describe, or this process alone.
+
+        Args:
+            device: "cpu" or "cuda"; with "cuda" each process takes the GPU of its local rank.
+        """
         ranks = int(os.environ.get("WORLD_SIZE", "1"))
         if ranks == 1:
             return cls()
         if not distributed.is_initialized():
             store, rank, ranks = next(distributed.rendezvous("env://"))
             if os.environ.get("LOCAL_WORLD_SIZE") == str(ranks):
-                # On one machine torchrun keeps its store when it starts killed processes again: they would find the addresses
-                # of those that are gone.
+                # On one machine torchrun keeps its store when it starts killed processes again: they would
+                # find the addresses of those that are gone.
                 store = distributed.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
             backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
             distributed.init_process_group(backend, store=store, rank=rank, world_size=ranks)
@@ -42,23 +51,27 @@ class World:
 
     @property
     def leads(self) -> bool:
+        """Return whether this process is the first one."""
         return self.rank == 0
 
     def wait(self) -> None:
-        """Until every process has come here."""
+        """Wait until every process has come here."""
         if self.ranks > 1:
             distributed.barrier()
 
     def shared(self, find: Callable[[], T]) -> T:
-        """What the first process finds: of several that look, a disk over a network may tell each something else."""
+        """Return what the first process finds.
+
+        A disk over a network may tell several processes several things.
+        """
         if self.ranks == 1:
             return find()
-        found = [find() if self.leads else None]
-        distributed.broadcast_object_list(found)
-        return found[0]  # type: ignore[return-value]
+        values = [find() if self.leads else None]
+        distributed.broadcast_object_list(values)
+        return values[0]  # type: ignore[return-value]
 
     def mean(self, value: float) -> float:
-        """The mean over all processes of what each of them gives."""
+        """Return the mean of the values of all processes."""
         if self.ranks == 1:
             return value
         total = torch.tensor(value, dtype=torch.float64)
@@ -66,7 +79,7 @@ class World:
         return total.item() / self.ranks
 
     def check(self, batch_size: int) -> None:
-        """UserError where the processes' shares of a batch cannot be equal."""
+        """Raise UserError unless all processes can have equal shares of a batch."""
         if batch_size % self.ranks:
             raise UserError(
                 f"batch size {batch_size} cannot be shared by {self.ranks} processes; expected a multiple"

@@ -11,7 +11,11 @@ _WIDTH, _GAP, _CAPTION = 480, 8, 28  # of the columns, in pixels
 
 
 def sheet(rows: list[tuple[list[Pixels], list[str]]]) -> Pixels:
-    """Return a picture (H, W, 3) of rows of photos (h, w, 3) at one width, each with its caption above."""
+    """Return a picture (H, W, 3) of rows of photos at one width, each with its caption above.
+
+    Args:
+        rows: each of photos (h, w, 3) uint8, and as many captions.
+    """
     font = ImageFont.load_default(18)
     heights = [round(photos[0].shape[0] * _WIDTH / photos[0].shape[1]) for photos, _ in rows]
     columns = max(len(photos) for photos, _ in rows)

@@ -1,10 +1,11 @@
-"""The latency criterion: a round keeps the weights that are worth their time, up to a budget of seconds.
+"""Prune by the clock: keep the weights that are worth their time, up to a budget of seconds.
 
-What a mask costs is what the converter's cost model predicts for restoring SIZE x SIZE pixels on this machine: so much for
-each weight, and so much for each hidden channel that has any. What a weight is worth is `Trainer.importance`, the loss that
-its removal is expected to add: magnitudes do not compare between layers (benchmarks/study.md). Keeping the most of it within
-a budget is a knapsack problem (as in HALP, Shen et al., NeurIPS 2022), solved by putting a price on the second (Everett,
-Operations Research 1963): what is not worth its own seconds goes, and the price rises until the rest fits the budget.
+The time of a mask is what the cost model predicts for restoring SIZE x SIZE pixels on this machine: seconds
+for each weight, and seconds for each hidden channel that has any. The worth of a weight is
+`Trainer.importance`, the loss that its removal is expected to add: magnitudes do not compare between layers
+(benchmarks/study.md). To keep the most worth within a budget is a knapsack problem (as in HALP, Shen et al.,
+NeurIPS 2022). A Lagrange multiplier solves it (Everett, Operations Research 1963): a second counts as so much
+loss, what is not worth its own seconds goes, and the multiplier rises until the rest fits the budget.
 """
 
 from __future__ import annotations
@@ -16,17 +17,24 @@ import torch
 from torch import Tensor
 
 from mirl_kernels.core import cpu
-from mirl_sparse.architectures.promptir.network import PromptIR, TransformerBlock
+from mirl_kernels.core.cpu import Quantity
+from mirl_sparse.architectures.promptir import PromptIR, TransformerBlock
 from mirl_sparse.performance.cost import CostModel
-from mirl_sparse.tickets.description import describe
-from mirl_training.pruning.masks import Mask, MaskError, exempted
+from mirl_sparse.tickets import describe
+from mirl_training.pruning.mask import Mask, MaskError, exempt_names
 
-SIZE = 256
-_STEP, _HALVINGS = 16, 14  # the price of a second is searched by this factor, then between two such steps
+SIZE = 256  # pixels each way of the image whose time counts
+_STEP, _HALVINGS = 16, 14  # the multiplier is searched by this factor, then between two such steps
 
 
 def seconds(network: PromptIR, mask: Mask, model: CostModel) -> float:
-    """Predicted seconds for one SIZE x SIZE image by the weights that the mask keeps, whatever their values."""
+    """Return the predicted seconds for one image of SIZE x SIZE pixels.
+
+    Args:
+        network: its config counts, not its values.
+        mask: the weights that are computed.
+        model: prices of the machine.
+    """
     pruned = PromptIR(network.config)
     with torch.no_grad():
         for name, keep in mask.alive.items():
@@ -35,71 +43,122 @@ def seconds(network: PromptIR, mask: Mask, model: CostModel) -> float:
 
 
 def seconds_per_weight(network: PromptIR, model: CostModel) -> dict[str, float]:
-    """Seconds that one weight of each prunable tensor adds, as an entry of a sparse row or as a tap; 0 for those that work
-    once per image, or never."""
-    found = {}
+    """Return the seconds that one weight of each prunable parameter adds, by name.
+
+    A weight is an entry of a sparse row, or a tap. It adds 0 where the layer works once per image, or never.
+    """
+    result = {}
     for layer in describe(network).layers:
         vectors, groups = _vectors(layer.macs_dense // layer.total)
-        entry = model.prices["entry"] * vectors + model.prices["entry of a group"] * groups
-        tap = model.prices["tap"] * vectors
-        found[layer.name] = 0.0 if vectors == 1 else tap if layer.name.endswith("dwconv.weight") else entry
-    return found
+        entry = model.prices[Quantity.ENTRY] * vectors + model.prices[Quantity.ENTRY_OF_GROUP] * groups
+        tap = model.prices[Quantity.TAP] * vectors
+        result[layer.name] = 0.0 if vectors == 1 else tap if layer.name.endswith("dwconv.weight") else entry
+    return result
 
 
 def _vectors(pixels: int) -> tuple[int, int]:
     side = round(pixels**0.5)
-    return cpu.groups(side, side)
+    return cpu.pixel_groups(side, side)
 
 
 @dataclass(frozen=True)
 class Channels:
-    """The hidden channels of an attention or a feed-forward: each costs ``seconds`` (channels,) beside its weights as long as it is
-    computed, which it is while every one of ``parts`` has a weight left. A part views a tensor, given by its name, as (halves,
-    channels, weights); where there are two halves, both are needed."""
+    """Hold what the hidden channels of an attention or a feed-forward cost beside their weights.
+
+    A channel is computed, and costs its seconds, while every part has a weight left.
+
+    Attributes:
+        seconds: (channels,) float64.
+        parts: by the parameter's name, a function that views it as (halves, channels, weights). Where there
+            are two halves, both are needed.
+    """
 
     seconds: Tensor
     parts: Mapping[str, Callable[[Tensor], Tensor]]
 
 
 def channels(network: PromptIR, model: CostModel) -> list[Channels]:
-    """The hidden channels of all blocks: rows of q, k and v, and pairs of the gated feed-forward."""
+    """Return the hidden channels of all blocks: rows of q, k and v, and pairs of the gated feed-forward."""
     pixels = {layer.name: layer.macs_dense // layer.total for layer in describe(network).layers}
-    price, found = model.prices, []
+    result = []
     for name, block in network.named_modules():
-        if not isinstance(block, TransformerBlock):
-            continue
-        attn, ffn = f"{name}.attn", f"{name}.ffn"
-        vectors, groups = _vectors(pixels[f"{attn}.qkv.weight"])
-        row = price["row"] * vectors + price["row of a group"] * groups
-        width = block.attn.project_out.weight.shape[0]
-        # A channel of q meets all of k in its head, and one of k all of q; half of that is charged to either.
-        met = price["gram"] * width / block.attn.temperature.shape[0] / 2
-        qk, v = (
-            row + (price["live qk"] + met) * vectors,
-            row + (price["live v"] + price["dense"] * width / 2) * vectors,
-        )
-        found.append(
-            Channels(
-                torch.tensor([qk, qk, v], dtype=torch.float64).repeat_interleave(width),
-                {f"{attn}.{layer}.weight": lambda t: t.flatten(1)[None] for layer in ("qkv", "qkv_dwconv")},
-            )
-        )
-        pairs = block.ffn.project_out.weight.shape[1]
+        if isinstance(block, TransformerBlock):
+            vectors, groups = _vectors(pixels[f"{name}.attn.qkv.weight"])
+            row = model.prices[Quantity.ROW] * vectors + model.prices[Quantity.ROW_OF_GROUP] * groups
+            result.append(_attention_channels(f"{name}.attn", block, row, vectors, model))
+            result.append(_feed_forward_channels(f"{name}.ffn", block, row, vectors, model))
+    return result
 
-        def halves(t: Tensor, pairs: int = pairs) -> Tensor:
-            return t.view(2, pairs, -1)
 
-        found.append(
-            Channels(
-                torch.full((pairs,), 2 * row + price["gate"] * vectors, dtype=torch.float64),
-                {
-                    f"{ffn}.project_in.weight": halves,
-                    f"{ffn}.dwconv.weight": halves,
-                    f"{ffn}.project_out.weight": lambda t: t.flatten(1).T[None],
-                },
-            )
-        )
-    return found
+def _attention_channels(
+    name: str, block: TransformerBlock, row: float, vectors: int, model: CostModel
+) -> Channels:
+    price, width = model.prices, block.attn.project_out.weight.shape[0]
+    # A channel of q meets all of k in its head, and one of k all of q; half of that is charged to either.
+    gram = price[Quantity.GRAM] * width / block.attn.temperature.shape[0] / 2
+    qk = row + (price[Quantity.LIVE_QK] + gram) * vectors
+    v = row + (price[Quantity.LIVE_V] + price[Quantity.DENSE] * width / 2) * vectors
+    return Channels(
+        torch.tensor([qk, qk, v], dtype=torch.float64).repeat_interleave(width),
+        {f"{name}.{layer}.weight": lambda t: t.flatten(1)[None] for layer in ("qkv", "qkv_dwconv")},
+    )
+
+
+def _feed_forward_channels(
+    name: str, block: TransformerBlock, row: float, vectors: int, model: CostModel
+) -> Channels:
+    pairs = block.ffn.project_out.weight.shape[1]
+
+    def halves(t: Tensor) -> Tensor:
+        return t.view(2, pairs, -1)
+
+    return Channels(
+        torch.full((pairs,), 2 * row + model.prices[Quantity.GATE] * vectors, dtype=torch.float64),
+        {
+            f"{name}.project_in.weight": halves,
+            f"{name}.dwconv.weight": halves,
+            f"{name}.project_out.weight": lambda t: t.flatten(1).T[None],
+        },
+    )
+
+
+class _Knapsack:
+    """Choose what is worth its seconds, once a second counts as a given loss."""
+
+    def __init__(
+        self,
+        network: PromptIR,
+        importance: Mapping[str, Tensor],
+        mask: Mask,
+        spared: set[str],
+        model: CostModel,
+    ) -> None:
+        self._network, self._mask, self._model = network, mask, model
+        self._cost = seconds_per_weight(network, model)
+        self._ranked = [n for n in mask.alive if n not in spared and self._cost.get(n)]
+        self._worth = {n: importance[n].double().masked_fill(~mask.alive[n], 0) for n in self._ranked}
+        self._channels = channels(network, model)
+
+    @property
+    def largest_multiplier(self) -> float:
+        """Return the multiplier from which on no ranked weight is worth its seconds."""
+        return max((float((self._worth[n] / self._cost[n]).max()) for n in self._ranked), default=0.0)
+
+    def mask(self, multiplier: float) -> Mask:
+        gain = {n: (self._worth[n] - multiplier * self._cost[n]).clamp(min=0) for n in self._ranked}
+        alive = dict(self._mask.alive) | {n: gain[n] > 0 for n in self._ranked}
+        for group in self._channels:
+            gains = sum(view(gain[n]).sum((0, 2)) for n, view in group.parts.items() if n in gain)
+            dead = gains <= multiplier * group.seconds
+            for n, view in group.parts.items():
+                dead = dead | ~view(alive[n]).any(2).all(0)
+            for n, view in group.parts.items():
+                if n in gain:
+                    view(alive[n])[:, dead] = False
+        return Mask(alive)
+
+    def seconds(self, multiplier: float) -> float:
+        return seconds(self._network, self.mask(multiplier), self._model)
 
 
 def prune_to_latency(
@@ -110,44 +169,36 @@ def prune_to_latency(
     model: CostModel,
     exempt: tuple[str, ...] = (),
 ) -> Mask:
-    """A mask nested in the given one that keeps the most ``importance`` (>= 0, per weight of each tensor) in ``budget`` seconds.
-    Layers that match an ``exempt`` pattern keep what they have, and so do weights without a price. MaskError where these alone
-    take longer."""
+    """Return a mask, nested in another one, that keeps the most importance within a budget of seconds.
+
+    Args:
+        network: its config counts, not its values.
+        importance: of each weight, by the parameter's name and in its shape, none below 0.
+        mask: the weights that may be kept.
+        budget: seconds for one image of SIZE x SIZE pixels.
+        model: prices of the machine.
+        exempt: layers whose name matches one of these patterns (shell wildcards) keep what they have, and so
+            do weights without a price.
+
+    Raises:
+        MaskError: mask and network do not fit, or exempt layers and weights without a price alone take
+            longer.
+    """
     mask.check(network)
-    spared, cost = exempted(mask, exempt), seconds_per_weight(network, model)
-    ranked = [n for n in mask.alive if n not in spared and cost.get(n)]
-    worth = {n: importance[n].double().masked_fill(~mask.alive[n], 0) for n in ranked}
-    hidden = channels(network, model)
-
-    def at(price: float) -> Mask:
-        """What is worth its seconds, if one is worth ``price``."""
-        gain = {n: (worth[n] - price * cost[n]).clamp(min=0) for n in ranked}
-        alive = dict(mask.alive) | {n: gain[n] > 0 for n in ranked}
-        for group in hidden:
-            gains = sum(view(gain[n]).sum((0, 2)) for n, view in group.parts.items() if n in gain)
-            dead = gains <= price * group.seconds
-            for n, view in group.parts.items():
-                dead = dead | ~view(alive[n]).any(2).all(0)
-            for n, view in group.parts.items():
-                if n in gain:
-                    view(alive[n])[:, dead] = False
-        return Mask(alive)
-
-    def taken(price: float) -> float:
-        return seconds(network, at(price), model)
-
-    if taken(0) <= budget:
-        return at(0)
-    high = max((float((worth[n] / cost[n]).max()) for n in ranked), default=0.0)
-    if (least := taken(high)) > budget:
+    knapsack = _Knapsack(network, importance, mask, exempt_names(mask, exempt), model)
+    if knapsack.seconds(0) <= budget:
+        return knapsack.mask(0)
+    high = knapsack.largest_multiplier
+    if (least := knapsack.seconds(high)) > budget:
         raise MaskError(
-            f"a budget of {budget * 1e3:.1f} ms for {SIZE}x{SIZE} pixels cannot be reached: without the weights that may be"
-            f" pruned the network takes {least * 1e3:.1f} ms; ask for less speed-up, or exempt fewer layers"
+            f"a budget of {budget * 1e3:.1f} ms for {SIZE}x{SIZE} pixels cannot be reached: without the"
+            f" weights that may be pruned the network takes {least * 1e3:.1f} ms; ask for less speed-up, or"
+            " exempt fewer layers"
         )
     low = high / _STEP
-    while taken(low) <= budget:
+    while knapsack.seconds(low) <= budget:
         low, high = low / _STEP, low
     for _ in range(_HALVINGS):
         middle = (low * high) ** 0.5
-        low, high = (low, middle) if taken(middle) <= budget else (middle, high)
-    return at(high)
+        low, high = (low, middle) if knapsack.seconds(middle) <= budget else (middle, high)
+    return knapsack.mask(high)

@@ -1,10 +1,13 @@
-"""Saved states of a run, small enough to travel: tensors that are mostly zeros are stored without them, bit for bit."""
+"""Save the state of an unfinished round, small enough to travel, and read it bit for bit.
+
+Tensors that are mostly zeros are stored without them.
+"""
 
 from __future__ import annotations
 
 import io
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -15,19 +18,51 @@ from mirl_sparse.files import write_whole
 _BITS, _VALUES, _SHAPE = "nonzero bits", "nonzero values", "shape"
 
 
-def save_state(path: Path, state: dict[str, Any]) -> None:
-    """Write a state (dicts, lists, tensors, numbers, strings) whole or not at all; OSError if the disk is full.
+class RoundState(TypedDict):
+    """Hold where a round was stopped.
 
-    A pruned network's weights, their average and the optimizers' moments are zero where the mask is. Of such a tensor the
-    file holds one bit per entry and the entries that are not zero: a twentieth of a dense state at 5% density.
+    Attributes:
+        round: index of the round.
+        step: steps done.
+        losses: of the steps since the last validation.
+        drawn: the last masks that the round would have left, by the parameters' names.
+        engine: that computed the steps, "fused" or "reference".
+        threads: that PyTorch had.
+        mask: of the round, by the parameters' names.
+        trainer: `Trainer.state_dict`.
     """
-    torch.save(_compact(state), buffer := io.BytesIO())  # of a full disk it would not say what OSError does
+
+    round: int
+    step: int
+    losses: list[float]
+    drawn: list[dict[str, Tensor]]
+    engine: str
+    threads: int
+    mask: dict[str, Tensor]
+    trainer: dict[str, Any]
+
+
+def save_state(path: Path, state: RoundState) -> None:
+    """Write a state whole or not at all.
+
+    The weights of a pruned network, their average and the moments of the optimizers are zero where the mask
+    is. Of such a tensor the file holds one bit per entry and the entries that are not zero: a twentieth of a
+    dense state at 5% density.
+
+    Args:
+        path: of the file.
+        state: dicts, lists, tensors, numbers and strings.
+
+    Raises:
+        OSError: the disk is full, for example.
+    """
+    torch.save(_compact(state), buffer := io.BytesIO())  # torch.save itself hides why a disk takes no more
     write_whole(path, buffer.getvalue())
 
 
-def load_state(path: Path) -> dict[str, Any]:
+def load_state(path: Path) -> RoundState:
     """Read what `save_state` wrote, onto the CPU, without running anything that the file holds."""
-    state: dict[str, Any] = _restore(torch.load(path, weights_only=True, map_location="cpu"))
+    state: RoundState = _restore(torch.load(path, weights_only=True, map_location="cpu"))
     return state
 
 

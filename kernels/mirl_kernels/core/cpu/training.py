@@ -1,4 +1,4 @@
-"""What the ops share in training: weights whose values change every step, and whose zeros do not."""
+"""Train by surviving weights: matrices whose values change every step, and whose zeros do not."""
 
 from __future__ import annotations
 
@@ -9,40 +9,49 @@ from ctypes import Structure, addressof, c_int64, c_void_p
 import torch
 from torch import Tensor
 
-from mirl_kernels.core import cpu
-from mirl_kernels.core.cpu import Forms
+from mirl_kernels.core.cpu.layout import transposed_columns, with_rows
+from mirl_kernels.core.cpu.library import Call
+from mirl_kernels.core.cpu.packed_matrix import CHUNK, Forms, PackedMatrix, pack, pack_taps
 from mirl_kernels.errors import BackendError
 
-_own = threading.local()
+_thread = threading.local()
 
 
 def workspace(floats: int) -> int:
-    """Where so many floats of memory are that this thread keeps from one call to the next."""
-    kept: Tensor | None = getattr(_own, "memory", None)
-    if kept is None or len(kept) < floats:
-        kept = _own.memory = torch.empty(floats, dtype=torch.float32)
-    return kept.data_ptr()
+    """Return the address of so many floats that this thread keeps from one call to the next."""
+    memory: Tensor | None = getattr(_thread, "memory", None)
+    if memory is None or len(memory) < floats:
+        memory = _thread.memory = torch.empty(floats, dtype=torch.float32)
+    return memory.data_ptr()
 
 
 def flat(batch: int, _: int, height: int, width: int) -> bool:
-    """Whether images of this shape had better have all rows as one: short ones, and items enough to share out."""
+    """Return whether images of this shape had better have all rows as one.
+
+    They had if rows are short and there are enough items to share out.
+    """
     return width in (1, 2, 4, 8, 16) and height * width <= 1024 and batch >= 8
 
 
 def laid_out(x: Tensor) -> Tensor:
-    """x, or a copy of it, as the kernels take it."""
-    return x.contiguous() if x.ndim == 4 and flat(*x.shape) else cpu.with_rows(x)
+    """Return x, or a copy of it, as the kernels take it."""
+    return x.contiguous() if x.ndim == 4 and flat(*x.shape) else with_rows(x)
 
 
 def empty(batch: int, channels: int, height: int, width: int) -> Tensor:
-    """An uninitialised (B, C, H, W) image. The channels of each of its rows lie together (where planes lie a power of two
-    apart, all channels of a pixel meet in one set of the cache), unless all rows do."""
+    """Return an uninitialised (B, C, H, W) image.
+
+    Where it is `flat`, it is contiguous. Otherwise the channels of each of its rows lie together: where
+    planes lie a power of two apart, all channels of a pixel meet in one set of the cache.
+    """
     if flat(batch, channels, height, width):
         return torch.empty(batch, channels, height, width, dtype=torch.float32)
     return torch.empty(batch, height, channels, width, dtype=torch.float32).permute(0, 2, 1, 3)
 
 
-class _Weight(Structure):
+class WeightArgs(Structure):
+    """Describe a packed matrix and the weight that its values come from (``MirlWeight`` of abi.h)."""
+
     _fields_ = [
         ("packed", c_void_p),
         ("source", c_void_p),
@@ -52,7 +61,9 @@ class _Weight(Structure):
     ]
 
 
-class _Weights(Structure):
+class WeightsArgs(Structure):
+    """Hold the argument of the kernels ``fill`` and ``spread`` (``MirlWeights`` of abi.h)."""
+
     _fields_ = [("weights", c_void_p), ("count", c_int64), ("threads", c_int64)]
 
 
@@ -60,60 +71,99 @@ _EXACT = 1 << 24  # integers up to here are floats
 
 
 class Pattern:
-    """A packed matrix whose values come from a weight: value (r, c) from place ``row_at[r] + column_at[c]`` of it where
-    ``alive`` (rows, columns), bool, says so. ``taps`` (columns, 3), as for `cpu.pack_taps`, make it that of a convolution."""
+    """Pack the places of a weight's surviving values.
 
-    def __init__(self, alive: Tensor, row_at: Tensor, column_at: Tensor, taps: Tensor | None = None,
-                 forms: Forms = Forms.EITHER) -> None:  # fmt: skip
+    Value (r, c) of the matrix comes from place ``row_at[r] + column_at[c]`` of the weight.
+
+    Attributes:
+        packed: The packed matrix; its values are to be filled in.
+        source: The places that its values come from (``MirlWeight`` of abi.h).
+        gradient_floats: Floats that its gradients take.
+        whole: How many values belong to chunks that are kept whole. Their gradients are all written.
+
+    Args:
+        alive: (rows, columns) bool: which values survive.
+        row_at: (rows,) int64.
+        column_at: (columns,) int64.
+        taps: (columns, 3) as for `pack_taps`: the matrix is that of a convolution. None for other matrices.
+        forms: How chunks are kept that are nearly full.
+
+    Raises:
+        BackendError: If the layer has too many weights to be numbered.
+    """
+
+    def __init__(
+        self,
+        alive: Tensor,
+        row_at: Tensor,
+        column_at: Tensor,
+        taps: Tensor | None = None,
+        forms: Forms = Forms.EITHER,
+    ) -> None:
         if alive.numel() and int(row_at.max() + column_at.max()) >= _EXACT:
             raise BackendError(
                 f"a layer has more than {_EXACT} weights, which the training kernels cannot number"
             )
+        # The places are packed as values, one more than they are, because zeros are left out.
         numbers = (row_at[:, None] + column_at + 1).float() * alive
         if taps is None:
-            chunks = [torch.arange(alive.shape[1])]
-            self.packed = cpu.pack(numbers, forms=forms)
+            selections = [torch.arange(alive.shape[1])]
+            self.packed = pack(numbers, forms=forms)
         else:
-            chunks = list(alive.any(0).nonzero()[:, 0].split(cpu.CHUNK))
-            self.packed = cpu.pack_taps([(numbers, taps)], forms=forms)
-        floats, source = self.packed.view(torch.float32), []
-        self.gradient_floats = self.whole = (
-            0  # floats that its gradients take, and values that are among them anyway
-        )
-        for columns, chunk in zip(
-            chunks, self.packed[5 : 5 + 7 * len(chunks)].view(-1, 7).tolist(), strict=True
-        ):
-            _, rows, _, start, entry, _, dense = chunk
-            if dense:
+            selections = list(alive.any(0).nonzero()[:, 0].split(CHUNK))
+            self.packed = pack_taps([(numbers, taps)], forms=forms)
+        self.gradient_floats = self.whole = 0
+        source: list[Tensor] = []
+        for columns, chunk in zip(selections, PackedMatrix(self.packed).chunks, strict=True):
+            if chunk.is_dense:
                 pruned = (~alive[:, columns]).flatten().nonzero()[:, 0]
                 source += [row_at, column_at[columns], torch.tensor([len(pruned)]), pruned]
-                self.gradient_floats += rows * cpu.turned(len(columns))
-                self.whole += rows * len(columns)
+                self.gradient_floats += chunk.rows * transposed_columns(len(columns))
+                self.whole += chunk.rows * len(columns)
             else:
-                count = int(self.packed[start + rows])
-                source.append(floats[entry + 1 :][: 2 * count : 2].long() - 1)
-                self.gradient_floats += count
+                source.append(chunk.values.long() - 1)
+                self.gradient_floats += chunk.nnz
         self.source = torch.cat([*source, torch.zeros(1, dtype=torch.int64)]).int()
 
     @classmethod
-    def part(cls, weight: Tensor, rows: Tensor | None = None, columns: Tensor | None = None, transposed: bool = False,
-             forms: Forms = Forms.EITHER) -> Pattern:  # fmt: skip
-        """Some rows and columns of a weight, (O, ...) bool, as a matrix."""
+    def part(
+        cls,
+        weight: Tensor,
+        rows: Tensor | None = None,
+        columns: Tensor | None = None,
+        transposed: bool = False,
+        forms: Forms = Forms.EITHER,
+    ) -> Pattern:
+        """Return the pattern of some rows and columns of a weight as a matrix.
+
+        Args:
+            weight: (O, ...) bool: which values survive.
+            rows: The rows, in the matrix's order; None for all.
+            columns: The columns, likewise.
+            transposed: Transpose the matrix.
+            forms: How chunks are kept that are nearly full.
+        """
         matrix = weight.flatten(1)
-        rows, columns = (
-            torch.arange(n) if given is None else given
-            for n, given in zip(matrix.shape, (rows, columns), strict=True)
-        )
+        rows = torch.arange(matrix.shape[0]) if rows is None else rows
+        columns = torch.arange(matrix.shape[1]) if columns is None else columns
         alive, row_at = matrix[rows][:, columns], rows * matrix.shape[1]
-        return (
-            cls(alive.T, columns, row_at, forms=forms)
-            if transposed
-            else cls(alive, row_at, columns, forms=forms)
-        )
+        if transposed:
+            return cls(alive.T, columns, row_at, forms=forms)
+        return cls(alive, row_at, columns, forms=forms)
 
 
 class Weights:
-    """The weights of an op, as its forward and its backward kernel read them: each a matrix for either."""
+    """Keep the weights of an op as its forward and its backward kernel read them.
+
+    Attributes:
+        forward: The packed matrices of the forward kernel.
+        back: Those of the backward kernel, of the same weights in the same order.
+        gradient_floats: Floats that the backward kernel writes.
+
+    Args:
+        forward: The patterns of the forward kernel, one for each weight.
+        back: Those of the backward kernel.
+    """
 
     def __init__(self, forward: Sequence[Pattern], back: Sequence[Pattern]) -> None:
         self._patterns = [*forward, *back]
@@ -123,7 +173,11 @@ class Weights:
         self._fill, self._spread = _Table(self._patterns), _Table(self._patterns[: len(forward)])
 
     def fill(self, weights: Sequence[Tensor]) -> object:
-        """Write the weights' values into all matrices; returns what tells `fill_again` so."""
+        """Write the weights' values into all matrices.
+
+        Returns:
+            A token for `fill_again`.
+        """
         self._filled = object()
         contiguous = [plain(weight) for weight in weights]
         for item, weight in zip(self._fill.items, 2 * contiguous, strict=True):
@@ -132,12 +186,22 @@ class Weights:
         return self._filled
 
     def fill_again(self, weights: Sequence[Tensor], filled: object) -> None:
-        """Write them where another call was in between."""
+        """Write the values once more if `fill` was called since.
+
+        Args:
+            weights: The weights.
+            filled: What the earlier call of `fill` has returned.
+        """
         if filled is not self._filled:
             self.fill(weights)
 
     def spread(self, written: int, weights: Sequence[Tensor]) -> list[Tensor]:
-        """The weights' gradients, pruned ones zero, from what the backward kernel wrote there, `gradient_floats`."""
+        """Return the gradients of the weights; those of pruned values are zero.
+
+        Args:
+            written: Address of the `gradient_floats` that the backward kernel has written.
+            weights: The weights, for their shapes.
+        """
         result = [torch.empty(weight.shape, dtype=torch.float32) for weight in weights]
         for item, pattern, gradient in zip(self._spread.items, self._patterns, result, strict=False):
             item.weight, item.gradient = gradient.data_ptr(), written
@@ -148,31 +212,43 @@ class Weights:
 
 
 class _Table:
-    """The argument of ``fill`` and ``spread``: MirlWeights of abi.h."""
+    """The argument of ``fill`` and ``spread``."""
 
     def __init__(self, patterns: Sequence[Pattern]) -> None:
         self._patterns = patterns
-        named = (_Weight(p.packed.data_ptr(), p.source.data_ptr()) for p in patterns)
-        self.items = (_Weight * len(patterns))(*named)
-        self._weights = _Weights(addressof(self.items), len(patterns))
+        named = (WeightArgs(p.packed.data_ptr(), p.source.data_ptr()) for p in patterns)
+        self.items = (WeightArgs * len(patterns))(*named)
+        self._weights = WeightsArgs(addressof(self.items), len(patterns))
 
     def __reduce__(self) -> tuple[type[_Table], tuple[Sequence[Pattern]]]:  # a copy has memory of its own
         return _Table, (self._patterns,)
 
     def run(self, name: str) -> None:
-        cpu.Call(name, self._weights)()
+        Call(name, self._weights)()
 
 
 def plain(parameter: Tensor) -> Tensor:
-    """The parameter as the kernels take it, contiguous; BackendError unless it is float32 on the CPU."""
+    """Return the parameter as the kernels take it, contiguous.
+
+    Raises:
+        BackendError: If it is not float32 on the CPU.
+    """
     if parameter.dtype != torch.float32 or parameter.device.type != "cpu":
         raise BackendError(f"weight is {parameter.dtype} on {parameter.device}; expected float32 on the CPU")
     return parameter.contiguous()
 
 
 def normalised(pointwise: Tensor, taps: Tensor, rows: Tensor) -> tuple[list[Pattern], list[Pattern]]:
-    """How MDTA and GDFN begin, ``rows`` of it, for both kernels: the 1x1 layer behind the norm, and the taps of its
-    depthwise convolution."""
+    """Return the patterns of what MDTA and GDFN begin with: a 1x1 layer and a depthwise convolution.
+
+    Args:
+        pointwise: Mask of the 1x1 layer behind the norm, (R, C, 1, 1) bool.
+        taps: Mask of the depthwise convolution, (R, 1, 3, 3) bool.
+        rows: Which of the R rows are computed, in this order.
+
+    Returns:
+        The patterns of both for the forward kernel, and for the backward kernel.
+    """
     forward = [Pattern.part(pointwise, rows), Pattern.part(taps, rows, forms=Forms.ENTRIES)]
     flipped = torch.arange(taps.flatten(1).shape[1]).flip(0)
     return forward, [

@@ -43,9 +43,9 @@ void roofline(MirlRoofline& a) {
     Vec chain[CHAINS], scale = all(0.999f), add = all(0.001f);
     for (int c = 0; c < CHAINS; ++c) chain[c] = all(float(c));
     rate[t] = 2.0 * L * CHAINS * turns / seconds([&] {
-      for (int64_t i = 0; i < turns; ++i)
-        for (int c = 0; c < CHAINS; ++c) chain[c] = chain[c] * scale + add;
-    });
+                for (int64_t i = 0; i < turns; ++i)
+                  for (int c = 0; c < CHAINS; ++c) chain[c] = chain[c] * scale + add;
+              });
     for (int c = 1; c < CHAINS; ++c) chain[0] += chain[c];
     *memory[t] = sum(chain[0]);  // else none of it need be computed
   });

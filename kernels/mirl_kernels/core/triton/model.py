@@ -1,36 +1,50 @@
-"""How long launches would take on GPUs that are not here. Every figure is a prediction: no GPU has confirmed the model.
+"""Predict how long launches take on GPUs that are not here.
 
-A launch takes as long as the busiest of four parts of the GPU, each at the same fraction of its peak, and its launch:
+Every figure is a prediction: no GPU has confirmed the model. A launch takes as long as the busiest of four
+parts of the GPU, each at the same fraction of its peak, and the time from one launch to the next:
 
-- memory: the bytes of the distinct addresses that it reads and writes, but for hidden channels and sums of Gram matrices of which
-  the second-level cache keeps all: memory that one launch writes, the next reads and the one after overwrites, of a quarter of
-  what the cache holds at most. Features are taken not to be left there, though small ones would be;
-- that cache: the bytes that each program fetches once, and those that are written;
+- memory: the bytes of the distinct addresses that the launch reads and writes. Hidden channels and sums of
+  Gram matrices do not count if the second-level cache keeps all of them: one launch writes them, the next
+  reads them, and the one after overwrites them. They may take a quarter of what the cache holds at most.
+  Features count always, though small ones would stay in the cache;
+- the second-level cache: the bytes that each program fetches once, and those that are written;
 - tensor cores: the multiply-adds issued, padding included;
-- the schedulers: the instructions issued, counted loop by loop in the kernel as it is compiled for that architecture. What the
-  assembler unrolls or drops later is not seen, and every instruction is taken to issue in one cycle of its scheduler (on AMD's,
-  whose wave of 64 takes 4 cycles of 16 lanes, in four).
+- the schedulers: the instructions issued, counted loop by loop in the kernel as it is compiled for that
+  architecture. What the assembler unrolls or drops later is not seen. Every instruction is taken to issue in
+  one cycle of its scheduler (on AMD's, whose wave of 64 takes 4 cycles of 16 lanes, in four).
 
-Programs are spread over the processors evenly: some are idle where those that are left over, or all, are fewer. Latencies that too
-few warps do not hide are not part of it, nor are bank conflicts, or clocks below the boost clock.
+Programs are spread over the processors evenly. Some processors are idle in the last wave. The model does not
+know latencies that too few warps do not hide, bank conflicts, or clocks below the boost clock.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mirl_kernels.core.triton import Launch, Work, work
-from mirl_kernels.core.triton.offline import compile_for
+from mirl_kernels.core.triton.launches import Launch
+from mirl_kernels.core.triton.offline import compile_for, is_amd
+from mirl_kernels.core.triton.work import Work, count_work
 
-LAUNCH = 1.5e-6  # seconds from one kernel to the next in a CUDA graph, sparse or dense: 1 to 2 us are usually quoted
-EAGER_LAUNCH = 5e-6  # and where PyTorch launches each from Python
+# Seconds from one kernel to the next in a CUDA graph, sparse or dense: 1 to 2 us are usually quoted.
+LAUNCH = 1.5e-6
+EAGER_LAUNCH = 5e-6  # seconds, where PyTorch launches each kernel from Python
 
 
 @dataclass(frozen=True)
 class GPU:
-    """Peaks of a GPU, by its maker's data sheet: processors, their boost clock in Hz, lanes that issue per clock and processor;
-    bytes/s of memory and of the second-level cache; float16 multiply-adds/s of the tensor cores with float32 sums (dense);
-    ``cached`` bytes can be trusted to stay in the cache, a quarter of what it holds, or none where it is not shared by all."""
+    """State the peaks of a GPU, by its maker's data sheet.
+
+    Attributes:
+        architecture: One of `offline.SHARED_MEMORY`.
+        processors: The number of processors.
+        clock: Their boost clock, in Hz.
+        lanes: The lanes of a processor that issue per clock.
+        memory: Bytes/s of the memory.
+        cache: Bytes/s of the second-level cache.
+        tensor: Float16 multiply-adds/s of the tensor cores with float32 sums, of dense matrices.
+        cached: Bytes that can be trusted to stay in the second-level cache: a quarter of what it holds, or 0
+            where the processors do not share it.
+    """
 
     architecture: str
     processors: int
@@ -42,9 +56,10 @@ class GPU:
     cached: int
 
 
-# The second-level cache's bandwidth is in no data sheet: 64 bytes per clock and processor on NVIDIA's, 128 bytes per clock and
-# channel, of which there are 16 in each of 8 chiplets, on AMD's, each of which keeps its own. Of the Infinity Cache behind them
-# neither the sparse nor the dense network is granted anything.
+# No data sheet has the second-level cache's bandwidth. It is taken to be 64 bytes per clock and processor on
+# NVIDIA's GPUs. On AMD's it is 128 bytes per clock and channel: there are 16 channels in each of 8 chiplets,
+# and each chiplet has a cache of its own. Neither the sparse nor the dense network is granted anything of the
+# Infinity Cache behind these.
 GPUS = {
     "A100 40GB": GPU("sm_80", 108, 1.41e9, 128, 1.555e12, 108 * 64 * 1.41e9, 156e12, 10 << 20),
     "H100 SXM": GPU("sm_90", 132, 1.83e9, 128, 3.35e12, 132 * 64 * 1.83e9, 495e12, 50 << 18),
@@ -56,7 +71,14 @@ GPUS = {
 
 @dataclass(frozen=True)
 class Predicted:
-    """Seconds that each part of the GPU takes at its peak."""
+    """State how many seconds each part of the GPU takes for a launch at its peak.
+
+    Attributes:
+        memory: Of the memory.
+        cache: Of the second-level cache.
+        tensor: Of the tensor cores.
+        issue: Of the schedulers.
+    """
 
     memory: float
     cache: float
@@ -64,32 +86,38 @@ class Predicted:
     issue: float
 
     def seconds(self, fraction: float = 1.0) -> float:
-        """All together, with every part at ``fraction`` of its peak."""
+        """Return the seconds of the launch, with every part at a fraction (0 to 1) of its peak."""
         return max(self.memory, self.cache, self.tensor, self.issue) / fraction + LAUNCH
 
 
-def moved(done: Work, cached: int) -> int:
-    """Bytes to and from memory, where the cache keeps ``cached`` bytes of hidden channels."""
-    return done.read + done.written - (done.hidden if done.buffer <= cached else 0)
+def moved(work: Work, cached: int) -> int:
+    """Return the bytes to and from memory, where the cache keeps ``cached`` bytes of hidden channels."""
+    return work.read + work.written - (work.hidden if work.buffer <= cached else 0)
 
 
 def predict(launch: Launch, gpu: GPU) -> Predicted:
-    """How long a launch would take."""
+    """Predict how long a launch takes, in the tile that it would have on the GPU.
+
+    Raises:
+        ValueError: If the compiled kernel has another number of loops than its work counts.
+    """
     launch, compiled = compile_for(gpu.architecture, launch)
-    done = work(launch)
+    work = count_work(launch)
     programs = launch.grid[0] * launch.grid[1] * launch.grid[2]
-    if len(done.trips) != len(compiled.loops):
+    if len(work.trips) != len(compiled.loops):
         raise ValueError(
-            f"{launch.kernel.__name__} has {len(compiled.loops)} loops on {gpu.architecture}; its count knows {len(done.trips)}"
+            f"{launch.kernel.__name__} has {len(compiled.loops)} loops on {gpu.architecture}; "
+            f"its count knows {len(work.trips)}"
         )
-    threads = launch.tile.warps * (64 if gpu.architecture.startswith("gfx") else 32)
-    issued = programs * compiled.outside + sum(
-        n * loop for n, loop in zip(done.trips, compiled.loops, strict=True)
-    )
-    busy = programs / -(-programs // gpu.processors)  # on average: some have a program more than others
+    threads = launch.tile.warps * (64 if is_amd(gpu.architecture) else 32)
+    in_loops = sum(n * loop for n, loop in zip(work.trips, compiled.loops, strict=True))
+    issued = programs * compiled.outside + in_loops
+    busy = programs / -(
+        -programs // gpu.processors
+    )  # processors on average: some run a program more than others
     return Predicted(
-        memory=moved(done, gpu.cached) / gpu.memory,
-        cache=(done.fetched + done.written) / (busy / gpu.processors * gpu.cache),
-        tensor=done.macs / (busy / gpu.processors * gpu.tensor),
+        memory=moved(work, gpu.cached) / gpu.memory,
+        cache=(work.fetched + work.written) / (busy / gpu.processors * gpu.cache),
+        tensor=work.macs / (busy / gpu.processors * gpu.tensor),
         issue=issued * threads / (busy * gpu.lanes * gpu.clock),
     )

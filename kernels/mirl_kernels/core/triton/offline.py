@@ -1,5 +1,6 @@
-"""Compiling Triton kernels for GPUs that are not here, and reading what became of them: spills, shared memory, the instructions in
-their loops and those of the tensor cores.
+"""Compile Triton kernels for GPUs that are not here, and read the result.
+
+The result tells what spills, the shared memory, the instructions in each loop, and those of the tensor cores.
 """
 
 from __future__ import annotations
@@ -23,21 +24,37 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from mirl_kernels.core.triton import Launch, Tile, least
+from mirl_kernels.core.triton.launches import Launch
+from mirl_kernels.core.triton.tuner import Tile, cheapest
 
-# Shared memory that one program may have, in bytes (CUDA programming guide, table of compute capabilities; CDNA ISA guides).
-SHARED = {
-    "sm_80": 163 << 10, "sm_86": 99 << 10, "sm_89": 99 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10, "sm_120": 99 << 10,
-    "gfx90a": 64 << 10, "gfx942": 64 << 10,
-}  # fmt: skip
+# Bytes of shared memory that one program may have, by architecture (CUDA programming guide, table of compute
+# capabilities; CDNA ISA guides).
+SHARED_MEMORY = {
+    "sm_80": 163 << 10,
+    "sm_86": 99 << 10,
+    "sm_89": 99 << 10,
+    "sm_90": 227 << 10,
+    "sm_100": 227 << 10,
+    "sm_120": 99 << 10,
+    "gfx90a": 64 << 10,
+    "gfx942": 64 << 10,
+}
 _TENSOR_CORES = re.compile(r"\b(mma\.sync|wgmma\.mma_async|tcgen05\.mma|v_mfma_\w+)")
+_TOO_MUCH_SHARED = 1 << 30  # counts as so many spilled registers
 
 
 @dataclass(frozen=True)
 class Compiled:
-    """One kernel for one architecture; ``tensor`` are its tensor-core instructions by name, ``spilled`` in bytes (NVIDIA) or
-    registers (AMD). ``loops`` are the instructions in the body of each loop, without those of loops inside it, in the order of
-    the source, and ``outside`` those in none."""
+    """Describe one kernel that is compiled for one architecture.
+
+    Attributes:
+        spilled: What a thread spills, in bytes (NVIDIA) or registers (AMD).
+        shared: Bytes of shared memory.
+        tensor: The names of its tensor-core instructions.
+        loops: The number of instructions in the body of each loop, without those of the loops inside it, in
+            the order of the source.
+        outside: The number of instructions outside all loops.
+    """
 
     spilled: int
     shared: int
@@ -46,14 +63,19 @@ class Compiled:
     outside: int
 
 
+def is_amd(architecture: str) -> bool:
+    """Return whether an architecture is one of AMD's."""
+    return architecture.startswith("gfx")
+
+
 def target(architecture: str) -> GPUTarget:
-    """Triton's name for one of SHARED's architectures."""
-    if architecture.startswith("sm_"):
-        return GPUTarget("cuda", int(architecture.removeprefix("sm_")), 32)
-    return GPUTarget("hip", architecture, 64)
+    """Return Triton's target for an architecture of `SHARED_MEMORY`."""
+    if is_amd(architecture):
+        return GPUTarget("hip", architecture, 64)
+    return GPUTarget("cuda", int(architecture.removeprefix("sm_")), 32)
 
 
-_KINDS = {
+_TYPES = {
     torch.float16: "fp16",
     torch.bfloat16: "bf16",
     torch.float32: "fp32",
@@ -62,18 +84,42 @@ _KINDS = {
 }
 
 
-def specialised(launch: Launch) -> tuple[Any, ...]:
-    """What a launch is compiled for, as Triton does it: the kernel, its constants (ones and what is not there among them), types,
-    which arguments are multiples of 16 and which tensors' memory ends within 2 GiB, warps and stages."""
+@dataclass(frozen=True)
+class Specialisation:
+    """State what a launch is compiled for, as Triton itself decides it.
+
+    Attributes:
+        kernel: The kernel, as `triton.jit` returns it.
+        types: The names and types of the arguments that are not constants.
+        constants: The names and values of the constants, of integers that are 1, and of arguments that are
+            None.
+        aligned: The names of arguments that are multiples of 16.
+        near: The names of tensors whose memory ends within 2 GiB.
+        warps: See `Tile`.
+        pipelined: See `Tile`.
+    """
+
+    kernel: Any
+    types: frozenset[tuple[str, str]]
+    constants: frozenset[tuple[str, Any]]
+    aligned: frozenset[str]
+    near: frozenset[str]
+    warps: int
+    pipelined: bool
+
+
+def specialised(launch: Launch) -> Specialisation:
+    """Return what a launch is compiled for."""
     types, constants, aligned, near = {}, {}, set(), set()
-    names = [p.name for p in launch.kernel.params if p.is_constexpr]
-    general = [p.name for p in launch.kernel.params if p.do_not_specialize]
+    constant = {p.name for p in launch.kernel.params if p.is_constexpr}
+    general = {p.name for p in launch.kernel.params if p.do_not_specialize}
     for name, value in launch.arguments.items():
-        if name in names or value is None or (isinstance(value, int) and value == 1 and name not in general):
+        one = isinstance(value, int) and value == 1 and name not in general
+        if name in constant or value is None or one:
             constants[name] = value
         elif isinstance(value, Tensor):
-            types[name] = f"*{_KINDS[value.dtype]}"
-            if value.storage_offset() * value.itemsize % 16 == 0:  # memory itself starts at more than that
+            types[name] = f"*{_TYPES[value.dtype]}"
+            if value.storage_offset() * value.itemsize % 16 == 0:  # memory itself starts at such a multiple
                 aligned.add(name)
             if value.untyped_storage().nbytes() < 1 << 31:
                 near.add(name)
@@ -81,13 +127,14 @@ def specialised(launch: Launch) -> tuple[Any, ...]:
             types[name] = "fp32" if isinstance(value, float) else "i32" if value < 1 << 31 else "i64"
             if isinstance(value, int) and value % 16 == 0 and name not in general:
                 aligned.add(name)
-    return (
+    return Specialisation(
         launch.kernel,
         frozenset(types.items()),
         frozenset(constants.items()),
         frozenset(aligned),
         frozenset(near),
-        *launch.tile[1:],
+        launch.tile.warps,
+        launch.tile.pipelined,
     )
 
 
@@ -95,8 +142,11 @@ _ONE_PARSES = threading.RLock()
 
 
 class _Source(ASTSource):
-    """A kernel, which one thread at a time parses: Python 3.11's parser is not safe otherwise, and gains nothing by several. What takes
-    the time, the compiler proper, needs no lock."""
+    """A kernel that one thread at a time parses.
+
+    Python 3.11's parser is not safe otherwise, and gains nothing by several threads. The compiler proper,
+    which takes most of the time, needs no lock.
+    """
 
     def hash(self) -> str:
         with _ONE_PARSES:
@@ -107,43 +157,48 @@ class _Source(ASTSource):
             return super().make_ir(*args, **more)
 
 
-@cache
-def _compile(architecture: str, key: tuple[Any, ...]) -> Compiled:
-    kernel, types, constants, aligned, near, *tile = key[0], dict(key[1]), dict(key[2]), *key[3:]
-    signature = {n: "constexpr" if n in constants else types[n] for n in kernel.arg_names}
-    amd = architecture.startswith("gfx")
+def _source(special: Specialisation, amd: bool) -> _Source:
+    names, types, constants = special.kernel.arg_names, dict(special.types), dict(special.constants)
+    signature = {n: "constexpr" if n in constants else types[n] for n in names}
     attributes: dict[tuple[int], list[list[Any]]] = {}
-    for i, name in enumerate(kernel.arg_names):
-        known = [["tt.divisibility", 16]] * (name in aligned) + [["tt.pointer_range", 32]] * (
-            amd and name in near
-        )
+    for i, name in enumerate(names):
+        known: list[list[Any]] = [["tt.divisibility", 16]] * (name in special.aligned)
+        known = known + [["tt.pointer_range", 32]] * (amd and name in special.near)
         if known:
             attributes[i,] = known
-    source = _Source(
-        kernel, signature, {(kernel.arg_names.index(n),): v for n, v in constants.items()}, attributes
-    )
-    done = triton.compile(source, target=target(architecture), options=Tile({}, *tile).options(amd))
-    if not amd:
-        code = done.asm["ptx"]
-        spilled = _ptxas_spills(code, architecture)
-    else:
-        code = done.asm["amdgcn"]
-        found = re.findall(r"\.[vs]gpr_spill_count:\s*(\d+)", code)
-        if len(found) != 2:
-            raise ValueError(f"the compiler for {architecture} does not say what it spilled: {code[-500:]}")
-        spilled = sum(map(int, found))
+    values = {(names.index(n),): value for n, value in constants.items()}
+    return _Source(special.kernel, signature, values, attributes)
+
+
+@cache
+def _compile(architecture: str, special: Specialisation) -> Compiled:
+    amd = is_amd(architecture)
+    options = Tile({}, special.warps, special.pipelined).options(amd)
+    result = triton.compile(_source(special, amd), target=target(architecture), options=options)
+    code = result.asm["amdgcn" if amd else "ptx"]
+    spilled = _amd_spills(code, architecture) if amd else _ptxas_spills(code, architecture)
     tensor = frozenset(_TENSOR_CORES.findall(code))
-    return Compiled(spilled, done.metadata.shared, tensor, *_loops(code))
+    return Compiled(spilled, result.metadata.shared, tensor, *_loops(code))
 
 
 def compile_for(architecture: str, launch: Launch) -> tuple[Launch, Compiled]:
-    """A launch in the tile that it would have on one of SHARED's architectures, and what its kernel is compiled to."""
-    made = ((one, _compile(architecture, specialised(one))) for one in (launch, *launch.others))
-    return least(made, lambda one: one[1].spilled + ((one[1].shared > SHARED[architecture]) << 30))
+    """Return a launch in the tile that it would have on a GPU, and what its kernel is compiled to.
+
+    Args:
+        architecture: One of `SHARED_MEMORY`.
+        launch: The launch, with its alternatives.
+    """
+    compiled = ((one, _compile(architecture, specialised(one))) for one in (launch, *launch.alternatives))
+
+    def cost(choice: tuple[Launch, Compiled]) -> int:
+        too_much = choice[1].shared > SHARED_MEMORY[architecture]
+        return choice[1].spilled + too_much * _TOO_MUCH_SHARED
+
+    return cheapest(compiled, cost)
 
 
 def compile_ahead(architecture: str, launches: Iterable[Launch]) -> None:
-    """What `compile_for` will be asked for, as many kernels at a time as PyTorch has threads."""
+    """Compile what `compile_for` will be asked for, as many kernels at a time as PyTorch has threads."""
     distinct = {specialised(launch): launch for launch in launches}
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         list(pool.map(lambda launch: compile_for(architecture, launch), distinct.values()))
@@ -155,45 +210,56 @@ _WITHIN = re.compile(r"in Loop: Header=(BB\w+)")
 
 
 def _loops(code: str) -> tuple[tuple[int, ...], int]:
-    """Instructions in the bodies of the loops of a kernel in PTX or GCN assembly, and outside of them, by the compiler's comments
-    on every block. Those of PTX are within about a tenth of what ptxas makes of them, whose own loops are harder to tell."""
+    """Return the instructions in the body of each loop of PTX or GCN assembly, and those outside of all.
+
+    They are read from the compiler's comments on every block. Those of PTX are within about a tenth of what
+    ptxas makes of them, whose own loops are harder to tell.
+    """
     blocks = [_Block()]
     for line in code.splitlines():
-        if found := _BLOCK.match(line):
-            blocks.append(_Block(found.group(1) or ""))
+        if match := _BLOCK.match(line):
+            blocks.append(_Block(match.group(1) or ""))
         block, text = blocks[-1], line.strip()
         if _HEADER.search(line):
             block.loop, block.header = block.name, True
-        elif found := _WITHIN.search(line):
-            block.loop = found.group(1)
-        block.left |= ".epil.preheader" in line
+        elif match := _WITHIN.search(line):
+            block.loop = match.group(1)
+        block.remainder_follows |= ".epil.preheader" in line
         block.count += line[:1].isspace() and bool(text) and text[0] not in "./;{}()"
     count: Counter[str] = Counter()
     order: list[str] = []
     for before, block in pairwise([_Block(), *blocks]):
         count[block.loop] += block.count
-        if block.header and before.left:  # what is left of an unrolled loop: its body once
+        if block.header and before.remainder_follows:  # a loop of an unrolled body's remainder: the body once
             order[-1] = block.loop
         elif block.header:
             order.append(block.loop)
-        elif before.left:  # the same without a loop: the body was there twice
+        elif before.remainder_follows:  # the remainder without a loop: the body was there twice
             count[order[-1]] //= 2
     return tuple(count[name] for name in order), count[""]
 
 
 @dataclass
 class _Block:
-    """A basic block: the loop that it is in, whether it is its first, and whether what is left of an unrolled one is behind it."""
+    """A basic block: its loop, whether it is the header, and whether an unrolled loop's remainder follows."""
 
     name: str = ""
     loop: str = ""
     header: bool = False
-    left: bool = False
+    remainder_follows: bool = False
     count: int = 0
 
 
+def _amd_spills(code: str, architecture: str) -> int:
+    """Return the registers that a thread spills."""
+    counts = re.findall(r"\.[vs]gpr_spill_count:\s*(\d+)", code)
+    if len(counts) != 2:
+        raise ValueError(f"the compiler for {architecture} does not say what it spilled: {code[-500:]}")
+    return sum(map(int, counts))
+
+
 def _ptxas_spills(ptx: str, architecture: str) -> int:
-    """Bytes that a thread spills, as ptxas counts them."""
+    """Return the bytes that a thread spills, as ptxas counts them."""
     from triton.backends.nvidia.compiler import get_ptxas, sm_arch_from_capability
 
     capability = int(architecture.removeprefix("sm_"))
@@ -201,10 +267,9 @@ def _ptxas_spills(ptx: str, architecture: str) -> int:
         path = Path(folder, "kernel.ptx")
         path.write_text(ptx)
         words = [get_ptxas(capability).path, "-v", f"-arch={sm_arch_from_capability(capability)}", str(path)]
-        printed = subprocess.run(
-            [*words, "-o", f"{folder}/kernel.cubin"], capture_output=True, text=True, check=True
-        ).stderr
-    found = re.findall(r"(\d+) bytes spill (?:stores|loads)", printed)
-    if not found:
+        words += ["-o", f"{folder}/kernel.cubin"]
+        printed = subprocess.run(words, capture_output=True, text=True, check=True).stderr
+    counts = re.findall(r"(\d+) bytes spill (?:stores|loads)", printed)
+    if not counts:
         raise ValueError(f"ptxas for {architecture} does not say what it spilled: {printed[-500:]}")
-    return sum(map(int, found))
+    return sum(map(int, counts))

@@ -1,4 +1,4 @@
-"""The product that most layers are: a sparse matrix in panels times the channels of every pixel of a tile."""
+"""Multiply a sparse matrix in row groups with the channels of every pixel, which is what most layers do."""
 
 from __future__ import annotations
 
@@ -8,59 +8,70 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mirl_kernels.core.triton import (
-    HEIGHTS,
-    PAD,
-    Launch,
-    Panels,
-    Strip,
-    Tile,
-    Work,
-    counts,
-    launch,
-    size,
-    turns,
-)
+from mirl_kernels.core.triton.launches import Launch, launch
+from mirl_kernels.core.triton.row_groups import HEIGHTS, RowGroups
+from mirl_kernels.core.triton.strips import PAD, Strip
+from mirl_kernels.core.triton.tuner import Tile
+from mirl_kernels.core.triton.work import Work, counts_work_of, nbytes
+from mirl_kernels.core.triton.workspace import current_workspace
 from mirl_kernels.ops.layer_norm import EPS
 
-# Of a program: 128 pixels where its registers suffice, 16 where AMD's scalar ones would not even for 32.
-TILES = tuple(
-    Tile({"BLOCK_P": pixels}, warps, pipelined)
-    for pixels, warps, pipelined in (
-        (128, 4, True), (128, 4, False), (128, 8, False), (64, 4, False), (64, 8, False), (32, 4, False), (16, 4, False),
-    )
-)  # fmt: skip
-# What a program that normalises takes before its panels, and for each channel, as `HEIGHTS` counts.
-_START, _CHANNEL = 430, 5
+# 128 pixels where the registers suffice, 16 where AMD's scalar registers would not suffice for 32.
+PRODUCT_TILES = (
+    Tile({"BLOCK_P": 128}, 4),
+    Tile({"BLOCK_P": 128}, 4, pipelined=False),
+    Tile({"BLOCK_P": 128}, 8, pipelined=False),
+    Tile({"BLOCK_P": 64}, 4, pipelined=False),
+    Tile({"BLOCK_P": 64}, 8, pipelined=False),
+    Tile({"BLOCK_P": 32}, 4, pipelined=False),
+    Tile({"BLOCK_P": 16}, 4, pipelined=False),
+)
+# What a program takes to normalise: once, and for each channel, in the unit of `GroupCost`.
+_NORM_START, _NORM_CHANNEL = 430, 5
 
 
-def grid(
-    pixels: int, batch: int, matrix: Panels, norm: int = 0
+def product_grid(
+    pixels: int, batch: int, matrix: RowGroups, norm_channels: int = 0
 ) -> Callable[[dict[str, int]], tuple[int, int, int]]:
-    """That of a product: tiles of pixels, images, and shares of the panels, each of which programs of its own work on: as many as
-    leave the busiest processor least to do, where each program needs the ``norm`` of so many channels."""
-    column, panel = HEIGHTS[matrix.height]
-    each = panel + column * len(matrix.column) / max(1, matrix.groups)
-    before = norm and _START + _CHANNEL * norm
+    """Return the grid of a product: tiles of pixels, images, and shares of the row groups.
 
-    def of(sizes: dict[str, int]) -> tuple[int, int, int]:
+    Each share has programs of its own. There are as many shares as leave the busiest processor the least to
+    do.
+
+    Args:
+        pixels: The pixels of an image.
+        batch: The number of images.
+        matrix: The matrix.
+        norm_channels: How many channels each program normalises first, or 0 for none.
+    """
+    cost = HEIGHTS[matrix.height]
+    group_cost = cost.group + cost.column * len(matrix.column) / max(1, matrix.groups)
+    norm_cost = norm_channels and _NORM_START + _NORM_CHANNEL * norm_channels
+    workspace = current_workspace()
+
+    def grid(sizes: dict[str, int]) -> tuple[int, int, int]:
         tiles = triton.cdiv(pixels, sizes["BLOCK_P"])
 
         def busiest(shares: int) -> float:
-            return turns(tiles * batch * shares) * (before + triton.cdiv(matrix.groups, shares) * each)
+            waves = workspace.waves(tiles * batch * shares)
+            return waves * (norm_cost + triton.cdiv(matrix.groups, shares) * group_cost)
 
         return tiles, batch, min(range(1, max(1, matrix.groups) + 1), key=busiest)
 
-    return of
+    return grid
 
 
 @triton.jit
 def moments(
     x, plane, pixel, inside, channels, eps, WHOLE: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr
 ):
-    """Mean and reciprocal deviation of each pixel's channels, WHOLE blocks of BLOCK_C or not, in one pass. E[x^2] - E[x]^2 loses
-    digits; of x less the mean m of the first n of N channels it loses few, since (m - mean)^2 <= variance * (N - n) / n whatever
-    they are."""
+    """Return the mean and the reciprocal deviation of the channels at each pixel, in one pass.
+
+    E[x^2] - E[x]^2 loses digits. The same of x less the mean m of the first n of N channels loses few, since
+    (m - mean)^2 <= variance * (N - n) / n whatever the channels are.
+
+    WHOLE says that the channels are a multiple of BLOCK_C.
+    """
     c = tl.arange(0, BLOCK_C)
     sums = tl.zeros([BLOCK_C, BLOCK_P], tl.float32)
     squares = tl.zeros([BLOCK_C, BLOCK_P], tl.float32)
@@ -81,14 +92,17 @@ def moments(
 
 
 @triton.jit
-def in_plane(pixel, width, PAD: tl.constexpr):
-    """Where a pixel is in a plane of hidden channels, see `hidden`, counted from the row above the strip."""
+def place_in_plane(pixel, width, PAD: tl.constexpr):
+    """Return where a pixel is in a plane of `hidden_planes`, counted from the row above the strip."""
     return pixel + pixel // width * PAD + PAD
 
 
 @triton.jit
-def own_panels(groups):
-    """The first panel of this program's share, and the one behind its last; the grid's third axis are the shares."""
+def group_share(groups):
+    """Return the first row group of this program's share, and the end of the share.
+
+    The shares are the third axis of the grid.
+    """
     share = tl.cdiv(groups, tl.num_programs(2))
     first = tl.program_id(2) * share
     return first, tl.minimum(first + share, groups)
@@ -96,16 +110,49 @@ def own_panels(groups):
 
 @triton.jit(do_not_specialize=["groups"])  # a loop's end
 def pointwise_kernel(
-    x, y, start, column, value, row, total, bias,
-    x_batch, y_batch, y_plane, plane, first, begin, count, width, channels, groups, eps,
-    HIDDEN: tl.constexpr, ALIGNED: tl.constexpr, NORM: tl.constexpr, CENTRED: tl.constexpr, BIAS: tl.constexpr,
-    WHOLE: tl.constexpr, ROWS: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
-    PAD: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """y[row] = matrix @ norm(x) (+ bias), for BLOCK_P of the ``count`` pixels from ``begin`` on and every panel that is this
-    program's: grid (tiles of pixels, batch, shares of panels); tiles start at ``first``, where vectors may, at or before ``begin``.
-    HIDDEN: y is as `hidden` says, zero at pixels outside the image. The norm is applied to the sums, of which there are fewer than
-    of factors: matrix @ ((x - mean) * scale) = (matrix @ x - mean * total) * scale."""
+    x,
+    y,
+    start,
+    column,
+    value,
+    row,
+    total,
+    bias,
+    x_batch,
+    y_batch,
+    y_plane,
+    plane,
+    first,
+    begin,
+    count,
+    width,
+    channels,
+    groups,
+    eps,
+    HIDDEN: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    NORM: tl.constexpr,
+    CENTRED: tl.constexpr,
+    BIAS: tl.constexpr,
+    WHOLE: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    PAD: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Compute y = matrix @ norm(x) (+ bias) at BLOCK_P pixels, for this program's share of the row groups.
+
+    The grid is (tiles of pixels, batch, shares of row groups). The ``count`` pixels start at ``begin``. The
+    tiles start at ``first``, at or before ``begin``, where vectors may start.
+
+    The norm is applied to the sums, of which there are fewer than factors: matrix @ ((x - mean) * scale) =
+    (matrix @ x - mean * total) * scale.
+
+    HIDDEN says that y is of `hidden_planes` and gets zeros at pixels outside the image, ALIGNED that the
+    width is then a multiple of PAD, and CENTRED that the norm subtracts the mean.
+    """
     pixel = first + tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
     inside = pixel.to(tl.uint32) < plane  # not before it either
     place = pixel - begin
@@ -116,11 +163,11 @@ def pointwise_kernel(
         mean, scale = moments(x, plane, pixel, inside, channels, eps, WHOLE, BLOCK_C, BLOCK_P)
     to = place
     if HIDDEN:
-        to = in_plane(tl.maximum(place, 0), width, PAD)
+        to = place_in_plane(tl.maximum(place, 0), width, PAD)
         if ALIGNED:  # PAD pixels from a multiple of PAD on are in one row
             to = tl.max_contiguous(tl.multiple_of(to, PAD), PAD)
-    first_panel, last_panel = own_panels(groups)
-    for g in range(first_panel, last_panel):
+    first_group, end_group = group_share(groups)
+    for g in range(first_group, end_group):
         acc = tl.zeros([ROWS, BLOCK_P], tl.float32)
         for k in range(tl.load(start + g), tl.load(start + g + 1), BLOCK_K):
             ks = k + tl.arange(0, BLOCK_K)
@@ -143,51 +190,71 @@ def pointwise_kernel(
         tl.store(y + rows.to(tl.int64)[:, None] * y_plane + to[None, :], acc.to(y.dtype.element_ty), here)
 
 
-@counts(pointwise_kernel)
+@counts_work_of(pointwise_kernel)
 def _work(launch: Launch) -> Work:
-    a, (tiles, batch, parts) = launch.arguments, launch.grid
-    item, everywhere = a["x"].itemsize, tiles * batch
+    a, (tiles, batch, shares) = launch.arguments, launch.grid
+    item, programs = a["x"].itemsize, tiles * batch  # programs of one share
+    columns, norm_channels = len(a["column"]), shares * a["channels"] if a["NORM"] else 0
     used = a["channels"] if a["NORM"] else len(a["column"].unique())
-    indices = size(
-        a["start"], a["column"], a["row"], a["bias"], a["total"] if a["NORM"] and a["CENTRED"] else None
-    )
-    norm = [everywhere * parts * triton.cdiv(a["channels"], a["BLOCK_C"])] if a["NORM"] else []
-    steps = len(a["column"]) // a["BLOCK_K"]
-    loaded = len(a["column"]) + (
-        parts * a["channels"] if a["NORM"] else 0
-    )  # channels of a pixel, by all panels and for the norm
+    total = a["total"] if a["NORM"] and a["CENTRED"] else None
+    indices = nbytes(a["start"], a["column"], a["row"], a["bias"], total)
+    norm_trips = [programs * shares * triton.cdiv(a["channels"], a["BLOCK_C"])] if a["NORM"] else []
     pixels = min(a["first"] + tiles * a["BLOCK_P"], a["plane"]) - max(a["first"], 0)
     written = batch * int((a["row"] >= 0).sum()) * a["count"] * a["y"].itemsize
+    loaded = (columns + norm_channels) * a["BLOCK_P"] * item
     return Work(
-        read=batch * used * pixels * item + size(a["value"]) + indices,
+        read=batch * used * pixels * item + nbytes(a["value"]) + indices,
         written=written,
-        fetched=everywhere * (loaded * a["BLOCK_P"] * item + size(a["value"]) + indices),
-        macs=everywhere * a["BLOCK_P"] * a["value"].numel(),
-        trips=(*norm, everywhere * a["groups"], everywhere * steps),
+        fetched=programs * (loaded + nbytes(a["value"]) + indices),
+        macs=programs * a["BLOCK_P"] * a["value"].numel(),
+        trips=(*norm_trips, programs * a["groups"], programs * (columns // a["BLOCK_K"])),
         hidden=written if a["HIDDEN"] else 0,
-        buffer=size(a["y"]) if a["HIDDEN"] else 0,
+        buffer=nbytes(a["y"]) if a["HIDDEN"] else 0,
     )
 
 
 def project(
     x: Tensor,
     y: Tensor,
-    matrix: Panels,
+    matrix: RowGroups,
     bias: Tensor | None = None,
     norm: bool = False,
     centred: bool = True,
     strip: Strip | None = None,
 ) -> None:
-    """y (B, rows, H, W) = matrix @ x (B, columns, H, W) at each pixel, x normalised over its channels where ``norm`` says so;
-    + bias (rows,) float32. With a ``strip`` y is of `hidden`, and gets that and the rows around it."""
+    """Compute y = matrix @ x (+ bias) at each pixel.
+
+    Args:
+        x: The input, (B, columns, H, W).
+        y: The tensor to write to, (B, rows, H, W). With a ``strip``, the planes of `hidden_planes`.
+        matrix: The matrix.
+        bias: (rows,) float32, or None.
+        norm: Whether x is normalised over its channels first.
+        centred: Whether the norm subtracts the mean.
+        strip: Compute only this strip, with the rows above and below it.
+    """
     batch, channels, height, width = x.shape
     plane = height * width
     begin, count = ((strip.first - 1) * width, (strip.rows + 2) * width) if strip else (0, plane)
     first, block = begin // 16 * 16, min(8, triton.next_power_of_2(channels))
+    operands = x, y, matrix.start, matrix.column, matrix.value, matrix.row, matrix.total, bias
+    strides = x.stride(0), y.stride(0), y.stride(1), plane
     launch(
-        pointwise_kernel, grid(begin + count - first, batch, matrix, channels if norm else 0),
-        x, y, matrix.start, matrix.column, matrix.value, matrix.row, matrix.total, bias,
-        x.stride(0), y.stride(0), y.stride(1), plane, first, begin, count, width, channels, matrix.groups, EPS,
-        HIDDEN=strip is not None, ALIGNED=strip is not None and width % PAD == 0, NORM=norm, CENTRED=centred, BIAS=bias is not None,
-        WHOLE=channels % block == 0, ROWS=matrix.height, BLOCK_K=matrix.step, BLOCK_C=block, PAD=PAD, PRECISION="ieee", tiles=TILES,
-    )  # fmt: skip
+        pointwise_kernel,
+        product_grid(begin + count - first, batch, matrix, channels if norm else 0),
+        *operands,
+        *strides,
+        *(first, begin, count, width, channels, matrix.groups, EPS),
+        HIDDEN=strip is not None,
+        ALIGNED=strip is not None and width % PAD == 0,
+        NORM=norm,
+        CENTRED=centred,
+        BIAS=bias is not None,
+        WHOLE=channels % block == 0,
+        ROWS=matrix.height,
+        BLOCK_K=matrix.step,
+        BLOCK_C=block,
+        PAD=PAD,
+        PRECISION="ieee",
+        tiles=PRODUCT_TILES,
+    )

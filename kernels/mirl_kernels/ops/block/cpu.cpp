@@ -1,13 +1,13 @@
-// A whole transformer block: pass two of its MDTA fills the ring of its GDFN, so that what lies between the two never
-// goes to memory. The ring holds it as well, behind the hidden channels, for GDFN's residual.
+// A whole transformer block: pass two of its MDTA fills the ring of its GDFN, so that what lies between the
+// two never goes to memory. The ring holds it as well, behind the hidden channels, for GDFN's residual.
 #include "../gdfn/gdfn.h"
 #include "../mdta/mdta.h"
 
 namespace MIRL_ISA {
 namespace {
 
-// The pixels of x around each task's own, which the tasks beside it may have overwritten when they are read: the rows
-// above and below, and the columns left and right.
+// The pixels of x around each task's own, which the tasks beside it may have overwritten when they are read:
+// the rows above and below, and the columns left and right.
 class Surroundings {
   const Strips& s;
   const int64_t channels, pitch, floats;
@@ -26,7 +26,8 @@ class Surroundings {
         const int64_t y = side ? p.bottom : p.top - 1, column = side ? p.x1 : p.x0 - 1;
         for (int64_t c = 0; c < channels; ++c) {
           if (y >= 0 && y < s.size.height)
-            std::memcpy(rows(p) + (side * channels + c) * pitch, x.at(p.b, c, y, p.first), sizeof(float) * (p.last - p.first));
+            std::memcpy(rows(p) + (side * channels + c) * pitch, x.at(p.b, c, y, p.first),
+                        sizeof(float) * (p.last - p.first));
           if (column >= p.first && column < p.last)
             for (int64_t i = p.top; i < p.bottom; ++i)
               columns(p)[((i - p.top) * 2 + side) * channels + c] = *x.at(p.b, c, i, column);
@@ -42,7 +43,9 @@ class Surroundings {
     return rows(p) + (y < p.top ? 0 : channels) * pitch;
   }
   // The channels of the pixel left or right of row y.
-  const float* pixel(const Part& p, int64_t y, int side) { return columns(p) + ((y - p.top) * 2 + side) * channels; }
+  const float* pixel(const Part& p, int64_t y, int side) {
+    return columns(p) + ((y - p.top) * 2 + side) * channels;
+  }
 };
 
 }  // namespace

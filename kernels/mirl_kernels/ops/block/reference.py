@@ -1,4 +1,4 @@
-"""Definition of Restormer's transformer block (CVPR 2022, figure 2): MDTA, then GDFN."""
+"""Define Restormer's transformer block (CVPR 2022, figure 2): MDTA, then GDFN."""
 
 from __future__ import annotations
 
@@ -6,10 +6,19 @@ from typing import Any
 
 from torch import Tensor
 
-from mirl_kernels.ops.gdfn import reference as gdfn
-from mirl_kernels.ops.mdta import reference as mdta
+from mirl_kernels.ops.gdfn.reference import gdfn
+from mirl_kernels.ops.mdta.reference import mdta
 
 
 def block(x: Tensor, attention: tuple[Any, ...], feed_forward: tuple[Any, ...]) -> Tensor:
-    """x (B, C, H, W) to the same shape; ``attention`` and ``feed_forward`` are what `mdta` and `gdfn` take after x."""
+    """Return GDFN(MDTA(x)).
+
+    Args:
+        x: (B, C, H, W).
+        attention: What `mdta` takes after x.
+        feed_forward: What `gdfn` takes after x.
+
+    Returns:
+        (B, C, H, W).
+    """
     return gdfn(mdta(x, *attention), *feed_forward)

@@ -10,7 +10,8 @@ void conv_backward(MirlConvBackward& a) {
   const Strips s = columns.strips(a.size, x, TRAINING_TASKS);
   const int64_t rows = a.weight->rows;
   int64_t total = 0, most = 0;
-  for (const MirlRows& chunk : columns.chunks) total += gradient_floats(chunk), most = std::max(most, correlate_floats(chunk));
+  for (const MirlRows& chunk : columns.chunks)
+    total += gradient_floats(chunk), most = std::max(most, correlate_floats(chunk));
   const Partial partial(s.tasks(), total);
   auto fill = [&](const Filling& f) { columns.fill(s, x, f); };
   run_strips(s, 0, (columns.widest + rows) * PANEL + most, a.threads, fill, [&](const Step& step) {

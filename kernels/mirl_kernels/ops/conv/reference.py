@@ -1,4 +1,4 @@
-"""Definition of a convolution whose store can shuffle pixels and add a residual."""
+"""Define a convolution whose store can shuffle pixels and add a residual."""
 
 from torch import Tensor
 from torch.nn import functional as F
@@ -15,12 +15,23 @@ def conv(
     shuffle: int = 1,
     residual: Tensor | None = None,
 ) -> Tensor:
-    """Zero-padded convolution, then pixel (un)shuffle, then ``+ residual``.
+    """Return a zero-padded convolution of x, its pixels (un)shuffled, plus a residual.
 
-    Shapes: x (B, C, H, W), weight (O, C / groups, k, l), bias (O,). ``padding`` is (top, bottom, left, right), 0 or
-    more; None keeps the size of an odd kernel without stride and dilation. ``shuffle`` r > 1 is ``pixel_shuffle(r)``: (B, O / r^2, r H, r W);
-    r < -1 is ``pixel_unshuffle(-r)``: (B, O r^2, H / r, W / r); 1 stores as computed. ``residual`` has the
-    shape of the result.
+    Args:
+        x: (B, C, H, W).
+        weight: (O, C / groups, k, l).
+        bias: (O,) or None.
+        stride: Along rows and columns.
+        padding: Top, bottom, left and right, 0 or more; None keeps the size for an odd kernel without stride
+            and dilation.
+        dilation: Along rows and columns.
+        groups: Number of groups.
+        shuffle: r > 1 is ``pixel_shuffle(r)``, to (B, O / r^2, r H, r W); r < -1 is ``pixel_unshuffle(-r)``,
+            to (B, O r^2, H / r, W / r); 1 stores as computed.
+        residual: In the shape of the result, or None.
+
+    Returns:
+        (B, O, H, W) of the convolution's size, shuffled.
     """
     rows, columns = weight.shape[2:]
     top, bottom, left, right = (

@@ -1,4 +1,5 @@
-// Depthwise convolution: a channel at a time, in blocks of rows copied with their borders, so that no tap asks where it is.
+// Depthwise convolution: a channel at a time, in blocks of rows copied with their borders, so that no tap
+// asks where it is.
 #include "phases.h"
 
 namespace MIRL_ISA {
@@ -49,11 +50,13 @@ void depthwise(MirlDepthwise& a) {
     const Vec bias = all(rows.bias ? rows.bias[o] : 0.0f);
     grouped((bottom - top) * per_row, [&](int64_t first, int64_t n) {
       const float* in[WIDE];
-      for (int64_t v = 0; v < n; ++v) in[v] = block + computed[first + v].row * pitch + computed[first + v].column;
+      for (int64_t v = 0; v < n; ++v)
+        in[v] = block + computed[first + v].row * pitch + computed[first + v].column;
       with_vectors(n, [&](auto wide) {
         Vec sums[wide];
         for (int v = 0; v < wide; ++v) sums[v] = bias;
-        for (const MirlEntry *k = rows.entry + rows.start[o], *end = rows.entry + rows.start[o + 1]; k < end; ++k) {
+        for (const MirlEntry *k = rows.entry + rows.start[o], *end = rows.entry + rows.start[o + 1]; k < end;
+             ++k) {
           const int64_t at = offset[k->column()];
           const Vec w = all(k->value);
           for (int v = 0; v < wide; ++v) sums[v] += w * load(in[v] + at);

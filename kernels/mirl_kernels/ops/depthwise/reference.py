@@ -1,4 +1,4 @@
-"""Definition of the depthwise convolution: its own filters for each channel."""
+"""Define the depthwise convolution: its own filters for each channel."""
 
 from torch import Tensor
 from torch.nn import functional as F
@@ -12,8 +12,20 @@ def depthwise(
     padding: tuple[int, int, int, int] | None = None,
     dilation: tuple[int, int] = (1, 1),
 ) -> Tensor:
-    """Zero-padded depthwise convolution: x (B, C, H, W), weight (m C, 1, k, l), bias (m C,): output channel o reads
-    channel o // m. ``padding`` is (top, bottom, left, right); None keeps the size of an odd kernel without stride."""
+    """Return a zero-padded depthwise convolution of x, whose output channel o reads channel o // m.
+
+    Args:
+        x: (B, C, H, W).
+        weight: (m C, 1, k, l).
+        bias: (m C,) or None.
+        stride: Along rows and columns.
+        padding: Top, bottom, left and right, 0 or more; None keeps the size for an odd kernel without stride
+            and dilation.
+        dilation: Along rows and columns.
+
+    Returns:
+        (B, m C, H, W) of the convolution's size.
+    """
     rows, columns = weight.shape[2:]
     top, bottom, left, right = (
         padding if padding is not None else (rows // 2, rows // 2, columns // 2, columns // 2)

@@ -4,10 +4,11 @@
 
 namespace MIRL_ISA {
 
-// What follows the ring's hidden channels, all a, then all b: taps, gate, project_out. `emit` says what takes the rows
-// of the result for n vectors at step.y + at[v].row and step.x0 + at[v].column.
+// What follows the ring's hidden channels, all a, then all b: taps, gate, project_out. `emit` says what takes
+// the rows of the result for n vectors at step.y + at[v].row and step.x0 + at[v].column.
 template <class Emit>
-inline void gate(const Strips& s, const Taps& taps, const MirlRows& project_out, const MirlImage& y, const Step& step, Emit&& emit) {
+inline void gate(const Strips& s, const Taps& taps, const MirlRows& project_out, const MirlImage& y,
+                 const Step& step, Emit&& emit) {
   const int64_t pairs = taps.rows.rows / 2, channels = s.size.channels;
   float* gated = step.extra;
   grouped(step.count, step.x1 - step.x0, [&](const Place* at, int64_t n) {

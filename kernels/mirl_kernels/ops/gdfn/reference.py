@@ -1,4 +1,4 @@
-"""Definition of GDFN, the gated depthwise feed-forward block (Restormer, CVPR 2022, section 3.2)."""
+"""Define GDFN, the gated depthwise feed-forward block (Restormer, CVPR 2022, section 3.2)."""
 
 from collections.abc import Sequence
 
@@ -17,11 +17,19 @@ def gdfn(
     project_out: Tensor,
     biases: Sequence[Tensor | None] = (None, None, None),
 ) -> Tensor:
-    """``x + project_out(GELU(a) * b)`` with ``a, b = dwconv(project_in(norm(x)))``.
+    """Return ``x + project_out(GELU(a) * b)`` with ``a, b = dwconv(project_in(norm(x)))``.
 
-    Shapes, for C channels and h hidden ones: x (B, C, H, W), norm_weight and norm_bias (C,),
-    project_in (2h, C, 1, 1), dwconv (2h, 1, 3, 3), project_out (C, h, 1, 1); ``biases`` are those of the three
-    convolutions. Without norm_bias the norm does not centre (`layer_norm`).
+    Args:
+        x: (B, C, H, W).
+        norm_weight: (C,) gain of the norm.
+        norm_bias: (C,) bias of the norm; without it the norm does not centre (`layer_norm`).
+        project_in: (2h, C, 1, 1), for h pairs of hidden channels.
+        dwconv: (2h, 1, 3, 3).
+        project_out: (C, h, 1, 1).
+        biases: Biases of the three convolutions, or None for each.
+
+    Returns:
+        (B, C, H, W).
     """
     hidden = F.conv2d(layer_norm(x, norm_weight, norm_bias), project_in, biases[0])
     a, b = F.conv2d(hidden, dwconv, biases[1], padding=1, groups=hidden.shape[1]).chunk(2, dim=1)

@@ -1,4 +1,5 @@
-// Linear layer: panels of tokens, turned so that the product's vectors run over tokens (unless they lie so), and turned back.
+// Linear layer: panels of tokens, turned so that the product's vectors run over tokens (unless they lie so),
+// and turned back.
 #include "strips.h"
 
 namespace MIRL_ISA {
@@ -14,7 +15,8 @@ void linear(MirlLinear& a) {
     float* y = a.y + (b * a.tokens + first) * outputs;
     // L results of some tokens lie where no prefetcher of the processor expects them.
     auto expect = [&](int64_t token, int64_t end, int64_t channel) {
-      for (; channel < outputs && token < std::min(end, tokens); ++token) __builtin_prefetch(y + token * outputs + channel, 1, 3);
+      for (; channel < outputs && token < std::min(end, tokens); ++token)
+        __builtin_prefetch(y + token * outputs + channel, 1, 3);
     };
     expect(0, tokens, 0);
     const bool side_by_side = a.x_token == 1 && a.x_channel != 1;
@@ -32,22 +34,28 @@ void linear(MirlLinear& a) {
         turn(from, a.x_token, to, PANEL, some, channels);
       }
     // What is read next, in as many parts as there are rows.
-    const float *next = x + TOKENS * a.x_token, *end = side_by_side ? next : std::min(next + TOKENS * a.x_token, x + (a.tokens - first) * a.x_token);
+    const float *next = x + TOKENS * a.x_token,
+                *end = side_by_side ? next
+                                    : std::min(next + TOKENS * a.x_token, x + (a.tokens - first) * a.x_token);
     const int64_t part = (TOKENS * inputs / outputs + 15) / 16 * 16;
     product(weight, panel, n, [&](int64_t r, int64_t begin, auto wide, const Vec* sums) {
       if (begin == 0) {
         expect(r % L * WIDE, r % L * WIDE + WIDE, r / L * L + L);
-        for (const float* stop = std::min(next + part, end); next < stop; next += 16) __builtin_prefetch(next, 0, 2);
+        for (const float* stop = std::min(next + part, end); next < stop; next += 16)
+          __builtin_prefetch(next, 0, 2);
       }
-      for (int v = 0; v < wide; ++v) store(turned + r % L * PANEL + (begin + v) * L, activated(sums[v], a.activation));
+      for (int v = 0; v < wide; ++v)
+        store(turned + r % L * PANEL + (begin + v) * L, activated(sums[v], a.activation));
       if ((r + 1) % L && r + 1 < outputs) return;
       const int64_t c = r / L * L;
       for (int64_t v = begin; v < begin + wide; ++v)
-        turn(turned + v * L, PANEL, y + v * L * outputs + c, outputs, std::min(L, outputs - c), std::min(L, tokens - v * L));
+        turn(turned + v * L, PANEL, y + v * L * outputs + c, outputs, std::min(L, outputs - c),
+             std::min(L, tokens - v * L));
     });
   };
   auto task = [&](int64_t t) {
-    for (int64_t i = t * share; i < std::min(a.batch * panels, (t + 1) * share); ++i) panel_task(i / panels, i % panels * TOKENS);
+    for (int64_t i = t * share; i < std::min(a.batch * panels, (t + 1) * share); ++i)
+      panel_task(i / panels, i % panels * TOKENS);
   };
   mirl::parallel((a.batch * panels + share - 1) / share, a.threads, task);
 }

@@ -1,15 +1,16 @@
-// The gradients of MDTA. The forward call kept v, the Gram matrices and the norms, which give the attention again. Every
-// pixel of an item goes through the same matrix, project_out composed with the attention, so that the gradients of both
-// follow from one more Gram matrix, of dy and v. As the first ones couple all pixels, there are three passes: that Gram
-// matrix; then q and k again, and the gradients of q, k and v; then these go back through the taps, the 1x1 layer and the norm.
+// The gradients of MDTA. The forward call kept v, the Gram matrices and the norms, which give the attention
+// again. Every pixel of an item goes through the same matrix, project_out composed with the attention, so
+// that the gradients of both follow from one more Gram matrix, of dy and v. As the first ones couple all
+// pixels, there are three passes: that Gram matrix; then q and k again, and the gradients of q, k and v; then
+// these go back through the taps, the 1x1 layer and the norm.
 #include "gradients.h"
 #include "mdta.h"
 
 namespace MIRL_ISA {
 namespace {
 
-// How gradients go back through an item's attention: dv = from_dy dy, and head by head dq = from_k k - q_scale q,
-// dk = from_q q - k_scale k.
+// How gradients go back through an item's attention: dv = from_dy dy, and head by head dq = from_k k -
+// q_scale q, dk = from_q q - k_scale k.
 struct Item {
   std::vector<Dense> attention, from_k, from_q;
   Dense from_dy{0, 0};
@@ -24,33 +25,37 @@ void mdta_backward(MirlMdtaBackward& a) {
   const Layout layout(m);
   const MirlRows qkv = m.qkv->view(), dwconv = m.dwconv->view(), project_out = m.project_out->view();
   const MirlRows out_transposed = a.project_out_transposed->view();
-  const int64_t channels = m.size.channels, per_head = layout.per_head, batch = m.size.batch, height = m.size.height;
+  const int64_t channels = m.size.channels, per_head = layout.per_head, batch = m.size.batch,
+                height = m.size.height;
   const int64_t qk = m.q_count + m.k_count, hidden = qk + m.v_count;
   const MirlImage v_image = v_in_scratch(m);
 
   // Gram matrices of v by dy, the latter's channels padded.
   const int64_t wide = turned(channels), gram = m.v_count * wide;
-  const int64_t shares = std::max<int64_t>(1, std::min(height, TRAINING_TASKS / batch)), share = (height + shares - 1) / shares;
+  const int64_t shares = std::max<int64_t>(1, std::min(height, TRAINING_TASKS / batch)),
+                share = (height + shares - 1) / shares;
   static thread_local std::vector<float> kept;
   kept.resize(batch * shares * gram);
   float* const grams = kept.data();
   auto correlate_v = [&](int64_t t) {
     const int64_t b = t / shares, top = t % shares * share;
-    float *dy = mirl::scratch((channels + m.v_count + turned_apart(channels)) * PANEL), *v = dy + channels * PANEL, *turn = v + m.v_count * PANEL;
+    float *dy = mirl::scratch((channels + m.v_count + turned_apart(channels)) * PANEL),
+          *v = dy + channels * PANEL, *turn = v + m.v_count * PANEL;
     std::memset(grams + t * gram, 0, sizeof(float) * gram);
-    grouped(std::max<int64_t>(0, std::min(share, height - top)), m.size.width, [&](const Place* at, int64_t count) {
-      with_vectors(count, [&](auto n) {
-        gather<n>(a.dy, b, channels, top, 0, at, dy);
-        gather<n>(v_image, b, m.v_count, top, 0, at, v);
-      });
-      turn_panel(dy, channels, count, turn);
-      add_gram(v, m.v_count, turn, wide, count * L, grams + t * gram);
-    });
+    grouped(std::max<int64_t>(0, std::min(share, height - top)), m.size.width,
+            [&](const Place* at, int64_t count) {
+              with_vectors(count, [&](auto n) {
+                gather<n>(a.dy, b, channels, top, 0, at, dy);
+                gather<n>(v_image, b, m.v_count, top, 0, at, v);
+              });
+              turn_panel(dy, channels, count, turn);
+              add_gram(v, m.v_count, turn, wide, count * L, grams + t * gram);
+            });
   };
   mirl::parallel(batch * shares, a.threads, correlate_v);
 
-  // The gradient of the attention, then back through the softmax and the norms of q and k, which are at least 1e-12: where
-  // one is zero, so is all that it scales, and its gradient.
+  // The gradient of the attention, then back through the softmax and the norms of q and k, which are at least
+  // 1e-12: where one is zero, so is all that it scales, and its gradient.
   std::vector<Item> items(batch);
   std::vector<double> temperature(batch * m.heads, 0.0);
   auto soften = [&](int64_t b) {
@@ -64,12 +69,14 @@ void mdta_backward(MirlMdtaBackward& a) {
     Weights weights(layout, channels);
     for (int64_t v = 0; v < m.v_count; v += L)
       for (int64_t c = 0; c < channels; c += L)
-        turn(by_v + v * wide + c, wide, by_dy.data() + c * stride + v, stride, std::min(L, m.v_count - v), std::min(L, channels - c));
+        turn(by_v + v * wide + c, wide, by_dy.data() + c * stride + v, stride, std::min(L, m.v_count - v),
+             std::min(L, channels - c));
     std::vector<double> along(qk, 0.0), weight, by_k;
     for (int64_t h = 0; h < m.heads; ++h) {
       const Span &q = layout.q[h], &k = layout.k[h], &v = layout.v[h];
       Dense& attention = item.attention.emplace_back(per_head, v.size());
-      Dense &from_k = item.from_k.emplace_back(q.size(), k.size()), &from_q = item.from_q.emplace_back(k.size(), q.size());
+      Dense &from_k = item.from_k.emplace_back(q.size(), k.size()),
+            &from_q = item.from_q.emplace_back(k.size(), q.size());
       const int64_t begin = h * per_head;
       times(out_transposed, begin, begin + per_head, 0, channels, by_dy.data() + v.first, stride, v.size(),
             [&](int64_t c, int64_t j, Vec sum) { store(&gradients[(c - begin) * stride + j], sum); });
@@ -101,7 +108,8 @@ void mdta_backward(MirlMdtaBackward& a) {
     item.scale.resize(qk);
     for (int64_t i = 0; i < qk; ++i) item.scale[i] = norm[i] > 0 ? float(along[i] / norm[i]) : 0.0f;
     item.from_dy = Dense(m.v_count, channels);
-    weights.compose(layout, project_out, 0, channels, [&](int64_t c, int64_t v, Vec sum) { store(&by_dy[c * stride + v], sum); });
+    weights.compose(layout, project_out, 0, channels,
+                    [&](int64_t c, int64_t v, Vec sum) { store(&by_dy[c * stride + v], sum); });
     for (int64_t c = 0; c < channels; ++c)
       for (int64_t v = 0; v < m.v_count; v += 4)  // behind the last row are zeros
         std::memcpy(&item.from_dy.at(v, c), &by_dy[c * stride + v], 4 * sizeof(float));
@@ -116,39 +124,42 @@ void mdta_backward(MirlMdtaBackward& a) {
   const Strips s(m.size, hidden, TRAINING_TASKS);
   const Taps taps(dwconv, s);
   const auto fill = fill_normalised(s, m.x, qkv, true, 1e-5f, m.gain, m.offset);
-  Beginning beginning{s, m.x, a.dy, a.dx, qkv, a.qkv_transposed->view(), dwconv, a.dwconv_flipped->view(), m.gain, m.offset, a.threads};
+  Beginning beginning{
+      s,      m.x,      a.dy,     a.dx, qkv, a.qkv_transposed->view(), dwconv, a.dwconv_flipped->view(),
+      m.gain, m.offset, a.threads};
   beginning.run([&](const Items& some) {
-    run_strips(s, some, channels * PANEL, beginning.reserved + (channels + qk + hidden) * PANEL, a.threads, fill, [&](const Step& step) {
-      float *dy = step.extra + beginning.reserved, *q = dy + channels * PANEL, *d = q + qk * PANEL;
-      const float* k = q + m.q_count * PANEL;
-      const Item& item = items[step.b];
-      const Rows back = beginning.back(step);
-      beginning.prepare(step);
-      grouped(step.count, step.x1 - step.x0, [&](const Place* at, int64_t count) {
-        const Tapped from(s, step, at, count);
-        with_vectors(count, [&](auto n) {
-          gather<n>(a.dy, step.b, channels, step.y, step.x0, at, dy);
-          product_panel(item.from_dy.rows(nullptr), dy, n, d + qk * PANEL);
-          taps_panel(taps, qk, from, at, n, q);
-          for (int64_t h = 0; h < m.heads; ++h) {
-            const int64_t q_at = layout.q[h].first * PANEL, k_at = layout.k[h].first * PANEL;
-            product_panel(item.from_k[h].rows(nullptr), k + k_at, n, d + q_at);
-            product_panel(item.from_q[h].rows(nullptr), q + q_at, n, d + m.q_count * PANEL + k_at);
-          }
-          TapSums tap_sums = beginning.tap_sums(step);
-          const TapGradient<n> gradient(s, taps, from, step, at, back);
-          for (int64_t j = 0; j < hidden; ++j) {
-            Vec own[n];
-            for (int v = 0; v < n; ++v) {
-              own[v] = load(d + j * PANEL + v * L);
-              if (j < qk) own[v] -= item.scale[j] * load(q + j * PANEL + v * L);
-            }
-            gradient(j, own, tap_sums);
-          }
-        });
-      });
-      beginning.follow(step);
-    });
+    run_strips(s, some, channels * PANEL, beginning.reserved + (channels + qk + hidden) * PANEL, a.threads,
+               fill, [&](const Step& step) {
+                 float *dy = step.extra + beginning.reserved, *q = dy + channels * PANEL, *d = q + qk * PANEL;
+                 const float* k = q + m.q_count * PANEL;
+                 const Item& item = items[step.b];
+                 const Rows back = beginning.back(step);
+                 beginning.prepare(step);
+                 grouped(step.count, step.x1 - step.x0, [&](const Place* at, int64_t count) {
+                   const Tapped from(s, step, at, count);
+                   with_vectors(count, [&](auto n) {
+                     gather<n>(a.dy, step.b, channels, step.y, step.x0, at, dy);
+                     product_panel(item.from_dy.rows(nullptr), dy, n, d + qk * PANEL);
+                     taps_panel(taps, qk, from, at, n, q);
+                     for (int64_t h = 0; h < m.heads; ++h) {
+                       const int64_t q_at = layout.q[h].first * PANEL, k_at = layout.k[h].first * PANEL;
+                       product_panel(item.from_k[h].rows(nullptr), k + k_at, n, d + q_at);
+                       product_panel(item.from_q[h].rows(nullptr), q + q_at, n, d + m.q_count * PANEL + k_at);
+                     }
+                     TapSums tap_sums = beginning.tap_sums(step);
+                     const TapGradient<n> gradient(s, taps, from, step, at, back);
+                     for (int64_t j = 0; j < hidden; ++j) {
+                       Vec own[n];
+                       for (int v = 0; v < n; ++v) {
+                         own[v] = load(d + j * PANEL + v * L);
+                         if (j < qk) own[v] -= item.scale[j] * load(q + j * PANEL + v * L);
+                       }
+                       gradient(j, own, tap_sums);
+                     }
+                   });
+                 });
+                 beginning.follow(step);
+               });
   });
   float* rest = beginning.finish(a.gradient, a.d_gain, a.d_offset);
   // The gradient of project_out, transposed: of each item, dy's Gram matrix times the attention.
@@ -160,10 +171,11 @@ void mdta_backward(MirlMdtaBackward& a) {
     for (int64_t b = 0; b < batch; ++b)
       with_vectors(std::min<int64_t>(WIDE, (wide - first) / L), [&](auto n) {
         const float* by_v = grams + b * shares * gram + layout.v[h].first * wide + first;
-        dense_panel<n>(items[b].attention[h].rows(nullptr), by_v, wide, [&](int64_t r, int64_t begin, auto some, const Vec* rows) {
-          float* to = &by_column[(h * per_head + r) * wide + first + begin * L];
-          for (int i = 0; i < some; ++i) store(to + i * L, load(to + i * L) + rows[i]);
-        });
+        dense_panel<n>(items[b].attention[h].rows(nullptr), by_v, wide,
+                       [&](int64_t r, int64_t begin, auto some, const Vec* rows) {
+                         float* to = &by_column[(h * per_head + r) * wide + first + begin * L];
+                         for (int i = 0; i < some; ++i) store(to + i * L, load(to + i * L) + rows[i]);
+                       });
       });
   };
   mirl::parallel(m.heads * parts, a.threads, project);
@@ -171,7 +183,8 @@ void mdta_backward(MirlMdtaBackward& a) {
     if (project_out.dense)
       for (int64_t c = 0; c < channels; ++c) rest[r * wide + c] = by_column[c * wide + r];
     else
-      for (int64_t e = project_out.start[r]; e < project_out.start[r + 1]; ++e) rest[e] = by_column[project_out.entry[e].column() * wide + r];
+      for (int64_t e = project_out.start[r]; e < project_out.start[r + 1]; ++e)
+        rest[e] = by_column[project_out.entry[e].column() * wide + r];
 }
 
 }  // namespace MIRL_ISA

@@ -1,4 +1,4 @@
-"""Definition of MDTA, the transposed attention block (Restormer, CVPR 2022, section 3.1)."""
+"""Define MDTA, the transposed attention block (Restormer, CVPR 2022, section 3.1)."""
 
 from collections.abc import Sequence
 
@@ -19,14 +19,23 @@ def mdta(
     project_out: Tensor,
     biases: Sequence[Tensor | None] = (None, None, None),
 ) -> Tensor:
-    """``x + project_out(softmax(temperature * q k^T) v)`` with ``q, k, v = dwconv(qkv(norm(x)))``.
+    """Return ``x + project_out(softmax(temperature * q k^T) v)`` with ``q, k, v = dwconv(qkv(norm(x)))``.
 
-    Attention is between channels: q and k are divided by their L2 norm over all pixels (floor
-    1e-12), heads are contiguous groups of channels.
+    Attention is between channels: q and k are divided by their L2 norm over all pixels (floor 1e-12). Heads
+    are contiguous groups of channels.
 
-    Shapes, for C channels and n heads: x (B, C, H, W), norm_weight and norm_bias (C,),
-    qkv (3C, C, 1, 1), dwconv (3C, 1, 3, 3), temperature (n, 1, 1), project_out (C, C, 1, 1); ``biases`` are those
-    of qkv, dwconv and project_out. Without norm_bias the norm does not centre (`layer_norm`).
+    Args:
+        x: (B, C, H, W).
+        norm_weight: (C,) gain of the norm.
+        norm_bias: (C,) bias of the norm; without it the norm does not centre (`layer_norm`).
+        qkv: (3C, C, 1, 1).
+        dwconv: (3C, 1, 3, 3).
+        temperature: (n, 1, 1), for n heads.
+        project_out: (C, C, 1, 1).
+        biases: Biases of qkv, dwconv and project_out, or None for each.
+
+    Returns:
+        (B, C, H, W).
     """
     b, c, h, w = x.shape
     heads = temperature.shape[0]

@@ -1,11 +1,15 @@
-"""MDTA on GPUs: the norm with qkv; taps of q and k into their Gram matrix and norms; the attention composed with project_out,
-which is linear behind it; and that matrix applied to the tapped v, with the residual. q, k and v touch memory once each way, or,
-strip by strip, the cache alone.
+"""Run MDTA on GPUs in five kernels.
+
+They are: the norm with qkv; the taps of q and k with their Gram matrix and norms, summed in shares; the sum
+of the shares; the attention composed with project_out, which is linear behind it; and that matrix applied to
+the tapped v, with the residual. q, k and v are written once and read once, in memory or, strip by strip, in
+the cache alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import triton
@@ -16,21 +20,20 @@ from mirl_kernels.core.triton import (
     PAD,
     Launch,
     Packed,
-    Panels,
+    RowGroups,
     Strip,
     Tile,
     Work,
-    counts,
-    hidden,
-    kept,
+    counts_work_of,
+    current_workspace,
+    hidden_planes,
     launch,
-    pack_panels,
-    processors,
-    size,
-    strips,
+    nbytes,
+    pack_row_groups,
+    split_into_strips,
 )
-from mirl_kernels.core.triton.product import in_plane, project
-from mirl_kernels.core.triton.taps import STEP, Taps, mix, slots, tap_work, tapped
+from mirl_kernels.core.triton.product import place_in_plane, project
+from mirl_kernels.core.triton.taps import STEP, Taps, depthwise, depthwise_work, mix, slots
 from mirl_kernels.ops.gdfn import live_after_taps
 
 # Channels each way of the block of a Gram matrix that a program sums up, and pixels at a time, at most.
@@ -39,14 +42,34 @@ _GRAM, _PIXELS = 64, 64
 
 @triton.jit
 def gram_kernel(
-    hidden, most, offset, taps, tap_bias, sums, total_size,
-    hidden_batch, pixels, width, heads, q_blocks, k_blocks, span,
-    FIRST: tl.constexpr, TAP_BIAS: tl.constexpr,
-    BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr, PAD: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """Sums over ``span`` of a strip's pixels, and those of the strips before unless it is the FIRST, of q k^T, (B, heads, n, m), and
-    behind it of q^2, (B, heads, n), and k^2, (B, heads, m), of the n = q_blocks * BLOCK_C and m = k_blocks * BLOCK_C rows of each
-    head that the tables have, those of q first; sums (S, total_size). Grid (S, B * heads, blocks of q times blocks of k)."""
+    hidden,
+    most,
+    offset,
+    taps,
+    tap_bias,
+    sums,
+    total_size,
+    hidden_batch,
+    pixels,
+    width,
+    heads,
+    q_blocks,
+    k_blocks,
+    span,
+    FIRST: tl.constexpr,
+    TAP_BIAS: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    PAD: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Sum q k^T, q^2 and k^2 over ``span`` of a strip's pixels, and add the sums of the strips before.
+
+    FIRST says that there are no strips before. sums (S, total_size) has a row for each of the S shares of the
+    pixels. A row is q k^T, (B, heads, n, m), then q^2, (B, heads, n), then k^2, (B, heads, m). The tables
+    have n = q_blocks * BLOCK_C rows of q for each head, and behind all of these m = k_blocks * BLOCK_C rows
+    of k. The grid is (S, B * heads, blocks of q times blocks of k).
+    """
     share, image = tl.program_id(0), tl.program_id(1)
     batch, head, images = (image // heads).to(tl.int64), image % heads, tl.num_programs(1)
     q_block, k_block = tl.program_id(2) // k_blocks, tl.program_id(2) % k_blocks
@@ -57,7 +80,11 @@ def gram_kernel(
     products = sums + (image * n + i[:, None]) * m + j[None, :]
     q_squares = sums + images * n * m + image * n + i
     k_squares = sums + images * n * (m + 1) + image * m + j
-    own_q, own_k = tl.full([BLOCK_C], k_block, tl.int32) == 0, tl.full([BLOCK_C], q_block, tl.int32) == 0
+    # One program of those with the same q block, and of those with the same k block, stores the squares.
+    stores_q, stores_k = (
+        tl.full([BLOCK_C], k_block, tl.int32) == 0,
+        tl.full([BLOCK_C], q_block, tl.int32) == 0,
+    )
     total = tl.zeros([BLOCK_C, BLOCK_C], tl.float32)
     if not FIRST:
         total = tl.load(products)
@@ -68,10 +95,10 @@ def gram_kernel(
     for first in range(share * span, (share + 1) * span, BLOCK_P):
         pixel = first + tl.arange(0, BLOCK_P)
         inside = pixel < pixels
-        # Outside the strip, what is between two rows, where all is zero.
-        at = tl.where(inside, in_plane(width + pixel, width, PAD), width + PAD + PAD // 2)
-        q = tapped(hidden, most, offset, taps, tap_bias, step_q, step_q * BLOCK_C + row, at, TAP_BIAS)
-        k = tapped(hidden, most, offset, taps, tap_bias, step_k, step_k * BLOCK_C + row, at, TAP_BIAS)
+        # Outside the strip, read what is between two rows, where all is zero.
+        at = tl.where(inside, place_in_plane(width + pixel, width, PAD), width + PAD + PAD // 2)
+        q = depthwise(hidden, most, offset, taps, tap_bias, step_q, step_q * BLOCK_C + row, at, TAP_BIAS)
+        k = depthwise(hidden, most, offset, taps, tap_bias, step_k, step_k * BLOCK_C + row, at, TAP_BIAS)
         if TAP_BIAS:
             q, k = tl.where(inside[None, :], q, 0.0), tl.where(inside[None, :], k, 0.0)
         q_norm += q * q
@@ -81,15 +108,15 @@ def gram_kernel(
     tl.store(products, total)
     q_sum, k_sum = tl.sum(q_norm, 1), tl.sum(k_norm, 1)
     if not FIRST:
-        q_sum += tl.load(q_squares, own_q, 0.0)
-        k_sum += tl.load(k_squares, own_k, 0.0)
-    tl.store(q_squares, q_sum, own_q)
-    tl.store(k_squares, k_sum, own_k)
+        q_sum += tl.load(q_squares, stores_q, 0.0)
+        k_sum += tl.load(k_squares, stores_k, 0.0)
+    tl.store(q_squares, q_sum, stores_q)
+    tl.store(k_squares, k_sum, stores_k)
 
 
 @triton.jit(do_not_specialize=["shares"])  # a loop's end
 def sum_kernel(sums, result, shares, size, BLOCK_S: tl.constexpr, BLOCK: tl.constexpr):
-    """result (size,) = the sum of sums (shares, size). Grid (tiles,)."""
+    """Compute the sum (size,) of the rows of sums (shares, size). The grid is (tiles,)."""
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     total = tl.zeros([BLOCK_S, BLOCK], tl.float32)
     for first in range(0, shares, BLOCK_S):
@@ -99,64 +126,78 @@ def sum_kernel(sums, result, shares, size, BLOCK_S: tl.constexpr, BLOCK: tl.cons
     tl.store(result + at, tl.sum(total, 0), at < size)
 
 
-@counts(sum_kernel)
+@counts_work_of(sum_kernel)
 def _sum_work(launch: Launch) -> Work:
     a = launch.arguments
     return Work(
-        read=size(a["sums"]),
-        written=size(a["result"]),
-        fetched=size(a["sums"]),
+        read=nbytes(a["sums"]),
+        written=nbytes(a["result"]),
+        fetched=nbytes(a["sums"]),
         macs=0,
         trips=(launch.grid[0] * triton.cdiv(a["shares"], a["BLOCK_S"]),),
-        hidden=size(a["sums"]),
-        buffer=size(a["sums"]),
+        hidden=nbytes(a["sums"]),
+        buffer=nbytes(a["sums"]),
     )
 
 
-@counts(gram_kernel)
+@counts_work_of(gram_kernel)
 def _gram_work(launch: Launch) -> Work:
-    a, (parts, images, pairs) = launch.arguments, launch.grid
+    a, (shares, images, pairs) = launch.arguments, launch.grid
     heads, block, pixels = a["heads"], a["BLOCK_C"], a["BLOCK_P"]
-    batch, steps = images // heads, parts * a["span"] // pixels
+    batch, steps = images // heads, shares * a["span"] // pixels
     rows = [heads * a[name] * block for name in ("q_blocks", "k_blocks")]
-    beyond = parts * a["span"] > a["pixels"]
-    found = [tap_work(a, half, block, beyond) for half in torch.arange(sum(rows)).split(rows)]
-    others = a["k_blocks"], a["q_blocks"]  # that each block of one is multiplied by
-    features, before = batch * sum(image for image, *_ in found), 0 if a["FIRST"] else size(a["sums"])
+    beyond = shares * a["span"] > a["pixels"]
+    halves = [depthwise_work(a, half, block, beyond) for half in torch.arange(sum(rows)).split(rows)]
+    repeats = a["k_blocks"], a["q_blocks"]  # every block of q is multiplied by so many of k, and of k by q
+    features, before = batch * sum(half.image for half in halves), 0 if a["FIRST"] else nbytes(a["sums"])
     fetched = (
-        n * (steps * pixels * tile + parts * tables)
-        for n, (_, tables, tile, _) in zip(others, found, strict=True)
+        n * (steps * pixels * half.pixel + shares * half.tables)
+        for n, half in zip(repeats, halves, strict=True)
     )
+    tap_trips = (batch * steps * n * sum(half.trips) for n, half in zip(repeats, halves, strict=True))
     return Work(
-        read=features + sum(tables for _, tables, *_ in found) + before,
-        written=size(a["sums"]),
+        read=features + sum(half.tables for half in halves) + before,
+        written=nbytes(a["sums"]),
         fetched=batch * sum(fetched) + before,
         macs=steps * images * pairs * block * block * pixels,
-        trips=(
-            steps * images * pairs,
-            *(batch * steps * n * sum(t) for n, (*_, t) in zip(others, found, strict=True)),
-        ),
-        hidden=features + before + size(a["sums"]),
-        buffer=max(size(a["hidden"]), size(a["sums"])),
+        trips=(steps * images * pairs, *tap_trips),
+        hidden=features + before + nbytes(a["sums"]),
+        buffer=max(nbytes(a["hidden"]), nbytes(a["sums"])),
     )
 
 
 @triton.jit
 def compose_kernel(
-    sums, spot, temperature, project_out, weight, order,
-    channels, heads, n, m, count,
-    BLOCK_I: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_O: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """weight (B, count, C): row ``order[v channel]`` is project_out @ softmax(temperature * q k^T)'s column of that channel, of
-    normalised q and k; order is -1 for a v that is zero. spot (2, C) says where each q and k is in its head's sums, -1 for one
-    that is zero, whose logits are 0. project_out (C, C) of weight's dtype. Grid (B * heads, tiles of outputs)."""
+    sums,
+    place,
+    temperature,
+    project_out,
+    weight,
+    order,
+    channels,
+    heads,
+    n,
+    m,
+    count,
+    BLOCK_I: tl.constexpr,
+    BLOCK_J: tl.constexpr,
+    BLOCK_O: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Compute project_out @ softmax(temperature * q k^T) of normalised q and k.
+
+    The result is weight (B, count, C). Its row ``order[c]`` is the column of channel c of v; order is -1 for
+    a v that is zero. place (2, C) says where each q and each k is in its head's sums; it is -1 for one that
+    is zero, whose logits are 0. project_out (C, C) is of weight's type. The grid is (B * heads, tiles of
+    outputs).
+    """
     image = tl.program_id(0)
     batch, head = image // heads, image % heads
     inner = channels // heads
     j = tl.arange(0, BLOCK_J)
-    at_j = tl.load(spot + channels + head * inner + j, j < inner, -1)
+    at_j = tl.load(place + channels + head * inner + j, j < inner, -1)
     out = tl.program_id(1) * BLOCK_O + tl.arange(0, BLOCK_O)
-    warmth = tl.load(temperature + head)
+    head_temperature = tl.load(temperature + head)
     images = tl.num_programs(0)
     gram = sums + image * n * m
     q_squares, k_squares = sums + images * n * m + image * n, sums + images * n * (m + 1) + image * m
@@ -164,12 +205,12 @@ def compose_kernel(
     total = tl.zeros([BLOCK_J, BLOCK_O], tl.float32)
     for first in range(0, inner, BLOCK_I):
         i = first + tl.arange(0, BLOCK_I)
-        at_i = tl.load(spot + head * inner + i, i < inner, -1)
+        at_i = tl.load(place + head * inner + i, i < inner, -1)
         q_norm = tl.maximum(tl.sqrt(tl.load(q_squares + at_i, at_i >= 0, 0.0)), 1e-12)
         logits = tl.load(
             gram + at_i[:, None] * m + at_j[None, :], (at_i >= 0)[:, None] & (at_j >= 0)[None, :], 0.0
         )
-        logits = logits / q_norm[:, None] / k_norm[None, :] * warmth
+        logits = logits / q_norm[:, None] / k_norm[None, :] * head_temperature
         logits = tl.where((j < inner)[None, :], logits, float("-inf"))
         attention = tl.exp(logits - tl.max(logits, 1)[:, None])
         known = (i < inner)[:, None] & (j < inner)[None, :]
@@ -178,71 +219,111 @@ def compose_kernel(
         rows = tl.load(project_out + out[None, :] * channels + head * inner + i[:, None], known, 0.0)
         total = tl.dot(tl.trans(attention).to(rows.dtype), rows, total, input_precision=PRECISION)
     at = tl.load(order + head * inner + j, j < inner, -1)
-    place = weight + batch.to(tl.int64) * count * channels + at[:, None] * channels + out[None, :]
-    tl.store(place, total.to(weight.dtype.element_ty), (at >= 0)[:, None] & (out < channels)[None, :])
+    to = weight + batch.to(tl.int64) * count * channels + at[:, None] * channels + out[None, :]
+    tl.store(to, total.to(weight.dtype.element_ty), (at >= 0)[:, None] & (out < channels)[None, :])
 
 
-@counts(compose_kernel)
+@counts_work_of(compose_kernel)
 def _compose_work(launch: Launch) -> Work:
     a, (images, tiles, _) = launch.arguments, launch.grid
     steps = triton.cdiv(a["channels"] // a["heads"], a["BLOCK_I"])
-    q, k = (a["spot"] >= 0).view(2, a["heads"], -1).sum(2)
-    batch, matrix = images // a["heads"], size(a["project_out"])
-    sums, tables = 4 * batch * int((q * k + q + k).sum()), size(a["temperature"], a["order"], a["spot"])
+    q, k = (a["place"] >= 0).view(2, a["heads"], -1).sum(2)
+    batch, matrix = images // a["heads"], nbytes(a["project_out"])
+    sums, tables = 4 * batch * int((q * k + q + k).sum()), nbytes(a["temperature"], a["order"], a["place"])
+    macs = images * tiles * steps * a["BLOCK_I"] * a["BLOCK_J"] * a["BLOCK_O"]
     return Work(
         read=sums + tables + matrix,
-        written=size(a["weight"]),
+        written=nbytes(a["weight"]),
         fetched=tiles * (sums + batch * tables) + batch * matrix,
-        macs=images * tiles * steps * a["BLOCK_I"] * a["BLOCK_J"] * a["BLOCK_O"]
-        if a["weight"].itemsize < 4
-        else 0,
+        macs=macs if a["weight"].itemsize < 4 else 0,
         trips=(images * tiles * steps,),
     )
 
 
 def _rows_of(slot: Tensor, taps: Tensor, bias: Tensor | None, rows: Tensor, step: int = STEP) -> Taps:
-    """The taps of these channels, of nothing where -1."""
+    """Return the taps of some channels, with none where a row is -1."""
     none = rows < 0
     weight = taps[rows].masked_fill(none[:, None], 0)
     bias = None if bias is None else bias[rows].masked_fill(none, 0)
     return Taps(slot[rows].masked_fill(none, -1), weight, bias, step=step)
 
 
-class TritonMDTA(Packed):
-    """The surviving weights of one MDTA for the Triton kernels; arguments as in `reference`.
+@dataclass(frozen=True)
+class _Sums:
+    """The memory for the sums of q k^T, q^2 and k^2 of a batch.
 
-    Dead channels of q, k and v are neither computed nor stored; a dead q or k still counts in the softmax, as a logit of 0.
-    Activations are of ``dtype`` (float16, bfloat16 or float32), sums float32.
+    ``tensor`` is (shares, size), ``images`` the batch times the heads, ``n`` and ``m`` the rows of q and k of
+    each head with padding, and ``span`` the pixels of a share.
+    """
+
+    tensor: Tensor
+    images: int
+    n: int
+    m: int
+    span: int
+
+
+class TritonMDTA(Packed):
+    """Hold the surviving weights of one MDTA for the Triton kernels.
+
+    The arguments are those of `reference`. Dead channels of q, k and v are neither computed nor stored. A
+    dead q or k still counts in the softmax, as a logit of 0.
+
+    Args:
+        norm_weight: (C,).
+        norm_bias: (C,), or None for a norm that does not subtract the mean.
+        qkv: (3 * C, C, 1, 1).
+        dwconv: (3 * C, 1, 3, 3).
+        temperature: (heads, 1, 1).
+        project_out: (C, C, 1, 1).
+        biases: Those of qkv, dwconv and project_out.
+        dtype: The type of activations and weights: float16, bfloat16 or float32. Sums are float32.
     """
 
     offset: Tensor
-    spot: Tensor
+    place: Tensor
     order: Tensor
     temperature: Tensor
     project_out: Tensor
     bias: Tensor | None
 
-    def __init__(self, norm_weight: Tensor, norm_bias: Tensor | None, qkv: Tensor, dwconv: Tensor, temperature: Tensor,
-                 project_out: Tensor, biases: Sequence[Tensor | None] = (None, None, None),
-                 dtype: torch.dtype = torch.float16) -> None:  # fmt: skip
+    def __init__(
+        self,
+        norm_weight: Tensor,
+        norm_bias: Tensor | None,
+        qkv: Tensor,
+        dwconv: Tensor,
+        temperature: Tensor,
+        project_out: Tensor,
+        biases: Sequence[Tensor | None] = (None, None, None),
+        dtype: torch.dtype = torch.float16,
+    ) -> None:
         super().__init__(dtype)
         fan_in, taps, out = (w.detach().float().flatten(1) for w in (qkv, dwconv, project_out))
         self.channels, self.heads, self.centred = len(out), len(temperature), norm_bias is not None
         live = live_after_taps(fan_in, taps, biases[0], None)
-        ahead = live.clone()  # q and k, whose sums v waits for
-        ahead[2 * self.channels :] = False
-        behind = live & ~ahead
+        live_qk, live_v = live.clone(), live.clone()
+        live_qk[2 * self.channels :] = False
+        live_v[: 2 * self.channels] = False
         offset = torch.zeros(len(fan_in)) if biases[0] is None else biases[0].detach().float()
         if norm_bias is not None:
             offset = offset + fan_in @ norm_bias.detach().float()
         scaled = fan_in * norm_weight.detach().float()
-        self.qk, self.v, self.qkv = (pack_panels(scaled[rows], dtype) for rows in (ahead, behind, live))
+        self.qk, self.v, self.qkv = (pack_row_groups(scaled[rows], dtype) for rows in (live_qk, live_v, live))
         self.register_buffer("offset", offset[live])
-        self.ahead = int(ahead.sum())
-        slot = torch.where(ahead, slots(ahead), slots(behind))
+        self.qk_count = int(live_qk.sum())
+        slot = torch.where(live_qk, slots(live_qk), slots(live_v))
         tap_bias = None if biases[1] is None else biases[1].detach().float()
-        felt = live if tap_bias is None else live | (tap_bias != 0)  # not zero everywhere
-        q, k = (list(half.view(self.heads, -1)) for half in felt.chunk(3)[:2])
+        nonzero = live if tap_bias is None else live | (tap_bias != 0)  # behind the taps
+        self._pack_qk(slot, taps, tap_bias, nonzero)
+        self._pack_v(slot, taps, tap_bias, nonzero)
+        self.register_buffer("temperature", temperature.detach().float().flatten())
+        self.register_buffer("project_out", out.to(dtype))
+        self.register_buffer("bias", None if biases[2] is None else biases[2].detach().float())
+
+    def _pack_qk(self, slot: Tensor, taps: Tensor, tap_bias: Tensor | None, nonzero: Tensor) -> None:
+        """Make the taps of q and k, head by head, and the places of their channels in the heads' sums."""
+        q, k = (list(part.view(self.heads, -1)) for part in nonzero.chunk(3)[:2])
         most = [max(1, *(int(head.sum()) for head in part)) for part in (q, k)]
         self.block = min(_GRAM, max(16, 1 << (max(most) - 1).bit_length()))
         self.blocks = [-(-n // self.block) for n in most]
@@ -251,76 +332,109 @@ class TritonMDTA(Packed):
             for i, head in enumerate(part):
                 rows.append(torch.full((blocks * self.block,), -1))
                 rows[-1][: int(head.sum())] = first + i * self.channels // self.heads + head.nonzero()[:, 0]
-        self.taps = _rows_of(slot, taps, tap_bias, torch.cat(rows), self.block)
-        self.register_buffer("spot", torch.cat([slots(head) for head in q + k]).int())
-        # v that is zero everywhere is left out of the last product.
-        v = felt[2 * self.channels :].nonzero()[:, 0]
-        # Those of about as many taps side by side: a step of the kernel takes as long as the one with most.
+        self.qk_taps = _rows_of(slot, taps, tap_bias, torch.cat(rows), self.block)
+        self.register_buffer("place", torch.cat([slots(head) for head in q + k]).int())
+
+    def _pack_v(self, slot: Tensor, taps: Tensor, tap_bias: Tensor | None, nonzero: Tensor) -> None:
+        """Make the taps of v and the order of its channels, without those that are zero everywhere.
+
+        Channels of about as many taps are side by side, since a step of the kernel takes as long as the one
+        with most.
+        """
+        v = nonzero[2 * self.channels :].nonzero()[:, 0]
         v = v[taps[2 * self.channels + v].count_nonzero(1).argsort(stable=True)]
-        self.count = len(v)
-        self.register_buffer(
-            "order", torch.full((self.channels,), -1).index_put((v,), torch.arange(len(v))).int()
-        )
+        self.v_count = len(v)
+        order = torch.full((self.channels,), -1).index_put((v,), torch.arange(len(v)))
+        self.register_buffer("order", order.int())
         self.v_taps = _rows_of(slot, taps, tap_bias, v + 2 * self.channels)
-        self.register_buffer("temperature", temperature.detach().float().flatten())
-        self.register_buffer("project_out", out.to(dtype))
-        self.register_buffer("bias", None if biases[2] is None else biases[2].detach().float())
 
     def forward(self, x: Tensor, y: Tensor | None = None, shares: int = 0) -> Tensor:
-        """x (B, C, H, W) of ``dtype`` to the same shape, written into ``y``, which is not x, if given; Gram matrices are summed up in
-        ``shares`` parts, or as many as there are processors for."""
-        y = self.check(x, self.channels, y, x.shape)
-        batch, channels, _, width = x.shape
-        inner = channels // self.heads
-        # v as well, by the same pass, if one strip has room for all.
-        whole = all(len(strips(x, n, self.dtype)) == 1 for n in (self.ahead, len(self.offset)))
-        planes, parts = hidden(x, len(self.offset) if whole else self.ahead, self.dtype)
-        taps, block, images, (q_blocks, k_blocks) = self.taps, self.block, batch * self.heads, self.blocks
-        shares = shares or max(1, processors() // (images * q_blocks * k_blocks))
-        span = triton.cdiv(parts[0].rows * width, _PIXELS * shares) * _PIXELS  # pixels of a share
-        shares = triton.cdiv(parts[0].rows * width, span)
-        n, m = q_blocks * block, k_blocks * block
-        size = images * (n * m + n + m)
-        sums = kept(  # the next block's are summed up there as well, so that the cache keeps them
-            "sums",
-            lambda: torch.empty(shares * size, dtype=torch.float32, device=x.device),
-            lambda found: len(found) >= shares * size,
-        )[: shares * size].view(shares, size)
-        for strip in parts:
-            if whole:
+        """Return x plus the MDTA of x.
+
+        Args:
+            x: (B, C, H, W) of ``dtype``.
+            y: The tensor to write to, which must not be x, or None for a new one.
+            shares: In how many parts Gram matrices are summed up; 0 for as many as there are processors for.
+        """
+        y = self.checked_output(x, self.channels, y, x.shape)
+        qk, qkv = self.qk_count, len(self.offset)
+        # If one strip has room for q, k and v, they are computed in one pass.
+        one_pass = all(len(split_into_strips(x, n, self.dtype)) == 1 for n in (qk, qkv))
+        planes, strips = hidden_planes(x, qkv if one_pass else qk, self.dtype)
+        sums = self._sums(x, strips[0].rows * x.shape[3], shares)
+        for strip in strips:
+            if one_pass:
                 self._project(x, planes, self.qkv, self.offset, strip)
             else:
-                self._project(x, planes, self.qk, self.offset[: self.ahead], strip)
-            launch(
-                gram_kernel, lambda sizes: (shares, images, q_blocks * k_blocks),
-                planes, *taps.tables(width, planes.stride(1)), sums, size,
-                planes.stride(0), strip.rows * width, width, self.heads, q_blocks, k_blocks, span,
-                FIRST=strip.first == 0, TAP_BIAS=taps.bias is not None, BLOCK_C=block, PAD=PAD, PRECISION="ieee",
-                tiles=[Tile({"BLOCK_P": p}, warps) for p, warps in ((_PIXELS, 8), (_PIXELS, 16), (_PIXELS // 2, 8))],
-            )  # fmt: skip
-        summed = torch.empty(size, dtype=torch.float32, device=x.device)
-        launch(
-            sum_kernel, lambda sizes: (triton.cdiv(size, sizes["BLOCK"]), 1, 1),
-            sums, summed, shares, size, BLOCK_S=16, tiles=[Tile({"BLOCK": 64}, 4)],
-        )  # fmt: skip
-        weight = x.new_empty(batch, self.count, channels)
-        wide = max(16, triton.next_power_of_2(inner))
-        launch(
-            compose_kernel, lambda sizes: (images, triton.cdiv(channels, sizes["BLOCK_O"]), 1),
-            summed, self.spot, self.temperature, self.project_out, weight, self.order,
-            channels, self.heads, n, m, self.count,
-            BLOCK_I=16, BLOCK_J=wide, PRECISION="ieee",
-            tiles=[Tile({"BLOCK_O": o}, 8 if wide > 64 else 4) for o in (16, 8)],
-        )  # fmt: skip
-        if whole:
-            mix(planes, self.v_taps, weight, self.bias, x, y, gate=False, strip=parts[0], before=self.ahead)
+                self._project(x, planes, self.qk, self.offset[:qk], strip)
+            self._add_gram(planes, x.shape[3], sums, strip)
+        weight = self._compose(x, sums)
+        if one_pass:
+            mix(planes, self.v_taps, weight, self.bias, x, y, gate=False, strip=strips[0], slots_before=qk)
             return y
-        planes, parts = hidden(x, len(self.offset) - self.ahead, self.dtype)
-        for strip in parts:
-            self._project(x, planes, self.v, self.offset[self.ahead :], strip)
+        planes, strips = hidden_planes(x, qkv - qk, self.dtype)
+        for strip in strips:
+            self._project(x, planes, self.v, self.offset[qk:], strip)
             mix(planes, self.v_taps, weight, self.bias, x, y, gate=False, strip=strip)
         return y
 
-    def _project(self, x: Tensor, planes: Tensor, matrix: Panels, offset: Tensor, strip: Strip) -> None:
+    def _project(self, x: Tensor, planes: Tensor, matrix: RowGroups, offset: Tensor, strip: Strip) -> None:
         if len(offset):
             project(x, planes, matrix, offset, norm=True, centred=self.centred, strip=strip)
+
+    def _sums(self, x: Tensor, pixels: int, shares: int) -> _Sums:
+        """Return memory for the sums over strips of so many pixels."""
+        workspace, (q_blocks, k_blocks) = current_workspace(), self.blocks
+        images, n, m = len(x) * self.heads, q_blocks * self.block, k_blocks * self.block
+        shares = shares or max(1, workspace.processors // (images * q_blocks * k_blocks))
+        span = triton.cdiv(pixels, _PIXELS * shares) * _PIXELS
+        shares = triton.cdiv(pixels, span)
+        size = images * (n * m + n + m)
+        flat = workspace.tensor(  # the next block sums up in the same memory, so that the cache keeps it
+            "sums",
+            lambda: torch.empty(shares * size, dtype=torch.float32, device=x.device),
+            lambda tensor: len(tensor) >= shares * size,
+        )
+        return _Sums(flat[: shares * size].view(shares, size), images, n, m, span)
+
+    def _add_gram(self, planes: Tensor, width: int, sums: _Sums, strip: Strip) -> None:
+        """Add the sums of one strip."""
+        (shares, size), (q_blocks, k_blocks) = sums.tensor.shape, self.blocks
+        tiles = (_PIXELS, 8), (_PIXELS, 16), (_PIXELS // 2, 8)
+        launch(
+            gram_kernel,
+            lambda sizes: (shares, sums.images, q_blocks * k_blocks),
+            *(planes, *self.qk_taps.tables(width, planes.stride(1)), sums.tensor, size),
+            *(planes.stride(0), strip.rows * width, width, self.heads, q_blocks, k_blocks, sums.span),
+            FIRST=strip.first == 0,
+            TAP_BIAS=self.qk_taps.bias is not None,
+            BLOCK_C=self.block,
+            PAD=PAD,
+            PRECISION="ieee",
+            tiles=[Tile({"BLOCK_P": pixels}, warps) for pixels, warps in tiles],
+        )
+
+    def _compose(self, x: Tensor, sums: _Sums) -> Tensor:
+        """Return the attention composed with project_out, (B, count, C)."""
+        (shares, size), channels = sums.tensor.shape, x.shape[1]
+        total = torch.empty(size, dtype=torch.float32, device=x.device)
+        launch(
+            sum_kernel,
+            lambda sizes: (triton.cdiv(size, sizes["BLOCK"]), 1, 1),
+            *(sums.tensor, total, shares, size),
+            BLOCK_S=16,
+            tiles=[Tile({"BLOCK": 64}, 4)],
+        )
+        weight = x.new_empty(len(x), self.v_count, channels)
+        block = max(16, triton.next_power_of_2(channels // self.heads))
+        launch(
+            compose_kernel,
+            lambda sizes: (sums.images, triton.cdiv(channels, sizes["BLOCK_O"]), 1),
+            *(total, self.place, self.temperature, self.project_out, weight, self.order),
+            *(channels, self.heads, sums.n, sums.m, self.v_count),
+            BLOCK_I=16,
+            BLOCK_J=block,
+            PRECISION="ieee",
+            tiles=[Tile({"BLOCK_O": o}, 8 if block > 64 else 4) for o in (16, 8)],
+        )
+        return weight

@@ -1,12 +1,13 @@
-// NAFNet's block in two passes. Its channel attention needs the means over the image of what the first gate gives: pass
-// one computes and sums that in strips, and stores what conv3 reads of it. No taps come after, so pass two takes
-// groups of pixels through the rest of the block without leaving the second-level cache.
+// NAFNet's block in two passes. Its channel attention needs the means over the image of what the first gate
+// gives: pass one computes and sums that in strips, and stores what conv3 reads of it. No taps come after, so
+// pass two takes groups of pixels through the rest of the block without leaving the second-level cache.
 #include "strips.h"
 
 namespace MIRL_ISA {
 namespace {
 
-// The sums over the pixels of the gated channels, item by item. Those that `gated` has room for are stored there.
+// The sums over the pixels of the gated channels, item by item. Those that `gated` has room for are stored
+// there.
 std::vector<double> pass_one(const MirlNaf& a, const MirlImage& gated, int64_t stored) {
   const MirlRows conv1 = a.conv1->view();
   const int64_t pairs = conv1.rows / 2;
@@ -14,34 +15,38 @@ std::vector<double> pass_one(const MirlNaf& a, const MirlImage& gated, int64_t s
   const Taps taps(a.conv2->view(), s);
   std::vector<double> partial(s.tasks() * pairs, 0.0);
   const int64_t lanes = round_up(pairs, L) * L;  // a step's sums
-  run_strips(s, a.size.channels * PANEL, lanes, a.threads, fill_normalised(s, a.x, conv1, true, float(a.eps1)), [&](const Step& step) {
-    std::memset(step.extra, 0, sizeof(float) * lanes);
-    grouped(step.count, step.x1 - step.x0, [&](const Place* at, int64_t n) {
-      const Tapped from(s, step, at, n);
-      Fetch to_write(gated, step.b, stored, step.y, step.x0, at, n, pairs);
-      for (int64_t j = 0; j < pairs; ++j) {
-        to_write.share<1>();
-        Vec total = load(step.extra + j * L);
-        runs<TAPPED>(at, n, [&](int64_t v, auto few) {
-          Vec left[few], right[few];
-          taps.pair<few>(j, pairs, from, v, left, right);
-          for (int i = 0; i < few; ++i) {
-            Vec value = left[i] * right[i];
-            if (at[v + i].valid < L) value = only(value, at[v + i].valid);
-            total += value;
-            if (j < stored) store(gated.at(step.b, j, step.y + at[v + i].row, step.x0 + at[v + i].column), value, at[v + i]);
-          }
-        });
-        store(step.extra + j * L, total);
-      }
-    });
-    for (int64_t j = 0; j < pairs; j += L) {
-      Vec block[L];
-      std::memcpy(block, step.extra + j * L, sizeof block);
-      const Vec sum = sums(block);
-      for (int64_t i = 0; i < std::min(L, pairs - j); ++i) partial[step.task * pairs + j + i] += sum[i];
-    }
-  });
+  run_strips(s, a.size.channels * PANEL, lanes, a.threads,
+             fill_normalised(s, a.x, conv1, true, float(a.eps1)), [&](const Step& step) {
+               std::memset(step.extra, 0, sizeof(float) * lanes);
+               grouped(step.count, step.x1 - step.x0, [&](const Place* at, int64_t n) {
+                 const Tapped from(s, step, at, n);
+                 Fetch to_write(gated, step.b, stored, step.y, step.x0, at, n, pairs);
+                 for (int64_t j = 0; j < pairs; ++j) {
+                   to_write.share<1>();
+                   Vec total = load(step.extra + j * L);
+                   runs<TAPPED>(at, n, [&](int64_t v, auto few) {
+                     Vec left[few], right[few];
+                     taps.pair<few>(j, pairs, from, v, left, right);
+                     for (int i = 0; i < few; ++i) {
+                       Vec value = left[i] * right[i];
+                       if (at[v + i].valid < L) value = only(value, at[v + i].valid);
+                       total += value;
+                       if (j < stored)
+                         store(gated.at(step.b, j, step.y + at[v + i].row, step.x0 + at[v + i].column), value,
+                               at[v + i]);
+                     }
+                   });
+                   store(step.extra + j * L, total);
+                 }
+               });
+               for (int64_t j = 0; j < pairs; j += L) {
+                 Vec block[L];
+                 std::memcpy(block, step.extra + j * L, sizeof block);
+                 const Vec sum = sums(block);
+                 for (int64_t i = 0; i < std::min(L, pairs - j); ++i)
+                   partial[step.task * pairs + j + i] += sum[i];
+               }
+             });
   const int64_t tasks = s.tasks() / a.size.batch;  // of one item, added up in order
   std::vector<double> total(a.size.batch * pairs, 0.0);
   for (int64_t t = 0; t < s.tasks(); ++t)
@@ -71,7 +76,8 @@ void naf(MirlNaf& a) {
   const int64_t channel = padded(width), row = stored * channel;  // the channels of an image row lie together
   const MirlImage gated{a.scratch, a.size.height * row, channel, row};
   const std::vector<float> scale = channel_attention(a, pass_one(a, gated, stored));
-  const int64_t share = std::max<int64_t>(1, a.size.height / (4 * a.threads)), shares = (a.size.height + share - 1) / share;
+  const int64_t share = std::max<int64_t>(1, a.size.height / (4 * a.threads)),
+                shares = (a.size.height + share - 1) / share;
   auto task = [&](int64_t t) {
     const int64_t b = t / shares, top = t % shares * share;
     float *y = mirl::scratch((2 * channels + stored + conv5.columns) * PANEL), *normal = y + channels * PANEL;
@@ -84,7 +90,8 @@ void naf(MirlNaf& a) {
       Fetch next_gated(gated, b, stored, top, 0, at + n, following, channels);
       for (int64_t j = 0; j < stored; ++j)
         for (int64_t v = 0; v < n; ++v)
-          store(scaled + j * PANEL + v * L, load(gated.at(b, j, top + at[v].row, at[v].column)) * scale[b * stored + j]);
+          store(scaled + j * PANEL + v * L,
+                load(gated.at(b, j, top + at[v].row, at[v].column)) * scale[b * stored + j]);
       product(conv3, scaled, n, [&](int64_t c, int64_t begin, auto wide, const Vec* sums) {
         if (begin == 0) next.template share<0>(), next_gated.template share<0>();
         for (int64_t v = begin; v < begin + wide; ++v) {
@@ -101,7 +108,8 @@ void naf(MirlNaf& a) {
       });
       product(conv5, hidden, n, [&](int64_t c, int64_t begin, auto wide, const Vec* sums) {
         for (int64_t v = begin; v < begin + wide; ++v)
-          store(a.y.at(b, c, top + at[v].row, at[v].column), sums[v - begin] + load(y + c * PANEL + v * L), at[v]);
+          store(a.y.at(b, c, top + at[v].row, at[v].column), sums[v - begin] + load(y + c * PANEL + v * L),
+                at[v]);
       });
     });
   };

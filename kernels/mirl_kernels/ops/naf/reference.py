@@ -1,4 +1,4 @@
-"""Definition of NAFNet's block (Simple Baselines for Image Restoration, ECCV 2022, figure 3c)."""
+"""Define NAFNet's block (Simple Baselines for Image Restoration, ECCV 2022, figure 3c)."""
 
 from collections.abc import Sequence
 
@@ -16,14 +16,24 @@ def naf(
     beta: Tensor,
     gamma: Tensor,
 ) -> Tensor:
-    """``y = x + beta * conv3(SCA(SG(conv2(conv1(norm1(x))))))``, and ``y + gamma * conv5(SG(conv4(norm2(y))))``.
+    """Return ``y + gamma * conv5(SG(conv4(norm2(y))))``.
 
-    SG, the simple gate, is the product of a tensor's two halves; SCA, the simplified channel attention, multiplies each
-    channel by a 1x1 convolution of all channels' means over the image.
+    The first half is ``y = x + beta * conv3(SCA(SG(conv2(conv1(norm1(x))))))``.
 
-    Shapes, for C channels and p and q pairs of hidden ones: x (B, C, H, W); ``norms``, gain (C,), bias (C,) and epsilon of
-    both; ``weights`` and ``biases`` of conv1 (2p, C, 1, 1), conv2 (2p, 1, 3, 3), SCA (p, p, 1, 1), conv3 (C, p, 1, 1),
-    conv4 (2q, C, 1, 1) and conv5 (C, q, 1, 1); beta and gamma (C,).
+    SG, the simple gate, is the product of a tensor's two halves. SCA, the simplified channel attention,
+    multiplies each channel by a 1x1 convolution of all channels' means over the image.
+
+    Args:
+        x: (B, C, H, W).
+        norms: Gain (C,), bias (C,) and epsilon of both norms.
+        weights: Those of conv1 (2p, C, 1, 1), conv2 (2p, 1, 3, 3), SCA (p, p, 1, 1), conv3 (C, p, 1, 1),
+            conv4 (2q, C, 1, 1) and conv5 (C, q, 1, 1), for p and q pairs of hidden channels.
+        biases: Those of the same six, or None for each.
+        beta: (C,) scale of the first half.
+        gamma: (C,) scale of the second half.
+
+    Returns:
+        (B, C, H, W).
     """
     conv1, conv2, sca, conv3, conv4, conv5 = zip(weights, biases, strict=True)
     hidden = F.conv2d(layer_norm(x, *norms[0]), *conv1)

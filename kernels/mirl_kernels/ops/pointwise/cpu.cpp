@@ -8,7 +8,8 @@ void pointwise(MirlPointwise& a) {
   const int64_t channels = a.size.channels;
   int64_t height = a.size.height, width = a.size.width;
   if (a.x.row == width && a.y.row == width) width *= height, height = 1;  // planes without gaps
-  const int64_t vectors = (width + L - 1) / L, groups = (vectors + WIDE - 1) / WIDE, total = a.size.batch * height * groups;
+  const int64_t vectors = (width + L - 1) / L, groups = (vectors + WIDE - 1) / WIDE,
+                total = a.size.batch * height * groups;
   const int64_t share = std::max<int64_t>(1, std::min<int64_t>(16, total / (4 * a.threads)));
   auto task = [&](int64_t t) {
     float* panel = mirl::scratch(channels * PANEL);
@@ -19,7 +20,8 @@ void pointwise(MirlPointwise& a) {
       for (int64_t v = 0; v < n; ++v) at[v] = {0, (first + v) * L, std::min(L, width - (first + v) * L)};
       const float* from = a.x.at(b, 0, y, first * L);
       for (int64_t c = 0; c < channels; ++c)
-        for (int64_t v = 0; v < n; ++v) store(panel + c * PANEL + v * L, load(from + c * a.x.channel + v * L, at[v]));
+        for (int64_t v = 0; v < n; ++v)
+          store(panel + c * PANEL + v * L, load(from + c * a.x.channel + v * L, at[v]));
       const bool more = group + 1 < groups;
       Fetch next(a.x, b, channels, more ? y : std::min(y + 1, height - 1), 0, at, n, weight.rows);
       if (more) next.skip(n * L);
@@ -27,7 +29,8 @@ void pointwise(MirlPointwise& a) {
       float* to = a.y.at(b, 0, y, first * L);
       product(weight, panel, n, [&](int64_t r, int64_t begin, auto wide, const Vec* sums) {
         if (begin == 0) next.template share<0>();
-        for (int64_t v = begin; v < begin + wide; ++v) store(to + r * a.y.channel + v * L, activated(sums[v - begin], a.activation), at[v]);
+        for (int64_t v = begin; v < begin + wide; ++v)
+          store(to + r * a.y.channel + v * L, activated(sums[v - begin], a.activation), at[v]);
       });
     }
   };

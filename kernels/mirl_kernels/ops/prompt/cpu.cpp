@@ -35,7 +35,8 @@ void prompt(MirlPrompt& a) {
     for (int64_t n = 0; n < a.count; ++n) weights[b * a.count + n] = float(logit[n] / total);
   }
 
-  // Half-pixel centres (align_corners False), clamped at the borders: pixel i lies between near[i] and far[i].
+  // Half-pixel centres (align_corners False), clamped at the borders: pixel i lies between near[i] and
+  // far[i].
   struct Axis {
     std::vector<int32_t> near, far;
     std::vector<float> part;  // of far
@@ -61,7 +62,8 @@ void prompt(MirlPrompt& a) {
     const int32_t *near = across.near.data(), *far = across.far.data();
     const float* part = across.part.data();
     for (int64_t y = 0; y < height; ++y) {
-      const float *above = mixture + down.near[y] * side, *below = mixture + down.far[y] * side, f = down.part[y];
+      const float *above = mixture + down.near[y] * side, *below = mixture + down.far[y] * side,
+                  f = down.part[y];
       for (int64_t i = 0; i < side; ++i) line[i] = above[i] * (1 - f) + below[i] * f;
       float* to = resized + t * plane + y * width;
       for (int64_t x = 0; x < width; ++x) to[x] = line[near[x]] * (1 - part[x]) + line[far[x]] * part[x];
@@ -69,7 +71,8 @@ void prompt(MirlPrompt& a) {
   };
   mirl::parallel(a.size.batch * a.channels, a.threads, resize);
   MirlConv conv{};
-  conv.x = {resized, a.channels * plane, plane, width}, conv.y = a.y, conv.weight = a.conv3x3, conv.threads = a.threads;
+  conv.x = {resized, a.channels * plane, plane, width}, conv.y = a.y, conv.weight = a.conv3x3,
+  conv.threads = a.threads;
   conv.size = {a.size.batch, a.channels, height, width}, conv.height = height, conv.width = width;
   conv.stride_y = conv.stride_x = conv.shuffle = 1, conv.activation.slope = 1;
   run_conv(conv);

@@ -1,4 +1,7 @@
-"""The prompt block on GPUs: means of the features, the mixture at the features' size, its 3x3 convolution."""
+"""Run the prompt block on GPUs.
+
+It computes the means of the features, the mixture at the features' size, and its 3x3 convolution.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +10,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mirl_kernels.core.triton import Launch, Packed, Tile, Work, counts, launch, size
+from mirl_kernels.core.triton import Launch, Packed, Tile, Work, counts_work_of, launch, nbytes
 from mirl_kernels.ops.conv.triton import TritonConv
 
 
 @triton.jit(do_not_specialize=["plane"])  # a loop's end
 def mean_kernel(x, mean, x_batch, plane, BLOCK_P: tl.constexpr):
-    """mean (B, C) float32 of each plane of x. Grid (C, B)."""
+    """Compute the mean (B, C), in float32, of each plane of x. The grid is (C, B)."""
     batch = tl.program_id(1).to(tl.int64)
     x += batch * x_batch + tl.program_id(0).to(tl.int64) * plane
     total = tl.zeros([BLOCK_P], tl.float32)
@@ -23,20 +26,42 @@ def mean_kernel(x, mean, x_batch, plane, BLOCK_P: tl.constexpr):
     tl.store(mean + batch * tl.num_programs(0) + tl.program_id(0), tl.sum(total) / plane)
 
 
-@counts(mean_kernel)
+@counts_work_of(mean_kernel)
 def _mean_work(launch: Launch) -> Work:
     a, (channels, batch, _) = launch.arguments, launch.grid
     read = channels * batch * a["plane"] * a["x"].itemsize
-    return Work(read, size(a["mean"]), read, 0, (channels * batch * triton.cdiv(a["plane"], a["BLOCK_P"]),))
+    return Work(
+        read=read,
+        written=nbytes(a["mean"]),
+        fetched=read,
+        macs=0,
+        trips=(channels * batch * triton.cdiv(a["plane"], a["BLOCK_P"]),),
+    )
 
 
 @triton.jit
 def mixture_kernel(
-    mean, linear, bias, prompts, y, y_batch, height, width, channels, count, size, planes,
-    BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
-):  # fmt: skip
-    """y (B, P, H, W) = bilinear(sum of softmax(linear @ mean + bias) * prompts), prompts (N, P, S, S); as F.interpolate does it
-    without aligned corners. Grid (tiles of pixels, P, B)."""
+    mean,
+    linear,
+    bias,
+    prompts,
+    y,
+    y_batch,
+    height,
+    width,
+    channels,
+    count,
+    size,
+    planes,
+    BLOCK_N: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+):
+    """Compute y (B, P, H, W) = bilinear(sum of softmax(linear @ mean + bias) * prompts).
+
+    prompts are (N, P, S, S). They are interpolated as F.interpolate does it without aligned corners. The grid
+    is (tiles of pixels, P, B).
+    """
     batch, p = tl.program_id(2).to(tl.int64), tl.program_id(1).to(tl.int64)
     n = tl.arange(0, BLOCK_N)
     known = n < count
@@ -66,15 +91,15 @@ def mixture_kernel(
     tl.store(y + batch * y_batch + p * height * width + pixel, mixed.to(y.dtype.element_ty), inside)
 
 
-@counts(mixture_kernel)
+@counts_work_of(mixture_kernel)
 def _mixture_work(launch: Launch) -> Work:
     a, (tiles, planes, batch) = launch.arguments, launch.grid
     programs = tiles * planes * batch
-    tables = size(a["linear"], a["bias"]) + a["channels"] * 4
-    prompts = size(a["prompts"]) // planes
+    tables = nbytes(a["linear"], a["bias"]) + a["channels"] * 4
+    prompts = nbytes(a["prompts"]) // planes
     return Work(
-        read=size(a["linear"], a["bias"], a["mean"], a["prompts"]),
-        written=size(a["y"]),
+        read=nbytes(a["linear"], a["bias"], a["mean"], a["prompts"]),
+        written=nbytes(a["y"]),
         fetched=programs * (tables + prompts),
         macs=0,
         trips=(programs * triton.cdiv(a["channels"], a["BLOCK_C"]),),
@@ -82,14 +107,30 @@ def _mixture_work(launch: Launch) -> Work:
 
 
 class TritonPrompt(Packed):
-    """One prompt block for the Triton kernels; arguments as in `reference`."""
+    """Hold the weights of one prompt block for the Triton kernels.
+
+    The arguments are those of `reference`.
+
+    Args:
+        linear_weight: (N, C).
+        linear_bias: (N,).
+        prompt_param: (1, N, P, S, S).
+        conv3x3: (P, P, 3, 3).
+        dtype: The type of activations and of the convolution's weights. The mixture is computed in float32.
+    """
 
     linear: Tensor
     linear_bias: Tensor
     prompts: Tensor
 
-    def __init__(self, linear_weight: Tensor, linear_bias: Tensor, prompt_param: Tensor, conv3x3: Tensor,
-                 dtype: torch.dtype = torch.float16) -> None:  # fmt: skip
+    def __init__(
+        self,
+        linear_weight: Tensor,
+        linear_bias: Tensor,
+        prompt_param: Tensor,
+        conv3x3: Tensor,
+        dtype: torch.dtype = torch.float16,
+    ) -> None:
         super().__init__(dtype)
         self.register_buffer("linear", linear_weight.detach().float())
         self.register_buffer("linear_bias", linear_bias.detach().float())
@@ -97,20 +138,30 @@ class TritonPrompt(Packed):
         self.conv = TritonConv(conv3x3, dtype=dtype)
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
-        """x (B, C, H, W) to (B, P, H, W)."""
+        """Return the prompt for the features x.
+
+        Args:
+            x: (B, C, H, W) of ``dtype``.
+            y: The tensor to write to, (B, P, H, W), or None for a new one.
+        """
         batch, channels, height, width = x.shape
         count, planes, size, _ = self.prompts.shape
-        y = self.check(x, self.linear.shape[1], y, (batch, planes, height, width))
+        y = self.checked_output(x, self.linear.shape[1], y, (batch, planes, height, width))
         mean = torch.empty(batch, channels, dtype=torch.float32, device=x.device)
         launch(
-            mean_kernel, lambda sizes: (channels, batch, 1),
-            x, mean, x.stride(0), height * width, tiles=[Tile({"BLOCK_P": 1024}, 4)],
-        )  # fmt: skip
+            mean_kernel,
+            lambda sizes: (channels, batch, 1),
+            *(x, mean, x.stride(0), height * width),
+            tiles=[Tile({"BLOCK_P": 1024}, 4)],
+        )
         mixed = x.new_empty(batch, planes, height, width)
         launch(
-            mixture_kernel, lambda sizes: (triton.cdiv(height * width, sizes["BLOCK_P"]), planes, batch),
-            mean, self.linear, self.linear_bias, self.prompts, mixed, mixed.stride(0),
-            height, width, channels, count, size, planes,
-            BLOCK_N=triton.next_power_of_2(count), BLOCK_C=64, tiles=[Tile({"BLOCK_P": 256}, 4)],
-        )  # fmt: skip
+            mixture_kernel,
+            lambda sizes: (triton.cdiv(height * width, sizes["BLOCK_P"]), planes, batch),
+            *(mean, self.linear, self.linear_bias, self.prompts, mixed, mixed.stride(0)),
+            *(height, width, channels, count, size, planes),
+            BLOCK_N=triton.next_power_of_2(count),
+            BLOCK_C=64,
+            tiles=[Tile({"BLOCK_P": 256}, 4)],
+        )
         return self.conv(mixed, y)

@@ -1,6 +1,7 @@
 // The C interface of the CPU kernels: pointers, sizes, strides and a thread count, nothing of PyTorch.
-// All images are float32; pixel (y, x) of channel c of item b is at [b * batch + c * channel + y * row + x]. The kernels
-// like it best when all channels of an image row lie together, at distances that `padded` (rows.h) gives.
+// All images are float32; pixel (y, x) of channel c of item b is at [b * batch + c * channel + y * row + x].
+// The kernels like it best when all channels of an image row lie together, at distances that `padded`
+// (rows.h) gives.
 #pragma once
 #include <cstdint>
 
@@ -9,8 +10,8 @@ extern "C" {
 // Channels of a panel of pixels (rows.h) lie so many floats apart.
 #define MIRL_PANEL 64
 
-// An entry of a sparse matrix. Its column is given as where that channel begins in a panel, in bytes: the innermost loop
-// has no time to multiply.
+// An entry of a sparse matrix. Its column is given as where that channel begins in a panel, in bytes: the
+// innermost loop has no time to multiply.
 struct MirlEntry {
   int32_t offset;
   float value;
@@ -18,8 +19,8 @@ struct MirlEntry {
   int64_t column() const { return offset / (4 * MIRL_PANEL); }
 };
 
-// A sparse matrix by rows, or a chunk of one. `bias` has one value per row, or is null. `dense`, where it is not null,
-// holds the same matrix whole, for where that is faster: four rows at a time, value (r, c) at
+// A sparse matrix by rows, or a chunk of one. `bias` has one value per row, or is null. `dense`, where it is
+// not null, holds the same matrix whole, for where that is faster: four rows at a time, value (r, c) at
 // [(r / 4 * columns + c) * 4 + r % 4].
 struct MirlRows {
   int64_t rows, columns;
@@ -29,20 +30,23 @@ struct MirlRows {
   const float* dense;
 };
 
-// Which pixel a column of a convolution's matrix stands for: that of channel `channel` at a distance of rows and columns
-// from the pixel that is computed. A convolution with strides reads the image taken apart into strides' x columns' phases:
-// channel (c * stride_y + i) * stride_x + j has pixel (y * stride_y + i, x * stride_x + j) of channel c at (y, x).
+// Which pixel a column of a convolution's matrix stands for: that of channel `channel` at a distance of rows
+// and columns from the pixel that is computed. A convolution with strides reads the image taken apart into
+// strides' x columns' phases: channel (c * stride_y + i) * stride_x + j has pixel (y * stride_y + i, x *
+// stride_x + j) of channel c at (y, x).
 struct MirlTap {
   int32_t channel, dy, dx;
 };
 
-// A chunk of a packed matrix: some rows by some columns. Positions are in words of the packed matrix, 0 for none.
+// A chunk of a packed matrix: some rows by some columns. Positions are in words of the packed matrix, 0 for
+// none.
 struct MirlChunk {
   int32_t first_row, rows, columns, start, entry, bias, dense;
 };
 
-// A packed matrix, as `pack` (_cpu/__init__.py) writes it: this header, then its chunks, then what they name. Chunks of
-// the same rows follow each other and are to be added up; `taps` has one MirlTap per column, chunk by chunk, or is 0.
+// A packed matrix, as `pack` (_cpu/__init__.py) writes it: this header, then its chunks, then what they name.
+// Chunks of the same rows follow each other and are to be added up; `taps` has one MirlTap per column, chunk
+// by chunk, or is 0.
 struct MirlMatrix {
   int32_t rows, columns, entries, chunks, taps;
 
@@ -52,8 +56,12 @@ struct MirlMatrix {
   MirlRows view(int64_t i = 0) const {
     const MirlChunk& c = chunk(i);
     auto floats = [&](int32_t at) { return at ? reinterpret_cast<const float*>(words() + at) : nullptr; };
-    return {c.rows, c.columns, c.start ? words() + c.start : nullptr, reinterpret_cast<const MirlEntry*>(words() + c.entry),
-            floats(c.bias), floats(c.dense)};
+    return {c.rows,
+            c.columns,
+            c.start ? words() + c.start : nullptr,
+            reinterpret_cast<const MirlEntry*>(words() + c.entry),
+            floats(c.bias),
+            floats(c.dense)};
   }
 };
 
@@ -61,17 +69,19 @@ struct MirlImage {
   float* data;
   int64_t batch, channel, row;  // floats from one to the next
 
-  float* at(int64_t b, int64_t c, int64_t y, int64_t x) const { return data + b * batch + c * channel + y * row + x; }
+  float* at(int64_t b, int64_t c, int64_t y, int64_t x) const {
+    return data + b * batch + c * channel + y * row + x;
+  }
 };
 
-// `flat` is not 0 where rows are short, of 1, 2, 4, 8 or 16 pixels, and follow each other in memory: MDTA, GDFN and their
-// gradients then may work on all of them as on one.
+// `flat` is not 0 where rows are short, of 1, 2, 4, 8 or 16 pixels, and follow each other in memory: MDTA,
+// GDFN and their gradients then may work on all of them as on one.
 struct MirlSize {
   int64_t batch, channels, height, width, flat;
 };
 
-// y = x + project_out(GELU(a) * b), a, b = dwconv(project_in(normalised x)); hidden rows: all a, then all b. The norm
-// subtracts the mean where `centred` is not 0.
+// y = x + project_out(GELU(a) * b), a, b = dwconv(project_in(normalised x)); hidden rows: all a, then all b.
+// The norm subtracts the mean where `centred` is not 0.
 struct MirlGdfn {
   MirlImage x, y;
   MirlSize size;
@@ -81,7 +91,8 @@ struct MirlGdfn {
   int64_t threads;
 };
 
-// Its gradients: of x; of project_in, dwconv and project_out, one after the other as `spread` reads them; of gain and offset.
+// Its gradients: of x; of project_in, dwconv and project_out, one after the other as `spread` reads them; of
+// gain and offset.
 struct MirlGdfnBackward {
   MirlGdfn gdfn;  // whose y is not used
   MirlImage dy, dx;
@@ -90,7 +101,8 @@ struct MirlGdfnBackward {
   int64_t threads;
 };
 
-// The live q, k and v channels are the rows of `qkv`, in this order; the *_index arrays hold their channels, head by head.
+// The live q, k and v channels are the rows of `qkv`, in this order; the *_index arrays hold their channels,
+// head by head.
 struct MirlMdta {
   MirlImage x, y;  // y may be x
   MirlSize size;
@@ -101,12 +113,13 @@ struct MirlMdta {
   int64_t heads, q_count, k_count, v_count;
   const int32_t *q_index, *k_index, *v_index;
   float* scratch;  // batch * height * v_count * padded(width): v
-  double* sums;    // what training keeps, or null: each item's Gram matrices, q by k, padded to turned(k), and norms of q and k
+  double* sums;  // what training keeps, or null: each item's Gram matrices, q by k, padded to turned(k), and
+                 // norms of q and k
   int64_t threads;
 };
 
-// Its gradients, as for MirlGdfnBackward (qkv, dwconv, project_out), and those of the temperatures. `mdta` has what the
-// forward call left in its scratch and sums; its y is not used.
+// Its gradients, as for MirlGdfnBackward (qkv, dwconv, project_out), and those of the temperatures. `mdta`
+// has what the forward call left in its scratch and sums; its y is not used.
 struct MirlMdtaBackward {
   MirlMdta mdta;
   MirlImage dy, dx;
@@ -123,9 +136,10 @@ struct MirlBlock {
   int64_t centred, threads;
 };
 
-// NAFNet's block (naf/reference.py). Rows of conv1 and conv2: the first halves of all pairs that are computed, then the
-// second ones; the first pairs are those that conv3 reads, scaled by sca's rows of all pairs' means. Rows of conv4: the
-// two halves of each pair. Gains, biases, beta and gamma are folded into the matrices.
+// NAFNet's block (naf/reference.py). Rows of conv1 and conv2: the first halves of all pairs that are
+// computed, then the second ones; the first pairs are those that conv3 reads, scaled by sca's rows of all
+// pairs' means. Rows of conv4: the two halves of each pair. Gains, biases, beta and gamma are folded into the
+// matrices.
 struct MirlNaf {
   MirlImage x, y;  // y may be x
   MirlSize size;
@@ -159,8 +173,8 @@ struct MirlConv {
   int64_t stride_y, stride_x, shuffle, threads;
 };
 
-// The gradient of the weights of a convolution without strides or groups, whose result is as large as x, chunk by chunk: of
-// their entries, or all where a chunk is kept whole.
+// The gradient of the weights of a convolution without strides or groups, whose result is as large as x,
+// chunk by chunk: of their entries, or all where a chunk is kept whole.
 struct MirlConvBackward {
   MirlImage x, dy;
   MirlSize size;  // of x
@@ -180,8 +194,8 @@ struct MirlDepthwise {
   int64_t multiplier, stride_y, stride_x, threads;
 };
 
-// y[b][t] = weight * x[b][t] + bias for every token t of every item. Of x, either the channels of a token lie side by side
-// (x_channel is 1) or the tokens do (x_token is 1).
+// y[b][t] = weight * x[b][t] + bias for every token t of every item. Of x, either the channels of a token lie
+// side by side (x_channel is 1) or the tokens do (x_token is 1).
 struct MirlLinear {
   const float* x;
   float* y;
@@ -191,9 +205,9 @@ struct MirlLinear {
   int64_t threads;
 };
 
-// A packed matrix in training, and the weight that its values come from. `source` says for each chunk in turn: of entries,
-// the place of each in the weight; of a chunk kept whole, the places of its rows, what each column adds to them, the number
-// of values that are pruned, and these (row * columns + column).
+// A packed matrix in training, and the weight that its values come from. `source` says for each chunk in
+// turn: of entries, the place of each in the weight; of a chunk kept whole, the places of its rows, what each
+// column adds to them, the number of values that are pruned, and these (row * columns + column).
 struct MirlWeight {
   MirlMatrix* packed;
   const int32_t* source;
@@ -202,8 +216,9 @@ struct MirlWeight {
   int64_t clear;  // floats of the weight that `spread` sets to zero first
 };
 
-// `fill` writes the values into the packed matrices. `spread` writes the weights' gradients (to `weight`) from what a
-// backward kernel left in `gradient`: chunk by chunk those of the entries, or of all, rows turned(columns) apart (gram.h).
+// `fill` writes the values into the packed matrices. `spread` writes the weights' gradients (to `weight`)
+// from what a backward kernel left in `gradient`: chunk by chunk those of the entries, or of all, rows
+// turned(columns) apart (gram.h).
 struct MirlWeights {
   const MirlWeight* weights;
   int64_t count, threads;
@@ -233,20 +248,20 @@ struct MirlRoofline {
 };
 }
 
-#define MIRL_OPS(X)        \
-  X(gdfn, MirlGdfn)        \
+#define MIRL_OPS(X)                  \
+  X(gdfn, MirlGdfn)                  \
   X(gdfn_backward, MirlGdfnBackward) \
-  X(mdta, MirlMdta)        \
+  X(mdta, MirlMdta)                  \
   X(mdta_backward, MirlMdtaBackward) \
-  X(block, MirlBlock)      \
-  X(naf, MirlNaf)          \
-  X(pointwise, MirlPointwise) \
-  X(conv, MirlConv)        \
+  X(block, MirlBlock)                \
+  X(naf, MirlNaf)                    \
+  X(pointwise, MirlPointwise)        \
+  X(conv, MirlConv)                  \
   X(conv_backward, MirlConvBackward) \
-  X(depthwise, MirlDepthwise) \
-  X(linear, MirlLinear)    \
-  X(transpose, MirlTranspose) \
-  X(fill, MirlWeights)     \
-  X(spread, MirlWeights)   \
-  X(prompt, MirlPrompt)    \
+  X(depthwise, MirlDepthwise)        \
+  X(linear, MirlLinear)              \
+  X(transpose, MirlTranspose)        \
+  X(fill, MirlWeights)               \
+  X(spread, MirlWeights)             \
+  X(prompt, MirlPrompt)              \
   X(roofline, MirlRoofline)

@@ -1,18 +1,19 @@
-// A k x k convolution: a product whose columns are the ring's channels, shifted, in chunks whose panels stay in the
-// first-level cache. Shared by the conv and the prompt op.
+// A k x k convolution: a product whose columns are the ring's channels, shifted, in chunks whose panels stay
+// in the first-level cache. Shared by the conv and the prompt op.
 #pragma once
 #include "phases.h"
 
 namespace MIRL_ISA {
 
-// The columns of a packed convolution: its chunks, and where in the ring, which holds the channels that are read, in
-// their order, each column's pixels are.
+// The columns of a packed convolution: its chunks, and where in the ring, which holds the channels that are
+// read, in their order, each column's pixels are.
 struct Columns {
   const MirlMatrix& m;
   const MirlTap* tap;
   std::vector<MirlRows> chunks;
   std::vector<int32_t> channels;
-  std::vector<int64_t> index, offsets;  // of each column's channel among them; for every slot that the first row may have
+  std::vector<int64_t> index,
+      offsets;  // of each column's channel among them; for every slot that the first row may have
   int64_t count = 0, widest = 0, tallest = 0;
 
   explicit Columns(const MirlMatrix& m) : m(m), tap(m.tap()) {
@@ -32,7 +33,8 @@ struct Columns {
     const Strips s(computed, channels.size(), threads, reach_of(tap, count), x.height(), x.width());
     for (int64_t slot = 0; slot < s.slots; ++slot)
       for (int64_t i = 0; i < count; ++i)
-        offsets.push_back(index[i] * s.hidden_stride + (slot + s.reach.above + tap[i].dy) % s.slots * s.pitch + tap[i].dx);
+        offsets.push_back(index[i] * s.hidden_stride +
+                          (slot + s.reach.above + tap[i].dy) % s.slots * s.pitch + tap[i].dx);
     return s;
   }
 
@@ -40,7 +42,8 @@ struct Columns {
     if (x.phases() > 1) {
       for (int64_t c = 0; c < s.hidden; ++c)
         for (int64_t v = 0; v < f.n; ++v)
-          store(f.to[v] + c * s.hidden_stride, x.at(f.b, channels[c], f.y + f.at[v].row, f.x + f.at[v].column, f.at[v].valid));
+          store(f.to[v] + c * s.hidden_stride,
+                x.at(f.b, channels[c], f.y + f.at[v].row, f.x + f.at[v].column, f.at[v].valid));
       return;
     }
     const float *from[WIDE], *image = x.x.at(f.b, 0, f.y, f.x);
@@ -54,7 +57,8 @@ struct Columns {
   }
 
   // Columns first .. first + some of n vectors of pixels.
-  void gather(const Strips& s, const Step& step, const Place* at, int64_t n, int64_t first, int64_t some, float* panel) const {
+  void gather(const Strips& s, const Step& step, const Place* at, int64_t n, int64_t first, int64_t some,
+              float* panel) const {
     const float* in[WIDE];
     const int64_t* offset[WIDE];
     for (int64_t v = 0; v < n; ++v) {
@@ -88,7 +92,8 @@ inline void run_conv(const MirlConv& a) {
     };
     auto put_one = [&](int64_t channel, int64_t y, int64_t x, float value) {
       if (x < a.width && y < a.height)
-        *a.y.at(step.b, channel, y, x) = value + (a.residual.data ? *a.residual.at(step.b, channel, y, x) : 0.0f);
+        *a.y.at(step.b, channel, y, x) =
+            value + (a.residual.data ? *a.residual.at(step.b, channel, y, x) : 0.0f);
     };
     grouped(step.count, step.x1 - step.x0, [&](const Place* at, int64_t n) {
       Vec even[WIDE];  // an even row of the product waits for the odd one, whose pixels go between its own
@@ -103,12 +108,15 @@ inline void run_conv(const MirlConv& a) {
           }
           const int64_t channel = o / 4, below = y * 2 + o % 4 / 2;
           put(channel, below, 2 * x, MIRL_SHUFFLE(even[v], sum, MIRL_LOW), std::min(L, 2 * valid));
-          if (2 * valid > L) put(channel, below, 2 * x + L, MIRL_SHUFFLE(even[v], sum, MIRL_HIGH), 2 * valid - L);
+          if (2 * valid > L)
+            put(channel, below, 2 * x + L, MIRL_SHUFFLE(even[v], sum, MIRL_HIGH), 2 * valid - L);
         } else if (r == -2 && x % 2 == 0) {
           put(o * 4 + y % 2 * 2, y / 2, x / 2, MIRL_SHUFFLE(sum, sum, MIRL_EVEN), (valid + 1) / 2);
-          if (valid > 1) put(o * 4 + y % 2 * 2 + 1, y / 2, x / 2, MIRL_SHUFFLE(sum, sum, MIRL_ODD), valid / 2);
+          if (valid > 1)
+            put(o * 4 + y % 2 * 2 + 1, y / 2, x / 2, MIRL_SHUFFLE(sum, sum, MIRL_ODD), valid / 2);
         } else if (r > 0) {
-          for (int64_t p = 0; p < valid; ++p) put_one(o / (r * r), y * r + o % (r * r) / r, (x + p) * r + o % r, sum[p]);
+          for (int64_t p = 0; p < valid; ++p)
+            put_one(o / (r * r), y * r + o % (r * r) / r, (x + p) * r + o % r, sum[p]);
         } else {
           for (int64_t p = 0; p < valid; ++p)
             put_one(o * r * r + y % -r * -r + (x + p) % -r, y / -r, (x + p) / -r, sum[p]);

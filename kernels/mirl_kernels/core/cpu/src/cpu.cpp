@@ -1,5 +1,5 @@
-// What is no op, but serves several: images whose channels lie side by side, into planes; weights into packed matrices
-// and their gradients back.
+// What is no op, but serves several: images whose channels lie side by side, into planes; weights into packed
+// matrices and their gradients back.
 #include "gram.h"
 #include "strips.h"
 
@@ -14,7 +14,8 @@ void transpose(MirlTranspose& a) {
     float* y = a.y + b * a.rows * a.columns + first;
     for (int64_t c = 0; c < a.columns; c += L) {
       for (int64_t i = 0; i < rows; i += L)
-        turn(x + i * a.x_row + c, a.x_row, y + c * a.rows + i, a.rows, std::min(L, rows - i), std::min(L, a.columns - c));
+        turn(x + i * a.x_row + c, a.x_row, y + c * a.rows + i, a.rows, std::min(L, rows - i),
+             std::min(L, a.columns - c));
     }
   };
   mirl::parallel(a.batch * panels, a.threads, task);
@@ -32,7 +33,8 @@ struct Share {
 
   template <class F>
   void each_pruned(F&& f) const {
-    const int32_t *count = source + rows.rows + rows.columns, *end = count + 1 + *count;  // what follows is in order
+    const int32_t *count = source + rows.rows + rows.columns,
+                  *end = count + 1 + *count;  // what follows is in order
     auto place = [&](int64_t row) { return std::lower_bound(count + 1, end, int32_t(row * rows.columns)); };
     const int32_t *from = place(first), *to = place(last);
     for (int64_t r = first; from < to; ++r)
@@ -51,8 +53,10 @@ void shared(const MirlWeights& a, F&& f) {
       const MirlRows m = w->packed->view(i);
       const int64_t values = m.dense ? m.rows * m.columns : m.start[m.rows];
       const int64_t some = std::max<int64_t>(4, m.rows * 4096 / std::max<int64_t>(1, values));
-      for (int64_t r = 0; r < m.rows; r += some) shares.push_back({*w, m, source, gradient, r, std::min(r + some, m.rows)});
-      if (m.dense) source += m.rows + m.columns, source += 1 + *source, gradient += m.rows * turned(m.columns);
+      for (int64_t r = 0; r < m.rows; r += some)
+        shares.push_back({*w, m, source, gradient, r, std::min(r + some, m.rows)});
+      if (m.dense)
+        source += m.rows + m.columns, source += 1 + *source, gradient += m.rows * turned(m.columns);
       else source += values, gradient += values;
     }
   }
@@ -68,11 +72,14 @@ void fill(MirlWeights& a) {
     const float* from = share.weight.weight;
     auto* entry = const_cast<MirlEntry*>(m.entry);
     if (!m.dense) {
-      for (int64_t k = m.start[share.first]; k < m.start[share.last]; ++k) entry[k].value = from[share.source[k]];
+      for (int64_t k = m.start[share.first]; k < m.start[share.last]; ++k)
+        entry[k].value = from[share.source[k]];
       return;
     }
     const int32_t *row = share.source, *column = row + m.rows;
-    auto at = [&](int64_t r, int64_t c) -> float& { return const_cast<float*>(m.dense)[(r / 4 * m.columns + c) * 4 + r % 4]; };
+    auto at = [&](int64_t r, int64_t c) -> float& {
+      return const_cast<float*>(m.dense)[(r / 4 * m.columns + c) * 4 + r % 4];
+    };
     for (int64_t r = share.first; r < share.last;) {
       if (r % 4 || r + 4 > share.last) {
         for (int64_t c = 0; c < m.columns; ++c) at(r, c) = from[row[r] + column[c]];
@@ -93,17 +100,20 @@ void fill(MirlWeights& a) {
 }
 
 void spread(MirlWeights& a) {
-  for (int64_t i = 0; i < a.count; ++i) std::memset(a.weights[i].weight, 0, sizeof(float) * a.weights[i].clear);
+  for (int64_t i = 0; i < a.count; ++i)
+    std::memset(a.weights[i].weight, 0, sizeof(float) * a.weights[i].clear);
   shared(a, [](const Share& share) {
     const MirlRows& m = share.rows;
     float* to = share.weight.weight;
     if (!m.dense) {
-      for (int64_t k = m.start[share.first]; k < m.start[share.last]; ++k) to[share.source[k]] = share.gradient[k];
+      for (int64_t k = m.start[share.first]; k < m.start[share.last]; ++k)
+        to[share.source[k]] = share.gradient[k];
       return;
     }
     const int32_t *row = share.source, *column = row + m.rows;
     for (int64_t r = share.first; r < share.last; ++r)
-      for (int64_t c = 0; c < m.columns; ++c) to[row[r] + column[c]] = share.gradient[r * turned(m.columns) + c];
+      for (int64_t c = 0; c < m.columns; ++c)
+        to[row[r] + column[c]] = share.gradient[r * turned(m.columns) + c];
     share.each_pruned([&](int64_t r, int64_t c) { to[row[r] + column[c]] = 0; });
   });
 }

@@ -1,7 +1,7 @@
 // Included by vector.h. Phi(x) - 1/2 is odd: x * P(x^2) / Q(x^2), a rational fit of ours (weighted least
 // squares, weights refined until the error levels) on |x| <= 5.6, where Phi is 1 to 1e-8. The fit's error in
-// GELU is 6e-10; in float32 the result is within 2.3e-7 * max(1, |x|) of the exact one. Below -5.6 it is 0, not
-// what the rounding of 0.5 leaves: the gate may multiply it by hundreds.
+// GELU is 6e-10; in float32 the result is within 2.3e-7 * max(1, |x|) of the exact one. Below -5.6 it is 0,
+// not what the rounding of 0.5 leaves: the gate may multiply it by hundreds.
 inline Vec normal_cumulative(Vec x) {
   const Vec c = vmax(vmin(x, all(5.6f)), all(-5.6f)), t = c * c;
   Vec p = all(-7.603792555e-11f);

@@ -1,5 +1,6 @@
-// What the backward kernels share: products of two panels summed over their pixels (the gradients of a matrix), the
-// derivatives of GELU and of the layer norm, and sums that come out the same on any number of threads.
+// What the backward kernels share: products of two panels summed over their pixels (the gradients of a
+// matrix), the derivatives of GELU and of the layer norm, and sums that come out the same on any number of
+// threads.
 #pragma once
 #include <utility>
 
@@ -8,10 +9,12 @@
 
 namespace MIRL_ISA {
 
-// e^x for x from -87 to 0: 2^n e^f, |f| <= ln(2) / 2, by a polynomial of ours (weighted least squares, weights refined until the
-// relative error levels, at 3e-09). ln(2) is taken off in two parts, so that no digits of f are lost.
+// e^x for x from -87 to 0: 2^n e^f, |f| <= ln(2) / 2, by a polynomial of ours (weighted least squares,
+// weights refined until the relative error levels, at 3e-09). ln(2) is taken off in two parts, so that no
+// digits of f are lost.
 inline Vec exponential(Vec x) {
-  const Vec magic = all(12582912.0f);  // 1.5 * 2^23: adding it rounds to a whole number, which its last bits then hold
+  const Vec magic =
+      all(12582912.0f);  // 1.5 * 2^23: adding it rounds to a whole number, which its last bits then hold
   const Vec shifted = x * 1.44269504f + magic, whole = shifted - magic;
   const Vec f = (x - whole * 0.693359375f) + whole * 2.12194440e-4f;
   Vec p = all(1.381459879e-03f);
@@ -36,7 +39,8 @@ inline void gelu_derivative(Vec x, Vec* value, Vec* slope) {
   *slope = cumulative + c * exponential(c * c * -0.5f) * 0.3989422804f;
 }
 
-// Adds the sums of vectors' lanes to floats that lie together: takes the vectors one after the other, and adds up L at once.
+// Adds the sums of vectors' lanes to floats that lie together: takes the vectors one after the other, and
+// adds up L at once.
 class Sums {
   Vec block[L];
   int64_t n = 0;
@@ -67,14 +71,16 @@ class Sums {
 };
 
 // How many floats the gradient of a matrix takes, and what `correlate` needs.
-inline int64_t gradient_floats(const MirlRows& m) { return m.dense ? m.rows * turned(m.columns) : m.start[m.rows]; }
+inline int64_t gradient_floats(const MirlRows& m) {
+  return m.dense ? m.rows * turned(m.columns) : m.start[m.rows];
+}
 inline int64_t correlate_floats(const MirlRows& m) { return m.dense ? turned_apart(m.columns) * PANEL : 0; }
 
-// The gradient of a matrix by n vectors of pixels: of its entries, in their order, += the sum of left[row] * right[column];
-// where it is kept whole, of all, rows turned(columns) apart. Lanes that are no pixels must be zero in `left`. Two panels at
-// once, `apart` floats from each other, halve the work of adding up lanes.
-inline void correlate(const MirlRows& m, const float* left, const float* right, int64_t n, float* gradient, float* scratch,
-                      int64_t panels = 1, int64_t apart = 0) {
+// The gradient of a matrix by n vectors of pixels: of its entries, in their order, += the sum of left[row] *
+// right[column]; where it is kept whole, of all, rows turned(columns) apart. Lanes that are no pixels must be
+// zero in `left`. Two panels at once, `apart` floats from each other, halve the work of adding up lanes.
+inline void correlate(const MirlRows& m, const float* left, const float* right, int64_t n, float* gradient,
+                      float* scratch, int64_t panels = 1, int64_t apart = 0) {
   if (m.dense) {
     for (int64_t i = 0; i < panels; ++i) {
       turn_panel(right + i * apart, m.columns, n, scratch);
@@ -90,7 +96,8 @@ inline void correlate(const MirlRows& m, const float* left, const float* right, 
       for (int i = 0; i < P; ++i)
         for (int v = 0; v < V; ++v) own[i][v] = load(left + i * apart + r * PANEL + v * L);
       for (int64_t k = m.start[r], end = m.start[r + 1]; k < end; ++k) {
-        const float* p = reinterpret_cast<const float*>(reinterpret_cast<const char*>(right) + m.entry[k].offset);
+        const float* p =
+            reinterpret_cast<const float*>(reinterpret_cast<const char*>(right) + m.entry[k].offset);
         Vec sum{};
         for (int i = 0; i < P; ++i)
           for (int v = 0; v < V; ++v) sum += own[i][v] * load(p + i * apart + v * L);
@@ -98,14 +105,16 @@ inline void correlate(const MirlRows& m, const float* left, const float* right, 
       }
     }
   };
-  with_vectors(n, [&](auto vectors) { panels == 2 ? entries(vectors, Vectors<2>{}) : entries(vectors, Vectors<1>{}); });
+  with_vectors(n, [&](auto vectors) {
+    panels == 2 ? entries(vectors, Vectors<2>{}) : entries(vectors, Vectors<1>{});
+  });
 }
 
-// Back through a centred norm, its gain and offset, in place: from the gradient of its result and from what its gain was
-// applied to, whose `deviation` are the reciprocals. Adds up the gradients of gain and offset.
+// Back through a centred norm, its gain and offset, in place: from the gradient of its result and from what
+// its gain was applied to, whose `deviation` are the reciprocals. Adds up the gradients of gain and offset.
 template <int V>
-inline void layer_norm_gradient(int64_t channels, const float* normal, const Vec* deviation, const float* gain, float* gradient,
-                                float* d_gain, float* d_offset) {
+inline void layer_norm_gradient(int64_t channels, const float* normal, const Vec* deviation,
+                                const float* gain, float* gradient, float* d_gain, float* d_offset) {
   Vec mean[V] = {}, along[V] = {};
   Sums gains(d_gain), offsets(d_offset);
   for (int64_t c = 0; c < channels; ++c) {
@@ -135,7 +144,8 @@ inline void product_panel(const MirlRows& m, const float* in, int64_t n, float* 
 }
 
 // What the taps of the first `rows` channels give, as a panel, zero where there is no pixel.
-inline void taps_panel(const Taps& taps, int64_t rows, const Tapped& from, const Place* at, int64_t n, float* out) {
+inline void taps_panel(const Taps& taps, int64_t rows, const Tapped& from, const Place* at, int64_t n,
+                       float* out) {
   for (int64_t r = 0; r < rows; ++r)
     runs<4>(at, n, [&](int64_t v, auto few) {
       Vec sums[few];
@@ -145,8 +155,8 @@ inline void taps_panel(const Taps& taps, int64_t rows, const Tapped& from, const
     });
 }
 
-// Adds up the gradients of taps: of channels that have all nine (`Taps::complete`) in whole vectors of their own, as a
-// masked store takes long and holds up the next channel's load; of others one after the other.
+// Adds up the gradients of taps: of channels that have all nine (`Taps::complete`) in whole vectors of their
+// own, as a masked store takes long and holds up the next channel's load; of others one after the other.
 struct TapSums {
   float *taps, *nines;
   Sums single{taps};
@@ -161,8 +171,8 @@ struct TapSums {
   }
 };
 
-// Stores the gradients of what the taps of ring channels gave, V vectors of them, zero where there is no pixel, with a zero
-// on both sides of the image, and adds up the gradients of these taps.
+// Stores the gradients of what the taps of ring channels gave, V vectors of them, zero where there is no
+// pixel, with a zero on both sides of the image, and adds up the gradients of these taps.
 template <int V>
 class TapGradient {
   const Taps& taps;
@@ -173,7 +183,8 @@ class TapGradient {
   bool first[V], last[V], one_row;  // in its row
 
  public:
-  TapGradient(const Strips& s, const Taps& taps, const Tapped& from, const Step& step, const Place* at, const Rows& back)
+  TapGradient(const Strips& s, const Taps& taps, const Tapped& from, const Step& step, const Place* at,
+              const Rows& back)
       : taps(taps), from(from), at(at), channel(back.image.channel), one_row(at[0].row == at[V - 1].row) {
     for (int v = 0; v < V; ++v) {
       const int64_t x = step.x0 + at[v].column;
@@ -201,14 +212,16 @@ class TapGradient {
       to.single.go_to(to.taps + taps.rows.start[c]);
       for (int64_t k = taps.rows.start[c], end = taps.rows.start[c + 1]; k < end; ++k) {
         Vec sum{};
-        for (int v = 0; v < V; ++v) sum += d[v] * taps.pixels<FLAT>(k, in[v] + taps.offset[from.slot[v] * taps.count + k]);
+        for (int v = 0; v < V; ++v)
+          sum += d[v] * taps.pixels<FLAT>(k, in[v] + taps.offset[from.slot[v] * taps.count + k]);
         to.single.add(sum);
       }
     });
   }
 };
 
-// The tasks' gradients, each `stride` floats, in memory that this thread keeps. Every task clears its own when it begins.
+// The tasks' gradients, each `stride` floats, in memory that this thread keeps. Every task clears its own
+// when it begins.
 class Partial {
   const int64_t stride;
   float* memory;
@@ -227,7 +240,8 @@ class Partial {
 };
 
 // The first `count` of every task's gradients, added up in order.
-inline void add_up(const float* partial, int64_t tasks, int64_t stride, int64_t count, int64_t threads, float* gradient) {
+inline void add_up(const float* partial, int64_t tasks, int64_t stride, int64_t count, int64_t threads,
+                   float* gradient) {
   constexpr int64_t SHARE = 2048;
   auto task = [&](int64_t t) {
     const int64_t first = t * SHARE, n = std::min(SHARE, count - first);
@@ -239,8 +253,9 @@ inline void add_up(const float* partial, int64_t tasks, int64_t stride, int64_t 
   mirl::parallel((count + SHARE - 1) / SHARE, threads, task);
 }
 
-// The gradient of a matrix by the pixels of all tasks, which each add up their own. Where all panels together take less memory
-// than these gradients, they are kept instead and multiplied at the end: every row of the gradient by one thread.
+// The gradient of a matrix by the pixels of all tasks, which each add up their own. Where all panels together
+// take less memory than these gradients, they are kept instead and multiplied at the end: every row of the
+// gradient by one thread.
 class MatrixGradient {
   struct Panels {
     std::vector<float> floats;  // of the left side, then of the right one, transposed
@@ -263,12 +278,14 @@ class MatrixGradient {
   // `which` tells two that are in use at once apart: 1 or 2.
   MatrixGradient(const MirlRows& m, const Strips& s, int which)
       : m(m), tasks(s.tasks()),
-        later(m.dense && s.size.batch * ((s.size.height * s.size.width + PANEL - 1) / PANEL) * panel < tasks * gradient_floats(m)),
+        later(m.dense && s.size.batch * ((s.size.height * s.size.width + PANEL - 1) / PANEL) * panel <
+                             tasks * gradient_floats(m)),
         panels(of_tasks(later ? tasks : 0, which)), partial(tasks, later ? 0 : gradient_floats(m), which) {}
 
   void begin(const Step& step) const { partial.of(step); }
   // As `correlate`.
-  void add(int64_t task, const float* left, const float* right, int64_t n, float* scratch, int64_t count = 1, int64_t apart = 0) const {
+  void add(int64_t task, const float* left, const float* right, int64_t n, float* scratch, int64_t count = 1,
+           int64_t apart = 0) const {
     if (!later) return correlate(m, left, right, n, partial.of(task), scratch, count, apart);
     Panels& own = panels[task];
     for (int64_t i = 0; i < count; ++i) {
@@ -280,7 +297,8 @@ class MatrixGradient {
     }
   }
   void finish(int64_t threads, float* gradient) const {
-    if (!later) return add_up(partial.of(0), tasks, gradient_floats(m), gradient_floats(m), threads, gradient);
+    if (!later)
+      return add_up(partial.of(0), tasks, gradient_floats(m), gradient_floats(m), threads, gradient);
     constexpr int64_t SOME = 48;
     const int64_t wide = turned(m.columns);
     auto rows = [&](int64_t i) {
@@ -297,10 +315,10 @@ class MatrixGradient {
   }
 };
 
-// The layer norm, 1x1 layer and taps with which MDTA and GDFN begin, backwards. What comes before leaves the gradients of what
-// the taps gave in `back`, step by step, and adds up those of the taps; then they go on to dx = dy + what comes through the
-// norm. Where a task has an item to itself, they do so a row behind, while its rows are in the second-level cache; elsewhere
-// when the steps of all tasks are done.
+// The layer norm, 1x1 layer and taps with which MDTA and GDFN begin, backwards. What comes before leaves the
+// gradients of what the taps gave in `back`, step by step, and adds up those of the taps; then they go on to
+// dx = dy + what comes through the norm. Where a task has an item to itself, they do so a row behind, while
+// its rows are in the second-level cache; elsewhere when the steps of all tasks are done.
 class Beginning {
   const Strips& s;
   const MirlImage &x, &dy, &dx;
@@ -313,12 +331,14 @@ class Beginning {
   const int64_t gains = taps.start[hidden], offsets = gains + channels;
   const int64_t nines = round_up(offsets + channels, L), stride = nines + hidden * L;
   const Partial partial{s.tasks(), stride};
-  // Panels: of the gradients of the 1x1 layer and of what it read, twice where the cache has room; and of the norm.
+  // Panels: of the gradients of the 1x1 layer and of what it read, twice where the cache has room; and of the
+  // norm.
   const int64_t apart = (hidden + channels) * PANEL, most = 4 * apart < mirl::second_level_floats() ? 2 : 1;
   const int64_t panel_floats = most * apart + 2 * channels * PANEL + correlate_floats(pointwise);
-  // `back`: rows of all channels, with zeros around them (flat: around each channel), above and below. Two steps' rows and
-  // those next to them are as many as are needed together.
-  const int64_t margin = flat ? s.margin : padded(s.size.width) - s.size.width, pitch = round_up(s.size.width, 16) + margin;
+  // `back`: rows of all channels, with zeros around them (flat: around each channel), above and below. Two
+  // steps' rows and those next to them are as many as are needed together.
+  const int64_t margin = flat ? s.margin : padded(s.size.width) - s.size.width,
+                pitch = round_up(s.size.width, 16) + margin;
   const int64_t row = hidden * pitch, slots = flat || !together ? 0 : 2 * s.step + 3;
   const int64_t rows = slots ? slots : s.size.height + (flat ? 0 : 2), item = rows * row, ahead = 2 * L;
   Rows shared{};
@@ -329,26 +349,30 @@ class Beginning {
   void surround(float* own) const {
     if (flat)
       for (int64_t c = 0; c <= hidden; ++c) clear(own + c * pitch - margin, own + c * pitch);
-    else
-      clear(own - row - 1, own), clear(own + s.size.height * row - 1, own + (s.size.height + 1) * row);
+    else clear(own - row - 1, own), clear(own + s.size.height * row - 1, own + (s.size.height + 1) * row);
   }
 
  public:
-  const int64_t reserved = together ? round_up(panel_floats + item + 2 * ahead + margin, 16) : 0;  // floats of `Step::extra`
+  const int64_t reserved =
+      together ? round_up(panel_floats + item + 2 * ahead + margin, 16) : 0;  // floats of `Step::extra`
 
-  Beginning(const Strips& s, const MirlImage& x, const MirlImage& dy, const MirlImage& dx, const MirlRows& pointwise,
-            const MirlRows& transposed, const MirlRows& taps, const MirlRows& flipped, const float* gain, const float* offset, int64_t threads)
-      : s(s), x(x), dy(dy), dx(dx), pointwise(pointwise), transposed(transposed), taps(taps), flipped(flipped), gain(gain), offset(offset), threads(threads) {
+  Beginning(const Strips& s, const MirlImage& x, const MirlImage& dy, const MirlImage& dx,
+            const MirlRows& pointwise, const MirlRows& transposed, const MirlRows& taps,
+            const MirlRows& flipped, const float* gain, const float* offset, int64_t threads)
+      : s(s), x(x), dy(dy), dx(dx), pointwise(pointwise), transposed(transposed), taps(taps),
+        flipped(flipped), gain(gain), offset(offset), threads(threads) {
     back_taps.emplace_back(flipped, Rows{{nullptr, 0, pitch, row}, slots}, flat);
   }
 
-  // What goes before, by portions of the batch where its items are not worked on one by one: for `back` to stay in the caches.
+  // What goes before, by portions of the batch where its items are not worked on one by one: for `back` to
+  // stay in the caches.
   template <class First>
   void run(First&& first_pass) {
     const int64_t batch = s.size.batch;
     if (together) return first_pass(Items{0, batch});
     static thread_local std::vector<float> kept;
-    const int64_t fitting = std::min(batch, std::max(threads, (int64_t{1} << 21) / std::max<int64_t>(1, item) / threads * threads));
+    const int64_t fitting = std::min(
+        batch, std::max(threads, (int64_t{1} << 21) / std::max<int64_t>(1, item) / threads * threads));
     if (int64_t(kept.size()) < fitting * item + 2 * ahead) kept.resize(fitting * item + 2 * ahead);
     float* const first = kept.data() + ahead + (flat ? 0 : row);
     for (int64_t i = 0; i < fitting; ++i) surround(first + i * item);
@@ -387,15 +411,18 @@ class Beginning {
     const int64_t number = step.y / s.step;
     if (!together || (number % 2 == 0 && !step.last)) return;
     const Rows own = back(step);
-    const int64_t before = number % 2 ? number - 1 : number, height = s.size.height;  // steps that were followed already
+    const int64_t before = number % 2 ? number - 1 : number,
+                  height = s.size.height;  // steps that were followed already
     if (step.last && !flat) clear(own.at(0, height, 0) - 1, own.at(0, height, 0) + row);
-    const int64_t top = before ? before * s.step - 1 : 0, bottom = step.last ? height : step.y + step.count - 1;
+    const int64_t top = before ? before * s.step - 1 : 0,
+                  bottom = step.last ? height : step.y + step.count - 1;
     go_on(step.task, step.b, step.x0, step.x1, top, bottom, own, step.extra);
   }
 
  private:
   // Rows top .. bottom of columns x0 .. x1 of item b.
-  void go_on(int64_t task, int64_t b, int64_t x0, int64_t x1, int64_t top, int64_t bottom, const Rows& back, float* panels) const {
+  void go_on(int64_t task, int64_t b, int64_t x0, int64_t x1, int64_t top, int64_t bottom, const Rows& back,
+             float* panels) const {
     float *normal = panels + most * apart, *d = normal + channels * PANEL, *turn = d + channels * PANEL;
     float* gradient = partial.of(task);
     int64_t held = 0, held_vectors = 0;  // panels that wait for their part in the gradient
@@ -430,7 +457,8 @@ class Beginning {
   }
 
  public:
-  // The tasks' gradients added up: of 1x1 layer and taps, one after the other, and of the norm; returns the end of the first.
+  // The tasks' gradients added up: of 1x1 layer and taps, one after the other, and of the norm; returns the
+  // end of the first.
   float* finish(float* weights, float* d_gain, float* d_offset) const {
     matrix.finish(threads, weights);
     weights += gradient_floats(pointwise);

@@ -1,5 +1,6 @@
-// Products of all rows of two panels, summed over their pixels: MDTA's Gram matrix, and the gradients of a matrix that is
-// kept whole. One of the panels is transposed first, so that a register holds sums of sixteen products, not parts of one.
+// Products of all rows of two panels, summed over their pixels: MDTA's Gram matrix, and the gradients of a
+// matrix that is kept whole. One of the panels is transposed first, so that a register holds sums of sixteen
+// products, not parts of one.
 #pragma once
 #include "rows.h"
 
@@ -8,10 +9,12 @@ namespace MIRL_ISA {
 // How many columns so many channels have, transposed: whole vectors, on any instruction set.
 inline int64_t turned(int64_t channels) { return round_up(channels, 16); }
 
-// How far apart a transposed panel's pixels lie: an odd number of cache lines, so that a column of them meets in no set.
+// How far apart a transposed panel's pixels lie: an odd number of cache lines, so that a column of them meets
+// in no set.
 inline int64_t turned_apart(int64_t channels) { return turned(channels) | 16; }
 
-// Transposes n vectors of a panel: to[p * turned_apart(channels) + c] = panel[c * PANEL + p], zero behind the channels.
+// Transposes n vectors of a panel: to[p * turned_apart(channels) + c] = panel[c * PANEL + p], zero behind the
+// channels.
 inline void turn_panel(const float* panel, int64_t channels, int64_t n, float* to) {
   const int64_t wide = turned(channels), apart = turned_apart(channels);
   for (int64_t c = 0; c < wide; c += L)
@@ -23,7 +26,8 @@ inline void turn_panel(const float* panel, int64_t channels, int64_t n, float* t
     }
 }
 
-// gram[i * stride + j] += sum_p q[i * PANEL + p] * k[p * apart + j]: M rows of q, N vectors of transposed k, n pixels.
+// gram[i * stride + j] += sum_p q[i * PANEL + p] * k[p * apart + j]: M rows of q, N vectors of transposed k,
+// n pixels.
 template <int M, int N>
 void gram_tile(const float* q, const float* k, int64_t apart, int64_t n, float* gram, int64_t stride) {
   Vec sums[M * N];  // in registers: loops that the compiler did not unroll at once would leave them in memory
@@ -42,13 +46,14 @@ void gram_tile(const float* q, const float* k, int64_t apart, int64_t n, float* 
 
 // The same for rows i to `rows` of q, M at a time and then ever fewer.
 template <int M, int N>
-void gram_rows(int64_t i, const float* q, int64_t rows, const float* k, int64_t apart, int64_t n, float* gram, int64_t stride) {
+void gram_rows(int64_t i, const float* q, int64_t rows, const float* k, int64_t apart, int64_t n, float* gram,
+               int64_t stride) {
   for (; i + M <= rows; i += M) gram_tile<M, N>(q + i * PANEL, k, apart, n, gram + i * stride, stride);
   if constexpr (M > 1) gram_rows<(M > 4 ? 4 : M / 2), N>(i, q, rows, k, apart, n, gram, stride);
 }
 
-// The same for all rows of q by all of k's columns, `turned` of them: some rows at a time, whose sums stay in the
-// second-level cache, as does the page table's part for them in its own.
+// The same for all rows of q by all of k's columns, `turned` of them: some rows at a time, whose sums stay in
+// the second-level cache, as does the page table's part for them in its own.
 inline void add_gram(const float* q, int64_t rows, const float* k, int64_t columns, int64_t n, float* gram) {
   constexpr int64_t SOME = 48;
   const int64_t apart = turned_apart(columns);
@@ -58,8 +63,10 @@ inline void add_gram(const float* q, int64_t rows, const float* k, int64_t colum
     float* to = gram + first * columns;
     int64_t j = 0;
     if constexpr (TILE == 4)
-      for (; j + 4 * L <= columns; j += 4 * L) gram_rows<4, 4>(0, from, some, k + j, apart, n, to + j, columns);
-    for (; j + 2 * L <= columns; j += 2 * L) gram_rows<L < 16 ? 6 : 8, 2>(0, from, some, k + j, apart, n, to + j, columns);
+      for (; j + 4 * L <= columns; j += 4 * L)
+        gram_rows<4, 4>(0, from, some, k + j, apart, n, to + j, columns);
+    for (; j + 2 * L <= columns; j += 2 * L)
+      gram_rows < L<16 ? 6 : 8, 2>(0, from, some, k + j, apart, n, to + j, columns);
     for (; j < columns; j += L) gram_rows<8, 1>(0, from, some, k + j, apart, n, to + j, columns);
   }
 }

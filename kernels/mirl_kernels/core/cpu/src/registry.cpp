@@ -8,12 +8,18 @@
 #define MIRL_EXPORT extern "C" __attribute__((visibility("default")))
 
 #define MIRL_DECLARE(op, Args) void op(Args&);
-namespace portable { MIRL_OPS(MIRL_DECLARE) }
+namespace portable {
+MIRL_OPS(MIRL_DECLARE)
+}
 #ifdef MIRL_HAS_avx2
-namespace avx2 { MIRL_OPS(MIRL_DECLARE) }
+namespace avx2 {
+MIRL_OPS(MIRL_DECLARE)
+}
 #endif
 #ifdef MIRL_HAS_avx512
-namespace avx512 { MIRL_OPS(MIRL_DECLARE) }
+namespace avx512 {
+MIRL_OPS(MIRL_DECLARE)
+}
 #endif
 
 namespace {
@@ -29,11 +35,12 @@ struct Isa {
 #define MIRL_ENTRY_avx2(op, Args) avx2::op,
 #define MIRL_ENTRY_avx512(op, Args) avx512::op,
 
-const Isa isas[] = {  // best first
+const Isa isas[] = {
+    // best first
 #ifdef MIRL_HAS_avx512
     {"avx512",
-     __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
-         __builtin_cpu_supports("avx512vl"),
+     __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl"),
      MIRL_OPS(MIRL_ENTRY_avx512)},
 #endif
 #ifdef MIRL_HAS_avx2
@@ -62,13 +69,13 @@ MIRL_EXPORT const char* mirl_isa() { return chosen ? chosen->name : nullptr; }
 MIRL_OPS(MIRL_SIZE)
 
 // 0, or 1 when memory ran out.
-#define MIRL_FORWARD(op, Args)                     \
-  MIRL_EXPORT int mirl_##op(Args* args) {    \
-    try {                                          \
-      chosen->op(*args);                           \
-      return 0;                                    \
-    } catch (const std::exception&) {              \
-      return 1;                                    \
-    }                                              \
+#define MIRL_FORWARD(op, Args)            \
+  MIRL_EXPORT int mirl_##op(Args* args) { \
+    try {                                 \
+      chosen->op(*args);                  \
+      return 0;                           \
+    } catch (const std::exception&) {     \
+      return 1;                           \
+    }                                     \
   }
 MIRL_OPS(MIRL_FORWARD)

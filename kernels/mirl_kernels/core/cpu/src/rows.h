@@ -1,5 +1,6 @@
-// The product at the heart of every op: a sparse matrix, by rows of (column, value) pairs, times a panel of pixels that
-// stays in the first-level cache. A panel has up to WIDE vectors of pixels per channel, its channels PANEL floats apart.
+// The product at the heart of every op: a sparse matrix, by rows of (column, value) pairs, times a panel of
+// pixels that stays in the first-level cache. A panel has up to WIDE vectors of pixels per channel, its
+// channels PANEL floats apart.
 #pragma once
 #include <type_traits>
 
@@ -36,7 +37,8 @@ inline void with_vectors(int64_t n, F&& f) {
   }
 }
 
-// In what follows emit(row, first, Vectors<N>, sums) takes N vectors of a row of the product, from vector `first` on.
+// In what follows emit(row, first, Vectors<N>, sums) takes N vectors of a row of the product, from vector
+// `first` on.
 template <int V, class Emit>
 inline void sparse_panel(const MirlRows& m, const float* in, Emit&& emit) {
   for (int64_t r = 0; r < m.rows; ++r) {
@@ -54,11 +56,12 @@ inline void sparse_panel(const MirlRows& m, const float* in, Emit&& emit) {
   }
 }
 
-// Four rows by N vectors, added to `begin`, which has `own` of them for each row: N, or one for all. `weight` holds the rows'
-// values four by four.
+// Four rows by N vectors, added to `begin`, which has `own` of them for each row: N, or one for all. `weight`
+// holds the rows' values four by four.
 template <int N, class Emit>
-__attribute__((always_inline)) inline void dense_tile(const float* weight, int64_t columns, const float* in, int64_t stride,
-                                                      const Vec* begin, int own, Emit&& emit) {
+__attribute__((always_inline)) inline void dense_tile(const float* weight, int64_t columns, const float* in,
+                                                      int64_t stride, const Vec* begin, int own,
+                                                      Emit&& emit) {
   Vec sums[4 * N];  // in registers: loops that the compiler did not unroll at once would leave them in memory
 #pragma GCC unroll 16
   for (int i = 0; i < 4 * N; ++i) sums[i] = begin[i / N * own + i % N % own];
@@ -81,8 +84,8 @@ __attribute__((always_inline)) inline void tiles(F&& f) {
   if constexpr (V > whole) f(whole, Vectors<V - whole>{});
 }
 
-// Where there are more columns than a panel in the first-level cache has: they are taken by turns, for as many rows as
-// have room there for their sums.
+// Where there are more columns than a panel in the first-level cache has: they are taken by turns, for as
+// many rows as have room there for their sums.
 constexpr int64_t NEAR = 96;
 template <int V, class Emit>
 __attribute__((noinline)) void dense_turns(const MirlRows& m, const float* in, int64_t stride, Emit&& emit) {
@@ -94,15 +97,17 @@ __attribute__((noinline)) void dense_turns(const MirlRows& m, const float* in, i
       for (int64_t r = top; r < std::min(top + SOME, m.rows); r += 4) {
         const int64_t n = std::min(near, m.columns - first), some = std::min<int64_t>(4, m.rows - r);
         const float* weight = m.dense + r * m.columns + 4 * first;
-        for (int64_t i = 0; i < 4 * n; i += 16) __builtin_prefetch(weight + 4 * m.columns + i);  // does not follow in memory
+        for (int64_t i = 0; i < 4 * n; i += 16)
+          __builtin_prefetch(weight + 4 * m.columns + i);  // does not follow in memory
         tiles<V>([&](int at, auto wide) {
           constexpr int N = wide;
           Vec* own = so_far + (r - top) * V + 4 * at;
           if (first == 0)
             for (int i = 0; i < 4 * N; ++i) own[i] = all(m.bias && i / N < some ? m.bias[r + i / N] : 0.0f);
-          dense_tile<N>(weight, n, in + first * stride + at * L, stride, own, N, [&](int64_t i, const Vec* sums) {
-            for (int v = 0; v < N; ++v) own[i * N + v] = sums[v];
-          });
+          dense_tile<N>(weight, n, in + first * stride + at * L, stride, own, N,
+                        [&](int64_t i, const Vec* sums) {
+                          for (int v = 0; v < N; ++v) own[i * N + v] = sums[v];
+                        });
           if (first + n < m.columns) return;
           for (int64_t i = 0; i < some; ++i) emit(r + i, at, wide, own + i * N);
         });
@@ -118,9 +123,10 @@ inline void dense_panel(const MirlRows& m, const float* in, int64_t stride, Emit
     if (m.bias)
       for (int64_t i = 0; i < some; ++i) bias[i] = all(m.bias[r + i]);
     tiles<V>([&](int first, auto n) {
-      dense_tile<n>(m.dense + r * m.columns, m.columns, in + first * L, stride, bias, 1, [&](int64_t i, const Vec* sums) {
-        if (i < some) emit(r + i, first, n, sums);
-      });
+      dense_tile<n>(m.dense + r * m.columns, m.columns, in + first * L, stride, bias, 1,
+                    [&](int64_t i, const Vec* sums) {
+                      if (i < some) emit(r + i, first, n, sums);
+                    });
     });
   }
 }
@@ -140,7 +146,8 @@ inline Vec activated(Vec x, const MirlActivation& a) {
   return x < 0.0f ? below : x;
 }
 
-// A padded channel stride: whole vectors, never a multiple of 4 KiB, where all channels would meet in one cache set.
+// A padded channel stride: whole vectors, never a multiple of 4 KiB, where all channels would meet in one
+// cache set.
 inline int64_t padded(int64_t floats) {
   const int64_t stride = round_up(floats, 16) + 16;
   return stride % 1024 ? stride : stride + 16;

@@ -1,6 +1,7 @@
-// How an image is worked through by ops whose taps reach over neighbouring pixels: cut into strips of columns, each of
-// which runs down its rows, while the rows that the taps still need stay in a ring in the second-level cache. MDTA and
-// GDFN begin alike (`fill_normalised`): layer norm, sparse 1x1, and the ring holds the hidden channels.
+// How an image is worked through by ops whose taps reach over neighbouring pixels: cut into strips of
+// columns, each of which runs down its rows, while the rows that the taps still need stay in a ring in the
+// second-level cache. MDTA and GDFN begin alike (`fill_normalised`): layer norm, sparse 1x1, and the ring
+// holds the hidden channels.
 #pragma once
 #include <vector>
 
@@ -8,7 +9,8 @@
 
 namespace MIRL_ISA {
 
-constexpr int64_t TRAINING_TASKS = 8;  // into how many tasks training cuts what is summed up, whatever the number of threads
+constexpr int64_t TRAINING_TASKS =
+    8;  // into how many tasks training cuts what is summed up, whatever the number of threads
 
 // A vector of pixels: `valid` of them from `column` of row `row` on.
 struct Place {
@@ -66,21 +68,24 @@ inline void store(float* p, Vec v, const Place& at) {
 }
 
 // to[j * to_stride + i] = from[i * from_stride + j] for i < rows <= L, j < columns <= L.
-inline void turn(const float* from, int64_t from_stride, float* to, int64_t to_stride, int64_t rows, int64_t columns) {
+inline void turn(const float* from, int64_t from_stride, float* to, int64_t to_stride, int64_t rows,
+                 int64_t columns) {
   Vec block[L] = {};
   for (int64_t i = 0; i < rows; ++i) block[i] = load(from + i * from_stride, Place{0, 0, columns});
   transpose(block);
   for (int64_t j = 0; j < columns; ++j) store(to + j * to_stride, block[j], Place{0, 0, rows});
 }
 
-// Asks for a group's pixels before they are wanted, or written (a store that misses every cache costs more than what
-// it stores), in shares between the arithmetic. (GCC drops calls of functions that do nothing but this.)
+// Asks for a group's pixels before they are wanted, or written (a store that misses every cache costs more
+// than what it stores), in shares between the arithmetic. (GCC drops calls of functions that do nothing but
+// this.)
 class Fetch {
   const float* from[WIDE];
   int64_t n, channel, channels, parts, due = 0;
 
  public:
-  Fetch(const MirlImage& image, int64_t b, int64_t channels, int64_t y, int64_t x, const Place* at, int64_t n, int64_t parts)
+  Fetch(const MirlImage& image, int64_t b, int64_t channels, int64_t y, int64_t x, const Place* at, int64_t n,
+        int64_t parts)
       : n(n), channel(image.channel), channels(channels), parts(std::max<int64_t>(1, parts)) {
     for (int64_t v = 0; v < n; ++v) from[v] = image.at(b, 0, y + at[v].row, x + at[v].column);
   }
@@ -107,7 +112,8 @@ struct Residual {
   int64_t x_channel, y_channel;
   bool whole = true;
 
-  Residual(const MirlImage& x, const MirlImage& y, int64_t b, int64_t line, int64_t column, const Place* at, int64_t n)
+  Residual(const MirlImage& x, const MirlImage& y, int64_t b, int64_t line, int64_t column, const Place* at,
+           int64_t n)
       : at(at), x_channel(x.channel), y_channel(y.channel) {
     for (int64_t v = 0; v < n; ++v) {
       from[v] = x.at(b, 0, line + at[v].row, column + at[v].column);
@@ -128,10 +134,12 @@ struct Residual {
 
 // A panel of an image, zero where there is no pixel.
 template <int V>
-inline void gather(const MirlImage& x, int64_t b, int64_t channels, int64_t y, int64_t column, const Place* at, float* panel) {
+inline void gather(const MirlImage& x, int64_t b, int64_t channels, int64_t y, int64_t column,
+                   const Place* at, float* panel) {
   const float* from[V];
   bool whole = true;
-  for (int v = 0; v < V; ++v) from[v] = x.at(b, 0, y + at[v].row, column + at[v].column), whole = whole && at[v].valid == L;
+  for (int v = 0; v < V; ++v)
+    from[v] = x.at(b, 0, y + at[v].row, column + at[v].column), whole = whole && at[v].valid == L;
   for (int64_t c = 0; c < channels; ++c)
     for (int v = 0; v < V; ++v) {
       const float* p = from[v] + c * x.channel;
@@ -139,10 +147,12 @@ inline void gather(const MirlImage& x, int64_t b, int64_t channels, int64_t y, i
     }
 }
 
-// Layer norm, without its gain and bias (and without centring, if need be), of V vectors of pixels in a panel: in two
-// passes, since E[x^2] - E[x]^2 would lose digits. `deviation` takes the reciprocals of the pixels' deviations.
+// Layer norm, without its gain and bias (and without centring, if need be), of V vectors of pixels in a
+// panel: in two passes, since E[x^2] - E[x]^2 would lose digits. `deviation` takes the reciprocals of the
+// pixels' deviations.
 template <int V>
-inline void normalise(int64_t channels, bool centred, float* panel, float eps = 1e-5f, Vec* deviation = nullptr) {
+inline void normalise(int64_t channels, bool centred, float* panel, float eps = 1e-5f,
+                      Vec* deviation = nullptr) {
   Vec mean[V] = {}, scale[V] = {};
   for (int64_t c = 0; c < channels; ++c)
     for (int v = 0; v < V; ++v) mean[v] += load(panel + c * PANEL + v * L);
@@ -166,9 +176,11 @@ inline void normalise(int64_t channels, bool centred, float* panel, float eps = 
 
 // to = panel * gain + offset, by channels.
 template <int V>
-inline void scale_and_shift(int64_t channels, const float* panel, const float* gain, const float* offset, float* to) {
+inline void scale_and_shift(int64_t channels, const float* panel, const float* gain, const float* offset,
+                            float* to) {
   for (int64_t c = 0; c < channels; ++c)
-    for (int v = 0; v < V; ++v) store(to + c * PANEL + v * L, load(panel + c * PANEL + v * L) * gain[c] + offset[c]);
+    for (int v = 0; v < V; ++v)
+      store(to + c * PANEL + v * L, load(panel + c * PANEL + v * L) * gain[c] + offset[c]);
 }
 
 // How far the taps reach, 0 or more each way.
@@ -176,8 +188,8 @@ struct Reach {
   int64_t above = 1, below = 1, left = 1, right = 1;
 };
 
-// The size of the images whose rows are worked on as one, so that short ones fill vectors: `flat` is then how many pixels
-// a row had. Elsewhere it is 0.
+// The size of the images whose rows are worked on as one, so that short ones fill vectors: `flat` is then how
+// many pixels a row had. Elsewhere it is 0.
 inline MirlSize flattened(const MirlSize& s) {
   if (L < 16 || !s.flat) return {s.batch, s.channels, s.height, s.width, 0};
   return {s.batch, s.channels, 1, s.height * s.width, s.width};
@@ -189,26 +201,29 @@ struct Part {
 };
 
 struct Strips {
-  MirlSize size;       // of what is computed
-  int64_t hidden;      // channels in the ring
+  MirlSize size;   // of what is computed
+  int64_t hidden;  // channels in the ring
   Reach reach;
   int64_t source_height, source_width;  // of what the ring is filled with; zeros outside
-  int64_t across = 1;  // strips
-  int64_t width = 1;   // columns of a strip
-  int64_t down = 1;    // parts that the rows are cut into, each of which fills halos of its own
-  int64_t step = 1;    // rows of the image done at once: several where they are short
-  int64_t slots = 3;   // rows in the ring
-  int64_t pitch = 0, hidden_stride = 0, margin = 16;  // columns before a row of the ring: the left halo ends there
+  int64_t across = 1;                   // strips
+  int64_t width = 1;                    // columns of a strip
+  int64_t down = 1;   // parts that the rows are cut into, each of which fills halos of its own
+  int64_t step = 1;   // rows of the image done at once: several where they are short
+  int64_t slots = 3;  // rows in the ring
+  int64_t pitch = 0, hidden_stride = 0,
+          margin = 16;  // columns before a row of the ring: the left halo ends there
 
   Strips(const MirlSize& s, int64_t hidden, int64_t threads)
-      : Strips(s, hidden, threads, s.flat ? Reach{0, 0, s.flat + 1, s.flat + 1} : Reach{}, s.height, s.width) {}
+      : Strips(s, hidden, threads, s.flat ? Reach{0, 0, s.flat + 1, s.flat + 1} : Reach{}, s.height,
+               s.width) {}
 
-  Strips(const MirlSize& s, int64_t hidden, int64_t threads, const Reach& reach, int64_t source_height, int64_t source_width)
+  Strips(const MirlSize& s, int64_t hidden, int64_t threads, const Reach& reach, int64_t source_height,
+         int64_t source_width)
       : size(s), hidden(hidden), reach(reach), source_height(source_height), source_width(source_width) {
     const int64_t rows = reach.above + 1 + reach.below, sideways = reach.left + reach.right;
     margin = round_up(std::max<int64_t>(1, std::max(reach.left, reach.right)), 16);
-    // A group costs its vectors and some more; a strip that takes more than half of the second-level cache, through which
-    // the image passes too, costs a little, halos and small groups cost much.
+    // A group costs its vectors and some more; a strip that takes more than half of the second-level cache,
+    // through which the image passes too, costs a little, halos and small groups cost much.
     auto groups = [](int64_t columns) {
       const int64_t n = (columns + L - 1) / L;
       return n + 0.75 * double((n + WIDE - 1) / WIDE);
@@ -229,7 +244,8 @@ struct Strips {
     slots = step + rows - 1;
     pitch = round_up(computed + margin, 16);
     hidden_stride = slots * pitch + margin;
-    if (hidden_stride / 16 % 2 == 0) hidden_stride += 16;  // an odd number of cache lines: channels meet in no set
+    if (hidden_stride / 16 % 2 == 0)
+      hidden_stride += 16;  // an odd number of cache lines: channels meet in no set
     best = 1e30;
     for (int64_t n = 1; n <= std::max<int64_t>(1, std::min(4 * threads, s.height / 4)); ++n) {
       const int64_t turns = (s.batch * across * n + threads - 1) / threads;
@@ -252,8 +268,8 @@ struct Strips {
   }
 };
 
-// A group of vectors that the ring is to be filled with: hidden channel h of vector v goes to to[v] + h * hidden_stride, where
-// what is no pixel must be zero, as the padding is (`put`).
+// A group of vectors that the ring is to be filled with: hidden channel h of vector v goes to to[v] + h *
+// hidden_stride, where what is no pixel must be zero, as the padding is (`put`).
 struct Filling {
   const Part& part;
   int64_t b, y, x;  // the vectors are at row y + at[v].row, column x + at[v].column
@@ -272,8 +288,8 @@ struct Filling {
   }
 };
 
-// A step of a strip as its consumer sees it: rows y .. y + count of columns x0 .. x1 of item b are due, and the ring
-// holds their hidden rows with those above and below.
+// A step of a strip as its consumer sees it: rows y .. y + count of columns x0 .. x1 of item b are due, and
+// the ring holds their hidden rows with those above and below.
 struct Step {
   int64_t task, b, y, count, x0, x1;
   bool first, last;     // of its task
@@ -287,9 +303,11 @@ struct Items {
   int64_t first, count;
 };
 
-// Runs every strip of these items: fill(Filling) for what the ring wants, consume(Step) for what it then allows.
+// Runs every strip of these items: fill(Filling) for what the ring wants, consume(Step) for what it then
+// allows.
 template <class Fill, class Consume>
-void run_strips(const Strips& s, const Items& items, int64_t panel_floats, int64_t extra, int64_t threads, Fill fill, Consume consume) {
+void run_strips(const Strips& s, const Items& items, int64_t panel_floats, int64_t extra, int64_t threads,
+                Fill fill, Consume consume) {
   const int64_t per_item = s.across * s.down;
   panel_floats = round_up(panel_floats, 16);
   auto task = [&](int64_t i) {
@@ -310,13 +328,28 @@ void run_strips(const Strips& s, const Items& items, int64_t panel_floats, int64
         std::memset(hidden + h * s.hidden_stride + slot % s.slots * s.pitch, 0, sizeof(float) * s.pitch);
     };
     auto fill_rows = [&](int64_t y, int64_t count, int64_t slot) {
-      for (; count && y < 0; ++y, --count, ++slot) {}  // zero from the beginning
-      const int64_t inside = std::max<int64_t>(0, std::min(count, s.source_height - y)), vectors = inside * per_row;
+      for (; count && y < 0; ++y, --count, ++slot) {
+      }  // zero from the beginning
+      const int64_t inside = std::max<int64_t>(0, std::min(count, s.source_height - y)),
+                    vectors = inside * per_row;
       grouped(vectors, [&](int64_t from, int64_t n) {
-        Filling f{part, b, y, first, all.data() + from, n, {}, panel, y, std::min(n, vectors - from - n), all.data() + from + n, true};
+        Filling f{part,
+                  b,
+                  y,
+                  first,
+                  all.data() + from,
+                  n,
+                  {},
+                  panel,
+                  y,
+                  std::min(n, vectors - from - n),
+                  all.data() + from + n,
+                  true};
         for (int64_t v = 0; v < n; ++v)
-          f.whole = f.whole && f.at[v].valid == L, f.to[v] = hidden + (slot + f.at[v].row) % s.slots * s.pitch + s.margin + f.at[v].column;
-        if (f.next_n == 0) f.next_y = std::min(y + s.step, s.source_height - inside), f.next_n = n, f.next_at = all.data();
+          f.whole = f.whole && f.at[v].valid == L,
+          f.to[v] = hidden + (slot + f.at[v].row) % s.slots * s.pitch + s.margin + f.at[v].column;
+        if (f.next_n == 0)
+          f.next_y = std::min(y + s.step, s.source_height - inside), f.next_n = n, f.next_at = all.data();
         fill(f);
       });
       for (int64_t i = inside; i < count; ++i) clear(slot + i);
@@ -328,21 +361,23 @@ void run_strips(const Strips& s, const Items& items, int64_t panel_floats, int64
       const int64_t count = std::min(s.step, bottom - y);
       if (y == top) fill_rows(y - s.reach.above, ahead + count, 0);
       else fill_rows(y + s.reach.below, count, slot + ahead);
-      consume(Step{t, b, y, count, x0, x1, y == top, y + count == bottom, slot, hidden + s.margin + x0 - first, own});
+      consume(Step{t, b, y, count, x0, x1, y == top, y + count == bottom, slot,
+                   hidden + s.margin + x0 - first, own});
       slot = (slot + count) % s.slots;
     }
   };
   mirl::parallel(items.count * per_item, threads, task);
 }
 template <class Fill, class Consume>
-void run_strips(const Strips& s, int64_t panel_floats, int64_t extra, int64_t threads, Fill fill, Consume consume) {
+void run_strips(const Strips& s, int64_t panel_floats, int64_t extra, int64_t threads, Fill fill,
+                Consume consume) {
   run_strips(s, Items{0, s.size.batch}, panel_floats, extra, threads, fill, consume);
 }
 
-// A filler: the layer norm of x, its gain and offset where they are not part of the product, then a product; panel_floats
-// is channels * PANEL.
-inline auto fill_normalised(const Strips& s, const MirlImage& x, const MirlRows& pointwise, bool centred, float eps = 1e-5f,
-                            const float* gain = nullptr, const float* offset = nullptr) {
+// A filler: the layer norm of x, its gain and offset where they are not part of the product, then a product;
+// panel_floats is channels * PANEL.
+inline auto fill_normalised(const Strips& s, const MirlImage& x, const MirlRows& pointwise, bool centred,
+                            float eps = 1e-5f, const float* gain = nullptr, const float* offset = nullptr) {
   return [&s, &x, &pointwise, centred, eps, gain, offset](const Filling& f) {
     const int64_t channels = s.size.channels;
     with_vectors(f.n, [&](auto n) {
@@ -358,7 +393,8 @@ inline auto fill_normalised(const Strips& s, const MirlImage& x, const MirlRows&
   };
 }
 
-// An image with zeros around it, or only `slots` rows of it, each in the place of the one that many rows above.
+// An image with zeros around it, or only `slots` rows of it, each in the place of the one that many rows
+// above.
 struct Rows {
   MirlImage image;
   int64_t slots = 0;
@@ -367,53 +403,62 @@ struct Rows {
   float* at(int64_t b, int64_t y, int64_t x) const { return image.at(b, 0, slot(y), x); }  // of channel 0
 };
 
-// Where n vectors of pixels lie that taps are applied to: those of channel 0, and in which slot their first row is. Worked out
-// once for all channels, as a division takes as long as ten vectors' products.
+// Where n vectors of pixels lie that taps are applied to: those of channel 0, and in which slot their first
+// row is. Worked out once for all channels, as a division takes as long as ten vectors' products.
 struct Tapped {
   const float* first[WIDE];
   int64_t slot[WIDE], stride;  // from one channel to the next
 
   // In the ring.
   Tapped(const Strips& s, const Step& step, const Place* at, int64_t n) : stride(s.hidden_stride) {
-    for (int64_t v = 0; v < n; ++v) first[v] = step.hidden + at[v].column, slot[v] = (step.slot + at[v].row) % s.slots;
+    for (int64_t v = 0; v < n; ++v)
+      first[v] = step.hidden + at[v].column, slot[v] = (step.slot + at[v].row) % s.slots;
   }
   // In an image that has zeros around it, or in as many of its rows as there is room for.
-  Tapped(const Rows& rows, int64_t b, int64_t y, int64_t x, const Place* at, int64_t n) : stride(rows.image.channel) {
+  Tapped(const Rows& rows, int64_t b, int64_t y, int64_t x, const Place* at, int64_t n)
+      : stride(rows.image.channel) {
     for (int64_t v = 0; v < n; ++v) {
-      first[v] = rows.slots ? rows.image.at(b, 0, 0, x + at[v].column) : rows.at(b, y + at[v].row, x + at[v].column);
+      first[v] =
+          rows.slots ? rows.image.at(b, 0, 0, x + at[v].column) : rows.at(b, y + at[v].row, x + at[v].column);
       slot[v] = rows.slots ? rows.slot(y + at[v].row - 1) : 0;
     }
   }
 };
 
-// The surviving 3x3 taps of each hidden channel, as offsets into the ring, for every slot that their first row may have.
+// The surviving 3x3 taps of each hidden channel, as offsets into the ring, for every slot that their first
+// row may have.
 struct Taps {
   const MirlRows rows;
   std::vector<int32_t> offset;
   int64_t count;
-  // Where rows follow each other without zeros between them: by a tap's column, the lanes that have a neighbour there.
+  // Where rows follow each other without zeros between them: by a tap's column, the lanes that have a
+  // neighbour there.
   bool flat = false;
   uint16_t within[3];
 
-  Taps(const MirlRows& dwconv, const Strips& s)
-      : rows(dwconv), count(dwconv.start[dwconv.rows]) {
+  Taps(const MirlRows& dwconv, const Strips& s) : rows(dwconv), count(dwconv.start[dwconv.rows]) {
     if (s.size.flat) neighbours(s.size.flat, s.size.flat);
     else in_slots(s.slots, s.pitch);
   }
 
   // Those of the rows of an image; `flat` as in MirlSize.
-  Taps(const MirlRows& dwconv, const Rows& image, int64_t flat) : rows(dwconv), count(dwconv.start[dwconv.rows]) {
+  Taps(const MirlRows& dwconv, const Rows& image, int64_t flat)
+      : rows(dwconv), count(dwconv.start[dwconv.rows]) {
     if (image.slots) in_slots(image.slots, image.image.row);
     else neighbours(flat ? flat : image.image.row, flat);
   }
 
-  // Whether a channel has all nine taps, which `nine` is for. Vectors that do not begin where cache lines do take long to
-  // load where they are as long as these, so that those on both sides are put together from what lies there.
-  static bool complete(const MirlRows& rows, int64_t channel) { return L == 16 && rows.start[channel + 1] - rows.start[channel] == 9; }
+  // Whether a channel has all nine taps, which `nine` is for. Vectors that do not begin where cache lines do
+  // take long to load where they are as long as these, so that those on both sides are put together from what
+  // lies there.
+  static bool complete(const MirlRows& rows, int64_t channel) {
+    return L == 16 && rows.start[channel + 1] - rows.start[channel] == 9;
+  }
 
   // use(tap, vector, pixels) for V vectors of a row of pixels, as `panel` takes them.
   template <int V, bool FLAT, class Use>
-  __attribute__((always_inline)) void nine([[maybe_unused]] int64_t channel, [[maybe_unused]] int64_t slot, [[maybe_unused]] const float* in,
+  __attribute__((always_inline)) void nine([[maybe_unused]] int64_t channel, [[maybe_unused]] int64_t slot,
+                                           [[maybe_unused]] const float* in,
                                            [[maybe_unused]] Use&& use) const {
 #if MIRL_LANES == 16
     const int32_t* centre = offset.data() + slot * count + rows.start[channel] + 1;
@@ -481,7 +526,8 @@ struct Taps {
   void in_slots(int64_t slots, int64_t pitch) {
     for (int64_t slot = 0; slot < slots; ++slot)
       for (int64_t k = 0; k < count; ++k)
-        offset.push_back(int32_t((slot + rows.entry[k].column() / 3) % slots * pitch + rows.entry[k].column() % 3 - 1));
+        offset.push_back(
+            int32_t((slot + rows.entry[k].column() / 3) % slots * pitch + rows.entry[k].column() % 3 - 1));
   }
   void neighbours(int64_t row, int64_t columns) {
     for (int64_t k = 0; k < count; ++k)

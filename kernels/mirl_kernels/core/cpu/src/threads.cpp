@@ -22,8 +22,9 @@
 namespace mirl {
 namespace {
 
-// libgomp's entry point, where the process has that library: PyTorch's own threads then do our work as well. Two pools
-// would be in each other's way, since those who wait for work in libgomp's spin for milliseconds before they sleep.
+// libgomp's entry point, where the process has that library: PyTorch's own threads then do our work as well.
+// Two pools would be in each other's way, since those who wait for work in libgomp's spin for milliseconds
+// before they sleep.
 using Team = void (*)(void (*function)(void*), void* data, unsigned threads, unsigned flags);
 Team find_team() {
 #ifdef __unix__

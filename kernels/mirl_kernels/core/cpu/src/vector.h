@@ -19,12 +19,17 @@ inline Vec load(const float* p) { return *reinterpret_cast<const Loose*>(p); }
 inline void store(float* p, Vec v) { *reinterpret_cast<Loose*>(p) = v; }
 inline Vec all(float x) { return x - Vec{}; }
 
-// The first n lanes (0 < n < L) of memory that may end behind them; the other lanes are zero, or left as they are.
+// The first n lanes (0 < n < L) of memory that may end behind them; the other lanes are zero, or left as they
+// are.
 #if MIRL_LANES == 16
 inline Vec load(const float* p, int64_t n) { return (Vec)_mm512_maskz_loadu_ps(__mmask16((1u << n) - 1), p); }
-inline void store(float* p, Vec v, int64_t n) { _mm512_mask_storeu_ps(p, __mmask16((1u << n) - 1), (__m512)v); }
+inline void store(float* p, Vec v, int64_t n) {
+  _mm512_mask_storeu_ps(p, __mmask16((1u << n) - 1), (__m512)v);
+}
 // Lanes by the bits of `which`, the others zero.
-inline Vec load_some(const float* p, uint16_t which) { return (Vec)_mm512_maskz_loadu_ps(__mmask16(which), p); }
+inline Vec load_some(const float* p, uint16_t which) {
+  return (Vec)_mm512_maskz_loadu_ps(__mmask16(which), p);
+}
 #else
 inline Vec load(const float* p, int64_t n) {
   Vec v{};
@@ -99,13 +104,20 @@ inline float sum(Vec v) {
 inline Vec one_before(Vec a, Vec b) {
   return MIRL_SHUFFLE(a, b, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30);
 }
-inline Vec one_behind(Vec a, Vec b) { return MIRL_SHUFFLE(a, b, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16); }
+inline Vec one_behind(Vec a, Vec b) {
+  return MIRL_SHUFFLE(a, b, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16);
+}
 // The same within a vector, of the lanes by the bits of `which`, the others zero.
-inline Vec one_before(Vec a, uint16_t which) { return (Vec)_mm512_maskz_alignr_epi32(which, (__m512i)a, (__m512i)a, 15); }
-inline Vec one_behind(Vec a, uint16_t which) { return (Vec)_mm512_maskz_alignr_epi32(which, (__m512i)a, (__m512i)a, 1); }
+inline Vec one_before(Vec a, uint16_t which) {
+  return (Vec)_mm512_maskz_alignr_epi32(which, (__m512i)a, (__m512i)a, 15);
+}
+inline Vec one_behind(Vec a, uint16_t which) {
+  return (Vec)_mm512_maskz_alignr_epi32(which, (__m512i)a, (__m512i)a, 1);
+}
 #endif
-// In registers from the first step on: loops that the compiler did not unroll would go through memory. Eight lanes are two
-// halves to the processor: what stays within them takes one instruction, so that they are brought together once.
+// In registers from the first step on: loops that the compiler did not unroll would go through memory. Eight
+// lanes are two halves to the processor: what stays within them takes one instruction, so that they are
+// brought together once.
 #if MIRL_LANES == 8
 #define MIRL_FIRST_HALVES 0, 1, 2, 3, 8, 9, 10, 11
 #define MIRL_SECOND_HALVES 4, 5, 6, 7, 12, 13, 14, 15
@@ -117,14 +129,16 @@ __attribute__((always_inline)) inline Vec sums(const Vec* v) {
   for (int n = 4; n > 1; n /= 2)
 #pragma GCC unroll 4
     for (int i = 0; i < n; ++i)
-      own[i] = MIRL_SHUFFLE(own[2 * i], own[2 * i + 1], 0, 2, 8, 10, 4, 6, 12, 14) + MIRL_SHUFFLE(own[2 * i], own[2 * i + 1], 1, 3, 9, 11, 5, 7, 13, 15);
+      own[i] = MIRL_SHUFFLE(own[2 * i], own[2 * i + 1], 0, 2, 8, 10, 4, 6, 12, 14) +
+               MIRL_SHUFFLE(own[2 * i], own[2 * i + 1], 1, 3, 9, 11, 5, 7, 13, 15);
   return MIRL_SHUFFLE(own[0], own[1], MIRL_FIRST_HALVES) + MIRL_SHUFFLE(own[0], own[1], MIRL_SECOND_HALVES);
 }
 #else
 template <int N>
 __attribute__((always_inline)) inline void add_pairs(Vec* v) {
 #pragma GCC unroll 8
-  for (int i = 0; i < N; ++i) v[i] = MIRL_SHUFFLE(v[2 * i], v[2 * i + 1], MIRL_EVEN) + MIRL_SHUFFLE(v[2 * i], v[2 * i + 1], MIRL_ODD);
+  for (int i = 0; i < N; ++i)
+    v[i] = MIRL_SHUFFLE(v[2 * i], v[2 * i + 1], MIRL_EVEN) + MIRL_SHUFFLE(v[2 * i], v[2 * i + 1], MIRL_ODD);
   if constexpr (N > 1) add_pairs<N / 2>(v);
 }
 __attribute__((always_inline)) inline Vec sums(const Vec* v) {

@@ -1,4 +1,4 @@
-"""What is drawn when: epochs, shares of a batch, folders in MIR-L's layout, memory."""
+"""Test what is drawn when: epochs, shares of a batch, folders in MIR-L's layout, memory."""
 
 import shutil
 from collections import Counter
@@ -9,8 +9,8 @@ import torch
 from tiny import settings
 
 from mirl_sparse.errors import UserError
-from mirl_sparse.photos.images import write_image
-from mirl_training.data.photos import TrainingData
+from mirl_sparse.photos import write_image
+from mirl_training.data import TrainingData
 
 TASKS = {"noise25": 3, "rain": 2, "haze": 1}
 
@@ -35,9 +35,11 @@ def mirl_layout(tmp_path_factory):
 
 def config(epochs=True, **training):
     data = {
-        "clean": ["train/denoise/WED", "train/denoise/BSD400"], "rain": "train/derain/Rain100L",
-        "haze": "train/dehaze/OTS", "tasks": TASKS,
-    }  # fmt: skip
+        "clean": ["train/denoise/WED", "train/denoise/BSD400"],
+        "rain": "train/derain/Rain100L",
+        "haze": "train/dehaze/OTS",
+        "tasks": TASKS,
+    }
     length = {"steps": None, "epochs": 2, "warmup_steps": 0} if epochs else {}
     return settings(data=data, training={"batch_size": 3, **length, **training})
 
@@ -63,15 +65,15 @@ def test_an_epoch_shows_every_photo_as_often_as_its_task_says(mirl_layout):
 
 def test_pairs_come_from_their_own_folders(mirl_layout):
     data = TrainingData(config(), mirl_layout)
-    found = set()
+    pairs = set()
     for step in range(data.steps_per_epoch):
         degraded, clean = data.batch(0, step)
-        found |= {(a, b) for a, b in zip(colours(degraded), colours(clean), strict=True) if b >= 30}
-    assert found == {(60, 30), (61, 31), (70, 40), (71, 41)}
+        pairs |= {(a, b) for a, b in zip(colours(degraded), colours(clean), strict=True) if b >= 30}
+    assert pairs == {(60, 30), (61, 31), (70, 40), (71, 41)}
 
 
 def test_nothing_is_drawn_of_a_scene_that_is_held_back(mirl_layout, tmp_path):
-    """Haze sets hold a clean photo once for every haze that was put over it; one may lie among the clean photos, too."""
+    """Haze sets hold a clean photo once for every haze over it; one may lie among the clean photos, too."""
     shutil.copytree(mirl_layout, tmp_path / "data")
     target = tmp_path / "data/train/dehaze/OTS/target"
     for name in ("0001_0.8_0.1", "0002_0.8_0.1", "0002_1_0.3"):
@@ -105,16 +107,18 @@ def test_processes_share_the_batch_that_one_would_draw(mirl_layout, epochs):
 
 
 def test_photos_beyond_the_memory_are_decoded_when_they_are_drawn(mirl_layout):
-    kept, none = (
+    cached, uncached = (
         TrainingData(c, mirl_layout)
         for c in (
             config(),
             config().model_copy(update={"data": config().data.model_copy(update={"memory": 0})}),
         )
     )
-    assert not none._photos._kept
+    assert not uncached._photos._decoded
     for step in range(3):
-        assert all(torch.equal(a, b) for a, b in zip(kept.batch(0, step), none.batch(0, step), strict=True))
+        assert all(
+            torch.equal(a, b) for a, b in zip(cached.batch(0, step), uncached.batch(0, step), strict=True)
+        )
 
 
 def test_a_batch_depends_on_its_place_alone(mirl_layout):

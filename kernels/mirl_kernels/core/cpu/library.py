@@ -1,0 +1,138 @@
+"""Load the C++ kernels and call them.
+
+The kernels are one shared library with a plain C interface, ``src/abi.h``. The structures that its functions
+take are ``ctypes.Structure`` classes here and beside the ops. Each has the name of its C++ structure without
+``Mirl``; those that a kernel takes as its argument end in ``Args`` (``GdfnArgs`` is ``MirlGdfn``).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+from collections.abc import Callable
+from ctypes import Structure, c_int64, c_void_p
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mirl_kernels.errors import BackendError
+
+LIBRARY = "libmirl_cpu.so"
+LANES = {"avx512": 16, "avx2": 8, "portable": 4}  # floats of a vector, by instruction set
+
+
+class Image(Structure):
+    """Describe an image to the kernels.
+
+    Attributes:
+        data: Address of its first float; 0 for no image.
+        batch: Floats from one item to the next.
+        channel: Floats from one channel to the next.
+        row: Floats from one row to the next.
+    """
+
+    _fields_ = [("data", c_void_p), ("batch", c_int64), ("channel", c_int64), ("row", c_int64)]
+
+
+class Size(Structure):
+    """Hold the size of an image.
+
+    Attributes:
+        batch: Number of items.
+        channels: Channels of an item.
+        height: Rows of a channel.
+        width: Pixels of a row.
+        flat: Not 0 if rows are short and follow each other in memory, in all images of this size.
+    """
+
+    _fields_ = [
+        ("batch", c_int64),
+        ("channels", c_int64),
+        ("height", c_int64),
+        ("width", c_int64),
+        ("flat", c_int64),
+    ]
+
+
+@cache
+def load_library() -> ctypes.CDLL:
+    """Return the shared library of the kernels.
+
+    Raises:
+        BackendError: If the library was not built or cannot be loaded, or if the environment variable
+            ``MIRL_CPU_ISA`` asks for an instruction set that this processor does not have.
+    """
+    folders = sys.modules[__name__.rpartition(".")[0]].__path__  # an editable install has two
+    path = next((p for folder in folders if (p := Path(folder, LIBRARY)).exists()), None)
+    if path is None:
+        raise BackendError(
+            "the C++ kernels were not built when mirl-sparse was installed; install a C++17 compiler (g++ or"
+            ' clang++) and install mirl-sparse again, or use backend="reference"'
+        )
+    try:
+        loaded = ctypes.CDLL(str(path))
+    except OSError as error:
+        raise BackendError(f"{path} cannot be loaded ({error}); install mirl-sparse again") from None
+    loaded.mirl_isa.restype = ctypes.c_char_p
+    if loaded.mirl_isa() is None:
+        raise BackendError(
+            f"MIRL_CPU_ISA is {os.environ.get('MIRL_CPU_ISA')!r}, which this processor cannot run;"
+            " expected avx512, avx2 or portable"
+        )
+    return loaded
+
+
+def available() -> bool:
+    """Return whether the C++ kernels can run here."""
+    try:
+        load_library()
+    except BackendError:
+        return False
+    return True
+
+
+def isa() -> str:
+    """Return the instruction set in use: avx512, avx2 or portable.
+
+    Raises:
+        BackendError: As `load_library`.
+    """
+    return load_library().mirl_isa().decode()
+
+
+@cache
+def _function(name: str, size: int) -> Callable[[object], int]:
+    """Return a kernel that takes an argument of ``size`` bytes."""
+    if getattr(load_library(), f"mirl_{name}_bytes")() != size:
+        raise BackendError(f"the C++ kernels are of another version (mirl_{name}); install mirl-sparse again")
+    return getattr(load_library(), f"mirl_{name}")
+
+
+class Call:
+    """Bind a kernel to its argument; call the result to run the kernel on PyTorch's threads.
+
+    Args:
+        name: The kernel's name in the list ``MIRL_OPS`` of abi.h.
+        args: Its argument. The last field is called ``threads`` and is set by each call.
+        tensors: Tensors whose memory the argument names. They live as long as the call.
+
+    Raises:
+        BackendError: If the library was built from another version of the structure.
+    """
+
+    def __init__(self, name: str, args: Structure, *tensors: Tensor | None) -> None:
+        self._function = _function(name, ctypes.sizeof(args))
+        self._name, self._args, self._tensors = name, args, tensors
+
+    def __call__(self) -> None:
+        """Run the kernel.
+
+        Raises:
+            MemoryError: If the kernel cannot allocate its scratch memory.
+        """
+        self._args.threads = torch.get_num_threads()
+        if self._function(ctypes.byref(self._args)):
+            raise MemoryError(f"mirl_{self._name} ran out of memory")

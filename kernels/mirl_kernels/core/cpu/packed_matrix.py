@@ -1,0 +1,400 @@
+"""Pack sparse matrices for the kernels, and read packed ones.
+
+A packed matrix is one int32 tensor, so that a module keeps it as a buffer and a state dict stores it. Its
+layout is ``MirlMatrix`` of abi.h: a header, a table of chunks, and what the table names by its position in
+the words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mirl_kernels.errors import BackendError
+
+CHUNK = 96  # columns whose panel fits the first-level cache
+DENSE = 0.55  # the density from which a product by rows takes longer than one with the whole matrix
+PANEL = 64  # MIRL_PANEL of abi.h: floats from one channel of a pixel panel to the next
+_HEADER = 5  # words: rows, columns, entries, chunks, position of the taps
+_CHUNK_WORDS = 7  # words: the fields of Chunk
+_ROWS_TOGETHER = 4  # rows of a whole matrix that the kernels compute at a time
+
+
+class Forms(Enum):
+    """Choose how a matrix that is more than `DENSE` full is packed; emptier ones are packed as entries alone.
+
+    Attributes:
+        BOTH: As entries, and whole beside them.
+        EITHER: Whole alone.
+        ENTRIES: As entries alone.
+    """
+
+    BOTH = "entries, and whole beside them"
+    EITHER = "whole alone"
+    ENTRIES = "entries alone"
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Read one chunk of a packed matrix: some rows by some columns (``MirlChunk`` of abi.h).
+
+    Attributes:
+        words: The whole packed matrix.
+        first_row: The first of its rows in the matrix.
+        rows: Number of rows.
+        columns: Number of columns.
+        start: Position of the rows + 1 places at which rows begin among the entries. Positions are 0 for what
+            the chunk does not have.
+        entry: Position of the entries: pairs of an offset in a panel and a float32 value.
+        bias_at: Position of the bias.
+        dense: Position of the whole matrix.
+    """
+
+    words: Tensor
+    first_row: int
+    rows: int
+    columns: int
+    start: int
+    entry: int
+    bias_at: int
+    dense: int
+
+    @property
+    def is_dense(self) -> bool:
+        """Return whether the chunk is kept whole, for a dense product."""
+        return self.dense != 0
+
+    @property
+    def has_entries(self) -> bool:
+        """Return whether the chunk is kept as entries."""
+        return self.start != 0
+
+    @property
+    def nnz(self) -> int:
+        """Return the number of entries of a chunk that is kept as entries."""
+        return int(self.words[self.start + self.rows])
+
+    @property
+    def values(self) -> Tensor:
+        """Return the values of the entries, row by row: (nnz,) float32."""
+        return self.words.view(torch.float32)[self.entry + 1 :][: 2 * self.nnz : 2]
+
+    @property
+    def bias(self) -> Tensor | None:
+        """Return the bias, (rows,) float32, or None."""
+        return self.words.view(torch.float32)[self.bias_at :][: self.rows] if self.bias_at else None
+
+    def to_dense(self) -> Tensor:
+        """Return the chunk as a (rows, columns) float32 matrix."""
+        if not self.has_entries:
+            padded = self.rows + -self.rows % _ROWS_TOGETHER
+            whole = self.words.view(torch.float32)[self.dense :][: padded * self.columns]
+            return whole.view(-1, self.columns, _ROWS_TOGETHER).transpose(1, 2).flatten(0, 1)[: self.rows]
+        matrix = torch.zeros(self.rows, self.columns, dtype=torch.float32)
+        counts = self.words[self.start :][: self.rows + 1].diff()
+        row = torch.arange(self.rows).repeat_interleave(counts)
+        column = self.words[self.entry :][: 2 * self.nnz : 2] // (4 * PANEL)
+        matrix[row, column.long()] = self.values
+        return matrix
+
+    def is_inside(self) -> bool:
+        """Return whether all parts of the chunk lie within the words."""
+        size = len(self.words)
+        if min(self.first_row, self.rows, self.columns, self.start, self.entry, self.bias_at, self.dense) < 0:
+            return False
+        if self.has_entries:
+            if self.start + self.rows >= size or not 0 <= self.nnz <= (size - self.entry) // 2:
+                return False
+        elif not self.is_dense:
+            return False
+        padded = self.rows + -self.rows % _ROWS_TOGETHER
+        return self.bias_at + self.rows <= size and (
+            not self.is_dense or self.dense + padded * self.columns <= size
+        )
+
+
+class PackedMatrix:
+    """Read a packed matrix by name.
+
+    Nothing is read before it is asked for, so that any tensor can be asked whether it `is_well_formed`.
+
+    Example:
+        >>> matrix = PackedMatrix(pack(torch.tensor([[0.0, 2.0, 0.0], [0.0, 0.0, 3.0]])))
+        >>> matrix.shape, matrix.nnz, matrix.is_dense
+        ((2, 3), 2, False)
+
+    Args:
+        words: The packed matrix, int32, as `pack` and `pack_taps` make it.
+    """
+
+    __slots__ = ("words",)
+
+    def __init__(self, words: Tensor) -> None:
+        self.words = words
+
+    @property
+    def rows(self) -> int:
+        """Return the number of rows."""
+        return int(self.words[0])
+
+    @property
+    def columns(self) -> int:
+        """Return the number of columns."""
+        return int(self.words[1])
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Return the numbers of rows and columns."""
+        rows, columns = self.words[:2].tolist()
+        return rows, columns
+
+    @property
+    def nnz(self) -> int:
+        """Return the number of entries that are not zero, whichever way they are kept."""
+        return int(self.words[2])
+
+    @property
+    def chunks(self) -> list[Chunk]:
+        """Return the chunks, in the order of their rows."""
+        table = self.words[_HEADER : _HEADER + _CHUNK_WORDS * int(self.words[3])].view(-1, _CHUNK_WORDS)
+        return [Chunk(self.words, *fields) for fields in table.tolist()]
+
+    @property
+    def taps(self) -> Tensor | None:
+        """Return what the columns of a convolution's matrix read, or None for other matrices.
+
+        Returns:
+            (columns, 3) int32: channel, and distance in rows and in columns (``MirlTap`` of abi.h).
+        """
+        at = int(self.words[4])
+        return self.words[at : at + 3 * self.columns].view(-1, 3) if at else None
+
+    @property
+    def bias(self) -> Tensor | None:
+        """Return the bias, (rows,) float32, or None if no chunk has one."""
+        parts = [(chunk.first_row, chunk.bias) for chunk in self.chunks]
+        if all(part is None for _, part in parts):
+            return None
+        bias = torch.zeros(self.rows, dtype=torch.float32)
+        for first, part in parts:
+            if part is not None:
+                bias[first : first + len(part)] += part
+        return bias
+
+    @property
+    def is_dense(self) -> bool:
+        """Return whether all chunks are kept whole."""
+        chunks = self.chunks
+        return bool(chunks) and all(chunk.is_dense for chunk in chunks)
+
+    @property
+    def is_well_formed(self) -> bool:
+        """Return whether the words are a packed matrix, all of whose parts lie within them."""
+        words = self.words
+        if words.dtype != torch.int32 or words.ndim != 1 or words.is_meta or len(words) < _HEADER:
+            return False
+        rows, columns, nnz, chunks, taps = words[:_HEADER].tolist()
+        if min(rows, columns, nnz, chunks, taps) < 0:
+            return False
+        if len(words) < _HEADER + _CHUNK_WORDS * chunks or (taps and len(words) < taps + 3 * columns):
+            return False
+        return all(chunk.is_inside() and chunk.first_row + chunk.rows <= rows for chunk in self.chunks)
+
+    def to_dense(self) -> Tensor:
+        """Return the matrix as (rows, columns) float32.
+
+        The columns of a convolution's matrix are those of its chunks, one chunk after the other.
+        """
+        matrix, column = torch.zeros(self.shape, dtype=torch.float32), 0
+        for chunk in self.chunks:
+            if self.taps is None:
+                column = 0
+            matrix[chunk.first_row :][: chunk.rows, column : column + chunk.columns] = chunk.to_dense()
+            column += chunk.columns
+        return matrix
+
+    def expect(self, rows: int, columns: int | None = None) -> None:
+        """Check the shape, because a kernel with the wrong matrix writes beyond its image.
+
+        Args:
+            rows: How many rows the matrix must have.
+            columns: How many columns it must have; None for any number.
+
+        Raises:
+            BackendError: If the shape is another one.
+        """
+        shape = self.shape
+        if shape[0] != rows or columns not in (None, shape[1]):
+            wanted = f"{rows} rows" if columns is None else f"{rows} rows and {columns} columns"
+            raise BackendError(
+                f"packed weights have {shape[0]} rows and {shape[1]} columns; expected {wanted}"
+            )
+
+
+class _Part(NamedTuple):
+    """What becomes a chunk: a matrix, the row that it begins at, and a bias."""
+
+    first_row: int
+    matrix: Tensor
+    bias: Tensor | None
+
+
+class _Writer:
+    """Collects the words behind the table of chunks."""
+
+    def __init__(self, chunks: int) -> None:
+        self.words: list[Tensor] = []
+        self._end = _HEADER + _CHUNK_WORDS * chunks
+
+    def add(self, part: Tensor | None) -> int:
+        """Append a tensor's memory and return its position, 0 for None."""
+        if part is None:
+            return 0
+        self.words.append(part.contiguous().view(torch.int32).flatten())
+        self._end += self.words[-1].numel()
+        return self._end - self.words[-1].numel()
+
+
+def _entries(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the (rows + 1,) places at which rows begin among the entries, and the (nnz, 2) entries."""
+    row, column = matrix.nonzero(as_tuple=True)
+    start = torch.zeros(len(matrix) + 1, dtype=torch.int32)
+    start[1:] = torch.bincount(row, minlength=len(matrix)).cumsum(0)
+    values = matrix[row, column].float().contiguous().view(torch.int32)
+    return start, torch.stack([(column * (4 * PANEL)).int(), values], 1)
+
+
+def _whole(matrix: Tensor) -> Tensor:
+    """Return the matrix as the dense product reads it: four rows at a time, column by column."""
+    padded = torch.nn.functional.pad(matrix.float(), (0, 0, 0, -len(matrix) % _ROWS_TOGETHER))
+    return padded.view(-1, _ROWS_TOGETHER, matrix.shape[1]).transpose(1, 2)
+
+
+def _assemble(
+    parts: list[_Part], rows: int, columns: int, taps: Tensor | None = None, forms: Forms = Forms.BOTH
+) -> Tensor:
+    """Write a MirlMatrix of abi.h."""
+    writer, table, nnz = _Writer(len(parts)), [], 0
+    for first_row, matrix, bias in parts:
+        start, entry = _entries(matrix)
+        is_dense = forms is not Forms.ENTRIES and len(entry) > DENSE * matrix.numel()
+        entries = (None, None) if is_dense and forms is Forms.EITHER else (start, entry)
+        stored = (*entries, None if bias is None else bias.float(), _whole(matrix) if is_dense else None)
+        table += [first_row, *matrix.shape, *map(writer.add, stored)]
+        nnz += len(entry)
+    header = [rows, columns, nnz, len(parts), writer.add(taps)]
+    return torch.cat([torch.tensor(header + table, dtype=torch.int32), *writer.words])
+
+
+@torch.no_grad()
+def pack(matrix: Tensor, bias: Tensor | None = None, forms: Forms = Forms.BOTH) -> Tensor:
+    """Pack a matrix as one chunk.
+
+    Args:
+        matrix: (rows, columns) weights.
+        bias: (rows,) what the kernels add to each row's result.
+        forms: How the matrix is kept where it is nearly full.
+
+    Returns:
+        The packed matrix, int32; `PackedMatrix` reads it.
+    """
+    rows, columns = matrix.shape
+    return _assemble([_Part(0, matrix, bias)], rows, columns, forms=forms)
+
+
+@torch.no_grad()
+def pack_taps(
+    groups: Sequence[tuple[Tensor, Tensor]],
+    bias: Tensor | None = None,
+    chunk: int | None = CHUNK,
+    forms: Forms = Forms.BOTH,
+) -> Tensor:
+    """Pack the matrix of a convolution.
+
+    Args:
+        groups: For each group of output channels in turn a (rows, columns) matrix and what its columns read,
+            (columns, 3) int32: channel, and distance in rows and columns.
+        bias: (rows of all groups,) what the kernels add to each row's result.
+        chunk: Columns of zeros are left out, and the others cut into chunks of at most so many. With None
+            nothing is left out or cut.
+        forms: How chunks are kept that are nearly full.
+
+    Returns:
+        The packed matrix, int32; `PackedMatrix` reads it.
+    """
+    parts, taps, row = [], [], 0
+    for matrix, tap in groups:
+        selections = [torch.arange(matrix.shape[1])]
+        if chunk:
+            used = (matrix != 0).any(0).nonzero()[:, 0]
+            selections = list(used.split(chunk))
+        for i, columns in enumerate(selections):
+            offset = None if bias is None or i else bias[row : row + len(matrix)]
+            parts.append(_Part(row, matrix[:, columns], offset))
+            taps.append(tap[columns])
+        row += len(matrix)
+    return _assemble(parts, row, sum(map(len, taps)), torch.cat(taps).int(), forms)
+
+
+class Layer(NamedTuple):
+    """Hold the weight of a layer and its bias.
+
+    Attributes:
+        weight: The weight; of a norm, its gain.
+        bias: The bias, or None.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+
+
+@torch.no_grad()
+def pack_normalised(norm: Layer, pointwise: Layer, taps: Layer, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Pack what MDTA and GDFN begin with: a layer norm, a 1x1 layer and a depthwise 3x3 convolution.
+
+    The norm's gain and bias are folded into the 1x1 layer, which is exact because its result is padded later.
+
+    Args:
+        norm: Gain and bias, (C,) each.
+        pointwise: The 1x1 layer: (R, C) and (R,).
+        taps: The depthwise convolution: (R, 9) and (R,).
+        rows: Which of the R rows are packed, in this order.
+
+    Returns:
+        The packed matrices of the 1x1 layer and of the taps.
+    """
+    weight, bias = pointwise
+    offset = weight.new_zeros(len(weight)) if bias is None else bias
+    if norm.bias is not None:
+        offset = offset + weight @ norm.bias
+    packed = pack(weight[rows] * norm.weight, offset[rows])
+    return packed, pack(taps.weight[rows], None if taps.bias is None else taps.bias[rows])
+
+
+def address(packed: Tensor) -> int:
+    """Return where the kernels find a packed matrix, or a list of channels.
+
+    Raises:
+        BackendError: If it was moved from the CPU, cast, or is not contiguous.
+    """
+    if packed.device.type != "cpu" or packed.dtype != torch.int32 or not packed.is_contiguous():
+        raise BackendError(f"packed weights are {packed.dtype} on {packed.device}; expected int32 on the CPU")
+    return packed.data_ptr()
+
+
+def layer_addresses(layer: Layer | None) -> tuple[int | None, int | None]:
+    """Return where the weight and the bias of a layer begin, or None for what there is not."""
+    if layer is None:
+        return None, None
+    return layer.weight.data_ptr(), None if layer.bias is None else layer.bias.data_ptr()
+
+
+def whole_chunks(packed: Tensor) -> tuple[int, int]:
+    """Return how many chunks of a packed matrix are kept whole, and how many chunks there are."""
+    chunks = PackedMatrix(packed).chunks
+    return sum(chunk.is_dense for chunk in chunks), len(chunks)

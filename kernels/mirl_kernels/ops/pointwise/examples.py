@@ -1,0 +1,18 @@
+"""Make examples of the pointwise convolution."""
+
+from __future__ import annotations
+
+import torch
+
+from mirl_kernels.ops.examples import Example, sparse_weight
+
+
+def example(channels: int, density: float, generator: torch.Generator | None = None) -> Example:
+    """Return the random weight of a 1x1 convolution that keeps the number of channels.
+
+    Args:
+        channels: Channels of x.
+        density: Density of the weight, 0 to 1.
+        generator: The source of random numbers; None for PyTorch's default.
+    """
+    return Example((sparse_weight(density, channels, channels, 1, 1, generator=generator),))

@@ -1,0 +1,40 @@
+"""List the values of options that commands and the Python API share; help shows them without PyTorch."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+
+class Choice(str, Enum):
+    """Name one of several values; it is a string, and prints as one."""
+
+    __str__ = str.__str__
+
+    @classmethod
+    def names(cls) -> str:
+        """Return all values in one line, as help and error messages list them."""
+        return ", ".join(cls)
+
+
+class BackendName(Choice):
+    """Name what runs a network.
+
+    Attributes:
+        AUTO: The C++ kernels where they were built, otherwise the reference.
+        CPU: The C++ kernels.
+        REFERENCE: PyTorch, on any device.
+        TRITON: The Triton kernels, on a GPU.
+    """
+
+    AUTO = "auto"
+    CPU = "cpu"
+    REFERENCE = "reference"
+    TRITON = "triton"
+
+
+class Precision(Choice):
+    """Name the precision of activations on a GPU."""
+
+    FLOAT16 = "float16"
+    BFLOAT16 = "bfloat16"
+    FLOAT32 = "float32"

@@ -1,0 +1,87 @@
+"""Restore many photos, one after the other."""
+
+from __future__ import annotations
+
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Protocol
+
+from mirl_sparse.errors import UserError
+from mirl_sparse.photos.jobs import Job, file_identity
+from mirl_sparse.photos.photo import ImageError, Pixels, printable_path
+from mirl_sparse.photos.reading import read_photo
+from mirl_sparse.photos.writing import write_photo
+
+
+class Restorer(Protocol):
+    """Turn a bad photo into a better one."""
+
+    def restore(self, image: Pixels) -> Pixels:
+        """Restore RGB uint8 (H, W, 3) of any size from 1x1; the result has the same shape."""
+
+
+def run_jobs(
+    jobs: Iterable[Job], restorer: Restorer, on_progress: Callable[[Job, UserError | None, float], None]
+) -> int:
+    """Restore each photo and write it, whole or not at all; a failure does not stop the rest.
+
+    Args:
+        jobs: What is restored.
+        restorer: What restores it. Where it cannot (UserError, RuntimeError, MemoryError), the job fails;
+            other exceptions are bugs and pass through.
+        on_progress: Is called after each job with the job, its error (one line) or None, and the seconds that
+            it took.
+
+    Returns:
+        The number of failures.
+    """
+    failures = 0
+    written: set[tuple[int, int] | str] = set()
+    with warnings.catch_warnings():
+        # "could be decompression bomb" would break the progress bar
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+        for job in jobs:
+            start = time.perf_counter()
+            error: UserError | None = None
+            try:
+                _run_job(job, restorer, written)
+            except UserError as problem:
+                error = problem
+                failures += 1
+            on_progress(job, error, time.perf_counter() - start)
+    return failures
+
+
+def _run_job(job: Job, restorer: Restorer, written: set[tuple[int, int] | str]) -> None:
+    """Restore one photo; ``written`` are the files of earlier results, this one is added to them."""
+    if job.target and file_identity(job.target) in written:  # where case does not count
+        raise UserError(
+            f"{job}: would be written over the result of another photo,"
+            f" {printable_path(job.target)}; rename one"
+        )
+    photo = read_photo(sys.stdin.buffer if job.source is None else job.source)
+    photo = replace(photo, pixels=_restore(photo.pixels, job, restorer))
+    write_photo(sys.stdout.buffer if job.target is None else job.target, photo, job.format)
+    if job.target:
+        written.add(file_identity(job.target))
+
+
+def _restore(pixels: Pixels, job: Job, restorer: Restorer) -> Pixels:
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            restored = restorer.restore(pixels)
+    except (
+        UserError,
+        MemoryError,
+        RuntimeError,
+    ) as error:  # a photo too large for the device must not end the run
+        height, width = pixels.shape[:2]
+        fault = str(error) or type(error).__name__
+        raise ImageError(f"{job}: {width}x{height} pixels could not be restored ({fault})") from error
+    for warning in caught:  # of each photo, by its name: the same words may be about the next one too
+        warnings.warn(f"{job}: {warning.message}", warning.category, stacklevel=2)
+    return restored

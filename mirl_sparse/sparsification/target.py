@@ -1,0 +1,154 @@
+"""The interface of a target: where a network runs, and the sparse forms of layers and blocks there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Say why a module has no sparse form.
+
+    Attributes:
+        reason: The reason, as the report prints it.
+    """
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class LayerForm:
+    """Hold the sparse form of a layer.
+
+    Attributes:
+        module: The module that takes the layer's place.
+        ops: The packed ops in that module.
+        implementation: Name of the form in the report.
+    """
+
+    module: nn.Module
+    ops: tuple[nn.Module, ...]
+    implementation: str
+
+
+class FusedPart(NamedTuple):
+    """Describe a part of a fused block for the report.
+
+    Attributes:
+        name: Name of the part inside the block; empty for the block itself.
+        implementation: Name of the op that runs the part.
+        reason: What that op does in one pass.
+    """
+
+    name: str
+    implementation: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class BlockKind:
+    """Recognise and fuse blocks of one kind.
+
+    Attributes:
+        name: Name of the kind in the report, with its article.
+        recognise: Returns the weights of a module of this kind, a `Refusal` for a module that only resembles
+            one, and None for any other module. It runs nothing and packs nothing.
+        fuse: Packs the weights that ``recognise`` returned into the fused op.
+        channels: Returns the number of input channels, from these weights.
+        parts: Rows of the report for a fused block.
+    """
+
+    name: str
+    recognise: Callable[[nn.Module], Any]
+    fuse: Callable[[Any], nn.Module]
+    channels: Callable[[Any], int]
+    parts: tuple[FusedPart, ...]
+
+
+class CallShape(NamedTuple):
+    """Count the calls of a module on inputs of one shape.
+
+    Attributes:
+        shape: Shape of the first tensor among the arguments.
+        times: Number of calls.
+    """
+
+    shape: tuple[int, ...]
+    times: int
+
+
+LayerForms = Mapping[type[nn.Module], Callable[[Any], LayerForm | Refusal]]
+
+
+class ConversionTarget(Protocol):
+    """Describe where a sparsified network runs.
+
+    Attributes:
+        backend: Name of the backend of `SparseRestorer` for this target.
+        precision: Name of the type of the activations.
+        device: Device of the sparsified network.
+        layers: For each type of layer that has a sparse form here, the function that makes it.
+        blocks: Kinds of blocks that are fused here.
+        tolerance: Largest difference of a swapped module from the dense one, relative to the largest result,
+            or to 1 where that is less.
+        doubt: Further reason for larger differences, added to the error message; may be empty.
+        launch_errors: Errors that say that this device cannot run a kernel, which only a launch tells.
+    """
+
+    backend: str
+    precision: str
+    device: torch.device
+    layers: LayerForms
+    blocks: Sequence[BlockKind]
+    tolerance: float
+    doubt: str
+    launch_errors: tuple[type[Exception], ...]
+
+    def prepare(self, value: Any) -> Any:
+        """Return a network or an input as it is sparsified and compared.
+
+        Args:
+            value: A module, a tensor, or any other argument of the network, which is returned as it is.
+        """
+        ...
+
+    def place(self, network: nn.Module) -> nn.Module:
+        """Return the network where it is to run."""
+        ...
+
+    def run(self, module: nn.Module, *inputs: Any) -> Any:
+        """Run a module on the target.
+
+        Args:
+            module: The module, which may be moved to the target.
+            *inputs: Its arguments, as `prepare` returns them.
+
+        Returns:
+            Its result, as `prepare` returns tensors.
+        """
+        ...
+
+    def seconds(self, dense: nn.Module, form: LayerForm, shape: tuple[int, ...]) -> tuple[float, float]:
+        """Return the seconds that a layer's sparse form and the dense layer take.
+
+        Args:
+            dense: The layer.
+            form: Its sparse form.
+            shape: Shape of the layer's input.
+        """
+        ...
+
+    def block_pays(self, dense: nn.Module, fused: nn.Module, calls: Sequence[CallShape]) -> bool:
+        """Return whether the fused form of a block is to be used.
+
+        Args:
+            dense: The block.
+            fused: Its fused form.
+            calls: The calls of the block for one input of the network.
+        """
+        ...

@@ -1,0 +1,73 @@
+"""Read and remove the masks of torch.nn.utils.prune, which stores ``x`` as ``x_orig`` and ``x_mask``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+from torch.nn.utils import prune
+
+from mirl_sparse.architectures.promptir.detection import shape_text
+from mirl_sparse.errors import FileContentError
+
+_PAIR = re.compile(r"(.+)_(orig|mask)")
+
+
+def remove_pruning(module: nn.Module) -> bool:
+    """Make weights of a module that torch.nn.utils.prune masks into plain weights again.
+
+    Args:
+        module: Changed in place, with all modules in it.
+
+    Returns:
+        Whether any weight was masked.
+    """
+    masked = [
+        (m, hook._tensor_name)
+        for m in module.modules()
+        for hook in m._forward_pre_hooks.values()
+        if isinstance(hook, prune.BasePruningMethod)
+    ]
+    for m, name in masked:
+        prune.remove(m, name)
+    return bool(masked)
+
+
+def split_masks(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return the weights and the masks of a state dict, both under the weights' names.
+
+    Args:
+        state: Plain weights, and pairs ``x_orig`` and ``x_mask``.
+
+    Returns:
+        All weights, not masked yet, and the masks of those that have one.
+
+    Raises:
+        FileContentError: Half of a pair is missing, the two differ in shape, or the weight is stored beside
+            them.
+    """
+    weights: dict[str, Tensor] = {}
+    masks: dict[str, Tensor] = {}
+    for key, tensor in state.items():
+        pair = _PAIR.fullmatch(key)
+        if pair is None:
+            weights[key] = tensor
+            continue
+        name, role = pair.groups()
+        partner = f"{name}_{'mask' if role == 'orig' else 'orig'}"
+        if partner not in state:
+            raise FileContentError(
+                f"{key} has no {partner}; expected both, as torch.nn.utils.prune stores them"
+            )
+        if name in state:
+            raise FileContentError(
+                f"{name} is stored beside {key}; expected one of them, so save the network again"
+            )
+        if state[partner].shape != tensor.shape:
+            raise FileContentError(
+                f"{key} is {shape_text(tensor.shape)} and {partner} {shape_text(state[partner].shape)};"
+                " expected equal shapes"
+            )
+        (weights if role == "orig" else masks)[name] = tensor
+    return weights, masks

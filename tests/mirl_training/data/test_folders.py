@@ -1,0 +1,77 @@
+"""Test which files of data folders are images, and which two of them are a pair."""
+
+import numpy as np
+import pytest
+from tiny import settings
+
+from mirl_sparse.photos import write_image
+from mirl_training.data import DataError, TrainingData, list_images, list_pairs
+
+PHOTO = np.full((24, 40, 3), 90, np.uint8)
+
+
+def photo(path):
+    write_image(path, PHOTO)
+    return path
+
+
+def add_strays(folder):
+    """Add what systems and people leave in folders of photos."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "._a.png").write_bytes(b"resource fork")
+    (folder / ".DS_Store").write_bytes(b"view settings")
+    (folder / "notes.txt").write_text("not a photo")
+    photo(folder / "sub.png/inside.png")
+    photo(folder / ".thumbnails.png/small.png")
+
+
+def test_hidden_files_and_folders_are_no_images(tmp_path):
+    images = [photo(tmp_path / "clean" / name) for name in ("a.png", "b.JPG", "c.webp")]
+    add_strays(tmp_path / "clean")
+    assert list_images(tmp_path / "clean") == images
+
+
+def test_hidden_files_and_folders_are_no_pairs(tmp_path):
+    pair = photo(tmp_path / "input/a_hazy.png"), photo(tmp_path / "target/a_gt.png")
+    for side in ("input", "target"):
+        add_strays(tmp_path / side)
+    assert list_pairs(tmp_path, "hazy") == [pair]
+
+
+def test_a_run_ignores_hidden_files_and_folders(tmp_path, photos):
+    data = TrainingData(settings(), photos)
+    for name in ("a.png", "b.png"):
+        photo(tmp_path / "clean" / name)
+    add_strays(tmp_path / "clean")
+    config = settings(data={"tasks": {"noise25": 1}, "haze": None})
+    run = TrainingData(config, tmp_path)
+    assert run.batch(0, 0)[1].shape == data.batch(0, 0)[1].shape
+    digest = run.digest
+    (tmp_path / "clean/.DS_Store").write_bytes(b"other settings")
+    assert TrainingData(config, tmp_path).digest == digest
+
+
+@pytest.mark.parametrize("suffix", ["", "/empty"])
+def test_a_folder_without_images_is_named(tmp_path, suffix):
+    add_strays(tmp_path / "empty")
+    message = "empty: holds no image" if suffix else r"nowhere: no such folder; give --data"
+    with pytest.raises(DataError, match=message):
+        list_images(tmp_path / (suffix[1:] or "nowhere"))
+
+
+@pytest.mark.parametrize("other", ["a_gt.png", "a.jpg"])
+def test_two_targets_of_one_stem_are_named(tmp_path, other):
+    photo(tmp_path / "input/a_hazy.png")
+    photo(tmp_path / "target/a_gt.jpg")
+    photo(tmp_path / "target" / other)
+    with pytest.raises(DataError, match=r"target/a.*expected one") as caught:
+        list_pairs(tmp_path, "hazy")
+    assert "a_gt.jpg" in str(caught.value)
+    assert other in str(caught.value)
+
+
+def test_an_input_without_a_target_is_named(tmp_path):
+    photo(tmp_path / "input/b_hazy.png")
+    photo(tmp_path / "target/a_gt.png")
+    with pytest.raises(DataError, match=r"b_hazy\.png: has no b_gt\.\* in"):
+        list_pairs(tmp_path, "hazy")

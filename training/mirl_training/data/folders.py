@@ -1,0 +1,80 @@
+"""List the images of data folders, and the pairs of a degraded and a clean one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from mirl_sparse.errors import UserError
+from mirl_sparse.photos import IMAGE_SUFFIXES
+
+# How the names of degraded photos end, by the kind of pairs (MIR-L's layout, and "real" noise of cameras).
+PAIR_SUFFIXES: Mapping[str, str] = {"rain": "rainy", "haze": "hazy", "real": "noisy"}
+
+
+class DataError(UserError):
+    """Report a data folder that lacks what training or scoring needs, in one line for the user."""
+
+
+class Source(NamedTuple):
+    """Name the files of one sample.
+
+    Attributes:
+        degraded: the degraded photo; None where it is made from the clean one.
+        clean: the clean photo.
+    """
+
+    degraded: Path | None
+    clean: Path
+
+
+def list_images(folder: Path) -> list[Path]:
+    """Return the images of a folder, sorted by name.
+
+    Images are files with a known suffix. Hidden files and folders are ignored, as ``mirl-sparse restore``
+    ignores them.
+
+    Raises:
+        DataError: the folder does not exist, or holds no image.
+    """
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder; give --data the root that holds it")
+    paths = sorted(p for p in folder.iterdir() if _is_image(p))
+    if not paths:
+        raise DataError(f"{folder}: holds no image")
+    return paths
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and not path.is_dir()
+
+
+def list_pairs(folder: Path, suffix: str) -> list[tuple[Path, Path]]:
+    """Return the pairs of a folder, sorted by the input's name.
+
+    Args:
+        folder: with ``input/NAME_<suffix>.*`` and ``target/NAME_gt.*``.
+        suffix: one of `PAIR_SUFFIXES`.
+
+    Returns:
+        (degraded, clean) of each pair.
+
+    Raises:
+        DataError: a folder is missing or empty, an input has no target, or two targets have the same NAME.
+    """
+    targets: dict[str, Path] = {}
+    for path in list_images(folder / "target"):
+        name = path.stem.removesuffix("_gt")
+        if name in targets:
+            raise DataError(
+                f"{targets[name]} and {path}: are both the target of {name}; expected one, remove the other"
+            )
+        targets[name] = path
+    pairs = []
+    for path in list_images(folder / "input"):
+        name = path.stem.removesuffix(f"_{suffix}")
+        if name not in targets:
+            raise DataError(f"{path}: has no {name}_gt.* in {folder / 'target'}")
+        pairs.append((path, targets[name]))
+    return pairs

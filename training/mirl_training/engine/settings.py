@@ -1,0 +1,121 @@
+"""Define the section ``training`` of a run's YAML file."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from mirl_sparse.choices import Choice
+from mirl_training.settings import Fraction, Positive, Settings
+
+Patch = Annotated[int, Field(ge=8, multiple_of=8)]
+
+
+class Loss(Choice):
+    """Name the distance between restored and clean images."""
+
+    L1 = "l1"
+    PSNR = "psnr"
+
+
+class OptimizerName(Choice):
+    """Name what steps the matrices between the first and the last layer; AdamW steps everything else."""
+
+    ADAMW = "adamw"
+    MUON = "muon"
+
+
+class Precision(Choice):
+    """Name the numbers that a step is computed in; "auto" depends on the device."""
+
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+    AUTO = "auto"
+
+
+class Stage(Settings):
+    """Train on batches of another shape from a part of every round on.
+
+    Attributes:
+        after: the part of a round after which the stage begins, 0 to 1.
+        batch_size: images per batch.
+        patch_size: pixels each way, a multiple of 8.
+    """
+
+    after: Fraction
+    batch_size: Positive
+    patch_size: Patch
+
+
+class TrainingSettings(Settings):
+    """Say how one round is optimised.
+
+    The learning rate warms up linearly and then falls along half a cosine: from step to step, or from epoch
+    to epoch where training counts epochs. A round is either ``steps`` or ``epochs`` long.
+
+    Attributes:
+        steps: of a round.
+        epochs: of a round.
+        loss: "l1" is MIR-L's, the mean absolute error. "psnr" is minus the mean PSNR of a batch's images
+            (Chen et al., HINet, CVPRW 2021), which weighs each image by its own error: by "l1" haze, which
+            shifts whole images, drowns fine noise.
+        optimizer: "muon" steps whole matrices by Muon, and everything else by AdamW, as "adamw" does
+            throughout. What a step of Muon puts where the mask is is removed again.
+        batch_size: images per batch.
+        patch_size: pixels each way, a multiple of 8.
+        progressive: later stages of a round with other batches (Restormer, section 3.3). Attention sees
+            statistics of whole images when it restores, which small patches do not prepare it for.
+        accumulate: in how many parts a batch is computed, to save memory.
+        precision: "bfloat16" computes in bfloat16 where PyTorch's autocast thinks that safe, with weights in
+            float32. "auto" is bfloat16 on a GPU and float32 on a CPU, so that one run may go on on either.
+        ema: decay per step of the moving average of the weights. A round is then validated by the average,
+            and leaves it behind.
+        teacher: a checkpoint or ticket, named as ``start`` is.
+        teacher_weight: share of the loss that is the distance from what the teacher restores.
+        learning_rate: the peak.
+        warmup_steps: of each round.
+        warmup_epochs: the same where training counts epochs.
+        weight_decay: per step, relative to the learning rate.
+        clip_norm: largest norm of a step's gradients; None clips nothing.
+        validate_every: steps between validations.
+        save_every: steps between saved states.
+        seed: of the initial weights and of every draw.
+    """
+
+    steps: Positive | None = None
+    epochs: Positive | None = None
+    loss: Loss = Loss.L1
+    optimizer: OptimizerName = OptimizerName.ADAMW
+    batch_size: Positive = 8
+    patch_size: Patch = 64
+    progressive: tuple[Stage, ...] = ()
+    accumulate: Positive = 1
+    precision: Precision = Precision.FLOAT32
+    ema: Fraction | None = None
+    teacher: str | None = None
+    teacher_weight: Fraction = 0.5
+    learning_rate: Annotated[float, Field(gt=0)] = 2e-4
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    warmup_epochs: Annotated[int, Field(ge=0)] = 0
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-2
+    clip_norm: Annotated[float, Field(gt=0)] | None = 1.0
+    validate_every: Positive = 1000
+    save_every: Positive = 500
+    seed: Annotated[int, Field(ge=0)] = 0
+
+    def precision_on(self, device: str) -> Precision:
+        """Return the precision of a step on a device, "cpu" or "cuda"."""
+        if self.precision == Precision.AUTO:
+            return Precision.BFLOAT16 if device == "cuda" else Precision.FLOAT32
+        return self.precision
+
+    @property
+    def shapes(self) -> list[tuple[float, int, int]]:
+        """Return (after, batch size, patch size) of each stage of a round, in order; the first is after 0."""
+        later = sorted((s.after, s.batch_size, s.patch_size) for s in self.progressive)
+        return [(0.0, self.batch_size, self.patch_size), *later]
+
+    def shape(self, step: int, steps: int) -> tuple[int, int]:
+        """Return (batch size, patch size) of one step of a round of ``steps``."""
+        return [(size, patch) for after, size, patch in self.shapes if step >= after * steps][-1]

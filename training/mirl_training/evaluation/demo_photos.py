@@ -1,0 +1,54 @@
+"""Degrade photographs of scikit-image: what the demo restores."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from skimage import data
+
+from mirl_training.data.degradations import Image, add_haze, add_noise, add_rain
+from mirl_training.evaluation.metrics import CROP, Pixels, to_levels
+
+
+@dataclass(frozen=True)
+class DemoPhoto:
+    """Hold a photo before and after it was degraded.
+
+    Attributes:
+        name: a word for file names.
+        description: of the degradation.
+        degraded: (H, W, 3) uint8.
+        clean: (H, W, 3) uint8.
+    """
+
+    name: str
+    description: str
+    degraded: Pixels
+    clean: Pixels
+
+
+def demo_photos() -> Iterator[DemoPhoto]:
+    """Yield a noisy, a rainy and a hazy photo; the same ones every time."""
+    rng = np.random.default_rng(0)
+    astronaut, chelsea = (photo.astype(np.float32) / 255 for photo in (data.astronaut(), data.chelsea()))
+    yield _photo("noisy", "noise, sigma 50", astronaut, add_noise(astronaut, 50, rng))
+    yield _photo("rainy", "rain streaks", chelsea, add_rain(chelsea, rng, 24.0))
+    motorcycle, depth = _motorcycle()
+    yield _photo("hazy", "haze by measured depth", motorcycle, add_haze(motorcycle, depth, 0.4, 0.8))
+
+
+def _photo(name: str, description: str, clean: Image, degraded: Image) -> DemoPhoto:
+    height, width = (side // CROP * CROP for side in clean.shape[:2])
+    return DemoPhoto(name, description, *(to_levels(x[:height, :width]) for x in (degraded, clean)))
+
+
+def _motorcycle() -> tuple[Image, NDArray[np.floating]]:
+    """Return a photo and its depth (H, W), the inverse of the measured disparity, 1 at the median."""
+    photo, _, disparity = data.stereo_motorcycle()
+    measured = np.isfinite(disparity) & (disparity > 0)
+    # Where none was measured, the farthest.
+    filled = np.where(measured, disparity, np.percentile(disparity[measured], 5))
+    return photo.astype(np.float32) / 255, np.median(disparity[measured]) / filled
