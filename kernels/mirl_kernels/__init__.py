@@ -1,1 +1,1 @@
-"""Sparse kernels for image restoration: C++ for processors, Triton for GPUs, PyTorch as the definition."""
+"""Run sparse image restoration ops: in C++ on processors, in Triton on GPUs, in PyTorch by definition."""

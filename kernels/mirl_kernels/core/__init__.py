@@ -1,1 +1,1 @@
-"""What the ops share: the C++ library, Triton's launches, and the roofline of this machine."""
+"""Hold what the ops share: the C++ library, Triton's launches, and the roofline of this machine."""

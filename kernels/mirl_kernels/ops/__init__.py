@@ -1,1 +1,1 @@
-"""The ops, one folder each: definition, packing, C++ and Triton kernels, gradients."""
+"""Hold the ops, one folder each: definition, packing, C++ and Triton kernels, gradients."""

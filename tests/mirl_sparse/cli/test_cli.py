@@ -21,6 +21,26 @@ def mirl(*arguments, cwd) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=300)
 
 
+def imported_after(code: str, modules: tuple[str, ...], cwd) -> set[str]:
+    """Which of these modules are loaded in a process that ran the code."""
+    script = f"import sys\n{code}\nprint(*(m for m in {modules!r} if m in sys.modules), file=sys.stderr)"
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, cwd=cwd, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    return set(done.stderr.splitlines()[-1].split())
+
+
+RUN = """
+from mirl_sparse.cli.app import main
+sys.argv = ["mirl-sparse", *{arguments!r}]
+try:
+    main()
+except SystemExit as ended:
+    assert not ended.code, ended.code
+"""
+
+
 @pytest.fixture
 def checkpoint(network, tmp_path):
     path = tmp_path / "mirl.ckpt"
@@ -41,27 +61,26 @@ def test_convert_inspect_bench_and_restore(checkpoint, tmp_path):
     assert inspected.returncode == 0
     assert inspected.stdout.splitlines() == lines[:-1]  # the same of the ticket as of its making
 
-    timed = mirl("bench", "t.safetensors", "--size", 32, "--runs", 2, "--no-compile", "--no-peers", "--json",
-                 cwd=tmp_path)  # fmt: skip
+    bench = ("bench", "t.safetensors", "--size", 32, "--runs", 2)
+    eager = (*bench, "--no-compile", "--no-peers")
+    timed = mirl(*eager, "--json", cwd=tmp_path)
     assert timed.returncode == 0, timed.stderr
     result = json.loads(timed.stdout)
     assert result["shape"] == [1, 3, 32, 32]
-    table = mirl(
-        "bench", "t.safetensors", "--size", 32, "--runs", 2, "--no-compile", "--no-peers", cwd=tmp_path
-    )
+    table = mirl(*eager, cwd=tmp_path)
     assert "as fast as the strongest dense run" in table.stdout
     assert "of the limit reached" in table.stdout
-    profiled = mirl("bench", "t.safetensors", "--size", 32, "--runs", 2, "--profile", cwd=tmp_path)
+    profiled = mirl(*bench, "--profile", cwd=tmp_path)
     assert "encoder_level1.0" in profiled.stdout
     assert "of the limit reached" in profiled.stdout
 
     Image.fromarray(np.full((20, 30, 3), 99, np.uint8)).save(tmp_path / "a.png")
     (tmp_path / "b.png").write_bytes(b"no image")
-    some = mirl("restore", "a.png", "b.png", "-o", "out", "--ticket", "t.safetensors", cwd=tmp_path)
-    assert some.returncode == 1
-    assert "Traceback" not in some.stderr
-    assert "[1/2] a.png" in some.stderr
-    assert "[2/2] failed: b.png" in some.stderr
+    restored = mirl("restore", "a.png", "b.png", "-o", "out", "--ticket", "t.safetensors", cwd=tmp_path)
+    assert restored.returncode == 1
+    assert "Traceback" not in restored.stderr
+    assert "[1/2] a.png" in restored.stderr
+    assert "[2/2] failed: b.png" in restored.stderr
     assert Image.open(tmp_path / "out/a.png").size == (30, 20)
     assert not (tmp_path / "out/b.png").exists()
 
@@ -70,6 +89,35 @@ def test_convert_inspect_bench_and_restore(checkpoint, tmp_path):
     assert tiled.returncode == 0, tiled.stderr
     assert "restored in tiles of" in tiled.stderr
     assert Image.open(tmp_path / "c_restored.png").size == (400, 300)
+
+
+HEAVY = ("torch", "numpy", "skimage", "scipy", "matplotlib", "yaml", "PIL", "safetensors")
+
+
+def test_help_loads_nothing_heavy(tmp_path):
+    code = RUN.format(arguments=["--help"])
+    assert imported_after(code, ("typer", "pydantic", *HEAVY), tmp_path) == {"typer"}
+
+
+@pytest.mark.parametrize(
+    "command", ["restore", "convert", "inspect", "bench", "tune", "doctor", "train", "eval", "demo"]
+)
+def test_help_of_a_command_loads_nothing_heavy(tmp_path, command):
+    code = RUN.format(arguments=[command, "--help"])  # typer itself loads pydantic to parse options
+    assert imported_after(code, ("typer", *HEAVY), tmp_path) == {"typer"}
+
+
+def test_restore_loads_no_package_that_only_other_commands_need(tmp_path):
+    Image.fromarray(np.full((20, 30, 3), 99, np.uint8)).save(tmp_path / "a.png")
+    code = """
+from mirl_sparse.cli.app import build
+from mirl_sparse.cli.restore import restore
+build()
+restore(["a.png"])
+"""
+    others = ("scipy", "skimage", "matplotlib", "pydantic", "yaml", "mirl_training.runs")
+    assert imported_after(code, ("torch", *others), tmp_path) == {"torch"}
+    assert (tmp_path / "a_restored.png").exists()
 
 
 def test_the_shipped_ticket_is_the_default(tmp_path):
@@ -108,41 +156,47 @@ def test_too_little_memory_is_one_line(monkeypatch, capsys):
 no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there")
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    (("inspect", "small", "--cost", "--size", "60"), "--size is 60; expected a multiple of 8"),
-    (("convert", "missing.ckpt"), "missing.ckpt"),
-    (("convert", "text.ckpt"), "text.ckpt"),
-    (("convert", ""), "expected"),
-    (("convert", "mirl.ckpt", "-o", "mirl.ckpt"), "is the checkpoint itself"),
-    (("convert", "mirl.ckpt", "-o", "text.ckpt/t"), "cannot be written"),
-    (("convert", "missing.ckpt", "-o", "mirl.ckpt"), "missing.ckpt: no such file"),
-    (("train", "run.yaml", "--data", ".", "-o", "text.ckpt"), "text.ckpt"),
-    (("inspect", "missing"), "nor a shipped ticket (small)"),
-    (("restore", "missing.png"), "no such file"),
-    (("restore", "mirl.ckpt", "-o", "x.gif"), "suffix '.gif'"),
-    (("restore", "a.png", "--ticket", "mirl.ckpt"), "mirl.ckpt"),
-    (("restore", "a.png", "--ticket", "nothing"), "nor a shipped ticket (small)"),
-    (("restore", "a.png", "--backend", "gpu"), "expected one of auto, cpu, reference"),
-    (("restore", "a.png", "--max-memory", "much"), "expected a size such as 4G or 500M"),
-    (("restore", "a.png", "--max-memory", "0.5"), "expected a size such as 4G or 500M"),
-    (("restore", "a.png", "--max-memory", "9" * 310), "expected a size such as 4G or 500M"),
-    (("bench", "mirl.ckpt", "--size", "30"), "multiple of 8"),
-    (("bench", "mirl.ckpt", "--backend", "gpu"), "expected cpu or"),
-    (("bench", "mirl.ckpt", "--backend", "triton", "--profile"), "without --profile"),
-    pytest.param(("bench", "mirl.ckpt", "--backend", "triton"), "PyTorch sees none", marks=no_gpu),
-    pytest.param(("restore", "a.png", "--backend", "triton"), "PyTorch sees none", marks=no_gpu),
-    pytest.param(("tune", "small"), "PyTorch sees none", marks=no_gpu),
-    pytest.param(("convert", "mirl.ckpt", "--tune", "60"), "PyTorch sees none", marks=no_gpu),
-    (("tune", "small", "--precision", "int8"), "expected float16, bfloat16, float32"),
-    (("train", "missing.yaml"), "missing.yaml"),
-    (("train", "text.ckpt"), "expected settings"),
-    (("eval", "mirl.ckpt", "--data", "."), "holds none of denoise/CBSD68"),
-    (("demo", "--ticket", "nothing"), "nor a shipped ticket (small)"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("inspect", "small", "--cost", "--size", "60"), "--size is 60; expected a multiple of 8"),
+        (("convert", "missing.ckpt"), "missing.ckpt"),
+        (("convert", "text.ckpt"), "text.ckpt"),
+        (("convert", ""), "expected"),
+        (("convert", "mirl.ckpt", "-o", "mirl.ckpt"), "is the checkpoint itself"),
+        (("convert", "mirl.ckpt", "-o", "text.ckpt/t"), "cannot be written"),
+        (("convert", "missing.ckpt", "-o", "mirl.ckpt"), "missing.ckpt: no such file"),
+        (("train", "run.yaml", "--data", ".", "-o", "text.ckpt"), "text.ckpt"),
+        (("inspect", "missing"), "nor a shipped ticket (small)"),
+        (("restore", "missing.png"), "no such file"),
+        (("restore", "mirl.ckpt", "-o", "x.gif"), "suffix '.gif'"),
+        (("restore", "a.png", "--ticket", "mirl.ckpt"), "mirl.ckpt"),
+        (("restore", "a.png", "--ticket", "nothing"), "nor a shipped ticket (small)"),
+        (("restore", "a.png", "--backend", "gpu"), "expected one of auto, cpu, reference"),
+        (("restore", "a.png", "--max-memory", "much"), "expected a size such as 4G or 500M"),
+        (("restore", "a.png", "--max-memory", "0.5"), "expected a size such as 4G or 500M"),
+        (("restore", "a.png", "--max-memory", "9" * 310), "expected a size such as 4G or 500M"),
+        (("bench", "mirl.ckpt", "--size", "30"), "multiple of 8"),
+        (("bench", "mirl.ckpt", "--backend", "gpu"), "expected cpu or"),
+        (("bench", "mirl.ckpt", "--backend", "triton", "--profile"), "without --profile"),
+        pytest.param(("bench", "mirl.ckpt", "--backend", "triton"), "PyTorch sees none", marks=no_gpu),
+        pytest.param(("restore", "a.png", "--backend", "triton"), "PyTorch sees none", marks=no_gpu),
+        pytest.param(("tune", "small"), "PyTorch sees none", marks=no_gpu),
+        pytest.param(("convert", "mirl.ckpt", "--tune", "60"), "PyTorch sees none", marks=no_gpu),
+        (("tune", "small", "--precision", "int8"), "expected float16, bfloat16, float32"),
+        (("train", "missing.yaml"), "missing.yaml"),
+        (("train", "text.ckpt"), "expected settings"),
+        (("eval", "mirl.ckpt", "--data", "."), "the folder that holds denoise/CBSD68"),
+        (("demo", "--ticket", "nothing"), "nor a shipped ticket (small)"),
+    ],
+)
 def test_bad_input_is_one_line_and_status_2(checkpoint, tmp_path, arguments, message):
     (tmp_path / "text.ckpt").write_text("just words")
-    (tmp_path / "run.yaml").write_text("start: small\ndata: {clean: ., validation_images: 1, tasks: {rain: 1}}\n"
-                                       "training: {steps: 1, patch_size: 8}\n")  # fmt: skip
+    (tmp_path / "run.yaml").write_text(
+        "start: small\n"
+        "data: {clean: ., validation_images: 1, tasks: {rain: 1}}\n"
+        "training: {steps: 1, patch_size: 8}\n"
+    )
     for value, name in enumerate(("a.png", "b.png")):
         Image.fromarray(np.full((8, 8, 3), value, np.uint8)).save(tmp_path / name)
     before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}

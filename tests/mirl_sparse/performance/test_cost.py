@@ -186,7 +186,7 @@ def test_everything_has_a_price_and_none_is_negative(model):
 
 @pytest.mark.slow
 def test_predictions_are_about_right_and_order_masks(model):
-    """Within a third of what is measured here, a machine that others use as well; benchmarks/cost.py says more."""
+    """Within a third of what is measured on this machine, which others use as well."""
     image, predicted = torch.rand(1, 3, 256, 256), []
     for density in (0.05, 0.2, 1.0):
         engine = CpuEngine(network(density))

@@ -1,4 +1,4 @@
-"""Predictions for GPUs count what they should, and every launch of a network compiles for all GPUs without faults."""
+"""Predictions for GPUs count what they should, and every launch compiles for all GPUs without faults."""
 
 import os
 from dataclasses import replace
@@ -37,7 +37,7 @@ TINY = PromptIRConfig(
     prompt_count=1,
     unused_layers=False,
 )
-# The architectures and precisions that are compiled each time; the others take longer together than a test should.
+# The architectures and precisions that are compiled each time; the others are slow.
 QUICK = (("sm_90", "float16"), ("gfx942", "float16"))
 
 
@@ -91,7 +91,7 @@ PROCESSORS = {
 
 
 def distinct(full: PromptIR, architecture: str, precision: str) -> list[Launch]:
-    """The launches that are compiled each by itself: of a large and a small image, and of a tiny dense network."""
+    """The launches that are compiled apart: of a large and a small image, and of a tiny dense network."""
     found = {}
     large, tiny = (PackedNetwork(network, PRECISIONS[precision]) for network in (full, pruned(TINY, 1.0)))
     for packed, shape in ((large, (1, 256, 256)), (large, (2, 72, 40)), (tiny, (1, 24, 16))):

@@ -1,17 +1,18 @@
 """Test which files of data folders are images, and which two of them are a pair."""
 
+import shutil
+
 import numpy as np
 import pytest
+import torch
 from tiny import settings
 
 from mirl_sparse.photos import write_image
 from mirl_training.data import DataError, TrainingData, list_images, list_pairs
 
-PHOTO = np.full((24, 40, 3), 90, np.uint8)
-
 
 def photo(path):
-    write_image(path, PHOTO)
+    write_image(path, np.full((24, 40, 3), 90, np.uint8))
     return path
 
 
@@ -38,17 +39,14 @@ def test_hidden_files_and_folders_are_no_pairs(tmp_path):
     assert list_pairs(tmp_path, "hazy") == [pair]
 
 
-def test_a_run_ignores_hidden_files_and_folders(tmp_path, photos):
-    data = TrainingData(settings(), photos)
-    for name in ("a.png", "b.png"):
-        photo(tmp_path / "clean" / name)
-    add_strays(tmp_path / "clean")
-    config = settings(data={"tasks": {"noise25": 1}, "haze": None})
-    run = TrainingData(config, tmp_path)
-    assert run.batch(0, 0)[1].shape == data.batch(0, 0)[1].shape
-    digest = run.digest
-    (tmp_path / "clean/.DS_Store").write_bytes(b"other settings")
-    assert TrainingData(config, tmp_path).digest == digest
+def test_a_run_draws_the_same_beside_hidden_files_and_folders(tmp_path, photos):
+    shutil.copytree(photos, tmp_path / "data")
+    for folder in ("clean", "haze/input", "haze/target"):
+        add_strays(tmp_path / "data" / folder)
+    tidy, messy = TrainingData(settings(), photos), TrainingData(settings(), tmp_path / "data")
+    assert messy.digest == tidy.digest
+    for step in range(3):
+        assert all(torch.equal(a, b) for a, b in zip(messy.batch(0, step), tidy.batch(0, step), strict=True))
 
 
 @pytest.mark.parametrize("suffix", ["", "/empty"])

@@ -40,6 +40,12 @@ def torchrun(ranks, *arguments, restarts=0):
     ]
 
 
+def give_prices(folder, prices):
+    """Let a run begin with these prices, so that it measures none."""
+    folder.mkdir()
+    (folder / "prices.json").write_text(json.dumps(prices))
+
+
 def run(words):
     done = subprocess.run(
         [str(w) for w in words], env=ENVIRONMENT, capture_output=True, text=True, timeout=600
@@ -57,11 +63,13 @@ def files(folder):
 @pytest.mark.parametrize(
     "pruning", [{}, pytest.param({"criterion": "latency", "speedup": 1.3}, marks=pytest.mark.slow)]
 )
-def test_a_run_that_is_killed_at_any_moment_ends_with_the_same_bits(photos, tmp_path, kills, pruning):
+def test_a_run_that_is_killed_at_any_moment_ends_with_the_same_bits(photos, tmp_path, kills, pruning, prices):
     training = {"steps": 6 * kills, "save_every": 1, "validate_every": 2, "optimizer": "muon", "ema": 0.9}
     config = write_config(
         tmp_path / "c.yaml", training=training, pruning={"settled": 1e-6, "rewind": 3} | pruning
     )
+    for name in ("whole", "killed"):
+        give_prices(tmp_path / name, prices)
     run(command(config, photos, tmp_path / "whole"))
     begin = time.monotonic()
     run(command(config, photos, tmp_path / "whole"))  # finished: it only starts
@@ -101,9 +109,11 @@ def losses(folder):
     ("engine", "pruning", "apart"),
     [("fused", {}, 2), ("reference", {}, 2), ("fused", {"criterion": "latency", "speedup": 1.3}, 100)],
 )
-def test_two_processes_train_what_one_does(photos, tmp_path, engine, pruning, apart):
+def test_two_processes_train_what_one_does(photos, tmp_path, engine, pruning, apart, prices):
     training = {"steps": 6, "batch_size": 4, "validate_every": 2, "accumulate": 2}
     config = write_config(tmp_path / "c.yaml", training=training, pruning=pruning | {"rounds": 1})
+    for name in ("one", "two"):
+        give_prices(tmp_path / name, prices)
     run(command(config, photos, tmp_path / "one", "--engine", engine))
     told = run(torchrun(2, *command(config, photos, tmp_path / "two", "--engine", engine)))
     assert told.count("finished:") == 1

@@ -1,4 +1,4 @@
-"""What the CPU ops share: the C++ library, packed matrices, image layout, and what a call costs."""
+"""Give the CPU ops what they share: the C++ library, packed matrices, image layout, and quantities."""
 
 from mirl_kernels.core.cpu.layout import (
     check,

@@ -1,4 +1,4 @@
-"""Restormer's transformer block, MDTA and GDFN, as one op."""
+"""Offer Restormer's transformer block, MDTA and GDFN, as one op."""
 
 from mirl_kernels.ops.block.cpu import PackedBlock
 from mirl_kernels.ops.block.examples import example

@@ -1,4 +1,4 @@
-"""Convolution; pixel (un)shuffle and a residual are part of its store."""
+"""Offer the convolution; pixel (un)shuffle and a residual are part of its store."""
 
 from mirl_kernels.ops.conv.cpu import PackedConv
 from mirl_kernels.ops.conv.examples import example

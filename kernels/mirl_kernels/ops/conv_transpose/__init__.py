@@ -1,4 +1,4 @@
-"""Transposed convolution.
+"""Offer the transposed convolution.
 
 It runs as a convolution to stride^2 times as many channels, whose store shuffles them to pixels.
 """

@@ -1,4 +1,4 @@
-"""Depthwise convolution."""
+"""Offer the depthwise convolution."""
 
 from mirl_kernels.ops.depthwise.cpu import PackedDepthwise
 from mirl_kernels.ops.depthwise.examples import example

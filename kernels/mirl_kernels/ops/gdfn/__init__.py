@@ -1,4 +1,4 @@
-"""GDFN, the gated depthwise feed-forward block, with its layer norm and residual."""
+"""Offer GDFN, the gated depthwise feed-forward block, with its layer norm and residual."""
 
 from mirl_kernels.ops.gdfn.cpu import PackedGDFN
 from mirl_kernels.ops.gdfn.examples import example

@@ -1,4 +1,4 @@
-"""Linear layer, of tokens."""
+"""Offer the linear layer, of tokens."""
 
 from mirl_kernels.ops.linear.cpu import PackedLinear
 from mirl_kernels.ops.linear.examples import example

@@ -1,4 +1,4 @@
-"""MDTA, the transposed attention block, with its layer norm and residual."""
+"""Offer MDTA, the transposed attention block, with its layer norm and residual."""
 
 from mirl_kernels.ops.mdta.cpu import PackedMDTA
 from mirl_kernels.ops.mdta.examples import example

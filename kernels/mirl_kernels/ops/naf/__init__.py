@@ -1,4 +1,4 @@
-"""NAFNet's block, both halves, as one op."""
+"""Offer NAFNet's block, both halves, as one op."""
 
 from mirl_kernels.ops.naf.cpu import PackedNAF
 from mirl_kernels.ops.naf.examples import example

@@ -1,4 +1,4 @@
-"""Pointwise (1x1) convolution."""
+"""Offer the pointwise (1x1) convolution."""
 
 from mirl_kernels.ops.pointwise.cpu import PackedPointwise
 from mirl_kernels.ops.pointwise.examples import example

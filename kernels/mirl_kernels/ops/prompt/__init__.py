@@ -1,4 +1,4 @@
-"""The prompt block: learned prompts, mixed by what the features look like."""
+"""Offer the prompt block: learned prompts, mixed by what the features look like."""
 
 from mirl_kernels.ops.prompt.cpu import PackedPrompt
 from mirl_kernels.ops.prompt.examples import example

@@ -44,7 +44,7 @@ struct MirlChunk {
   int32_t first_row, rows, columns, start, entry, bias, dense;
 };
 
-// A packed matrix, as `pack` (_cpu/__init__.py) writes it: this header, then its chunks, then what they name.
+// A packed matrix, as `pack` (packed_matrix.py) writes it: this header, then its chunks, then what they name.
 // Chunks of the same rows follow each other and are to be added up; `taps` has one MirlTap per column, chunk
 // by chunk, or is 0.
 struct MirlMatrix {

@@ -1,0 +1,61 @@
+"""Pictures for tests of photos."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import ExifTags, Image, ImageCms
+
+from mirl_sparse.photos import IMAGE_SUFFIXES, write_image
+
+SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+
+
+def noise(*shape: int, seed: int = 0) -> NDArray[np.uint8]:
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+def gradient(height: int = 24, width: int = 32) -> NDArray[np.uint8]:
+    y, x = np.mgrid[:height, :width]
+    return np.stack([x * 255 // width, y * 255 // height, (x + y) * 255 // (width + height)], -1).astype(
+        np.uint8
+    )
+
+
+def encoded(image: Image.Image, format: str, **options: object) -> io.BytesIO:
+    stream = io.BytesIO()
+    image.save(stream, format, **options)
+    stream.seek(0)
+    return stream
+
+
+def exif(orientation: int = 6) -> Image.Exif:
+    tags = Image.Exif()
+    tags[ExifTags.Base.Orientation] = orientation
+    tags[ExifTags.Base.Make] = "Maker"
+    tags[ExifTags.IFD.Exif] = {ExifTags.Base.ISOSpeedRatings: 400, ExifTags.Base.ExifImageWidth: 3}
+    tags[ExifTags.IFD.GPSInfo] = {ExifTags.GPS.GPSLatitudeRef: "N"}
+    return tags
+
+
+def plain(value: int = 10, height: int = 3, width: int = 5) -> NDArray[np.uint8]:
+    return np.full((height, width, 3), value, np.uint8)
+
+
+def make_files(*names: str) -> None:
+    """Make files in the current folder: pictures of different grey levels, or text, as the suffix says."""
+    for value, name in enumerate(names):
+        path = Path(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix.lower() in IMAGE_SUFFIXES:
+            write_image(path, plain(value))
+        else:
+            path.write_text("not an image")
+
+
+def files() -> list[str]:
+    """Return all files below the current folder."""
+    return sorted(str(p) for p in Path().rglob("*") if not p.is_dir())
