@@ -60,6 +60,8 @@ class TrainingSettings(Settings):
         loss: "l1" is MIR-L's, the mean absolute error. "psnr" is minus the mean PSNR of a batch's images
             (Chen et al., HINet, CVPRW 2021), which weighs each image by its own error: by "l1" haze, which
             shifts whole images, drowns fine noise.
+        psnr_ceiling: dB that no image exceeds in "psnr". Clean photos, which are nearly right, gain less by a
+            lower one.
         optimizer: "muon" steps whole matrices by Muon, and everything else by AdamW, as "adamw" does
             throughout. What a step of Muon puts where the mask is is removed again.
         batch_size: images per batch.
@@ -86,6 +88,7 @@ class TrainingSettings(Settings):
     steps: Positive | None = None
     epochs: Positive | None = None
     loss: Loss = Loss.L1
+    psnr_ceiling: Annotated[float, Field(gt=0)] = 50
     optimizer: OptimizerName = OptimizerName.ADAMW
     batch_size: Positive = 8
     patch_size: Patch = 64

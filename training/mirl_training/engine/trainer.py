@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,20 +23,16 @@ from mirl_training.engine.settings import Loss, OptimizerName, Precision, Traini
 from mirl_training.engine.world import World
 from mirl_training.pruning.mask import Mask
 
-_FLOOR = 1e-5  # no image is worth more than 50 dB; rounding to 8 bits allows 59
 
-
-def psnr_loss(restored: Tensor, clean: Tensor) -> Tensor:
+def psnr_loss(restored: Tensor, clean: Tensor, ceiling: float = 50) -> Tensor:
     """Return minus the mean PSNR in dB of the images of a batch (Chen et al., HINet, CVPRW 2021).
 
     Args:
         restored: (B, 3, H, W).
         clean: (B, 3, H, W) in [0, 1].
+        ceiling: dB that no image exceeds. Without it an image that is nearly right would outweigh all others.
     """
-    return 10 * ((restored - clean).square().mean((1, 2, 3)) + _FLOOR).log10().mean()
-
-
-_LOSSES: dict[Loss, Callable[[Tensor, Tensor], Tensor]] = {Loss.L1: F.l1_loss, Loss.PSNR: psnr_loss}
+    return 10 * ((restored - clean).square().mean((1, 2, 3)) + 10 ** (-ceiling / 10)).log10().mean()
 
 
 class Diverged(Exception):
@@ -91,6 +88,9 @@ class Trainer:
         )
         self._average = None if settings.ema is None else [p.detach().clone() for p in network.parameters()]
         self._steps = 0
+        self._distance: Callable[[Tensor, Tensor], Tensor] = (
+            F.l1_loss if settings.loss == Loss.L1 else partial(psnr_loss, ceiling=settings.psnr_ceiling)
+        )
         if is_fused:
             fuse(network, mask)
         else:
@@ -172,13 +172,12 @@ class Trainer:
         dtype = torch.bfloat16 if is_bfloat16 else torch.float32
         with torch.autocast(self._device.type, dtype, enabled=is_bfloat16):
             restored = (self._parallel or self.network)(degraded)
-        distance = _LOSSES[self.settings.loss]
-        loss = distance(restored.float(), clean)
+        loss = self._distance(restored.float(), clean)
         if self._teacher is not None:
             with torch.no_grad():
                 taught = self._teacher(degraded.cpu()).to(self._device)
             weight = self.settings.teacher_weight
-            loss = (1 - weight) * loss + weight * distance(restored.float(), taught)
+            loss = (1 - weight) * loss + weight * self._distance(restored.float(), taught)
         return loss
 
     @property

@@ -9,7 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 from skimage import data
 
-from mirl_training.data.degradations import Image, add_haze, add_noise, add_rain
+from mirl_training.data.degradations import (
+    Image,
+    add_camera_noise,
+    add_haze,
+    add_jpeg,
+    add_noise,
+    add_rain,
+)
 from mirl_training.evaluation.metrics import CROP, Pixels, to_levels
 
 
@@ -19,7 +26,7 @@ class DemoPhoto:
 
     Attributes:
         name: a word for file names.
-        description: of the degradation.
+        description: of the degradation; "nothing" for a clean photo, which should stay as it is.
         degraded: (H, W, 3) uint8.
         clean: (H, W, 3) uint8.
     """
@@ -31,13 +38,23 @@ class DemoPhoto:
 
 
 def demo_photos() -> Iterator[DemoPhoto]:
-    """Yield a noisy, a rainy and a hazy photo; the same ones every time."""
+    """Yield a noisy, a rainy, a hazy, a noisy grey and a clean photo; the same ones every time."""
     rng = np.random.default_rng(0)
-    astronaut, chelsea = (photo.astype(np.float32) / 255 for photo in (data.astronaut(), data.chelsea()))
+    astronaut, chelsea, coffee = (
+        photo.astype(np.float32) / 255 for photo in (data.astronaut(), data.chelsea(), data.coffee())
+    )
     yield _photo("noisy", "noise, sigma 50", astronaut, add_noise(astronaut, 50, rng))
     yield _photo("rainy", "rain streaks", chelsea, add_rain(chelsea, rng, 24.0))
     motorcycle, depth = _motorcycle()
     yield _photo("hazy", "haze by measured depth", motorcycle, add_haze(motorcycle, depth, 0.4, 0.8))
+    camera = np.repeat(data.camera()[..., None].astype(np.float32) / 255, 3, axis=2)
+    yield _photo(
+        "grey",
+        "grey, noise 15, JPEG 90",
+        camera,
+        add_jpeg(add_camera_noise(camera, 15, "common", 0, rng), 90),
+    )
+    yield _photo("clean", "nothing", coffee, coffee)
 
 
 def _photo(name: str, description: str, clean: Image, degraded: Image) -> DemoPhoto:
