@@ -22,6 +22,15 @@ from mirl_sparse.cli.restore import restore
 from mirl_sparse.cli.tune import tune
 from mirl_sparse.errors import UserError
 
+# Packages that some commands need, and the extra that brings them.
+_EXTRAS = {
+    "pydantic": "training",
+    "yaml": "training",
+    "matplotlib": "training",
+    "skimage": "demo",
+    "scipy": "sparsify",
+}
+
 
 def build() -> typer.Typer:
     """Return the application: the product's commands, and those of installed packages (`mirl_training`)."""
@@ -40,6 +49,10 @@ def main() -> None:
         build()()
     except (UserError, BackendError) as error:
         _end(str(error))
+    except ModuleNotFoundError as error:
+        if (package := (error.name or "").split(".")[0]) not in _EXTRAS:
+            raise
+        _end(f"this command needs the package {package}: pip install 'mirl-sparse[{_EXTRAS[package]}]'")
     except OSError as error:  # a full disk, a folder that may not be written to
         file = f"{error.filename}: " if error.filename else ""
         _end(f"{file}{error.strerror or error}")

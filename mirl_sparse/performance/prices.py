@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import platform
 import time
 import warnings
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from platformdirs import user_cache_path
 
 from mirl_kernels.core import cpu
 from mirl_sparse.files import write_whole
@@ -141,4 +141,4 @@ def _store(file: Path) -> PriceStore:
 
 
 def _cache_file() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "mirl-sparse", "prices.json")
+    return user_cache_path("mirl-sparse") / "prices.json"

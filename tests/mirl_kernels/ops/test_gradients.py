@@ -14,7 +14,7 @@ from mirl_kernels.ops.conv import conv
 from mirl_kernels.ops.conv.backward import TrainableConv
 from mirl_kernels.ops.gdfn import gdfn
 from mirl_kernels.ops.gdfn.backward import TrainableGDFN
-from mirl_kernels.ops.layer_norm import layer_norm
+from mirl_kernels.core.layer_norm import layer_norm
 from mirl_kernels.ops.mdta import mdta
 from mirl_kernels.ops.mdta.backward import TrainableMDTA
 

@@ -238,3 +238,15 @@ def test_inspect_predicts_gpus(checkpoint, tmp_path):
     for gpu in ("A100", "H100", "4090", "L4", "MI300X"):
         assert gpu in done.stdout
     assert "Predicted, not measured" in " ".join(done.stdout.split())
+
+
+def test_a_missing_package_is_named_with_the_extra_that_brings_it(monkeypatch, capsys):
+    def lacks_pydantic() -> None:
+        raise ModuleNotFoundError("No module named 'pydantic'", name="pydantic")
+
+    monkeypatch.setattr(cli, "build", lambda: lacks_pydantic)
+    with pytest.raises(SystemExit, match="2"):
+        cli.main()
+    assert capsys.readouterr().err == (
+        "mirl-sparse: this command needs the package pydantic: pip install 'mirl-sparse[training]'\n"
+    )

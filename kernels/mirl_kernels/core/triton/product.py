@@ -14,7 +14,7 @@ from mirl_kernels.core.triton.strips import PAD, Strip
 from mirl_kernels.core.triton.tuner import Tile
 from mirl_kernels.core.triton.work import Work, counts_work_of, nbytes
 from mirl_kernels.core.triton.workspace import current_workspace
-from mirl_kernels.ops.layer_norm import EPS
+from mirl_kernels.core.layer_norm import EPS
 
 # 128 pixels where the registers suffice, 16 where AMD's scalar registers would not suffice for 32.
 PRODUCT_TILES = (

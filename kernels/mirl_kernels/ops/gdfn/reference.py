@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor
 from torch.nn import functional as F
 
-from mirl_kernels.ops.layer_norm import layer_norm
+from mirl_kernels.core.layer_norm import layer_norm
 
 
 def gdfn(

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mirl_kernels.ops.layer_norm import layer_norm
+from mirl_kernels.core.layer_norm import layer_norm
 
 
 def mdta(
