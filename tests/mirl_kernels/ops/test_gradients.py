@@ -9,12 +9,12 @@ from torch.nn import functional as F
 
 from mirl_kernels.core import cpu
 from mirl_kernels.core.cpu.training import Pattern
+from mirl_kernels.core.layer_norm import layer_norm
 from mirl_kernels.errors import BackendError
 from mirl_kernels.ops.conv import conv
 from mirl_kernels.ops.conv.backward import TrainableConv
 from mirl_kernels.ops.gdfn import gdfn
 from mirl_kernels.ops.gdfn.backward import TrainableGDFN
-from mirl_kernels.core.layer_norm import layer_norm
 from mirl_kernels.ops.mdta import mdta
 from mirl_kernels.ops.mdta.backward import TrainableMDTA
 

@@ -7,7 +7,6 @@ from PIL import Image
 from mirl_training.cli.demo import demo
 from mirl_training.evaluation.demo_photos import demo_photos
 
-
 NAMES = ["noisy", "rainy", "hazy", "grey", "clean"]
 
 

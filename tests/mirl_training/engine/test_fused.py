@@ -180,12 +180,8 @@ def test_data_parallel_gradients_are_those_of_the_whole_batch(network, tmp_path)
 def test_finite_differences_agree(op):
     torch.manual_seed(0)
     c, h = 4, 10
-    shapes = (
-        [(2 * h, c, 1, 1), (2 * h, 1, 3, 3), (c, h, 1, 1)]
-        if op == "gdfn"
-        else [(3 * c, c, 1, 1), (3 * c, 1, 3, 3), (c, c, 1, 1)]
-    )
-    masks = [torch.rand(s) < 0.6 for s in shapes]
+    rows, hidden = (2 * h, h) if op == "gdfn" else (3 * c, c)
+    masks = [torch.rand(s) < 0.6 for s in ((rows, c, 1, 1), (rows, 1, 3, 3), (c, hidden, 1, 1))]
     weights = [0.3 * torch.randn(m.shape).double() * m for m in masks]
     first = [
         torch.randn(1, c, 5, 6).double(),
@@ -193,22 +189,20 @@ def test_finite_differences_agree(op):
         0.1 * torch.randn(c).double(),
     ]
     if op == "gdfn":
-        trainable, given = TrainableGDFN(*masks), [*first, *weights]
+        trainable, arguments = TrainableGDFN(*masks), [*first, *weights]
     else:
-        trainable, given = (
-            TrainableMDTA(*masks, 2),
-            [*first, *weights[:2], torch.ones(2, 1, 1).double(), weights[2]],
-        )
+        trainable = TrainableMDTA(*masks, 2)
+        arguments = [*first, *weights[:2], torch.ones(2, 1, 1).double(), weights[2]]
     alive = {tuple(w.shape): m for w, m in zip(weights, masks, strict=True)}
 
-    def call(
-        *values: torch.Tensor,
-    ) -> torch.Tensor:  # finite differences need more digits than float32 has, but not many
+    def call(*values: torch.Tensor) -> torch.Tensor:
         masked = [v * alive[tuple(v.shape)] if tuple(v.shape) in alive else v for v in values]
         return trainable(*(v.float() for v in masked)).double()
 
-    inputs = [v.requires_grad_() for v in given]
-    assert torch.autograd.gradcheck(call, inputs, eps=3e-3, atol=5e-3, rtol=5e-3, nondet_tol=1e-5)
+    inputs = [v.requires_grad_() for v in arguments]
+    # Gradients are at most 1.1. Results have a rounding of 1e-7, which a step of 3e-3 magnifies to 4e-5; with
+    # larger steps the curvature of MDTA counts, with smaller ones the rounding.
+    assert torch.autograd.gradcheck(call, inputs, eps=3e-3, atol=1e-4, rtol=0, nondet_tol=1e-5)
 
 
 def test_engines_are_chosen_by_name():

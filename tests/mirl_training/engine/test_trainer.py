@@ -160,6 +160,12 @@ def test_importance_that_is_not_finite_is_refused(network, batch):
         trainer(network).importance([batch, (batch[0] * float("nan"), batch[1])])
 
 
+def test_the_psnr_loss_has_a_ceiling(batch):
+    clean = batch[1]
+    assert psnr_loss(clean, clean).item() == pytest.approx(-50)
+    assert psnr_loss(clean, clean, ceiling=45).item() == pytest.approx(-45)
+
+
 def test_the_psnr_loss_weighs_images_by_their_own_error(network, batch):
     """An image whose error is thirty times as large does not ask for larger steps."""
     clean = batch[1]

@@ -27,8 +27,10 @@ def test_layers_that_are_never_called_are_not_prunable(network):
 
 
 def test_dead_queries_do_not_stop_learning(network):
-    """A q channel of exact zeros has a gradient of 1e12 through its L2 norm; the mask removes it before it
-    is clipped, so that the norm of the rest decides."""
+    """A q channel of exact zeros has a gradient of 1e12 through its L2 norm.
+
+    The mask removes it before it is clipped, so that the norm of the rest decides.
+    """
     attention = network.encoder_level1[0].attn
     channels = attention.qkv.weight.shape[1]
     mask = Mask.full(network)

@@ -77,3 +77,9 @@ def test_runs_of_other_settings_have_other_digests():
     assert config.digest == RunConfig(**copy.deepcopy(SETTINGS)).digest
     assert config.digest != RunConfig(**changed("training", "seed", value=1)).digest
     assert len(config.digest) == 8
+
+
+def test_settings_that_came_later_leave_digests_as_they_were():
+    assert RunConfig(**SETTINGS).digest == "8e758bcb"
+    assert RunConfig(**changed("training", "loss", value="psnr")).digest == "b1a94c8b"
+    assert RunConfig(**changed("training", "psnr_ceiling", value=45)).digest != "8e758bcb"

@@ -11,7 +11,7 @@ from tiny import settings
 from mirl_sparse.architectures.promptir import PromptIR
 from mirl_sparse.errors import UserError
 from mirl_sparse.photos import read_image, write_image
-from mirl_sparse.tickets import write_ticket
+from mirl_sparse.tickets import load_network, write_ticket
 from mirl_training.engine import World
 from mirl_training.pruning import Mask
 from mirl_training.runs import OutOfTime, Run, RunConfig, RunFolder, learning_rate
@@ -419,6 +419,7 @@ def test_a_run_that_is_out_of_time_stops_after_a_step_and_goes_on_with_the_same_
             break
         except OutOfTime as stopped:
             stops.append(str(stopped))
+            assert load_network(tmp_path / "pieces/latest.safetensors").config == config.network
     assert stops == [f"round {index}, step {step} of 4" for index in (0, 1) for step in (1, 2, 3)]
     assert same(load_file(whole / "weights.safetensors"), load_file(pieces / "weights.safetensors"))
 

@@ -152,6 +152,7 @@ def _go(run: Run, minutes: float | None) -> None:
     except OutOfTime as stopped:
         if run.world.leads:
             print(f"stopped after {minutes:g} minutes: {stopped} ({run.folder}); the same command goes on")
+            print(f"the weights so far: {run.folder / 'latest.safetensors'}")
         return
     if run.world.leads:
         print(f"finished: {last}, report: {run.folder / 'report.md'}")

@@ -137,8 +137,11 @@ class RunConfig(Settings):
         """Return all that decides what is trained; as text, since the order of the tasks does, too."""
         values = self.to_dict()
         del values["data"]["memory"], values["training"]["save_every"]
-        if values["regrow"] is None:  # runs from before this setting keep their digest
+        # Runs from before these settings keep their digest.
+        if values["regrow"] is None:
             del values["regrow"]
+        if values["training"]["psnr_ceiling"] == TrainingSettings.model_fields["psnr_ceiling"].default:
+            del values["training"]["psnr_ceiling"]
         return json.dumps(values)
 
 

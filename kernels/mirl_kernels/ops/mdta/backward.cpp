@@ -17,48 +17,85 @@ struct Item {
   std::vector<float> scale;  // of each live q, then k
 };
 
-}  // namespace
+// The passes of one call, in the order in which they run.
+class Backward {
+  MirlMdtaBackward& a;
+  const MirlMdta m;  // of images that are worked on as one where their rows are short
+  const Layout layout;
+  const MirlRows qkv, dwconv, project_out, out_transposed;
+  const MirlImage v_image;
+  const int64_t channels, per_head, batch, qk, hidden;
+  const int64_t wide, gram;     // channels of dy, padded; floats of a Gram matrix of v by dy
+  const int64_t shares, share;  // parts of an item's rows that have Gram matrices of their own; rows of each
+  float* const grams;           // those of all shares
+  std::vector<Item> items;
+  std::vector<double> temperature;  // gradients, of each item and head
 
-void mdta_backward(MirlMdtaBackward& a) {
-  MirlMdta m = a.mdta;
-  m.size = flattened(m.size);
-  const Layout layout(m);
-  const MirlRows qkv = m.qkv->view(), dwconv = m.dwconv->view(), project_out = m.project_out->view();
-  const MirlRows out_transposed = a.project_out_transposed->view();
-  const int64_t channels = m.size.channels, per_head = layout.per_head, batch = m.size.batch,
-                height = m.size.height;
-  const int64_t qk = m.q_count + m.k_count, hidden = qk + m.v_count;
-  const MirlImage v_image = v_in_scratch(m);
+  static MirlMdta with_flat_size(MirlMdta m) {
+    m.size = flattened(m.size);
+    return m;
+  }
+  static float* kept(int64_t floats) {
+    static thread_local std::vector<float> memory;
+    memory.resize(floats);
+    return memory.data();
+  }
 
-  // Gram matrices of v by dy, the latter's channels padded.
-  const int64_t wide = turned(channels), gram = m.v_count * wide;
-  const int64_t shares = std::max<int64_t>(1, std::min(height, TRAINING_TASKS / batch)),
-                share = (height + shares - 1) / shares;
-  static thread_local std::vector<float> kept;
-  kept.resize(batch * shares * gram);
-  float* const grams = kept.data();
-  auto correlate_v = [&](int64_t t) {
-    const int64_t b = t / shares, top = t % shares * share;
-    float *dy = mirl::scratch((channels + m.v_count + turned_apart(channels)) * PANEL),
-          *v = dy + channels * PANEL, *turn = v + m.v_count * PANEL;
-    std::memset(grams + t * gram, 0, sizeof(float) * gram);
-    grouped(std::max<int64_t>(0, std::min(share, height - top)), m.size.width,
-            [&](const Place* at, int64_t count) {
-              with_vectors(count, [&](auto n) {
-                gather<n>(a.dy, b, channels, top, 0, at, dy);
-                gather<n>(v_image, b, m.v_count, top, 0, at, v);
-              });
-              turn_panel(dy, channels, count, turn);
-              add_gram(v, m.v_count, turn, wide, count * L, grams + t * gram);
-            });
+  // Where the gradient of one head's attention goes.
+  struct Head {
+    int64_t index, b;
+    const double *sums, *norm;
+    const std::vector<double>& reciprocals;
+    std::vector<double>& along;  // of each live q, then k: the gradient along its own direction
+    Dense &from_k, &from_q;
   };
-  mirl::parallel(batch * shares, a.threads, correlate_v);
 
-  // The gradient of the attention, then back through the softmax and the norms of q and k, which are at least
-  // 1e-12: where one is zero, so is all that it scales, and its gradient.
-  std::vector<Item> items(batch);
-  std::vector<double> temperature(batch * m.heads, 0.0);
-  auto soften = [&](int64_t b) {
+ public:
+  explicit Backward(MirlMdtaBackward& a)
+      : a(a), m(with_flat_size(a.mdta)), layout(m), qkv(m.qkv->view()), dwconv(m.dwconv->view()),
+        project_out(m.project_out->view()), out_transposed(a.project_out_transposed->view()),
+        v_image(v_in_scratch(m)), channels(m.size.channels), per_head(layout.per_head), batch(m.size.batch),
+        qk(m.q_count + m.k_count), hidden(qk + m.v_count), wide(turned(channels)), gram(m.v_count * wide),
+        shares(std::max<int64_t>(1, std::min(m.size.height, TRAINING_TASKS / batch))),
+        share((m.size.height + shares - 1) / shares), grams(kept(batch * shares * gram)), items(batch),
+        temperature(batch * m.heads, 0.0) {}
+
+  void run() {
+    correlate();
+    auto each_item = [&](int64_t b) { soften(b); };
+    mirl::parallel(batch, a.threads, each_item);
+    for (int64_t h = 0; h < m.heads; ++h) {
+      double sum = 0;
+      for (int64_t b = 0; b < batch; ++b) sum += temperature[b * m.heads + h];
+      a.d_temperature[h] = float(sum);
+    }
+    project(differentiate());
+  }
+
+ private:
+  // Gram matrices of v by dy, the latter's channels padded.
+  void correlate() {
+    const int64_t height = m.size.height;
+    auto correlate_v = [&](int64_t t) {
+      const int64_t b = t / shares, top = t % shares * share;
+      float *dy = mirl::scratch((channels + m.v_count + turned_apart(channels)) * PANEL),
+            *v = dy + channels * PANEL, *turn = v + m.v_count * PANEL;
+      std::memset(grams + t * gram, 0, sizeof(float) * gram);
+      grouped(std::max<int64_t>(0, std::min(share, height - top)), m.size.width,
+              [&](const Place* at, int64_t count) {
+                with_vectors(count, [&](auto n) {
+                  gather<n>(a.dy, b, channels, top, 0, at, dy);
+                  gather<n>(v_image, b, m.v_count, top, 0, at, v);
+                });
+                turn_panel(dy, channels, count, turn);
+                add_gram(v, m.v_count, turn, wide, count * L, grams + t * gram);
+              });
+    };
+    mirl::parallel(batch * shares, a.threads, correlate_v);
+  }
+
+  // The gradient of an item's attention, then back through the softmax and the norms of q and k.
+  void soften(int64_t b) {
     Item& item = items[b];
     const double *sums = m.sums + b * layout.sums(), *norm = sums + layout.gram;
     const std::vector<double> reciprocals = reciprocal_norms(layout, sums);
@@ -71,7 +108,7 @@ void mdta_backward(MirlMdtaBackward& a) {
       for (int64_t c = 0; c < channels; c += L)
         turn(by_v + v * wide + c, wide, by_dy.data() + c * stride + v, stride, std::min(L, m.v_count - v),
              std::min(L, channels - c));
-    std::vector<double> along(qk, 0.0), weight, by_k;
+    std::vector<double> along(qk, 0.0), weight;
     for (int64_t h = 0; h < m.heads; ++h) {
       const Span &q = layout.q[h], &k = layout.k[h], &v = layout.v[h];
       Dense& attention = item.attention.emplace_back(per_head, v.size());
@@ -85,24 +122,8 @@ void mdta_backward(MirlMdtaBackward& a) {
         softmax_row(m, layout, sums, reciprocals.data(), c, weight);
         weights.set(m, layout, c, weight);
         for (int64_t j = 0; j < v.size(); ++j) attention.at(c - begin, j) = weights.row(c)[j];
-        const int64_t i = layout.place[c];
-        if (i < 0) continue;
-        by_k.assign(per_head, 0.0);
-        double mean = 0;
-        for (int64_t j = 0; j < v.size(); ++j) {
-          const int64_t to = m.v_index[v.first + j] - begin;
-          by_k[to] = gradient[j], mean += gradient[j] * weight[to];
-        }
-        for (int64_t j = k.first; j < k.last; ++j) {
-          const int64_t column = m.k_index[j] - begin;
-          const double scale = reciprocals[i] * reciprocals[m.q_count + j];
-          const double cosine = sums[layout.start[h] + (i - q.first) * layout.wide[h] + j - k.first] * scale;
-          const double logit = weight[column] * (by_k[column] - mean), d = logit * m.temperature[h];
-          temperature[b * m.heads + h] += logit * cosine;
-          along[i] += d * cosine, along[m.q_count + j] += d * cosine;
-          const float scaled = norm[i] > 0 && norm[m.q_count + j] > 0 ? float(d * scale) : 0.0f;
-          from_k.at(i - q.first, j - k.first) = from_q.at(j - k.first, i - q.first) = scaled;
-        }
+        if (layout.place[c] >= 0)
+          soften_row({h, b, sums, norm, reciprocals, along, from_k, from_q}, c, gradient, weight);
       }
     }
     item.scale.resize(qk);
@@ -113,78 +134,108 @@ void mdta_backward(MirlMdtaBackward& a) {
     for (int64_t c = 0; c < channels; ++c)
       for (int64_t v = 0; v < m.v_count; v += 4)  // behind the last row are zeros
         std::memcpy(&item.from_dy.at(v, c), &by_dy[c * stride + v], 4 * sizeof(float));
-  };
-  mirl::parallel(batch, a.threads, soften);
-  for (int64_t h = 0; h < m.heads; ++h) {
-    double sum = 0;
-    for (int64_t b = 0; b < batch; ++b) sum += temperature[b * m.heads + h];
-    a.d_temperature[h] = float(sum);
   }
 
-  const Strips s(m.size, hidden, TRAINING_TASKS);
-  const Taps taps(dwconv, s);
-  const auto fill = fill_normalised(s, m.x, qkv, true, 1e-5f, m.gain, m.offset);
-  Beginning beginning{
-      s,      m.x,      a.dy,     a.dx, qkv, a.qkv_transposed->view(), dwconv, a.dwconv_flipped->view(),
-      m.gain, m.offset, a.threads};
-  beginning.run([&](const Items& some) {
-    run_strips(s, some, channels * PANEL, beginning.reserved + (channels + qk + hidden) * PANEL, a.threads,
-               fill, [&](const Step& step) {
-                 float *dy = step.extra + beginning.reserved, *q = dy + channels * PANEL, *d = q + qk * PANEL;
-                 const float* k = q + m.q_count * PANEL;
-                 const Item& item = items[step.b];
-                 const Rows back = beginning.back(step);
-                 beginning.prepare(step);
-                 grouped(step.count, step.x1 - step.x0, [&](const Place* at, int64_t count) {
-                   const Tapped from(s, step, at, count);
-                   with_vectors(count, [&](auto n) {
-                     gather<n>(a.dy, step.b, channels, step.y, step.x0, at, dy);
-                     product_panel(item.from_dy.rows(nullptr), dy, n, d + qk * PANEL);
-                     taps_panel(taps, qk, from, at, n, q);
-                     for (int64_t h = 0; h < m.heads; ++h) {
-                       const int64_t q_at = layout.q[h].first * PANEL, k_at = layout.k[h].first * PANEL;
-                       product_panel(item.from_k[h].rows(nullptr), k + k_at, n, d + q_at);
-                       product_panel(item.from_q[h].rows(nullptr), q + q_at, n, d + m.q_count * PANEL + k_at);
-                     }
-                     TapSums tap_sums = beginning.tap_sums(step);
-                     const TapGradient<n> gradient(s, taps, from, step, at, back);
-                     for (int64_t j = 0; j < hidden; ++j) {
-                       Vec own[n];
-                       for (int v = 0; v < n; ++v) {
-                         own[v] = load(d + j * PANEL + v * L);
-                         if (j < qk) own[v] -= item.scale[j] * load(q + j * PANEL + v * L);
-                       }
-                       gradient(j, own, tap_sums);
-                     }
-                   });
-                 });
-                 beginning.follow(step);
-               });
-  });
-  float* rest = beginning.finish(a.gradient, a.d_gain, a.d_offset);
+  // The same of row c: `gradient` that of its attention, `weight` its softmax. The norms are at least 1e-12:
+  // where one is zero, so is all that it scales, and its gradient.
+  void soften_row(const Head& head, int64_t c, const float* gradient, const std::vector<double>& weight) {
+    const Span &q = layout.q[head.index], &k = layout.k[head.index], &v = layout.v[head.index];
+    const int64_t begin = head.index * per_head, i = layout.place[c];
+    std::vector<double> by_k(per_head, 0.0);
+    double mean = 0;
+    for (int64_t j = 0; j < v.size(); ++j) {
+      const int64_t to = m.v_index[v.first + j] - begin;
+      by_k[to] = gradient[j], mean += gradient[j] * weight[to];
+    }
+    for (int64_t j = k.first; j < k.last; ++j) {
+      const int64_t column = m.k_index[j] - begin;
+      const double scale = head.reciprocals[i] * head.reciprocals[m.q_count + j];
+      const double cosine =
+          head.sums[layout.start[head.index] + (i - q.first) * layout.wide[head.index] + j - k.first] * scale;
+      const double logit = weight[column] * (by_k[column] - mean), d = logit * m.temperature[head.index];
+      temperature[head.b * m.heads + head.index] += logit * cosine;
+      head.along[i] += d * cosine, head.along[m.q_count + j] += d * cosine;
+      const float scaled = head.norm[i] > 0 && head.norm[m.q_count + j] > 0 ? float(d * scale) : 0.0f;
+      head.from_k.at(i - q.first, j - k.first) = head.from_q.at(j - k.first, i - q.first) = scaled;
+    }
+  }
+
+  // q and k again, and the gradients of q, k and v; then back through the taps, the 1x1 layer and the norm.
+  // Returns where the gradient of project_out goes.
+  float* differentiate() {
+    const Strips s(m.size, hidden, TRAINING_TASKS);
+    const Taps taps(dwconv, s);
+    const auto fill = fill_normalised(s, m.x, qkv, true, 1e-5f, m.gain, m.offset);
+    Beginning beginning{
+        s,      m.x,      a.dy,     a.dx, qkv, a.qkv_transposed->view(), dwconv, a.dwconv_flipped->view(),
+        m.gain, m.offset, a.threads};
+    beginning.run([&](const Items& some) {
+      run_strips(
+          s, some, channels * PANEL, beginning.reserved + (channels + qk + hidden) * PANEL, a.threads, fill,
+          [&](const Step& step) {
+            float *dy = step.extra + beginning.reserved, *q = dy + channels * PANEL, *d = q + qk * PANEL;
+            const float* k = q + m.q_count * PANEL;
+            const Item& item = items[step.b];
+            const Rows back = beginning.back(step);
+            beginning.prepare(step);
+            grouped(step.count, step.x1 - step.x0, [&](const Place* at, int64_t count) {
+              const Tapped from(s, step, at, count);
+              with_vectors(count, [&](auto n) {
+                gather<n>(a.dy, step.b, channels, step.y, step.x0, at, dy);
+                product_panel(item.from_dy.rows(nullptr), dy, n, d + qk * PANEL);
+                taps_panel(taps, qk, from, at, n, q);
+                for (int64_t h = 0; h < m.heads; ++h) {
+                  const int64_t q_at = layout.q[h].first * PANEL, k_at = layout.k[h].first * PANEL;
+                  product_panel(item.from_k[h].rows(nullptr), k + k_at, n, d + q_at);
+                  product_panel(item.from_q[h].rows(nullptr), q + q_at, n, d + m.q_count * PANEL + k_at);
+                }
+                TapSums tap_sums = beginning.tap_sums(step);
+                const TapGradient<n> gradient(s, taps, from, step, at, back);
+                for (int64_t j = 0; j < hidden; ++j) {
+                  Vec own[n];
+                  for (int v = 0; v < n; ++v) {
+                    own[v] = load(d + j * PANEL + v * L);
+                    if (j < qk) own[v] -= item.scale[j] * load(q + j * PANEL + v * L);
+                  }
+                  gradient(j, own, tap_sums);
+                }
+              });
+            });
+            beginning.follow(step);
+          });
+    });
+    return beginning.finish(a.gradient, a.d_gain, a.d_offset);
+  }
+
   // The gradient of project_out, transposed: of each item, dy's Gram matrix times the attention.
-  constexpr int64_t SOME = WIDE * L;
-  const int64_t parts = (wide + SOME - 1) / SOME;
-  std::vector<float> by_column(channels * wide, 0.0f);
-  auto project = [&](int64_t t) {
-    const int64_t h = t / parts, first = t % parts * SOME;
-    for (int64_t b = 0; b < batch; ++b)
-      with_vectors(std::min<int64_t>(WIDE, (wide - first) / L), [&](auto n) {
-        const float* by_v = grams + b * shares * gram + layout.v[h].first * wide + first;
-        dense_panel<n>(items[b].attention[h].rows(nullptr), by_v, wide,
-                       [&](int64_t r, int64_t begin, auto some, const Vec* rows) {
-                         float* to = &by_column[(h * per_head + r) * wide + first + begin * L];
-                         for (int i = 0; i < some; ++i) store(to + i * L, load(to + i * L) + rows[i]);
-                       });
-      });
-  };
-  mirl::parallel(m.heads * parts, a.threads, project);
-  for (int64_t r = 0; r < channels; ++r)
-    if (project_out.dense)
-      for (int64_t c = 0; c < channels; ++c) rest[r * wide + c] = by_column[c * wide + r];
-    else
-      for (int64_t e = project_out.start[r]; e < project_out.start[r + 1]; ++e)
-        rest[e] = by_column[project_out.entry[e].column() * wide + r];
-}
+  void project(float* rest) {
+    constexpr int64_t SOME = WIDE * L;
+    const int64_t parts = (wide + SOME - 1) / SOME;
+    std::vector<float> by_column(channels * wide, 0.0f);
+    auto project = [&](int64_t t) {
+      const int64_t h = t / parts, first = t % parts * SOME;
+      for (int64_t b = 0; b < batch; ++b)
+        with_vectors(std::min<int64_t>(WIDE, (wide - first) / L), [&](auto n) {
+          const float* by_v = grams + b * shares * gram + layout.v[h].first * wide + first;
+          dense_panel<n>(items[b].attention[h].rows(nullptr), by_v, wide,
+                         [&](int64_t r, int64_t begin, auto some, const Vec* rows) {
+                           float* to = &by_column[(h * per_head + r) * wide + first + begin * L];
+                           for (int i = 0; i < some; ++i) store(to + i * L, load(to + i * L) + rows[i]);
+                         });
+        });
+    };
+    mirl::parallel(m.heads * parts, a.threads, project);
+    for (int64_t r = 0; r < channels; ++r)
+      if (project_out.dense)
+        for (int64_t c = 0; c < channels; ++c) rest[r * wide + c] = by_column[c * wide + r];
+      else
+        for (int64_t e = project_out.start[r]; e < project_out.start[r + 1]; ++e)
+          rest[e] = by_column[project_out.entry[e].column() * wide + r];
+  }
+};
+
+}  // namespace
+
+void mdta_backward(MirlMdtaBackward& a) { Backward(a).run(); }
 
 }  // namespace MIRL_ISA

@@ -1,0 +1,29 @@
+"""Carry a run through its rounds in a folder: train, prune, rewind, save, and report."""
+
+from mirl_training.runs.config import RunConfig, load_config
+from mirl_training.runs.folder import RunFolder, read_log, save_weights
+from mirl_training.runs.progress import Metrics, Report, StepReport
+from mirl_training.runs.report import write_report
+from mirl_training.runs.round import OutOfTime
+from mirl_training.runs.run import Run
+from mirl_training.runs.schedule import Schedule, learning_rate, learning_rate_of_epoch
+from mirl_training.runs.validation import UNLIMITED_MEMORY, Validator
+
+__all__ = [
+    "UNLIMITED_MEMORY",
+    "Metrics",
+    "OutOfTime",
+    "Report",
+    "Run",
+    "RunConfig",
+    "RunFolder",
+    "Schedule",
+    "StepReport",
+    "Validator",
+    "learning_rate",
+    "learning_rate_of_epoch",
+    "load_config",
+    "read_log",
+    "save_weights",
+    "write_report",
+]

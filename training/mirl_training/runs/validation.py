@@ -1,0 +1,69 @@
+"""Validate weights on the held-back pairs, and time the network that holds them."""
+
+from __future__ import annotations
+
+import math
+import time
+from statistics import median
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mirl_sparse.architectures.promptir import PromptIR, PromptIRConfig
+from mirl_sparse.choices import BackendName
+from mirl_sparse.runtime import SparseRestorer
+from mirl_training.data.training_data import Pairs
+
+UNLIMITED_MEMORY = (
+    1 << 60
+)  # bytes: images are restored untiled, whatever is free, for the same answers every time
+_SIDE, _RUNS = 256, 5  # pixels each way of the image that is timed, and how often
+_FLOOR = 1e-6  # mean squared error: an image counts for at most 60 dB
+
+
+class Validator:
+    """Restore held-back images with the weights of a network that trains.
+
+    Args:
+        config: of the network.
+        pairs: by task, (degraded, clean), each (1, 3, H, W) in [0, 1].
+        backend: of the restorer.
+
+    Attributes:
+        network: holds the weights that were validated last. Its values may be overwritten between
+            validations.
+        pairs: as given.
+    """
+
+    def __init__(self, config: PromptIRConfig, pairs: Pairs, backend: BackendName) -> None:
+        self._restorer = SparseRestorer(PromptIR(config), backend, UNLIMITED_MEMORY)
+        self.network, self.pairs = self._restorer.network, pairs
+
+    @torch.no_grad()
+    def validate(self, weights: dict[str, Tensor]) -> dict[str, float]:
+        """Return the mean PSNR of the 8-bit results, in dB, by task.
+
+        An image counts for at most 60 dB: a clean photo may come back without any error.
+
+        Args:
+            weights: a state dict of the network.
+        """
+        self.network.load_state_dict(weights)
+        return {task: self._mean_psnr(task) for task in self.pairs}
+
+    def _mean_psnr(self, task: str) -> float:
+        scores = []
+        for degraded, clean in self.pairs[task]:
+            restored = (self._restorer(degraded).clamp(0, 1) * 255).round() / 255
+            scores.append(-10 * math.log10(max(F.mse_loss(restored, clean).item(), _FLOOR)))
+        return sum(scores) / len(scores)
+
+    def seconds_per_image(self) -> float:
+        """Return the median seconds for 256x256 pixels, with the weights that were validated last."""
+        image, times = torch.rand(1, 3, _SIDE, _SIDE), []
+        for _ in range(_RUNS + 1):
+            began = time.perf_counter()
+            self._restorer(image)
+            times.append(time.perf_counter() - began)
+        return median(times[1:])
