@@ -1,11 +1,11 @@
-"""Has a ratio got worse since the committed results?
+"""Check that no speed-up is worse than the committed one.
 
     make bench-check
 
-Times the quick cases again and compares ratios, never times, with `results/<instruction set>/quick.jsonl`. A sparse contender fails
-when its speed-up over the same dense run fell by more than a tenth, with 95% certainty, or when its result is wrong; the exit status
-is 1 then. What fell by more than a tenth is measured up to three times, and its rounds taken together: the more there are, the less
-may be noise.
+Times the quick cases again and compares ratios, never times, with `results/<instruction set>/quick.jsonl`. A
+sparse contender fails if its speed-up over the same dense run fell by more than a tenth, with 95% certainty,
+or if its result is wrong. The exit status is then 1. A case whose speed-up fell by more than a tenth is
+measured up to three times, and all its rounds are taken together, since more rounds leave less noise.
 """
 
 from __future__ import annotations
@@ -25,33 +25,45 @@ from mirl_sparse.performance.timing import ratio
 
 LOSS = 0.10
 _TRIES = 3
-_ONE_SIDED = (
-    1.645 / 1.96
-)  # what is as far off as half an interval of 95% is so in one direction half as often
+_ONE_SIDED = 1.645 / 1.96  # from half a two-sided interval of 95% to a one-sided one
 
 
 class Change(NamedTuple):
-    """By which part a speed-up fell, how much of that may be noise, and what to say of it."""
+    """Hold how a speed-up changed.
+
+    Attributes:
+        lost: Fraction of the speed-up that is lost; 1 where there is no result.
+        noise: How much of that may be noise.
+        message: What to print about it.
+    """
 
     lost: float
     noise: float
-    said: str
+    message: str
 
     @property
     def suspected(self) -> bool:
+        """Return whether more than `LOSS` is lost, noise included."""
         return self.lost > LOSS
 
     @property
-    def found(self) -> bool:
+    def confirmed(self) -> bool:
+        """Return whether more than `LOSS` is lost beyond noise."""
         return self.lost > LOSS + self.noise
 
 
-def _half(r: dict[str, float]) -> float:
+def _half_width(r: dict[str, float]) -> float:
+    """Return half the confidence interval of a ratio, relative to the ratio."""
     return (r["high"] - r["low"]) / 2 / r["ratio"]
 
 
 def change(before: results.Row, tries: list[list[results.Row]]) -> Change:
-    """How a speed-up changed: ``tries`` are today's rows, of every time that they were measured."""
+    """Return how a speed-up changed.
+
+    Args:
+        before: The committed row of a sparse contender.
+        tries: Rows of today, one list for each time that they were measured.
+    """
     slow: list[float] = []
     fast: list[float] = []
     speedup, missing = before["speedup"], {"left_out": "was not measured"}
@@ -70,58 +82,67 @@ def change(before: results.Row, tries: list[list[results.Row]]) -> Change:
     if not fast:
         return Change(1, 0, missing["left_out"])
     now = asdict(ratio(slow, fast))
-    lost, noise = (
-        1 - now["ratio"] / speedup["ratio"],
-        _ONE_SIDED * (_half(speedup) ** 2 + _half(now) ** 2) ** 0.5,
+    lost = 1 - now["ratio"] / speedup["ratio"]
+    noise = _ONE_SIDED * (_half_width(speedup) ** 2 + _half_width(now) ** 2) ** 0.5
+    message = (
+        f"{speedup['ratio']:.2f}x over {speedup['over']} became {now['ratio']:.2f}x: {lost:.0%} less,"
+        f" {noise:.0%} of which may be noise"
     )
-    return Change(lost, noise, f"{speedup['ratio']:.2f}x over {speedup['over']} became {now['ratio']:.2f}x: {lost:.0%} less,"
-                               f" {noise:.0%} of which may be noise")  # fmt: skip
+    return Change(lost, noise, message)
 
 
 def worse(
     before: list[results.Row], measure: Callable[[set[str]], list[results.Row]]
 ) -> dict[tuple[str, str], str]:
-    """What got worse, by case and contender, and how; ``measure`` gives the rows of the cases named, or of all."""
+    """Return what got worse, and how, by case and contender.
+
+    Args:
+        before: The committed rows.
+        measure: Returns the rows of the named cases, measured now; of all cases if none is named.
+    """
     compared = [row for row in before if "speedup" in row]
     tries: list[list[results.Row]] = []
     again: set[str] = set()
     for _ in range(_TRIES):
         tries.append(measure(again))
         changes = {(row["case"], row["contender"]): change(row, tries) for row in compared}
-        again = {case for (case, _), how in changes.items() if how.suspected}
+        again = {case for (case, _), changed in changes.items() if changed.suspected}
         if not again:
             break
-    return {key: how.said for key, how in changes.items() if how.found}
+    return {key: changed.message for key, changed in changes.items() if changed.confirmed}
 
 
 def measure(cases: set[str]) -> list[results.Row]:
-    """The quick cases of these names, or all."""
+    """Measure the quick cases of these names, or all if there are none."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "pytest", "-q", str(Path(__file__).with_name("test_suite.py")), "--quick",
-                   "--results", folder, "--benchmark-columns=median,rounds"]  # fmt: skip
+        suite = str(Path(__file__).with_name("test_suite.py"))
+        command = [sys.executable, "-m", "pytest", "-q", suite, "--quick"]
+        command += ["--results", folder, "--benchmark-columns=median,rounds"]
         if cases:
             command += ["-k", " or ".join(f"({' and '.join(case.split())})" for case in sorted(cases))]
-        subprocess.run(command)  # a wrong result fails there, and is said here
+        subprocess.run(command)  # a wrong result fails there; `change` reports it
         path = results.path("quick", Path(folder))
-        return results.read(path) if path.exists() else []  # then all of it was not measured
+        return results.read(path) if path.exists() else []
 
 
 def main() -> None:
     path = results.path("quick")
     if not path.exists():
         sys.exit(
-            f"{path}: no results for this instruction set yet; make bench-quick writes them, for you to commit"
+            f"{path}: no results for this instruction set yet;"
+            " make bench-quick writes them, for you to commit"
         )
     before, here = results.read(path), environment().to_dict()
     for key in ("processor", "threads", "torch"):
         if (there := before[0][key]) != here[key]:
             print(
-                f"{key} is {here[key]}, the committed results are from {there}: ratios may differ for that reason alone"
+                f"{key} is {here[key]}, the committed results are from {there}:"
+                " ratios may differ for that reason alone"
             )
-    found = worse(before, measure)
-    for (case, contender), how in found.items():
-        print(f"{case}, {contender}: {how}")
-    if found:
+    losses = worse(before, measure)
+    for (case, contender), message in losses.items():
+        print(f"{case}, {contender}: {message}")
+    if losses:
         sys.exit(1)
     print(f"no speed-up of {path.name} fell by more than {LOSS:.0%} beyond noise")
 

@@ -1,3 +1,5 @@
+"""Define the options of the suite, and where it writes its results."""
+
 from pathlib import Path
 
 import pytest
@@ -15,8 +17,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 @pytest.fixture(scope="session")
-def keep(request: pytest.FixtureRequest) -> results.Kept:
+def keep(request: pytest.FixtureRequest) -> results.ResultStore:
     folder = request.config.getoption("--results")
     path = folder and results.path("quick" if request.config.getoption("--quick") else "full", folder)
     again = path and path.exists() and request.config.getoption("-k")
-    return results.Kept(path, results.read(path) if again else [])
+    return results.ResultStore(path, results.read(path) if again else [])

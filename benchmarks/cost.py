@@ -1,4 +1,4 @@
-"""What the cost model predicts for ten masks of the full-size network, beside what they take:
+"""Compare the cost model's predictions for ten masks of the full-size network with measured times.
 
 python benchmarks/cost.py
 """

@@ -1,12 +1,13 @@
-"""Networks written by others, pruned and converted: dense against sparse, each at its best.
+"""Compare networks written by others, pruned and sparsified, with their dense selves, each at its best.
 
     pip install einops torchvision && pip install --no-deps spandrel spandrel_extra_arches
     python benchmarks/networks.py [NAME ...] [--json FILE]
 
-Architectures come from PyPI's spandrel packages, with random weights, of which the largest 10% of every convolution and
-linear layer are kept. Each network runs in a process of its own: converted by `mirl_sparse.convert`, compared with the dense one,
-then timed, interleaved with the dense one in every engine of `mirl_sparse.performance.peers`.
-The speed-up is that of the fastest sparse run over the fastest dense one. `networks.md` holds the last results.
+Architectures come from PyPI's spandrel packages. Their weights are random; the largest 10% of every
+convolution and linear layer stay, the others are zero. Each network has a process of its own. There
+`mirl_sparse.sparsify` swaps its layers, its result is compared with that of the dense network, and both are
+timed in turns, the dense one in every engine of `mirl_sparse.performance.peers`. The speed-up is that of the
+fastest sparse run over the fastest dense run. `networks.md` holds the last results.
 """
 
 from __future__ import annotations
@@ -24,22 +25,35 @@ from typing import Any
 import torch
 from torch import nn
 
-from mirl_sparse import convert
+from mirl_sparse import sparsify
 from mirl_sparse.files import write_whole
 from mirl_sparse.performance.comparison import Candidate, Comparison
 from mirl_sparse.performance.peers import DENSE, STOCK
+from mirl_sparse.sparsification import SparsityReport
 
 DENSITY = 0.10
+_NAFNET = {
+    "width": 32,
+    "enc_blk_nums": [2, 2, 4, 8],
+    "middle_blk_num": 12,
+    "dec_blk_nums": [2, 2, 2, 2],
+}
+_SWINIR = {
+    "img_size": 64,
+    "window_size": 8,
+    "depths": [6, 6, 6, 6],
+    "embed_dim": 180,
+    "num_heads": [6, 6, 6, 6],
+    "mlp_ratio": 2,
+    "upsampler": "",
+}
 
-# Name: where the architecture is, its arguments (spandrel's defaults where none), side and channels of the input.
+# By name: module of the architecture, its arguments (else the defaults), side and channels of the input.
 NETWORKS: dict[str, tuple[str, dict[str, Any], int, int]] = {
     "Restormer": ("spandrel_extra_arches.architectures.Restormer", {}, 128, 3),
-    "NAFNet": ("spandrel.architectures.NAFNet", {"width": 32, "enc_blk_nums": [2, 2, 4, 8], "middle_blk_num": 12,
-                                                 "dec_blk_nums": [2, 2, 2, 2]}, 256, 3),
+    "NAFNet": ("spandrel.architectures.NAFNet", _NAFNET, 256, 3),
     "MPRNet": ("spandrel_extra_arches.architectures.MPRNet", {}, 128, 3),
-    "SwinIR": ("spandrel.architectures.SwinIR", {"img_size": 64, "window_size": 8, "depths": [6, 6, 6, 6],
-                                                 "embed_dim": 180, "num_heads": [6, 6, 6, 6], "mlp_ratio": 2,
-                                                 "upsampler": ""}, 64, 3),
+    "SwinIR": ("spandrel.architectures.SwinIR", _SWINIR, 64, 3),
     "DRUNet": ("spandrel.architectures.DRUNet", {"in_nc": 4, "out_nc": 3}, 256, 4),
     "SCUNet": ("spandrel.architectures.SCUNet", {}, 128, 3),
     "FBCNN": ("spandrel.architectures.FBCNN", {}, 128, 3),
@@ -50,7 +64,7 @@ NETWORKS: dict[str, tuple[str, dict[str, Any], int, int]] = {
     "Uformer": ("spandrel.architectures.Uformer", {}, 128, 3),
     "M3SNet": ("spandrel_extra_arches.architectures.M3SNet", {}, 128, 3),
     "PLKSR": ("spandrel.architectures.PLKSR", {}, 64, 3),
-}  # fmt: skip
+}
 
 
 def _import(module: str) -> Any:
@@ -64,25 +78,24 @@ def _import(module: str) -> Any:
 
 @torch.no_grad()
 def network(name: str) -> nn.Module:
-    """A network of random weights, pruned layer by layer."""
+    """Return a network of `NETWORKS` with random weights, pruned layer by layer."""
     module, arguments, _, _ = NETWORKS[name]
     torch.manual_seed(0)
-    made: nn.Module = getattr(_import(module), module.rsplit(".", 1)[1])(**arguments).eval()
-    for p in made.parameters():
-        if (
-            p.numel() and not p.any()
-        ):  # training starts with branches that do nothing; what is trained does something
+    pruned: nn.Module = getattr(_import(module), module.rsplit(".", 1)[1])(**arguments).eval()
+    for p in pruned.parameters():
+        # Branches that are zero at the start of training are not after it.
+        if p.numel() and not p.any():
             p.normal_(std=0.1)
-    for layer in made.modules():
+    for layer in pruned.modules():
         if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)) and layer.weight.requires_grad:
             weight = layer.weight.flatten()
             dropped = weight.abs().topk(round((1 - DENSITY) * len(weight)), largest=False).indices
             layer.weight.copy_(weight.index_fill(0, dropped, 0).view_as(layer.weight))
-    return made
+    return pruned
 
 
 class _First(nn.Module):
-    """A network that leaves its input alone and has one result, the first."""
+    """Run a network on a copy of its input, and return its first result alone."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -95,26 +108,32 @@ class _First(nn.Module):
 
 @torch.no_grad()
 def measure(name: str, runs: int) -> dict[str, Any]:
-    """One network's row of the table."""
+    """Return the results of one network, with ``runs`` rounds.
+
+    Raises:
+        ValueError: The network does not depend on its input, or the sparse result is wrong.
+    """
     warnings.simplefilter("ignore")
     _, _, side, channels = NETWORKS[name]
     dense = _First(network(name)).eval()
     image = torch.rand(1, channels, side, side, generator=torch.Generator().manual_seed(1))
     if torch.allclose(dense(image), dense(1 - image), atol=1e-2):
         raise ValueError(f"{name} gives the same for any image: comparing its results would prove nothing")
-    converted = convert(dense, image)
-    right = dense(image)
+    sparsified = sparsify(dense, image)
+    expected = dense(image)
     sparse = {
-        "sparse": Candidate(converted, right),
-        "sparse compiled": Candidate(torch.compile(converted, dynamic=False), right),
+        "sparse": Candidate(sparsified, expected),
+        "sparse compiled": Candidate(torch.compile(sparsified, dynamic=False), expected),
     }
-    comparison = Comparison(dense, right, sparse, image)
+    comparison = Comparison(dense, expected, sparse, image)
     if "sparse" not in comparison.sparse:
         raise ValueError(f"{name}: sparse {comparison.left_out['sparse']}")
     for _ in range(runs):
         comparison.round()
-    layers = Counter(layer.implementation for layer in converted.report.layers)
-    return {"name": name, "density": converted.report.density, "layers": layers, **comparison.result().to_dict()}
+    report = sparsified.report
+    assert isinstance(report, SparsityReport)
+    layers = Counter(layer.implementation for layer in report.layers)
+    return {"name": name, "density": report.density, "layers": layers, **comparison.result().to_dict()}
 
 
 COLUMNS = [name for name in DENSE if name != STOCK]
@@ -122,8 +141,11 @@ SPARSE = ("sparse", "sparse compiled")
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Markdown: medians in seconds, a dash for what could not run, and how far the sparse results are off, relative to the
-    largest value."""
+    """Return a Markdown table of the results of networks.
+
+    Times are medians in seconds, or a dash for what could not run. The last column is how far the sparse
+    results are off, relative to the largest value.
+    """
     lines = [
         f"| network | input | {' | '.join(COLUMNS)} | {' | '.join(SPARSE)} | **speed-up** | off by |",
         "|---" * (len(COLUMNS) + len(SPARSE) + 4) + "|",
@@ -143,7 +165,7 @@ def main() -> None:
     parser.add_argument("names", nargs="*", default=list(NETWORKS), metavar="NAME", help=", ".join(NETWORKS))
     parser.add_argument("--runs", type=int, default=7, help="interleaved runs of each contender")
     parser.add_argument(
-        "--json", type=Path, help="where to keep the results; those that it holds are not measured again"
+        "--json", type=Path, help="file for the results; networks that it holds are not measured again"
     )
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)  # in a process of its own
     args = parser.parse_args()

@@ -1,7 +1,11 @@
-"""What only a process of its own can tell: how long one waits for the first image, how much memory it takes, and, where valgrind is
-installed, how many instructions a restoration is.
+"""Measure what needs a process of its own.
 
-    python benchmarks/processes.py KIND CONTENDER NETWORK HEIGHT WIDTH     # prints one process's figures as JSON
+That is the time until the first image, the peak of memory and, where valgrind is installed, the number of
+instructions of a restoration.
+
+    python benchmarks/processes.py KIND CONTENDER NETWORK HEIGHT WIDTH
+
+prints the figures of one process as JSON.
 """
 
 from __future__ import annotations
@@ -14,25 +18,30 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-SPARSE, STOCK, SMALL = (
-    "sparse cpu",
-    "dense eager, stock allocator",
-    "small",
-)  # both with the allocator as it comes
+SPARSE, STOCK = "sparse cpu", "dense eager, stock allocator"  # neither tunes the allocator
+SMALL, FULL = "small", "full-size"
 _RUNS = 3
 _INSTRUCTIONS = ("valgrind", "--tool=callgrind", "--instr-atstart=no", "--callgrind-out-file=/dev/null")
 
 
 @dataclass(frozen=True)
 class Process:
-    """One contender in its own process: ``kind`` "cold" (import, load, first and second image), "memory" (peak) or
-    "instructions"."""
+    """Describe one contender in its own process.
+
+    Attributes:
+        kind: "cold" (import, load, first and second image), "memory" (peak) or "instructions".
+        contender: `SPARSE`, or a name of `mirl_sparse.performance.peers.DENSE`.
+        network: `SMALL` or `FULL`.
+        height: Of the image.
+        width: Of the image.
+    """
 
     kind: str
     contender: str
@@ -44,34 +53,30 @@ class Process:
         return f"{self.kind}: {self.contender}, {self.network} {self.height}x{self.width}"
 
     def measure(self) -> dict[str, Any]:
-        """The row of the results: medians of several processes where times matter that vary."""
+        """Return the row of the results; where times count, they are medians of several processes."""
         from results import now  # imports PyTorch, whose import is timed in the processes that this starts
 
-        runs = (
-            _RUNS if self.kind == "cold" and "compiled" not in self.contender else 1
-        )  # compiling takes a minute
-        row: dict[str, Any] = {"section": self.kind, "contender": self.contender, "network": self.network,
-                               "pixels": self.height * self.width,
-                               "date": now()}  # fmt: skip
+        # Compiling takes a minute.
+        runs = _RUNS if self.kind == "cold" and "compiled" not in self.contender else 1
+        row: dict[str, Any] = {
+            "section": self.kind,
+            "contender": self.contender,
+            "network": self.network,
+            "pixels": self.height * self.width,
+            "date": now(),
+        }
         if self.kind == "instructions" and not shutil.which("valgrind"):
             return row | {"left_out": "valgrind is not installed"}
         try:
-            found = [self._run() for _ in range(runs)]
+            figures = [self._run() for _ in range(runs)]
         except subprocess.CalledProcessError as error:
             return row | {"left_out": _reason(error)}
-        times = {k: median(f[k] for f in found) for k, v in found[0].items() if isinstance(v, float)}
-        return row | found[0] | times | {"runs": runs}
+        times = {k: median(f[k] for f in figures) for k, v in figures[0].items() if isinstance(v, float)}
+        return row | figures[0] | times | {"runs": runs}
 
     def _run(self) -> dict[str, Any]:
-        command = [
-            sys.executable,
-            __file__,
-            self.kind,
-            self.contender,
-            self.network,
-            str(self.height),
-            str(self.width),
-        ]
+        arguments = [self.kind, self.contender, self.network, str(self.height), str(self.width)]
+        command = [sys.executable, __file__, *arguments]
         environment = dict(os.environ)
         if self.kind == "instructions":
             command = [*_INSTRUCTIONS, *command]
@@ -79,15 +84,15 @@ class Process:
             environment["MIRL_CPU_ISA"] = "avx2"  # valgrind knows no AVX-512
             environment["ONEDNN_MAX_CPU_ISA"] = environment["ATEN_CPU_CAPABILITY"] = "avx2"
         done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
-        found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
         if self.kind == "instructions":
             counted = next(line for line in done.stderr.splitlines() if "Collected :" in line)
-            found = {"instructions": int(counted.split()[-1])}
-        return found
+            return {"instructions": int(counted.split()[-1])}
+        figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        return figures
 
 
 def _reason(error: subprocess.CalledProcessError) -> str:
-    """Why a process failed, in a line."""
+    """Return why a process failed, in one line."""
     if error.returncode == -signal.SIGKILL:
         return "was killed, as processes are that want more memory than there is"
     lines = [line for line in error.stderr.strip().splitlines() if line]
@@ -95,30 +100,36 @@ def _reason(error: subprocess.CalledProcessError) -> str:
 
 
 def _peak() -> int:
-    """Bytes of memory that this process took at most. Not getrusage's, which remembers the process that started this one."""
-    found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    assert found
-    return int(found[1]) * 1024
+    """Return the peak memory of this process in bytes."""
+    # getrusage would count the process that started this one.
+    peak = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert peak
+    return int(peak[1]) * 1024
 
 
-FULL = "full-size"
+_COLD = ((SMALL, (SPARSE, STOCK, "dense compiled")), (FULL, (SPARSE, STOCK)))
+_MEMORY = (
+    (SMALL, SPARSE, ((256, 256), (1024, 1024), (3000, 4000))),
+    (SMALL, STOCK, ((256, 256), (1024, 1024), (2048, 2048))),  # 12 megapixels take more than 24 GB
+    (FULL, SPARSE, ((256, 256), (1024, 1024))),
+    (FULL, STOCK, ((256, 256), (512, 512))),
+)
+_INSTRUCTION_COUNTS = (SPARSE, "dense channels_last")
 PROCESSES = [
-    Process("cold", contender, name, 256, 256)
-    for name, contenders in (
-        (SMALL, (SPARSE, STOCK, "dense compiled")),
-        (FULL, (SPARSE, STOCK)),
-    )
-    for contender in contenders
-] + [
-    Process("memory", contender, name, height, width)
-    for name, contender, sizes in (
-        (SMALL, SPARSE, ((256, 256), (1024, 1024), (3000, 4000))),
-        (SMALL, STOCK, ((256, 256), (1024, 1024), (2048, 2048))),  # of 12 megapixels: more than 24 GB
-        (FULL, SPARSE, ((256, 256), (1024, 1024))),
-        (FULL, STOCK, ((256, 256), (512, 512))),
-    )
-    for height, width in sizes
-] + [Process("instructions", contender, SMALL, 64, 64) for contender in (SPARSE, "dense channels_last")]  # fmt: skip
+    *(Process("cold", contender, name, 256, 256) for name, contenders in _COLD for contender in contenders),
+    *(Process("memory", contender, name, *size) for name, contender, sizes in _MEMORY for size in sizes),
+    *(Process("instructions", contender, SMALL, 64, 64) for contender in _INSTRUCTION_COUNTS),
+]
+
+
+def _count_instructions(call: Callable[[], object]) -> None:
+    """Let valgrind, which runs this process, count the instructions of one call."""
+    call()  # some work is done only in the first calls
+    for switch in ("on", "off"):
+        command = [str(shutil.which("callgrind_control")), f"--instr={switch}", str(os.getpid())]
+        subprocess.run(command, check=True, capture_output=True)
+        if switch == "on":
+            call()
 
 
 def main() -> None:
@@ -138,12 +149,13 @@ def main() -> None:
     else:
         import tickets
 
-        network = tickets.network("layerwise", 0.107)  # drawn, which is nobody's loading
+        network = tickets.network("layerwise", 0.107)
     image = torch.rand(1, 3, *map(int, sides))
     if contender not in (STOCK, SPARSE):
         Allocator().tune()
     loaded = time.perf_counter()
     with torch.no_grad(), peers.quiet():
+        call: Callable[[], object]
         if contender == SPARSE:
             call = partial(SparseRestorer(network, "cpu"), image)
         else:
@@ -161,12 +173,7 @@ def main() -> None:
             call()
             row["second"] = time.perf_counter() - first
         if kind == "instructions":
-            call()  # what is done once is done
-            for switch in ("on", "off"):
-                command = [str(shutil.which("callgrind_control")), f"--instr={switch}", str(os.getpid())]
-                subprocess.run(command, check=True, capture_output=True)
-                if switch == "on":
-                    call()
+            _count_instructions(call)
     print(json.dumps(row | {"peak_bytes": _peak(), **environment().to_dict()}))
 
 

@@ -2,7 +2,8 @@
 
     python benchmarks/report.py          # reads results/*/full.jsonl and writes everything again
 
-`README.md` gets one short table, `docs/performance.md` a longer part. Both stand between the same two comments.
+`README.md` gets one short table, `docs/performance.md` a longer part. Both stand between the same two
+comments.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Results of the suite as JSON lines: one row per contender, with everything that its time depends on."""
+"""Read and write results as JSON lines: one row per contender, with everything that its time depends on."""
 
 from __future__ import annotations
 
@@ -16,12 +16,18 @@ FOLDER = Path(__file__).parent / "results"
 
 
 def now() -> str:
-    """The time, as rows have it."""
+    """Return the time in UTC as rows have it, to the minute."""
     return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%MZ")
 
 
 def rows_of(result: Row, facts: dict[str, Row], **case: Any) -> Iterable[Row]:
-    """The rows of one comparison (`mirl_sparse.performance.comparison.Comparison.result`): ``facts`` of its sparse contenders, ``case`` of all."""
+    """Yield the rows of one comparison.
+
+    Args:
+        result: A `mirl_sparse.performance.comparison.ComparisonResult` as a dictionary.
+        facts: What the row of a sparse contender says beside its times, by the contender's name.
+        case: What all rows say.
+    """
     shared = {k: v for k, v in result.items() if k not in ("rows", "left_out", "strongest_dense")}
     shared |= case | {"date": now()}
     for name, row in result["rows"].items():
@@ -31,7 +37,7 @@ def rows_of(result: Row, facts: dict[str, Row], **case: Any) -> Iterable[Row]:
 
 
 def subject(row: Row) -> tuple[Any, ...]:
-    """What a row is about: those of one are measured together."""
+    """Return what a row is about: rows with the same subject are measured together."""
     return tuple(
         row.get(key)
         for key in (("section", "case") if "case" in row else ("section", "network", "contender", "pixels"))
@@ -39,7 +45,7 @@ def subject(row: Row) -> tuple[Any, ...]:
 
 
 def path(name: str, folder: Path = FOLDER) -> Path:
-    """Where the results ``name`` ("full", "quick") of this machine's instruction set are."""
+    """Return the path of the results ``name`` ("full" or "quick") for this machine's instruction set."""
     return folder / cpu.isa() / f"{name}.jsonl"
 
 
@@ -51,9 +57,18 @@ def read(path: Path) -> list[Row]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-class Kept:
-    """The rows of the results, those of wrong results too, which have no time; each is written at once, so that a crash loses none.
-    What is measured again takes the place of what was."""
+class ResultStore:
+    """Collect rows, and write each at once, so that a crash loses none.
+
+    Rows of wrong results are stored too; they have no time. Rows measured again replace the old ones.
+
+    Attributes:
+        rows: All rows.
+
+    Args:
+        path: File to write; None to write nothing.
+        rows: Rows that are there already.
+    """
 
     def __init__(self, path: Path | None, rows: list[Row]) -> None:
         self._path, self.rows = path, rows
@@ -76,13 +91,25 @@ _BASE = {"batch": 64, "threads": 128}  # the side of the images that batches and
 
 
 def sweep(rows: Iterable[Row], network: str, by: str) -> list[Row]:
-    """The shipped ticket, or a network's at a tenth, as timed by ``by``: "size" (of one square image, on all threads), "batch" (of
-    64x64, on all threads) or "threads" (of one of 128x128)."""
-    own = [r for r in rows if r.get("network") == network and "speedup" in r and r["criterion"] != "uneven"
-           and (r["criterion"] == "small" or 0.1 <= r["density"] < 0.11)]  # fmt: skip
-    most = max((r["threads"] for r in own), default=0)
-    found = {}
-    for r in own:
+    """Return the rows of a network's sweep, in rising order.
+
+    Args:
+        rows: Rows of the results.
+        network: "small" for the shipped ticket, "full-size" for the layer-wise one at a tenth.
+        by: "size" (one square image, all threads), "batch" (images of 64x64, all threads) or "threads" (one
+            image of 128x128).
+    """
+    timed = [
+        r
+        for r in rows
+        if r.get("network") == network
+        and "speedup" in r
+        and r["criterion"] != "uneven"
+        and (r["criterion"] == "small" or 0.1 <= r["density"] < 0.11)
+    ]
+    most = max((r["threads"] for r in timed), default=0)
+    swept = {}
+    for r in timed:
         batch, _, side, _ = r["shape"]
         place = {"size": side, "batch": batch, "threads": r["threads"]}
         if (
@@ -90,5 +117,5 @@ def sweep(rows: Iterable[Row], network: str, by: str) -> list[Row]:
             and (by == "threads" or r["threads"] == most)
             and (by == "size" or side == _BASE[by])
         ):
-            found[place[by]] = r
-    return [found[value] for value in sorted(found)]
+            swept[place[by]] = r
+    return [swept[value] for value in sorted(swept)]

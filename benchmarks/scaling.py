@@ -1,4 +1,4 @@
-"""Compute, from what was measured here, what larger servers would take and what a million photos would cost.
+"""Compute from measured times what larger servers would take and what a million photos would cost.
 
 For each way to run a network, a model of few parameters is fitted to the measured times:
 
@@ -6,8 +6,9 @@ For each way to run a network, a model of few parameters is fitted to the measur
 - by threads: Amdahl's law, from the times of one thread and of all threads;
 - by bandwidth: no photo takes less than its bytes at the server's memory bandwidth.
 
-The model takes a core of a server to be as fast as one of this machine. It counts the bytes of the sparse network. The dense network
-moves more, but the model never lets it wait for memory. Photos in bulk are restored by one process per core.
+The model takes a core of a server to be as fast as one of this machine. It counts the bytes of the sparse
+network. The dense network moves more, but the model never lets it wait for memory. Photos in bulk are
+restored by one process per core.
 """
 
 from __future__ import annotations
@@ -16,24 +17,26 @@ import numpy as np
 from results import Row, sweep
 from scipy.optimize import nnls
 
-SERVERS = (
-    (8, 80e9),
-    (32, 200e9),
-    (96, 460e9),
-)  # cores, bytes a second: desktop, one socket of 8 and of 12 channels
+# Cores and bytes a second: a desktop, one socket of 8 memory channels, and one of 12.
+SERVERS = ((8, 80e9), (32, 200e9), (96, 460e9))
 PHOTO, PHOTOS = 2_000_000, 1_000_000
 
 
 def _seconds(row: Row, way: str) -> float:
-    """Of the sparse network of a row, or of the strongest dense run that it was compared with."""
+    """Return the seconds of a row's sparse network, or of the strongest dense run beside it."""
     return float(row["median"] * (row["speedup"]["ratio"] if way == "dense" else 1))
 
 
 def fit(rows: list[Row], network: str) -> dict[str, Row]:
-    """Per way to run a network: ``fixed`` seconds and ``per_pixel``, on one thread; the ``serial`` part; ``bytes`` per pixel; and how
-    far, at most, the line is off the measured points (``off``)."""
+    """Fit the model to a network's measured times.
+
+    Returns:
+        For "dense" and "sparse" the parameters: ``fixed`` seconds and seconds ``per_pixel``, both on one
+        thread; the ``serial`` fraction; ``bytes`` per pixel; and ``off``, the largest relative distance of a
+        measured point from the line.
+    """
     sizes, threads = sweep(rows, network, "size"), sweep(rows, network, "threads")
-    found = {}
+    models = {}
     for way in ("dense", "sparse"):
         x = np.array([row["shape"][2] ** 2 for row in sizes], float)
         y = np.array([_seconds(row, way) for row in sizes])
@@ -45,13 +48,18 @@ def fit(rows: list[Row], network: str) -> dict[str, Row]:
         serial = min(1.0, max(0.0, (most / alone - 1) / (most - 1))) if most > 1 else 0.0
         bytes_per_pixel = sizes[-1]["bytes"] / x[-1] if way == "sparse" else 0.0
         off = float(np.abs((fixed + per_pixel * x) / y - 1).max())
-        found[way] = {"fixed": fixed * alone, "per_pixel": per_pixel * alone, "serial": serial, "bytes": bytes_per_pixel,
-                      "off": off}  # fmt: skip
-    return found
+        models[way] = {
+            "fixed": fixed * alone,
+            "per_pixel": per_pixel * alone,
+            "serial": serial,
+            "bytes": bytes_per_pixel,
+            "off": off,
+        }
+    return models
 
 
 def latency(model: Row, pixels: float, cores: int, bandwidth: float) -> float:
-    """Seconds for one photo on all cores."""
+    """Return the seconds for one photo on all cores."""
     alone = model["fixed"] + model["per_pixel"] * pixels
     return float(
         max(alone * (model["serial"] + (1 - model["serial"]) / cores), model["bytes"] * pixels / bandwidth)
@@ -59,14 +67,14 @@ def latency(model: Row, pixels: float, cores: int, bandwidth: float) -> float:
 
 
 def core_hours(model: Row, pixels: float, photos: float, cores: int, bandwidth: float) -> float:
-    """Of many photos, each on one core."""
+    """Return the core-hours for many photos, each on one core."""
     alone = model["fixed"] + model["per_pixel"] * pixels
     seconds = photos * max(alone / cores, model["bytes"] * pixels / bandwidth)
     return float(seconds * cores / 3600)
 
 
 def section(rows: list[Row]) -> list[str]:
-    """The report's part."""
+    """Return this part of the report, in lines of Markdown."""
     lines = ["## Beyond this machine, on paper", "", *__doc__.split("\n\n", 1)[1].strip().splitlines(), ""]
     head = "| network | way | fitted on one thread | serial part | off by at most | " + " | ".join(
         f"{c} cores, {b / 1e9:.0f} GB/s: 2 Mpx" for c, b in SERVERS
@@ -76,9 +84,9 @@ def section(rows: list[Row]) -> list[str]:
         for way, m in fit(rows, network).items():
             times = " | ".join(f"{latency(m, PHOTO, c, b):.2f} s" for c, b in SERVERS)
             hours = " / ".join(f"{core_hours(m, PHOTO, PHOTOS, c, b):,.0f}" for c, b in SERVERS)
+            fitted = f"{m['fixed'] * 1e3:.1f} ms + {m['per_pixel'] * 1e6:.2f} s per Mpx"
             lines.append(
-                f"| {network} | {way} | {m['fixed'] * 1e3:.1f} ms + {m['per_pixel'] * 1e6:.2f} s per Mpx | {m['serial']:.0%}"
-                f" | {m['off']:.0%} | {times} | {hours} |"
+                f"| {network} | {way} | {fitted} | {m['serial']:.0%} | {m['off']:.0%} | {times} | {hours} |"
             )
     return [*lines, ""]
 
@@ -90,5 +98,6 @@ def findings(rows: list[Row]) -> list[str]:
     most = max(row["shape"][2] for row in sweep(rows, "full-size", "size"))
     return [
         f"one million photos of 2 megapixels, computed, not measured: {hours['dense']:,.0f} core-hours dense,"
-        f" {hours['sparse']:,.0f} sparse (full-size, 10.7% layerwise; extrapolated from images up to {most}x{most})"
+        f" {hours['sparse']:,.0f} sparse"
+        f" (full-size, 10.7% layerwise; extrapolated from images up to {most}x{most})"
     ]

@@ -1,13 +1,14 @@
 """Does a ticket of the tiny network hold what lottery tickets promise, and what is each criterion worth on a clock?
 
-    python benchmarks/study.py train DATA [ROW ...] [--seed N]    trains and scores what is missing, in runs/study (hours)
-    python benchmarks/study.py classical DATA                     scores what scikit-image and BM3D offer (BM3D for an hour)
-    python benchmarks/study.py clock                              times all that is not timed yet; nothing else may run
-    python benchmarks/study.py report                             writes study.md and study.png
+    python benchmarks/study.py train DATA [ROW ...] [--seed N]    trains and scores what is missing, in
+    runs/study (hours) python benchmarks/study.py classical DATA                     scores what scikit-image
+    and BM3D offer (BM3D for an hour) python benchmarks/study.py clock                              times all
+    that is not timed yet; nothing else may run python benchmarks/study.py report
+    writes study.md and study.png
 
-`classical` wants `pip install -e '.[classical]'`. DATA holds train/ and test/ as training/configs/small.yaml and `mirl-sparse eval`
-expect them. Every row is one of `ROWS`, trained alone by naming it; stop it whenever you like. Scores are kept as JSON lines in
-benchmarks/study.jsonl.
+`classical` wants `pip install -e '.[classical]'`. DATA holds train/ and test/ as training/configs/small.yaml
+and `mirl-sparse eval` expect them. Every row is one of `ROWS`, trained alone by naming it; stop it whenever
+you like. Scores are kept as JSON lines in benchmarks/study.jsonl.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
-"""The suite, run by pytest-benchmark, which times each case's first sparse contender; everything else of the case is timed in
-turns with it, between its rounds.
+"""Run the suite by pytest-benchmark.
+
+It times the first sparse contender of each case. The other contenders are timed between its rounds, in turns.
 
     make bench-quick    # the few comparisons that make bench-check looks at
     make bench          # everything, and the report
@@ -24,7 +25,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def test_process(process: processes.Process, keep) -> None:
-    """First, while this process is small itself."""
+    """Measure processes first, while this one is small itself."""
     keep(process.measure())
 
 
@@ -42,7 +43,7 @@ def test_comparison(case: Case, benchmark, keep) -> None:
         comparison, facts = case.comparison(keep.rows)
         first = comparison.entered()[-1]
 
-        def rest() -> None:
+        def time_others() -> None:
             for name in comparison.entered():
                 if name != first:
                     comparison.turn(name)
@@ -50,7 +51,7 @@ def test_comparison(case: Case, benchmark, keep) -> None:
 
         benchmark.group = case.section
         repeats = comparison.run(first)
-        benchmark.pedantic(comparison.run, args=(first,), setup=rest, rounds=case.runs)
+        benchmark.pedantic(comparison.run, args=(first,), setup=time_others, rounds=case.runs)
         comparison.times[first] = [seconds / repeats for seconds in benchmark.stats.stats.data]
         result = comparison.result().to_dict()
     finally:
@@ -58,4 +59,4 @@ def test_comparison(case: Case, benchmark, keep) -> None:
     for row in rows_of(result, facts, section=case.section, case=case.name, **case.facts):
         keep(row)
     wrong = {name: reason for name, reason in result["left_out"].items() if "differs" in reason}
-    assert not wrong.keys() & facts.keys(), wrong  # a peer that restores something else is no fault of ours
+    assert not wrong.keys() & facts.keys(), wrong  # peers may be wrong, the sparse contenders may not

@@ -1,11 +1,11 @@
-"""Full-size tickets of random weights to measure speed with, no training needed:
+"""Write full-size tickets of random weights to measure speed with; no training is needed.
 
     python benchmarks/tickets.py FOLDER
 
-writes ``layerwise10.safetensors`` and the others in `TICKETS`. Weights are uniform within 1.6 / sqrt(fan_in).
-A layer-wise ticket keeps the same share of every layer; an uneven one applies one threshold to
-|w| * fan_in^0.36 over all layers but the output's, which empties the wide layers of low resolution and leaves
-those where the time goes, as a global criterion does after training.
+This writes ``layerwise10.safetensors`` and the others in `TICKETS`. Weights are uniform within 1.6 /
+sqrt(fan_in). A layer-wise ticket has the same density in every layer. An uneven ticket applies one threshold
+to |w| * fan_in^0.36 over all layers but the output layer. This empties the wide layers of low resolution and
+leaves those where the time goes, as a global criterion does after training.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ TICKETS = {
 }
 
 
-def _keep(scores: list[Tensor], density: float) -> float:
-    """The score above which a share ``density`` of all entries lies."""
+def _threshold(scores: list[Tensor], density: float) -> float:
+    """Return the score above which a fraction ``density`` of all entries lies."""
     flat = torch.cat([s.flatten() for s in scores])
     dropped = round((1 - density) * flat.numel())
     return float(flat.kthvalue(dropped).values) if dropped else -1.0
@@ -38,11 +38,18 @@ def _keep(scores: list[Tensor], density: float) -> float:
 
 @torch.no_grad()
 def network(criterion: str, density: float, config: PromptIRConfig | None = None, seed: int = 0) -> PromptIR:
-    """A PromptIR of random weights pruned to ``density`` of its prunable ones."""
+    """Return a PromptIR with random weights.
+
+    Args:
+        criterion: "layerwise" or "uneven".
+        density: Fraction of the prunable weights that are not zero.
+        config: Its configuration; the full size by default.
+        seed: Of the weights.
+    """
     g = torch.Generator().manual_seed(seed)
-    made = PromptIR(config).eval()
+    promptir = PromptIR(config).eval()
     prunable = {}
-    for name, p in made.named_parameters():
+    for name, p in promptir.named_parameters():
         if name.endswith("prompt_param"):
             p.copy_(torch.rand(p.shape, generator=g))
         elif name.endswith(("body.weight", "body.bias", "temperature")):
@@ -59,10 +66,12 @@ def network(criterion: str, density: float, config: PromptIRConfig | None = None
         groups = [[name for name in prunable if name != "output.weight"], ["output.weight"]]
     for group in groups:
         scores = [prunable[name].abs() * prunable[name][0].numel() ** 0.36 for name in group]
-        threshold = _keep(scores, 0.10 if group == ["output.weight"] and criterion == "uneven" else density)
+        threshold = _threshold(
+            scores, 0.10 if group == ["output.weight"] and criterion == "uneven" else density
+        )
         for name, score in zip(group, scores, strict=True):
             prunable[name][score <= threshold] = 0
-    return made
+    return promptir
 
 
 def main() -> None:
@@ -71,13 +80,11 @@ def main() -> None:
     folder = Path(sys.argv[1])
     folder.mkdir(parents=True, exist_ok=True)
     for name, (criterion, density) in TICKETS.items():
-        made = network(criterion, density)
-        report = describe(made, remove_dead_channels(made))
-        write_ticket(folder / f"{name}.safetensors", made, report.statistics)
-        s = report.statistics
-        print(
-            f"{name}: density {s['density']:.2%}, MAC density {s['mac_density']:.2%}, without dead channels"
-        )
+        pruned = network(criterion, density)
+        statistics = describe(pruned, remove_dead_channels(pruned)).statistics
+        write_ticket(folder / f"{name}.safetensors", pruned, statistics)
+        densities = f"density {statistics['density']:.2%}, MAC density {statistics['mac_density']:.2%}"
+        print(f"{name}: {densities}, without dead channels")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,18 @@
-"""What training costs on the fused kernels, against PyTorch's strongest.
+"""Compare what training costs on the fused kernels with PyTorch's strongest.
 
-python benchmarks/training.py step [DIM ...]     seconds of a step, interleaved, medians; losses and gradients are compared first
-python benchmarks/training.py memory [DIM ...]   bytes that steps add to a process at their peak, each in one of its own
-python benchmarks/training.py curve DATA         300 steps from one start on the same photos: losses and the next mask, fused and reference
-python benchmarks/training.py imp DATA           ten rounds of pruning in both: seconds in all, and of a step by density
+    python benchmarks/training.py step [DIM ...]
+    python benchmarks/training.py memory [DIM ...]
+    python benchmarks/training.py curve DATA
+    python benchmarks/training.py imp DATA
 
-DIM is 16 or 48, with one block per level; DATA is the root that the paths of that file start from.
+- `step` times steps in turns and prints medians in seconds; losses and gradients are compared first.
+- `memory` prints the bytes that steps add to a process at their peak, each in a process of its own.
+- `curve` trains 300 steps from one start on the same photos, fused and reference, and compares the losses and
+the
+  next mask.
+- `imp` prunes ten rounds in both and prints the seconds in all, and of a step by density.
+
+DIM is 16 or 48, with one block per level. DATA is the root of the paths in `PHOTOS`.
 """
 
 from __future__ import annotations
@@ -18,6 +25,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -32,7 +40,7 @@ from mirl_sparse.architectures.promptir.network import PromptIR
 from mirl_sparse.runtime.allocator import Allocator
 from mirl_training.engine import fuse
 from mirl_training.pruning import Mask, prune
-from mirl_training.runs import Run, RunConfig, save_weights
+from mirl_training.runs import Run, RunConfig, StepReport, save_weights
 
 PHOTOS = {
     "clean": "train/clean/BSDS400",
@@ -53,7 +61,7 @@ def config(dim: int) -> PromptIRConfig:
 
 
 def pruned(dim: int, density: float) -> tuple[PromptIR, Mask]:
-    """A network with random weights, pruned layer by layer."""
+    """Return a network with random weights, pruned layer by layer, and its mask."""
     torch.manual_seed(0)
     network = PromptIR(config(dim))
     mask = Mask.full(network)
@@ -64,7 +72,13 @@ def pruned(dim: int, density: float) -> tuple[PromptIR, Mask]:
 
 
 class Contender:
-    """A way to train a network: a step of AdamW at a time."""
+    """Train a network in one way, one step of AdamW at a time.
+
+    Args:
+        name: "fused", "eager" or "compiled", with or without " channels_last".
+        network: Is copied.
+        layout: Memory layout of the weights and images.
+    """
 
     def __init__(
         self, name: str, network: PromptIR, layout: torch.memory_format = torch.contiguous_format
@@ -91,7 +105,7 @@ class Contender:
             self.mask = mask if mask.nnz < mask.total else None
 
     def gradients(self) -> float:
-        """The loss; leaves the gradients."""
+        """Compute the gradients, and return the loss."""
         self.optimizer.zero_grad(set_to_none=True)
         degraded, clean = self.images
         loss = F.l1_loss(self.call(degraded), clean)
@@ -106,7 +120,7 @@ class Contender:
 
 
 def difference(a: Contender, b: Contender) -> float:
-    """The largest difference of their losses and gradients, of each one's largest value."""
+    """Return the largest difference of losses and gradients, each relative to its largest value."""
     first, second = a.gradients(), b.gradients()
     worst = abs(first - second) / first
     for p, q in zip(a.network.parameters(), b.network.parameters(), strict=True):
@@ -131,36 +145,44 @@ def steps(dims: list[int]) -> None:
                 sys.exit(
                     f"dim {dim}, density {density}: gradients differ by {worst:.2g} of the largest; not timed"
                 )
-            seconds: dict[str, list[float]] = {c.name: [] for c in contenders}
-            for i in range(RUNS + 2):
-                for c in contenders:
-                    time.sleep(0.02)  # the threads of the one before spin for a while
-                    begin = time.perf_counter()
-                    c.step()
-                    if i >= 2:  # the first ones compile, and touch their memory
-                        seconds[c.name].append(time.perf_counter() - begin)
-            times = {name: median(s) for name, s in seconds.items()}
+            times = _median_seconds(contenders)
             best, name = min((t, name) for name, t in times.items() if name != "fused")
             listed = ", ".join(f"{name} {t:.3f}" for name, t in times.items())
-            print(f"dim {dim}, {density:.0%}: {best / times['fused']:.2f}x faster than {name} (gradients within {worst:.0e});"
-                  f" seconds: {listed}", flush=True)  # fmt: skip
+            speedup = f"{best / times['fused']:.2f}x faster than {name} (gradients within {worst:.0e})"
+            print(f"dim {dim}, {density:.0%}: {speedup}; seconds: {listed}", flush=True)
+
+
+def _median_seconds(contenders: list[Contender]) -> dict[str, float]:
+    """Return the seconds of a step of each contender, timed in turns."""
+    seconds: dict[str, list[float]] = {c.name: [] for c in contenders}
+    for i in range(RUNS + 2):
+        for c in contenders:
+            time.sleep(0.02)  # the threads of the contender before spin for a while
+            begin = time.perf_counter()
+            c.step()
+            if i >= 2:  # the first steps compile, and touch their memory
+                seconds[c.name].append(time.perf_counter() - begin)
+    return {name: median(s) for name, s in seconds.items()}
 
 
 def _resident(field: str) -> int:
-    """VmRSS or VmHWM, in bytes."""
+    """Return VmRSS or VmHWM in bytes."""
     status = Path("/proc/self/status").read_text()
     return int(status.split(f"{field}:")[1].split()[0]) * 1024
 
 
 def measure_memory(name: str, dim: int, density: float) -> None:
-    """Print what three steps add at their peak to a process that has everything else: the libraries, the parameters, their
-    gradients and the optimizer's state. What the kernels are given, packed weights and where they come from, is part of it."""
+    """Print how many bytes three steps add at their peak to a process.
+
+    The process already has the libraries, the parameters, their gradients and the optimizer's state. What the
+    kernels take, such as packed weights, counts.
+    """
     network, mask = pruned(dim, density)
     contender = Contender(name, network)
     for p in contender.network.parameters():
         p.grad = torch.zeros_like(p)
     contender.optimizer.step()
-    torch.nn.Conv2d(3, 3, 3)(torch.rand(1, 3, 8, 8)).sum().backward()  # loads what is loaded late
+    torch.nn.Conv2d(3, 3, 3)(torch.rand(1, 3, 8, 8)).sum().backward()  # loads libraries of the backward pass
     if name.startswith("compiled"):
         contender.step()  # the compiler takes more than a step does
     before = _resident("VmRSS")
@@ -174,19 +196,25 @@ def measure_memory(name: str, dim: int, density: float) -> None:
 def memory(dims: list[int]) -> None:
     for dim in dims:
         for density in DENSITIES:
-            found = {}
+            peaks = {}
             for name in ("fused", "eager", "compiled"):
                 command = [sys.executable, __file__, "one-memory", name, str(dim), str(density)]
-                found[name] = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-            best = min(found["eager"], found["compiled"])
-            listed = ", ".join(f"{name} {size / 2**20:.0f} MB" for name, size in found.items())
+                peaks[name] = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+            best = min(peaks["eager"], peaks["compiled"])
+            listed = ", ".join(f"{name} {size / 2**20:.0f} MB" for name, size in peaks.items())
             print(
-                f"dim {dim}, {density:.0%}: 1/{best / found['fused']:.1f} of the best; {listed}", flush=True
+                f"dim {dim}, {density:.0%}: 1/{best / peaks['fused']:.1f} of the best; {listed}", flush=True
             )
 
 
-def settings(what: dict[str, Any], training: dict[str, Any], pruning: dict[str, Any]) -> RunConfig:
-    """A run by AdamW and MIR-L's loss, of a new network or from a ticket."""
+def settings(network: dict[str, Any], training: dict[str, Any], pruning: dict[str, Any]) -> RunConfig:
+    """Return the settings of a run by AdamW and MIR-L's loss.
+
+    Args:
+        network: ``network`` for a new one, or ``start`` for a ticket.
+        training: Settings beside the optimizer's.
+        pruning: Settings of the pruning.
+    """
     optimizer = {
         "batch_size": BATCH,
         "patch_size": SIZE,
@@ -194,13 +222,17 @@ def settings(what: dict[str, Any], training: dict[str, Any], pruning: dict[str, 
         "clip_norm": 0.5,
         "save_every": 1000,
     }
-    return RunConfig(**what, data=PHOTOS, training=optimizer | training, pruning=pruning)
+    values = {"data": PHOTOS, "training": optimizer | training, "pruning": pruning}
+    return RunConfig(**network, **values)
 
 
 def curve(data: Path) -> None:
-    """From the shipped ticket, at MIR-L's learning rate. (From fresh weights training is chaotic: PyTorch's own losses come to
-    differ by a third from weights that differ in their last bit.) What such a change does here is printed as well."""
-    given = settings(
+    """Print how far the fused training is from the reference, from the shipped ticket at MIR-L's learning rate.
+
+    From fresh weights training is chaotic: PyTorch's own losses come to differ by a third if weights differ
+    in their last bit. The effect of such a change is printed as well.
+    """
+    config = settings(
         {"start": "small"},
         {"learning_rate": 2e-4, "steps": 300, "warmup_steps": 30, "validate_every": 1000},
         {"criterion": "layerwise", "rate": 0.2, "rounds": 1, "final_steps": 31},
@@ -209,23 +241,34 @@ def curve(data: Path) -> None:
     masks = {}
     with tempfile.TemporaryDirectory() as folder:
         for name, engine in (("fused", "fused"), ("reference", "reference"), ("last bit", "reference")):
-            found = losses.setdefault(name, [])
-            run = Run(given, data, Path(folder, name), lambda r, found=found: found.append(r["loss"]), engine)
+            run = Run(
+                config, data, Path(folder, name), partial(_note_loss, losses.setdefault(name, [])), engine
+            )
             if name == "last bit":
-                noise = torch.Generator().manual_seed(0)
-                with torch.no_grad():
-                    for p in run.network.parameters():
-                        p.mul_(1 + 6e-8 * torch.randn(p.shape, generator=noise))
-                save_weights(run.folder / "start.safetensors", run.network.state_dict(), run.network)
+                _change_last_bits(run)
             masks[name] = load_file(run.go() / "mask.safetensors")
+    alive = sum(int(keep.sum()) for keep in masks["reference"].values())
     for name in ("fused", "last bit"):
         pairs = list(zip(losses[name][:299], losses["reference"][:299], strict=True))  # the last is a mean
         worst = max(abs(a - b) / b for a, b in pairs)
-        other = sum(int((masks[name][n] != keep).sum()) for n, keep in masks["reference"].items())
-        kept = sum(int(keep.sum()) for keep in masks["reference"].values())
+        differing = sum(int((masks[name][n] != keep).sum()) for n, keep in masks["reference"].items())
         print(
-            f"{name}: 300 losses within {worst:.1e} of the reference's; {other} places of the next mask differ, of {kept} kept"
+            f"{name}: 300 losses within {worst:.1e} of the reference's;"
+            f" {differing} places of the next mask differ, of {alive} kept"
         )
+
+
+def _note_loss(losses: list[float], step: StepReport) -> None:
+    losses.append(step["loss"])
+
+
+def _change_last_bits(run: Run) -> None:
+    """Change the weights that a run starts from by about their last bit."""
+    noise = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for p in run.network.parameters():
+            p.mul_(1 + 6e-8 * torch.randn(p.shape, generator=noise))
+    save_weights(run.folder / "start.safetensors", run.network.state_dict(), run.network)
 
 
 def imp(data: Path) -> None:
@@ -248,8 +291,10 @@ def imp(data: Path) -> None:
         for fused, reference in zip(*logs, strict=True):
             a, b = fused["seconds_per_step"], reference["seconds_per_step"]
             print(f"density {fused['density']:6.1%}: a step {a:.3f} s, eager PyTorch {b:.3f} s, {b / a:.2f}x")
-    print(f"ten rounds in all: {totals['fused']:.0f} s, eager PyTorch {totals['reference']:.0f} s,"
-          f" {totals['reference'] / totals['fused']:.2f}x")  # fmt: skip
+    print(
+        f"ten rounds in all: {totals['fused']:.0f} s, eager PyTorch {totals['reference']:.0f} s,"
+        f" {totals['reference'] / totals['fused']:.2f}x"
+    )
 
 
 def _dim(text: str) -> int:
@@ -271,18 +316,18 @@ def main() -> None:
     one.add_argument("name")
     one.add_argument("dim", type=int)
     one.add_argument("density", type=float)
-    given = parser.parse_args()
-    match given.command:
+    args = parser.parse_args()
+    match args.command:
         case "step":
-            steps(given.dims)
+            steps(args.dims)
         case "memory":
-            memory(given.dims)
+            memory(args.dims)
         case "curve":
-            curve(given.data)
+            curve(args.data)
         case "imp":
-            imp(given.data)
+            imp(args.data)
         case "one-memory":
-            measure_memory(given.name, given.dim, given.density)
+            measure_memory(args.name, args.dim, args.density)
 
 
 if __name__ == "__main__":

@@ -213,7 +213,7 @@ def test_a_sweep_is_of_one_thing():
 def test_what_is_measured_again_takes_the_place_of_what_was(tmp_path):
     path = tmp_path / "full.jsonl"
     old = [row("dense", 1.0), row("sparse", 2.0), {**row("sparse", 3.0), "case": "another"}]
-    keep = results.Kept(path, old)
+    keep = results.ResultStore(path, old)
     for new in (row("dense", 4.0), row("sparse", 5.0)):
         keep(new)
         assert results.read(path) == keep.rows
