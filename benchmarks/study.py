@@ -1,14 +1,18 @@
-"""Does a ticket of the tiny network hold what lottery tickets promise, and what is each criterion worth on a clock?
+"""Check what lottery tickets of the tiny network hold, and what each criterion is worth in time.
 
-    python benchmarks/study.py train DATA [ROW ...] [--seed N]    trains and scores what is missing, in
-    runs/study (hours) python benchmarks/study.py classical DATA                     scores what scikit-image
-    and BM3D offer (BM3D for an hour) python benchmarks/study.py clock                              times all
-    that is not timed yet; nothing else may run python benchmarks/study.py report
-    writes study.md and study.png
+    python benchmarks/study.py train DATA [ROW ...] [--seed N]
+    python benchmarks/study.py classical DATA
+    python benchmarks/study.py clock
+    python benchmarks/study.py report
 
-`classical` wants `pip install -e '.[classical]'`. DATA holds train/ and test/ as training/configs/small.yaml
-and `mirl-sparse eval` expect them. Every row is one of `ROWS`, trained alone by naming it; stop it whenever
-you like. Scores are kept as JSON lines in benchmarks/study.jsonl.
+- `train` trains and scores what is missing, in runs/study, for hours. Stop it whenever you like.
+- `classical` scores what scikit-image and BM3D offer; BM3D takes an hour. It wants
+  `pip install -e '.[classical]'`.
+- `clock` times all that is not timed yet; nothing else may run.
+- `report` writes study.md and study.png.
+
+DATA holds train/ and test/ as training/configs/small.yaml and `mirl-sparse eval` expect them. ROW is a name
+of `ROWS`. Scores are JSON lines in benchmarks/study.jsonl.
 """
 
 from __future__ import annotations
@@ -20,6 +24,7 @@ import shutil
 import time
 from collections.abc import Callable
 from functools import partial
+from importlib.util import find_spec
 from math import nan
 from pathlib import Path
 from statistics import mean, median, stdev
@@ -57,19 +62,35 @@ SIDE, RUNS, CLASSICAL_RUNS = 256, 21, 5
 
 
 def config(seed: int, **pruning: Any) -> RunConfig:
-    """The tiny network, trained for STEPS on all tasks, pruned as given."""
+    """Return the settings of a run of the tiny network, trained for STEPS on all tasks."""
     values = TINY.to_dict()
     values["data"]["tasks"] = {"noise15": 1, "noise25": 1, "noise50": 1, "rain": 2, "haze": 1, "jpeg": 1}
     values["training"] |= {
-        "steps": STEPS, "loss": "psnr", "optimizer": "muon", "learning_rate": 2e-3, "clip_norm": 100, "seed": seed,
-        "validate_every": STEPS, "save_every": 200,
-    }  # fmt: skip
+        "steps": STEPS,
+        "loss": "psnr",
+        "optimizer": "muon",
+        "learning_rate": 2e-3,
+        "clip_norm": 100,
+        "seed": seed,
+        "validate_every": STEPS,
+        "save_every": 200,
+    }
     values["pruning"] = {"rounds": 0, "exempt": EXEMPT} | pruning
     return RunConfig(**values)
 
 
 def trained(name: str, settings: RunConfig, data: Path, before: Path | None = None) -> Path:
-    """The folder of a run that is trained to its end; its first rounds are all those of another run, if given."""
+    """Train a run to its end, unless that is done.
+
+    Args:
+        name: Of the run's folder, which also has the digest of the settings.
+        settings: Of the run.
+        data: Root of the photos.
+        before: Folder of another run whose rounds are the first rounds of this one.
+
+    Returns:
+        The folder of the run.
+    """
     folder = WORK / f"{name}-{settings.digest}"
     if (folder / f"round_{settings.pruning.rounds:02d}").exists():
         return folder
@@ -77,8 +98,8 @@ def trained(name: str, settings: RunConfig, data: Path, before: Path | None = No
         part = folder.with_suffix(".part")
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir()
-        for kept in [*before.glob("*.safetensors"), before / "log.jsonl", *before.glob("round_??")]:
-            (shutil.copytree if kept.is_dir() else shutil.copy)(kept, part / kept.name)
+        for path in [*before.glob("*.safetensors"), before / "log.jsonl", *before.glob("round_??")]:
+            (shutil.copytree if path.is_dir() else shutil.copy)(path, part / path.name)
         part.rename(folder)
     Run(settings, data, folder, lambda report: None).go()
     return folder
@@ -94,7 +115,7 @@ def imp(seed: int, data: Path, rounds: int = TENTH, rewind: str | int = REWIND) 
 
 
 def from_mask(name: str, seed: int, data: Path, mask: Mask, weights: dict[str, torch.Tensor]) -> Path:
-    """A training of the weights that a mask keeps, alone."""
+    """Train the weights that a mask keeps, alone, and return the folder of the round."""
     network = PromptIR(TINY.network)
     network.load_state_dict(weights)
     mask.apply(network)
@@ -105,18 +126,28 @@ def from_mask(name: str, seed: int, data: Path, mask: Mask, weights: dict[str, t
 
 
 def control(seed: int, data: Path, shuffled: bool) -> Path:
-    """The ticket at 10.7% with its mask shuffled within every layer, or with the initial weights of another seed."""
+    """Train a control of the ticket at 10.7%, and return the folder of the round.
+
+    Its mask is shuffled within every layer, or else its initial weights are those of another seed.
+    """
     base = imp(seed, data)
     mask = Mask(load_file(base / f"round_{TENTH:02d}/mask.safetensors"))
     if shuffled:
         generator = torch.Generator().manual_seed(seed)
-        mask = Mask({
-            n: keep.flatten()[torch.randperm(keep.numel(), generator=generator)].view_as(keep)
-            for n, keep in mask.alive.items()
-        })  # fmt: skip
+        mask = Mask(
+            {
+                n: keep.flatten()[torch.randperm(keep.numel(), generator=generator)].view_as(keep)
+                for n, keep in mask.alive.items()
+            }
+        )
         return from_mask("random", seed, data, mask, load_file(base / "rewind.safetensors"))
     torch.manual_seed(1000 + seed)
     return from_mask("reinit", seed, data, mask, PromptIR(TINY.network).state_dict())
+
+
+def one_shot(seed: int, data: Path) -> Path:
+    settings = config(seed, criterion="global", rate=1 - 0.8**TENTH, rounds=1, rewind=REWIND)
+    return trained("oneshot", settings, data, dense(seed, data)) / "round_01"
 
 
 def gradual(seed: int, data: Path, criterion: str, density: float = 0.1, **more: Any) -> Path:
@@ -124,8 +155,18 @@ def gradual(seed: int, data: Path, criterion: str, density: float = 0.1, **more:
     return trained(f"gradual-{criterion}", settings, data, dense(seed, data)) / "round_04"
 
 
-def as_fast_as_global(seed: int, data: Path, criterion: str, faster: float = 1) -> Path:
-    """The gradual ticket of a criterion that takes as long as the global one at 10%, or less, by the cost model."""
+def as_fast(seed: int, data: Path, criterion: str, faster: float = 1) -> Path:
+    """Train a gradual ticket that takes as long as the global one at 10%, by the cost model.
+
+    Args:
+        seed: Of the run.
+        data: Root of the photos.
+        criterion: Of the pruning.
+        faster: How many times as fast as the global ticket it is to be.
+
+    Returns:
+        The folder of its last round.
+    """
     model, first = cost_model(), load_network(gradual(seed, data, "global") / "weights.safetensors")
     full, budget = Mask.full(first), seconds(first, Mask.of(first), model) / faster
     if criterion == "latency":
@@ -143,6 +184,7 @@ def as_fast_as_global(seed: int, data: Path, criterion: str, faster: float = 1) 
 
 Row = Callable[[int, Path], Path]
 Denoiser = Callable[[np.ndarray], np.ndarray]
+Point = tuple[str, float, float, float]  # name, density in %, ms, mean PSNR in dB
 ROWS: dict[str, Row] = {
     "dense": lambda seed, data: dense(seed, data) / "round_00",
     "imp 51%": lambda seed, data: imp(seed, data) / "round_03",
@@ -152,33 +194,30 @@ ROWS: dict[str, Row] = {
     "imp 10.7%, rewound to step 0": lambda seed, data: imp(seed, data, rewind="initial") / f"round_{TENTH}",
     "random mask 10.7%": lambda seed, data: control(seed, data, shuffled=True),
     "fresh weights 10.7%": lambda seed, data: control(seed, data, shuffled=False),
-    "one-shot 10.7%": lambda seed, data: trained(
-        "oneshot", config(seed, criterion="global", rate=1 - 0.8**TENTH, rounds=1, rewind=REWIND), data, dense(seed, data)
-    ) / "round_01",
+    "one-shot 10.7%": one_shot,
     USUAL: lambda seed, data: gradual(seed, data, "global"),
     "gradual layerwise 10%": lambda seed, data: gradual(seed, data, "layerwise"),
     "gradual lamp 10%": lambda seed, data: gradual(seed, data, "lamp"),
-    "gradual layerwise, as fast as global": lambda seed, data: as_fast_as_global(seed, data, "layerwise"),
-    "gradual lamp, as fast as global": lambda seed, data: as_fast_as_global(seed, data, "lamp"),
-    "gradual latency, as fast as global": lambda seed, data: as_fast_as_global(seed, data, "latency"),
-    "gradual latency, 1.5x as fast as global": lambda seed, data: as_fast_as_global(seed, data, "latency", 1.5),
-    "gradual latency, 1.75x as fast as global": lambda seed, data: as_fast_as_global(seed, data, "latency", 1.75),
-}  # fmt: skip
+    "gradual layerwise, as fast as global": lambda seed, data: as_fast(seed, data, "layerwise"),
+    "gradual lamp, as fast as global": lambda seed, data: as_fast(seed, data, "lamp"),
+    "gradual latency, as fast as global": lambda seed, data: as_fast(seed, data, "latency"),
+    "gradual latency, 1.5x as fast as global": lambda seed, data: as_fast(seed, data, "latency", 1.5),
+    "gradual latency, 1.75x as fast as global": lambda seed, data: as_fast(seed, data, "latency", 1.75),
+}
 
 
 def psnr(restore: Callable[[Pixels], Pixels], data: Path, tasks: str = "") -> dict[str, float]:
-    """Mean PSNR in dB per test set, of those with ``tasks`` in their name."""
+    """Return the mean PSNR in dB of each test set with ``tasks`` in its name."""
     scores = {}
     for task, images in standard_sets(data / "test").items():
         if tasks not in task:
             continue
-        found = [peak_signal_noise_ratio(i.clean, restore(i.degraded)) for i in images()]
-        scores[task] = mean(float(s) for s in found)
+        scores[task] = mean(float(peak_signal_noise_ratio(i.clean, restore(i.degraded))) for i in images())
     return scores
 
 
 def cost(folder: Path) -> dict[str, float]:
-    """Steps and hours of training that led to a round, its own and those before it."""
+    """Return the steps and hours of training of a round and all rounds before it."""
     last = int(folder.name.removeprefix("round_"))
     ends = {}  # a round that was stopped at its end has two lines
     for entry in read_log(folder.parent):
@@ -221,8 +260,11 @@ def train(data: Path, rows: list[str], seeds: list[int]) -> None:
 
 
 def clock() -> None:
-    """Time what is not timed yet, all tickets of a seed interleaved, and what needs no training with a ticket, and put that in their
-    lines. A seed of which a ticket is not here is left as it is: times of different runs of this command do not compare."""
+    """Time what is not timed yet, and put that in its line of the results.
+
+    All tickets of a seed are timed in turns; the classical methods in turns with one ticket. A seed is
+    skipped if one of its tickets is not here, since times of different runs of this command do not compare.
+    """
     every = results()
     for seed in {r["seed"] for r in every if "seed" in r}:
         tickets = [r for r in every if r.get("seed") == seed]
@@ -237,7 +279,8 @@ def clock() -> None:
     tickets = [r for r in every if r["row"] == "imp 10.7%" and Path(r["folder"]).exists()]
     if not tickets:
         print(
-            f"what needs no training is not timed, since no ticket of imp 10.7% is in {WORK} to compare it with"
+            "what needs no training is not timed, since no ticket of imp 10.7% is in"
+            f" {WORK} to compare it with"
         )
     elif any("over_ticket" not in r for r in untrained):
         _clock_classical(untrained, denoisers, tickets[0])
@@ -247,7 +290,10 @@ def clock() -> None:
 def _clock_classical(
     rows: list[dict[str, Any]], denoisers: dict[str, Denoiser], ticket: dict[str, Any]
 ) -> None:
-    """What each takes per megapixel of a photo with noise of sigma 25, and how many times what the ticket does."""
+    """Time classical methods on a photo with noise of sigma 25.
+
+    Their rows get the seconds per megapixel and how many times the ticket's time that is.
+    """
     image = add_noise(astronaut().astype(np.float32) / np.float32(255), 25, np.random.default_rng(0))
     restorer = SparseRestorer(load_network(Path(ticket["folder"]) / "weights.safetensors"))
     pixels = np.rint(255 * image).astype(np.uint8)
@@ -272,30 +318,39 @@ def _non_local_means(image: np.ndarray) -> np.ndarray:
     )
 
 
+def _total_variation(image: np.ndarray) -> np.ndarray:
+    return restoration.denoise_tv_chambolle(image, weight=max(1e-3, 1.2 * _sigma(image)), channel_axis=-1)
+
+
 def _sigma(image: np.ndarray) -> float:
     return float(np.mean(restoration.estimate_sigma(image, channel_axis=-1)))
 
 
 def _classical() -> dict[str, Denoiser]:
-    """What restores float (H, W, 3) in [0, 1] without training; each estimates the noise itself, as it must in use."""
-    found: dict[str, Denoiser] = {
+    """Return the methods without training: they restore float (H, W, 3) in [0, 1] and estimate the noise."""
+    denoisers: dict[str, Denoiser] = {
         "non-local means": _non_local_means,
-        "wavelet (BayesShrink)": lambda x: restoration.denoise_wavelet(
-            x, method="BayesShrink", mode="soft", rescale_sigma=True, convert2ycbcr=True, channel_axis=-1
+        "wavelet (BayesShrink)": partial(
+            restoration.denoise_wavelet,
+            method="BayesShrink",
+            mode="soft",
+            rescale_sigma=True,
+            convert2ycbcr=True,
+            channel_axis=-1,
         ),
-        "total variation": lambda x: restoration.denoise_tv_chambolle(x, weight=max(1e-3, 1.2 * _sigma(x)), channel_axis=-1),
-    }  # fmt: skip
-    try:
+        "total variation": _total_variation,
+    }
+    if find_spec("bm3d") is None:
+        print("BM3D: not installed (pip install -e '.[classical]'); left out")
+    else:
         import bm3d
 
-        found["BM3D"] = lambda x: bm3d.bm3d_rgb(x, max(1e-3, _sigma(x)))
-    except ImportError:
-        print("BM3D: not installed (pip install -e '.[classical]'); left out")
-    return found
+        denoisers["BM3D"] = lambda x: bm3d.bm3d_rgb(x, max(1e-3, _sigma(x)))
+    return denoisers
 
 
 def classical(data: Path) -> None:
-    """Score what is not scored yet; BM3D on noise alone, which takes most of an hour."""
+    """Score the methods that are not scored yet; BM3D on noise alone, which takes most of an hour."""
     for name, denoise in _classical().items():
         if any(r["row"] == name for r in results()):
             continue
@@ -308,7 +363,7 @@ def classical(data: Path) -> None:
 
 
 def timed(entries: list[dict[str, Any]]) -> list[float]:
-    """Median seconds for SIDE x SIDE pixels of each ticket, interleaved."""
+    """Return the median seconds of each ticket for SIDE x SIDE pixels, timed in turns."""
     restorers = [SparseRestorer(load_network(Path(e["folder"]) / "weights.safetensors")) for e in entries]
     image = torch.rand(1, 3, SIDE, SIDE)
     taken: list[list[float]] = [[] for _ in restorers]
@@ -332,60 +387,68 @@ def report() -> None:
     if not tickets:
         raise SystemExit("nothing is trained yet: python benchmarks/study.py train DATA")
     tasks = list(tickets[0]["psnr"])
-    lines = [
-        "| row | density | ms | against global | steps | hours | seeds | mean | against global | "
-        + " | ".join(tasks)
-        + " |",
-        "|---|---|---|---|---|---|---|---|---|" + "---|" * len(tasks),
-    ]
+    lines, points = _ticket_table(tickets, tasks)
+    lines += ["", *_classical_table(every, tasks)]
+    page = HERE / "study.md"
+    before = page.read_text().split("<!-- tables -->")[0] if page.exists() else ""
+    page.write_text(before + "<!-- tables -->\n\n" + "\n".join(lines) + "\n")
+    _plot(points)
+
+
+def _ticket_table(tickets: list[dict[str, Any]], tasks: list[str]) -> tuple[list[str], list[Point]]:
+    """Return the table of the tickets in Markdown, and their points of the plot."""
+    columns = ["row", "density", "ms", "against global", "steps", "hours", "seeds", "mean", "against global"]
+    lines = [f"| {' | '.join([*columns, *tasks])} |", "|" + "---|" * (len(columns) + len(tasks))]
     points = []
     usual = {r["seed"]: r for r in tickets if r["row"] == USUAL}
     for name in ROWS:
-        rows = [
-            r for r in tickets if r["row"] == name and r["seed"] in usual
-        ]  # else there is nothing to compare with
+        # A seed without the usual row has nothing to be compared with.
+        rows = [r for r in tickets if r["row"] == name and r["seed"] in usual]
         if not rows:
             continue
         means = [mean(r["psnr"].values()) for r in rows]
         beside = [usual[r["seed"]] for r in rows]  # of the same seed, which moves all rows alike
         clocked = [(r["ms"], u["ms"]) for r, u in zip(rows, beside, strict=True) if "ms" in r and "ms" in u]
-        ms = mean(own for own, _ in clocked) if clocked else nan
-        speed = f"{ms:.1f} | {mean(other / own for own, other in clocked):.2f}x" if clocked else "- | -"
-        points.append((name, 100 * mean(r["density"] for r in rows), ms, mean(means)))
+        ms = mean(row_ms for row_ms, _ in clocked) if clocked else nan
+        speed = "- | -"
+        if clocked:
+            speed = f"{ms:.1f} | {mean(usual_ms / row_ms for row_ms, usual_ms in clocked):.2f}x"
+        density = mean(r["density"] for r in rows)
+        points.append((name, 100 * density, ms, mean(means)))
         better = [m - mean(u["psnr"].values()) for m, u in zip(means, beside, strict=True)]
         scores = " | ".join(_about([r["psnr"][t] for r in rows]) for t in tasks)
+        hours = mean(r["hours"] for r in rows)
         lines.append(
-            f"| {name} | {mean(r['density'] for r in rows):.1%} | {speed} | {rows[0]['steps']}"
-            f" | {mean(r['hours'] for r in rows):.2f} | {len(rows)} | {_about(means)} | {_about(better)} | {scores} |"
+            f"| {name} | {density:.1%} | {speed} | {rows[0]['steps']} | {hours:.2f} | {len(rows)}"
+            f" | {_about(means)} | {_about(better)} | {scores} |"
         )
-    lines += [
-        "",
-        "| without training | s per megapixel | of the 10.7% ticket's | " + " | ".join(tasks) + " |",
-        "|---|---|---|" + "---|" * len(tasks),
-    ]
-    for r in every:
+    return lines, points
+
+
+def _classical_table(rows: list[dict[str, Any]], tasks: list[str]) -> list[str]:
+    """Return the table of the methods without training, in Markdown."""
+    columns = ["without training", "s per megapixel", "of the 10.7% ticket's", *tasks]
+    lines = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
+    for r in rows:
         if "over_ticket" in r:
             scores = " | ".join(f"{r['psnr'][t]:.2f}" if t in r["psnr"] else "-" for t in tasks)
             lines.append(
                 f"| {r['row']} | {r['seconds_per_megapixel']:.2f} | {r['over_ticket']:.1f}x | {scores} |"
             )
-    table = HERE / "study.md"
-    before = table.read_text().split("<!-- tables -->")[0] if table.exists() else ""
-    table.write_text(before + "<!-- tables -->\n\n" + "\n".join(lines) + "\n")
-    _plot(points)
+    return lines
 
 
-def _plot(points: list[tuple[str, float, float, float]]) -> None:
+def _plot(points: list[Point]) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12, 5), layout="constrained")
     looks = [{"color": f"C{i % 10}", "marker": "o^"[i // 10]} for i in range(len(points))]
-    for axes, column, what in zip(
+    for axes, column, label in zip(
         figure.subplots(1, 2, sharey=True), (1, 2), ("density, %", "ms for 256x256"), strict=True
     ):
         for point, look in zip(points, looks, strict=True):
             axes.plot(point[column], point[3], linestyle="none", label=point[0], **look)
-        axes.set(xlabel=what, ylabel="PSNR, mean over the test sets, dB")
+        axes.set(xlabel=label, ylabel="PSNR, mean over the test sets, dB")
         axes.set_xscale("log")
         axes.grid(alpha=0.3)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside right center", fontsize="small")
@@ -404,13 +467,13 @@ def main() -> None:
     commands.add_parser("clock")
     commands.add_parser("classical").add_argument("data", type=Path)
     commands.add_parser("report")
-    given = parser.parse_args()
-    if given.command == "train":
-        train(given.data, given.rows, given.seed or [0, 1, 2])
-    elif given.command == "clock":
+    args = parser.parse_args()
+    if args.command == "train":
+        train(args.data, args.rows, args.seed or [0, 1, 2])
+    elif args.command == "clock":
         clock()
-    elif given.command == "classical":
-        classical(given.data)
+    elif args.command == "classical":
+        classical(args.data)
     else:
         report()
 

@@ -7,9 +7,7 @@
 
 - `step` times steps in turns and prints medians in seconds; losses and gradients are compared first.
 - `memory` prints the bytes that steps add to a process at their peak, each in a process of its own.
-- `curve` trains 300 steps from one start on the same photos, fused and reference, and compares the losses and
-the
-  next mask.
+- `curve` trains 300 steps on the same photos, fused and reference; the losses and the next mask are compared.
 - `imp` prunes ten rounds in both and prints the seconds in all, and of a step by density.
 
 DIM is 16 or 48, with one block per level. DATA is the root of the paths in `PHOTOS`.
@@ -227,12 +225,13 @@ def settings(network: dict[str, Any], training: dict[str, Any], pruning: dict[st
 
 
 def curve(data: Path) -> None:
-    """Print how far the fused training is from the reference, from the shipped ticket at MIR-L's learning rate.
+    """Print how far fused training is from the reference.
 
-    From fresh weights training is chaotic: PyTorch's own losses come to differ by a third if weights differ
-    in their last bit. The effect of such a change is printed as well.
+    It starts from the shipped ticket, at MIR-L's learning rate. From fresh weights training is chaotic:
+    PyTorch's own losses come to differ by a third if weights differ in their last bit. The effect of such a
+    change is printed as well.
     """
-    config = settings(
+    run_settings = settings(
         {"start": "small"},
         {"learning_rate": 2e-4, "steps": 300, "warmup_steps": 30, "validate_every": 1000},
         {"criterion": "layerwise", "rate": 0.2, "rounds": 1, "final_steps": 31},
@@ -242,7 +241,11 @@ def curve(data: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         for name, engine in (("fused", "fused"), ("reference", "reference"), ("last bit", "reference")):
             run = Run(
-                config, data, Path(folder, name), partial(_note_loss, losses.setdefault(name, [])), engine
+                run_settings,
+                data,
+                Path(folder, name),
+                partial(_note_loss, losses.setdefault(name, [])),
+                engine,
             )
             if name == "last bit":
                 _change_last_bits(run)

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from mirl_kernels.core.layer_norm import EPS
 from mirl_kernels.ops.block import PackedBlock
 from mirl_kernels.ops.gdfn import PackedGDFN
-from mirl_kernels.core.layer_norm import EPS
 from mirl_kernels.ops.mdta import PackedMDTA
 from mirl_kernels.ops.naf import PackedNAF
 from mirl_kernels.ops.prompt import PackedPrompt

@@ -1,4 +1,4 @@
-"""The suite: what it finds when something is planted, and that its page says what was measured."""
+"""Check that the suite finds planted errors and slow-downs, and that its pages match the results."""
 
 import signal
 import subprocess
@@ -7,7 +7,9 @@ from functools import partial
 
 import cases
 import check
+import machine_results
 import numpy as np
+import plots
 import processes
 import pytest
 import report
@@ -33,10 +35,10 @@ def rows(case: cases.Case) -> list[results.Row]:
 
 
 @needs_kernels
-def test_a_wrong_op_has_no_speed_up(monkeypatch):
+def test_wrong_ops_have_no_speed_up(monkeypatch):
     before = rows(gdfn_case(48, 16, 3))
-    (right,) = (r for r in before if r["contender"].startswith("sparse"))
-    assert right["speedup"]["ratio"] > 0
+    (correct,) = (r for r in before if r["contender"].startswith("sparse"))
+    assert correct["speedup"]["ratio"] > 0
     forward = PackedGDFN.forward
     monkeypatch.setattr(PackedGDFN, "forward", lambda self, x: forward(self, x) + 1e-3)
     after = rows(gdfn_case(48, 16, 3))
@@ -48,16 +50,16 @@ def test_a_wrong_op_has_no_speed_up(monkeypatch):
 
 @needs_kernels
 @pytest.mark.parametrize("path", results.FOLDER.glob("*/quick.jsonl"), ids=lambda path: path.parent.name)
-def test_what_is_to_be_compared_again_is_still_measured(path):
+def test_committed_comparisons_are_still_in_the_suite(path):
     built = {(case.name, name) for case in cases.QUICK for name in case.build().sparse}
-    kept = {(row["case"], row["contender"]) for row in results.read(path) if "speedup" in row}
-    assert kept
-    assert kept <= built
+    committed = {(row["case"], row["contender"]) for row in results.read(path) if "speedup" in row}
+    assert committed
+    assert committed <= built
 
 
 @needs_kernels
 @pytest.mark.slow
-def test_a_slow_down_of_a_fifth_is_found(monkeypatch):
+def test_slow_downs_of_a_fifth_are_found(monkeypatch):
     case = gdfn_case(96, 128, cases.QUICK[0].runs)
     before = rows(case)
     assert check.worse(before, lambda _: rows(case)) == {}
@@ -72,8 +74,8 @@ def test_a_slow_down_of_a_fifth_is_found(monkeypatch):
         return result
 
     monkeypatch.setattr(PackedGDFN, "forward", slower)
-    (how,) = check.worse(before, lambda _: rows(case)).values()
-    assert "less" in how
+    (message,) = check.worse(before, lambda _: rows(case)).values()
+    assert "less" in message
 
 
 def row(contender: str, median: float, **more) -> results.Row:
@@ -90,51 +92,61 @@ def timed(contender: str, seconds: float, noise: float = 0.0) -> results.Row:
 
 
 @pytest.mark.parametrize(
-    ("factor", "noise", "found"),
+    ("factor", "noise", "is_worse"),
     [(1.2, 0.02, True), (1.08, 0.02, False), (1.2, 0.2, False), (0.5, 0.02, False)],
 )
-def test_check_compares_ratios(factor, noise, found):
-    """A slow-down beyond a tenth and the noise fails, whatever the machine's speed today."""
+def test_losses_beyond_a_tenth_and_the_noise_fail_at_any_speed_of_the_machine(factor, noise, is_worse):
     before = [row("dense eager", 1.0), row("sparse", 0.1, speedup=speedup(10, noise))]
     now = [timed("dense eager", 3.0), timed("sparse", 0.3 * factor)]
-    assert bool(check.worse(before, lambda _: now)) == found
+    assert bool(check.worse(before, lambda _: now)) == is_worse
 
 
-def test_check_measures_again_what_it_suspects():
-    """Rounds of all tries count: a loss that was one try's noise is none, and what hides in one try's is found in three."""
-    before = [row("sparse", 0.1, speedup=speedup(10, 0.01))]
+def losses_and_tries(*sparse_seconds: float) -> tuple[dict[tuple[str, str], str], list[set[str]]]:
+    """Return what got worse, and the cases of each try; every try measures the next of the seconds."""
+    tries, remaining = [], list(sparse_seconds)
 
-    def measured(*sparse: float) -> list[set[str]]:
-        asked, left = [], list(sparse)
-        measured.found = check.worse(  # type: ignore[attr-defined]
-            before,
-            lambda cases: (
-                asked.append(cases) or [timed("dense eager", 1.0, 0.3), timed("sparse", left.pop(0), 0.3)]
-            ),
-        )
-        return asked
+    def measure(names: set[str]) -> list[results.Row]:
+        tries.append(names)
+        return [timed("dense eager", 1.0, 0.3), timed("sparse", remaining.pop(0), 0.3)]
 
-    assert measured(0.1) == [set()]
-    assert not measured.found
-    assert measured(0.125, 0.09) == [set(), {"an op"}]
-    assert not measured.found
-    assert measured(0.125, 0.125, 0.125) == [set(), {"an op"}, {"an op"}]
-    assert measured.found
+    losses = check.worse([row("sparse", 0.1, speedup=speedup(10, 0.01))], measure)
+    return losses, tries
 
 
-def test_check_misses_what_is_missing():
+def test_unsuspected_cases_are_measured_once():
+    assert losses_and_tries(0.1) == ({}, [set()])
+
+
+def test_noise_of_one_try_is_no_loss():
+    assert losses_and_tries(0.125, 0.09) == ({}, [set(), {"an op"}])
+
+
+def test_losses_hidden_by_the_noise_of_one_try_are_found_in_three():
+    losses, tries = losses_and_tries(0.125, 0.125, 0.125)
+    assert tries == [set(), {"an op"}, {"an op"}]
+    assert losses
+
+
+def test_missing_contenders_fail_the_check():
     before = [row("dense eager", 1.0), row("sparse", 0.1, speedup=speedup(10))]
     for now in ([timed("dense eager", 1.0)], [timed("sparse", 0.1)], []):
         assert "not measured" in check.worse(before, lambda _, now=now: now)["an op", "sparse"]
 
 
-def test_sweeps_go_on_with_the_strongest():
-    medians = {"dense eager, stock allocator": 5, "dense eager": 4, "dense OpenVINO": 3, "dense compiled": 6,
-               "dense compiled channels_last": 2}  # fmt: skip
+def test_sweeps_use_the_strongest_dense_runs():
+    medians = {
+        "dense eager, stock allocator": 5,
+        "dense eager": 4,
+        "dense OpenVINO": 3,
+        "dense compiled": 6,
+        "dense compiled channels_last": 2,
+    }
     measured = [row(name, m) for name, m in medians.items()] + [{**row("dense MNN", 1), "case": "another"}]
     assert cases.strongest(measured, "an op") == (
-        "dense eager, stock allocator", "dense compiled channels_last", "dense OpenVINO",
-    )  # fmt: skip
+        "dense eager, stock allocator",
+        "dense compiled channels_last",
+        "dense OpenVINO",
+    )
     faster = [*measured, row("dense OpenVINO", 1.8)]
     assert cases.strongest(faster, "an op")[1:] == ("dense OpenVINO",)
     alike = [*measured, row("dense OpenVINO", 1.9)]
@@ -142,19 +154,19 @@ def test_sweeps_go_on_with_the_strongest():
     assert cases.strongest(measured, "none") == tuple(cases.DENSE)
 
 
-def test_crossover():
+def test_crossover_is_the_density_where_the_speed_up_is_one():
     points = [{"density": d, "speedup": {"ratio": 0.4 / d}} for d in (0.1, 0.2, 0.5, 1.0)]
-    assert report.crossover(points) == pytest.approx(0.4)
-    assert report.crossover(points[:2]) is None
+    assert machine_results.crossover(points) == pytest.approx(0.4)
+    assert machine_results.crossover(points[:2]) is None
 
 
-def test_a_win_within_the_noise_is_said_to_be_one():
+def test_wins_within_the_noise_are_named():
     points = [
         {"density": d, "speedup": {"ratio": r, "low": r - 0.2}}
         for d, r in ((0.1, 3.0), (0.035, 1.1), (1.0, 1.5))
     ]
-    assert report._crossover(points) == "at every density (within the noise at 3.5%)"
-    assert report._crossover(points[::2]) == "at every density"
+    assert report._wins(points) == "at every density (within the noise at 3.5%)"
+    assert report._wins(points[::2]) == "at every density"
 
 
 @pytest.mark.parametrize(
@@ -165,35 +177,49 @@ def test_a_win_within_the_noise_is_said_to_be_one():
         (3, "", "exit status 3"),
     ],
 )
-def test_a_process_that_fails_says_why(status, printed, reason):
+def test_failed_processes_say_why(status, printed, reason):
     assert reason in processes._reason(subprocess.CalledProcessError(status, "python", stderr=printed))
 
 
 @pytest.mark.parametrize("threads", [2, 4])
-def test_the_scaling_model_finds_what_it_was_given(threads):
+def test_the_scaling_model_recovers_its_parameters(threads):
     fixed, per_pixel, serial = 0.004, 3e-7, 0.1
 
     def measured(side: int, threads: int) -> results.Row:
         seconds = (fixed + per_pixel * side**2) * (serial + (1 - serial) / threads)
-        return {"network": "small", "criterion": "small", "density": 0.1, "shape": [1, 3, side, side], "threads": threads,
-                "bytes": 100 * side**2, "median": seconds, "speedup": {"ratio": 2.0}}  # fmt: skip
+        return {
+            "network": "small",
+            "criterion": "small",
+            "density": 0.1,
+            "shape": [1, 3, side, side],
+            "threads": threads,
+            "bytes": 100 * side**2,
+            "median": seconds,
+            "speedup": {"ratio": 2.0},
+        }
 
-    found = scaling.fit([*(measured(side, threads) for side in (64, 128, 1024)), measured(128, 1)], "small")
-    assert found["sparse"]["fixed"] == pytest.approx(fixed)
-    assert found["sparse"]["per_pixel"] == pytest.approx(per_pixel)
-    assert found["sparse"]["serial"] == pytest.approx(serial)
-    assert found["dense"]["per_pixel"] == pytest.approx(2 * per_pixel)
-    assert scaling.latency(found["sparse"], 1e6, 1, 1e15) == pytest.approx(fixed + per_pixel * 1e6)
-    assert scaling.latency(found["sparse"], 1e6, 1000, 1e9) == pytest.approx(0.1)  # 100 bytes a pixel
-    assert scaling.core_hours(found["sparse"], 1e6, 3600, 8, 1e15) == pytest.approx(fixed + per_pixel * 1e6)
+    models = scaling.fit([*(measured(side, threads) for side in (64, 128, 1024)), measured(128, 1)], "small")
+    assert models["sparse"]["fixed"] == pytest.approx(fixed)
+    assert models["sparse"]["per_pixel"] == pytest.approx(per_pixel)
+    assert models["sparse"]["serial"] == pytest.approx(serial)
+    assert models["dense"]["per_pixel"] == pytest.approx(2 * per_pixel)
+    assert scaling.latency(models["sparse"], 1e6, 1, 1e15) == pytest.approx(fixed + per_pixel * 1e6)
+    assert scaling.latency(models["sparse"], 1e6, 1000, 1e9) == pytest.approx(0.1)  # 100 bytes a pixel
+    assert scaling.core_hours(models["sparse"], 1e6, 3600, 8, 1e15) == pytest.approx(fixed + per_pixel * 1e6)
 
 
 def swept(batch: int, side: int, threads: int, density: float = 0.1, criterion: str = "small") -> results.Row:
-    return {"network": "small", "criterion": criterion, "density": density, "shape": [batch, 3, side, side],
-            "threads": threads, "speedup": speedup(2)}  # fmt: skip
+    return {
+        "network": "small",
+        "criterion": criterion,
+        "density": density,
+        "shape": [batch, 3, side, side],
+        "threads": threads,
+        "speedup": speedup(2),
+    }
 
 
-def test_a_sweep_is_of_one_thing():
+def test_sweeps_vary_one_quantity():
     of_size, of_batch, one_thread = swept(1, 256, 2), swept(4, 64, 2), swept(1, 128, 1)
     both = [swept(1, 64, 2), swept(1, 128, 2)]
     every = [
@@ -210,7 +236,7 @@ def test_a_sweep_is_of_one_thing():
     assert results.sweep(every, "full-size", "size") == []
 
 
-def test_what_is_measured_again_takes_the_place_of_what_was(tmp_path):
+def test_new_rows_replace_old_rows_of_the_same_case(tmp_path):
     path = tmp_path / "full.jsonl"
     old = [row("dense", 1.0), row("sparse", 2.0), {**row("sparse", 3.0), "case": "another"}]
     keep = results.ResultStore(path, old)
@@ -220,50 +246,44 @@ def test_what_is_measured_again_takes_the_place_of_what_was(tmp_path):
     assert [r["median"] for r in keep.rows] == [4.0, 5.0, 3.0]
 
 
-REPORTS = {path: report.Report(results.read(path)) for path in sorted(results.FOLDER.glob("*/full.jsonl"))}
+MACHINES = {
+    path: machine_results.MachineResults(results.read(path))
+    for path in sorted(results.FOLDER.glob("*/full.jsonl"))
+}
 
 
-def test_the_readme_and_the_docs_say_what_was_measured():
-    assert REPORTS
-    reports = list(REPORTS.values())
-    assert report.readme(reports) in report.README.read_text()
-    assert report.performance(reports) in report.PERFORMANCE.read_text()
+def test_the_readme_and_the_docs_match_the_results():
+    assert MACHINES
+    machines = list(MACHINES.values())
+    assert report.readme(machines) in report.README.read_text()
+    assert report.performance(machines) in report.PERFORMANCE.read_text()
 
 
-@pytest.mark.parametrize("path", REPORTS, ids=lambda path: path.parent.name)
-def test_the_page_says_what_was_measured(path, tmp_path):
-    found = REPORTS[path]
-    assert all(map(found.has, report.PARTS))
-    page = report.markdown(found)
+@pytest.mark.parametrize("path", MACHINES, ids=lambda path: path.parent.name)
+def test_the_page_matches_the_results(path, tmp_path):
+    measured = MACHINES[path]
+    assert all(measured.has_sections(*sections) for sections in report.PARTS.values())
+    page = report.markdown(measured)
     assert page == path.with_name("report.md").read_text()
     assert report.html(page) == path.with_name("report.html").read_text()
-    report._plots(found, tmp_path)
+    plots.save_plots(measured, tmp_path)
     assert {p.name for p in tmp_path.iterdir()} == {p.name for p in path.parent.glob("*.png")}
 
 
-@pytest.mark.parametrize("path", REPORTS, ids=lambda path: path.parent.name)
-def test_a_part_that_was_not_measured_is_left_out(path):
-    some = report.Report([r for r in REPORTS[path].rows if r["section"] in ("network", "profile")])
-    page = report.markdown(some)
+@pytest.mark.parametrize("path", MACHINES, ids=lambda path: path.parent.name)
+def test_unmeasured_parts_are_left_out(path):
+    rows = [r for r in MACHINES[path].rows if r["section"] in ("network", "profile")]
+    page = report.markdown(machine_results.MachineResults(rows))
     assert "## The network at 256x256" in page
     assert "## By density" not in page
 
 
-def test_every_sparse_row_has_its_conditions():
+def test_sparse_rows_have_their_conditions():
     paths = list(results.FOLDER.glob("*/*.jsonl"))
     assert paths
     for path in paths:
-        for found in results.read(path):
-            if "speedup" in found:
-                assert {
-                    "processor",
-                    "isa",
-                    "threads",
-                    "allocator",
-                    "torch",
-                    "date",
-                    "runs",
-                    "p20",
-                    "p80",
-                } <= set(found)
-                assert found["difference"] <= 1e-4
+        for r in results.read(path):
+            if "speedup" in r:
+                conditions = {"processor", "isa", "threads", "allocator", "torch", "date"}
+                assert conditions | {"runs", "p20", "p80"} <= set(r)
+                assert r["difference"] <= 1e-4

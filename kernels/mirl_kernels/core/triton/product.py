@@ -8,13 +8,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from mirl_kernels.core.layer_norm import EPS
 from mirl_kernels.core.triton.launches import Launch, launch
 from mirl_kernels.core.triton.row_groups import HEIGHTS, RowGroups
 from mirl_kernels.core.triton.strips import PAD, Strip
 from mirl_kernels.core.triton.tuner import Tile
 from mirl_kernels.core.triton.work import Work, counts_work_of, nbytes
 from mirl_kernels.core.triton.workspace import current_workspace
-from mirl_kernels.core.layer_norm import EPS
 
 # 128 pixels where the registers suffice, 16 where AMD's scalar registers would not suffice for 32.
 PRODUCT_TILES = (

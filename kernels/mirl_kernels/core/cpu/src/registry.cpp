@@ -36,7 +36,7 @@ struct Isa {
 #define MIRL_ENTRY_avx512(op, Args) avx512::op,
 
 const Isa isas[] = {
-    // best first
+// best first
 #ifdef MIRL_HAS_avx512
     {"avx512",
      __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
