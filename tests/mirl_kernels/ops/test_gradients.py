@@ -21,6 +21,9 @@ from mirl_kernels.ops.mdta.backward import TrainableMDTA
 pytestmark = pytest.mark.skipif(not cpu.available(), reason="the C++ kernels were not built")
 
 TOLERANCE = 1e-4  # of each gradient, relative to its largest value
+# The same where float32 itself loses digits. The largest error of 50,000 gradients of MDTA on images of up to
+# 3x3 pixels, where q and k are shortest, was 3.6e-4.
+LARGEST_TOLERANCE = 1e-3
 CASES = settings(max_examples=250)
 
 densities = st.sampled_from([0.0, 0.03, 0.1, 0.3, 0.7, 1.0])
@@ -73,7 +76,7 @@ def check(
 
     Where PyTorch itself loses more in float32 (a q of norm 1e-3 magnifies its gradient's rounding a
     thousandfold), up to four times its error is allowed. PyTorch may be lucky, so a rounding that is
-    ``magnified`` so many times is allowed as well. A hundredth is allowed at most.
+    ``magnified`` so many times is allowed as well, both up to LARGEST_TOLERANCE.
     """
     single, upstream = [a.float() for a in arguments], upstream.float()
     exact = [a.double() for a in single]
@@ -98,9 +101,8 @@ def check(
             want, theirs, parts = want * masks[i], theirs * masks[i], [part * masks[i] for part in parts]
         scale = max(1e-3, *(part.abs().max().item() for part in (want, *parts)))
         allowed = max(lost, 4 * (theirs - want).abs().max().item() / scale)
-        torch.testing.assert_close(
-            ours.double(), want, atol=max(TOLERANCE, min(allowed, 1e-2)) * scale, rtol=0
-        )
+        tolerance = max(TOLERANCE, min(allowed, LARGEST_TOLERANCE))
+        torch.testing.assert_close(ours.double(), want, atol=tolerance * scale, rtol=0)
 
 
 def arguments(g: torch.Generator, batch: int, channels: int, shape: tuple[int, int]) -> list[Tensor]:

@@ -25,8 +25,9 @@ def keep_largest(scores: Tensor, alive: Tensor, count: int) -> Tensor:
         (N,) of booleans.
 
     Example:
-        >>> keep_largest(torch.tensor([3.0, 9.0, 5.0, 5.0]), torch.tensor([True, False, True, True]),
-        2).tolist() [False, False, True, True]
+        >>> scores = torch.tensor([3.0, 9.0, 5.0, 5.0])
+        >>> keep_largest(scores, torch.tensor([True, False, True, True]), 2).tolist()
+        [False, False, True, True]
     """
     order = torch.where(alive, scores, -1.0).argsort(descending=True, stable=True)
     largest = torch.zeros_like(alive)
