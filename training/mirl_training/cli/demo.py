@@ -93,7 +93,7 @@ def _time(network: PromptIR, photo: DemoPhoto, runs: int) -> tuple[list[str], st
     from mirl_sparse.performance.bench import SPARSE, bench
     from mirl_sparse.performance.peers import EAGER, STOCK
 
-    if not cpu.available():
+    if not photo.is_timed or not cpu.available():
         return ["-"] * 4, ""
     image = torch.from_numpy(photo.degraded.transpose(2, 0, 1).copy()).float().div(255)[None]
     result = bench(network, image, runs, EAGER)

@@ -29,12 +29,14 @@ class DemoPhoto:
         description: of the degradation; "nothing" for a clean photo, which should stay as it is.
         degraded: (H, W, 3) uint8.
         clean: (H, W, 3) uint8.
+        is_timed: whether the demo times dense beside sparse on it, which takes half a minute.
     """
 
     name: str
     description: str
     degraded: Pixels
     clean: Pixels
+    is_timed: bool = True
 
 
 def demo_photos() -> Iterator[DemoPhoto]:
@@ -48,18 +50,15 @@ def demo_photos() -> Iterator[DemoPhoto]:
     motorcycle, depth = _motorcycle()
     yield _photo("hazy", "haze by measured depth", motorcycle, add_haze(motorcycle, depth, 0.4, 0.8))
     camera = np.repeat(data.camera()[..., None].astype(np.float32) / 255, 3, axis=2)
-    yield _photo(
-        "grey",
-        "grey, noise 15, JPEG 90",
-        camera,
-        add_jpeg(add_camera_noise(camera, 15, "common", 0, rng), 90),
-    )
-    yield _photo("clean", "nothing", coffee, coffee)
+    noisy_camera = add_jpeg(add_camera_noise(camera, 15, "common", 0, rng), 90)
+    yield _photo("grey", "grey, noise 15, JPEG 90", camera, noisy_camera, is_timed=False)
+    yield _photo("clean", "nothing", coffee, coffee, is_timed=False)
 
 
-def _photo(name: str, description: str, clean: Image, degraded: Image) -> DemoPhoto:
+def _photo(name: str, description: str, clean: Image, degraded: Image, is_timed: bool = True) -> DemoPhoto:
     height, width = (side // CROP * CROP for side in clean.shape[:2])
-    return DemoPhoto(name, description, *(to_levels(x[:height, :width]) for x in (degraded, clean)))
+    before, after = (to_levels(x[:height, :width]) for x in (degraded, clean))
+    return DemoPhoto(name, description, before, after, is_timed)
 
 
 def _motorcycle() -> tuple[Image, NDArray[np.floating]]:
