@@ -27,7 +27,7 @@ _Key = tuple[tuple[int, ...], int]  # an image's shape, and the stream that it i
 
 @dataclass
 class _SizeCache:
-    """What the next image of one size, on one stream, uses again: from the second image on, its graph."""
+    """Keep what the next image of one size, on one stream, uses again. The second image adds the graph."""
 
     workspace: Workspace
     room: bool = True  # whether there is memory for a graph, which has buffers of its own

@@ -54,7 +54,7 @@ def implementations(converted: nn.Module) -> dict[str, str]:
 
 
 def reason_not_fused(converted: nn.Module, name: str) -> str:
-    """What the report says of a block that runs layer by layer."""
+    """Return the report's reason why a block runs layer by layer."""
     (row,) = (x for x in converted.report.layers if x.name == name)
     assert row.implementation == "layer by layer"
     return row.reason

@@ -62,7 +62,7 @@ class Trace:
 
     @staticmethod
     def bytes(touched, tensor=None):
-        """Of distinct addresses, or of those of a tensor alone."""
+        """Count distinct addresses, or those of one tensor alone."""
         total = 0
         for item, found in touched.items():
             at = np.unique(np.concatenate(found)).astype(np.int64)

@@ -1,4 +1,4 @@
-"""How images are laid out for the kernels."""
+"""Test how images are laid out for the kernels."""
 
 import torch
 from hypothesis import given

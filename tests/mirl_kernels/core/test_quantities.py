@@ -1,4 +1,4 @@
-"""What the cost model counts."""
+"""Test the quantities that the cost model counts."""
 
 import json
 from collections import Counter

@@ -42,7 +42,7 @@ def test_activations_pass_on_infinity_and_nan():
 
 
 def test_slices_of_channels_are_written_and_nothing_beside_them():
-    """As the engine concatenates: ops read and write channels of wider buffers."""
+    """Ops read and write some channels of wider buffers: this is how the engine concatenates."""
     x, out = cpu.empty(2, 9, 6, 11).normal_(), cpu.empty(2, 8, 6, 11).fill_(7.0)
     weight = torch.randn(3, 4, 1, 1)
     PackedPointwise(weight).bind(x[:, 2:6], out[:, 1:4])()

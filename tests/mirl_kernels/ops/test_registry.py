@@ -1,4 +1,4 @@
-"""What every op of the registry does: a new op is tested by its entry."""
+"""Test every op by its entry in the registry; a new op needs no test of its own here."""
 
 from pathlib import Path
 

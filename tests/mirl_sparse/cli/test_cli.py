@@ -22,7 +22,7 @@ def mirl(*arguments, cwd) -> subprocess.CompletedProcess[str]:
 
 
 def imported_after(code: str, modules: tuple[str, ...], cwd) -> set[str]:
-    """Which of these modules are loaded in a process that ran the code."""
+    """Return which of these modules are loaded in a process that ran the code."""
     script = f"import sys\n{code}\nprint(*(m for m in {modules!r} if m in sys.modules), file=sys.stderr)"
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, cwd=cwd, timeout=300

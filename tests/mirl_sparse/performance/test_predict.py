@@ -59,7 +59,7 @@ def full():
 
 
 def faults_of(architecture: str, precision: str, found: list[Launch]) -> list[str]:
-    """What is wrong with the launches as they are compiled."""
+    """Return the faults of the launches as they are compiled."""
     compile_ahead(architecture, found)
     faults = []
     for launch in found:

@@ -60,7 +60,7 @@ def test_blocks_of_nafnet_are_fused_wherever_they_occur(bias):
 
 def test_blocks_of_nafnet_that_average_over_windows_are_not_fused():
     class Window(nn.Module):
-        """Of an image as small as this, the mean."""
+        """Average over windows; in so small an image, over all of it."""
 
         def forward(self, x: Tensor) -> Tensor:
             return x.mean((2, 3), keepdim=True)
@@ -113,7 +113,7 @@ def test_a_prompt_block_of_another_kind_is_not_fused(network, change, reason):
 
 
 def test_a_block_with_another_epsilon_is_converted_layer_by_layer():
-    """As large as noise is, nothing tells the two apart."""
+    """With inputs as large as noise, results alone would not show another epsilon."""
     for epsilon in (1e-6, 1e-3):
         dense = pruned(Block(epsilon=epsilon), 0.5)
         converted = sparsify(dense, rand(1, 8, 9, 9))

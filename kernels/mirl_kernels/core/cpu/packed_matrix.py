@@ -237,7 +237,7 @@ class PackedMatrix:
 
 
 class _Part(NamedTuple):
-    """What becomes a chunk: a matrix, the row that it begins at, and a bias."""
+    """Hold what one chunk is packed from: a matrix, the row that it begins at, and a bias."""
 
     first_row: int
     matrix: Tensor
