@@ -144,23 +144,25 @@ def _epsilon_refusal(m: nn.Module, norm: str) -> str | None:
     return None if epsilon in (None, EPS) else f"{norm} adds {epsilon} to the variance; expected {EPS}"
 
 
+def _half_refusal(
+    m: nn.Module, norm: str, convs: tuple[str, str, str], channels: int, widths: tuple[int, int]
+) -> str | None:
+    """Return why a norm, a 1x1 to ``widths[0]``, a depthwise 3x3 and a 1x1 from ``widths[1]`` are no half."""
+    rows, columns = widths
+    expected = (
+        _Expected(f"{norm}.weight", (channels,)),
+        _Expected(f"{norm}.bias", (channels,), optional=True),
+        *_conv(convs[0], rows, channels),
+        *_conv(convs[1], rows, 1, 3),
+        *_conv(convs[2], channels, columns),
+    )
+    return _epsilon_refusal(m, norm) or _unexpected(m, expected) or _geometry(m, convs[1:2])
+
+
 def _mdta(m: nn.Module) -> MDTAWeights | Refusal:
     norm, convs = _norm(m, "norm1"), ("attn.qkv", "attn.qkv_dwconv", "attn.project_out")
     c, temperature = _size(m, f"{norm}.weight", 0), _get(m, "attn.temperature")
-    if (
-        reason := _epsilon_refusal(m, norm)
-        or _unexpected(
-            m,
-            (
-                _Expected(f"{norm}.weight", (c,)),
-                _Expected(f"{norm}.bias", (c,), optional=True),
-                *_conv(convs[0], 3 * c, c),
-                *_conv(convs[1], 3 * c, 1, 3),
-                *_conv(convs[2], c, c),
-            ),
-        )
-        or _geometry(m, convs[1:2])
-    ):
+    if reason := _half_refusal(m, norm, convs, c, (3 * c, c)):
         return Refusal(reason)
     if not isinstance(temperature, Tensor):
         return Refusal("it has no attn.temperature")
@@ -178,20 +180,7 @@ def _mdta(m: nn.Module) -> MDTAWeights | Refusal:
 def _gdfn(m: nn.Module, c: int) -> GDFNWeights | Refusal:
     norm, convs = _norm(m, "norm2"), ("ffn.project_in", "ffn.dwconv", "ffn.project_out")
     h = _size(m, f"{convs[2]}.weight", 1)
-    if (
-        reason := _epsilon_refusal(m, norm)
-        or _unexpected(
-            m,
-            (
-                _Expected(f"{norm}.weight", (c,)),
-                _Expected(f"{norm}.bias", (c,), optional=True),
-                *_conv(convs[0], 2 * h, c),
-                *_conv(convs[1], 2 * h, 1, 3),
-                *_conv(convs[2], c, h),
-            ),
-        )
-        or _geometry(m, convs[1:2])
-    ):
+    if reason := _half_refusal(m, norm, convs, c, (2 * h, h)):
         return Refusal(reason)
     project_in, dwconv, project_out = (_get(m, f"{name}.weight") for name in convs)
     affine = _get(m, f"{norm}.weight"), _get(m, f"{norm}.bias")

@@ -10,6 +10,8 @@ pytest.importorskip("triton")
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("triton interprets in this process", allow_module_level=True)
 
+from configs import TINY
+
 from mirl_kernels.core.triton import Launch, Tile, Work, Workspace, count_work, recording
 from mirl_kernels.core.triton.model import GPUS, LAUNCH, moved
 from mirl_kernels.core.triton.model import predict as predict_launch
@@ -27,16 +29,6 @@ from mirl_sparse.performance.dense_operators import (
 from mirl_sparse.performance.predict import evicted_bytes, predict
 from mirl_sparse.runtime.triton_network import PRECISIONS, PackedNetwork, launches
 
-TINY = PromptIRConfig(
-    dim=8,
-    num_blocks=(1, 1, 1, 1),
-    num_refinement_blocks=1,
-    heads=(1, 1, 1, 1),
-    prompt_dims=(4, 4, 4),
-    prompt_sizes=(4, 4, 4),
-    prompt_count=1,
-    unused_layers=False,
-)
 # The architectures and precisions that are compiled each time; the others are slow.
 QUICK = (("sm_90", "float16"), ("gfx942", "float16"))
 

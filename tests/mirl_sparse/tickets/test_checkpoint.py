@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from configs import SMALL
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -27,15 +28,6 @@ from mirl_sparse.tickets import checkpoint
 from mirl_sparse.tickets.checkpoint import Checkpoint, CheckpointError, read_checkpoint
 
 State = dict[str, Tensor]
-SMALL = PromptIRConfig(
-    dim=4,
-    num_blocks=(1, 2, 1, 1),
-    num_refinement_blocks=1,
-    heads=(1, 2, 4, 4),
-    prompt_dims=(4, 8, 20),
-    prompt_sizes=(4, 3, 2),
-    prompt_count=3,
-)
 QKV = "encoder_level2.1.attn.qkv.weight"
 PROJECT_IN = "latent.0.ffn.project_in.weight"
 
@@ -313,7 +305,10 @@ def test_stated_expansion_wins_over_the_shortest(state: State, tmp_path: Path) -
     ("text", "part"),
     [
         (json.dumps(replace(SMALL, dim=8).to_dict()), "says dim 8, its tensors 4"),
-        (json.dumps(replace(SMALL, ffn_expansion=2.0).to_dict()), "says ffn_expansion 2.0, its tensors 2.66"),
+        (
+            json.dumps(replace(SMALL, ffn_expansion=2.0).to_dict()),
+            "says ffn_expansion 2.0, its tensors 2.66",
+        ),
         (json.dumps(SMALL.to_dict() | {"num_blocks": [1, 1, 1, 1]}), "says num_blocks (1, 1, 1, 1)"),
         (json.dumps(SMALL.to_dict() | {"num_blocks": [10**9] * 4}), "says num_blocks"),
         (json.dumps(SMALL.to_dict() | {"ffn_expansion": math.nan}), "no PromptIR's"),

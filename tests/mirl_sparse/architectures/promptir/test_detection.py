@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from configs import SMALL
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -19,16 +20,6 @@ from mirl_sparse.architectures.promptir import (
     infer_config,
 )
 from mirl_sparse.architectures.promptir.detection import check_shapes
-
-SMALL = PromptIRConfig(
-    dim=4,
-    num_blocks=(1, 2, 1, 1),
-    num_refinement_blocks=1,
-    heads=(1, 2, 4, 4),
-    prompt_dims=(4, 8, 20),
-    prompt_sizes=(4, 3, 2),
-    prompt_count=3,
-)
 
 
 def shapes_of(config: PromptIRConfig) -> dict[str, Tensor]:
