@@ -23,7 +23,7 @@ from mirl_sparse.tickets import (
 TOLERANCE = 1e-4  # of the sparse result against the masked dense network, values in [0, 1]
 
 
-def convert(source: Path, target: Path) -> Report:
+def convert(source: str | Path, target: str | Path) -> Report:
     """Write the ticket of a checkpoint.
 
     What the packed ticket restores is compared with the masked dense network first.
@@ -39,6 +39,7 @@ def convert(source: Path, target: Path) -> Report:
         UserError: The checkpoint cannot be read, the ticket cannot be written, or the two results differ by
             more than `TOLERANCE`; nothing is written then.
     """
+    source, target = Path(source), Path(target)
     dense = load_network(source)
     if target.exists() and target.samefile(source):
         raise UserError(f"{target}: is the checkpoint itself; give another -o")

@@ -422,6 +422,7 @@ def test_a_run_that_is_out_of_time_stops_after_a_step_and_goes_on_with_the_same_
             assert load_network(tmp_path / "pieces/latest.safetensors").config == config.network
     assert stops == [f"round {index}, step {step} of 4" for index in (0, 1) for step in (1, 2, 3)]
     assert same(load_file(whole / "weights.safetensors"), load_file(pieces / "weights.safetensors"))
+    assert not (tmp_path / "pieces/latest.safetensors").exists()
 
 
 def test_a_round_goes_on_by_another_engine_with_a_warning(photos, tmp_path):

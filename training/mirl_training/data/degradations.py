@@ -27,7 +27,7 @@ def quantise(image: Image) -> Image:
 
 def add_noise(image: Image, sigma: float, rng: np.random.Generator) -> Image:
     """Add white Gaussian noise of standard deviation ``sigma`` (in 1/255), clipped to 8 bits."""
-    return quantise(image + rng.standard_normal(image.shape, np.float32) * np.float32(sigma / 255))
+    return add_camera_noise(image, sigma, "white", 0, rng)
 
 
 def noise_common(shape: tuple[int, ...], rng: np.random.Generator) -> Image:

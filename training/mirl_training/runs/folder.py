@@ -164,4 +164,5 @@ class RunFolder:
         write_whole(part / "mask.safetensors", save({k: v.contiguous() for k, v in mask.alive.items()}))
         write_whole(part / "metrics.json", json.dumps(metrics, indent=1).encode() + b"\n")
         part.rename(final)
-        self.state.unlink(missing_ok=True)
+        for unfinished in (self.state, self.latest):
+            unfinished.unlink(missing_ok=True)
