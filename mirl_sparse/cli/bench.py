@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Protocol, TypeVar
 import typer
 
 from mirl_sparse.choices import BackendName, Precision
-from mirl_sparse.cli.printing import check_side, show
+from mirl_sparse.cli.printing import show
 from mirl_sparse.defaults import TICKET
 from mirl_sparse.errors import UserError
 
@@ -29,7 +29,7 @@ def bench(
     ticket: Annotated[
         str, typer.Argument(help="A ticket, a checkpoint, or the name of a shipped ticket.")
     ] = TICKET,
-    size: Annotated[int, typer.Option(help="Side of the square image, a multiple of 8.", min=8)] = 256,
+    size: Annotated[int, typer.Option(help="Side of the square image, a multiple of 8 or 16.", min=8)] = 256,
     runs: Annotated[int, typer.Option(help="Timed runs of each contender, interleaved.", min=1)] = 7,
     compile: Annotated[
         bool, typer.Option(help="Include torch.compile, which takes minutes to compile.")
@@ -52,11 +52,11 @@ def bench(
 
     from mirl_sparse.tickets import find_ticket, load_network
 
-    check_side(size)
     if backend not in (BackendName.CPU, BackendName.TRITON) or (profile and backend == BackendName.TRITON):
         raise UserError(f"--backend is {backend!r}; expected cpu or, without --profile, triton")
     file = find_ticket(ticket)
     network = load_network(file)
+    network.config.check_side(size)
     image = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0))
     if profile:
         from mirl_sparse.performance.profile import profile as measure

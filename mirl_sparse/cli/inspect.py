@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mirl_sparse.cli.printing import check_side, print_report, show
+from mirl_sparse.cli.printing import print_report, show
 
 if TYPE_CHECKING:
     from mirl_sparse.architectures.promptir import PromptIR
@@ -28,14 +28,14 @@ def inspect(
         ),
     ] = False,
     size: Annotated[
-        int, typer.Option(help="Side of the square image that predictions are about, a multiple of 8.", min=8)
+        int, typer.Option(help="Side of the square image that predictions are about, a multiple of 8 or 16.", min=8)
     ] = 256,
 ) -> None:
     """Print what a checkpoint or ticket holds, layer by layer."""
-    check_side(size)
     from mirl_sparse.tickets import describe, find_ticket, load_network
 
     network = load_network(find_ticket(file))
+    network.config.check_side(size)
     print_report(describe(network))
     if cost:
         _print_cost(network, size)

@@ -63,11 +63,3 @@ def parse_bytes(size: str | None) -> int | None:
     if not 1 <= bytes < 2**63:
         raise UserError(f"--max-memory is {size!r}; expected a size such as 4G or 500M")
     return int(bytes)
-
-
-def check_side(size: int) -> None:
-    """Raise UserError unless the network can take images of this side."""
-    from mirl_sparse.architectures.promptir.config import MULTIPLE
-
-    if size % MULTIPLE:
-        raise UserError(f"--size is {size}; expected a multiple of {MULTIPLE}")

@@ -8,20 +8,18 @@ from typing import Annotated
 import typer
 
 from mirl_sparse.choices import Precision
-from mirl_sparse.cli.printing import check_side
 from mirl_sparse.errors import UserError
 
 
 def tune(
     ticket: Annotated[str, typer.Argument(help="A ticket, or the name of a shipped one.")],
     size: Annotated[
-        int, typer.Option(help="Side of the square image to be fast on, a multiple of 8.", min=8)
+        int, typer.Option(help="Side of the square image to be fast on, a multiple of 8 or 16.", min=8)
     ] = 256,
     seconds: Annotated[float, typer.Option(help="How long to try other tiles.", min=0)] = 300,
     precision: Annotated[str, typer.Option(help=f"One of {Precision.names()}.")] = Precision.FLOAT16.value,
 ) -> None:
     """Find what a ticket runs fastest by on this GPU, and keep it beside the ticket; it runs without, too."""
-    check_side(size)
     if precision not in list(Precision):
         raise UserError(f"--precision is {precision!r}; expected {Precision.names()}")
     from mirl_sparse.tickets import find_ticket

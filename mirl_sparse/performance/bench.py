@@ -45,7 +45,7 @@ def bench(
 
     Args:
         network: A ticket's network.
-        image: (B, 3, H, W) float32 on the CPU, H and W multiples of 8.
+        image: (B, 3, H, W) float32 on the CPU, H and W as the network takes them.
         runs: Number of rounds.
         dense: Names of `peers.DENSE`.
 

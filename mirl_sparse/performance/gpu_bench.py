@@ -115,7 +115,7 @@ def bench_on_gpu(
 
     Args:
         network: A ticket's network.
-        image: (B, 3, H, W) float32, H and W multiples of 8.
+        image: (B, 3, H, W) float32, H and W as the network takes them.
         runs: Number of rounds.
         compile: Whether to include torch.compile.
         tuning: What the sparse network runs fastest by on this GPU, if that was searched for.

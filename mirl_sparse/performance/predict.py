@@ -88,7 +88,7 @@ def predict(
 
     Args:
         network: A ticket's network.
-        shape: (batch, height, width) of the image, sides multiples of 8.
+        shape: (batch, height, width) of the image, sides as the network takes them.
         precision: Precision of activations: "float16", "bfloat16" or "float32".
         gpus: Names of `mirl_kernels.core.triton.model.GPUS`; by default all of them.
         progress: Is called with the name of each GPU before its turn.

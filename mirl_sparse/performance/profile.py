@@ -94,7 +94,7 @@ def profile(network: PromptIR, image: Tensor, runs: int = 7) -> Profile:
 
     Args:
         network: A ticket's network.
-        image: (B, 3, H, W) float32 on the CPU, H and W multiples of 8.
+        image: (B, 3, H, W) float32 on the CPU, H and W as the network takes them.
         runs: Number of runs that medians are taken of.
     """
     machine, engine = measure(), CpuEngine(network)

@@ -19,21 +19,24 @@ def tune(ticket: Path, side: int = 256, budget: float = 300, precision: str = "f
 
     Args:
         ticket: The ticket file.
-        side: Side of the square image to be fast on, a multiple of 8.
+        side: Side of the square image to be fast on, a multiple of the network's ``config.multiple``.
         budget: Seconds that the search takes, about.
         precision: Precision of activations: "float16", "bfloat16" or "float32".
 
     Raises:
+        ConfigError: The network takes no image of this side.
         BackendError: There is no GPU.
         UserError: The folder of the tuning may not be written to; this is known before the search.
     """
+    network = read_ticket(ticket)[0]
+    network.config.check_side(side)
     check_gpu()
     _check_writable(tuning_path(ticket))
     try:
         tunings = read_tunings(ticket)
     except UserError:  # damaged: it is written anew
         tunings = {}
-    network = read_ticket(ticket)[0].to(device())
+    network = network.to(device())
     tuning = TritonEngine(network, precision).tune(torch.rand(1, 3, side, side, device=device()), budget)
     write_tunings(ticket, tunings | {tuning_key(precision): tuning})
     return tuning

@@ -19,7 +19,6 @@ from mirl_kernels.ops.gdfn import PackedGDFN
 from mirl_kernels.ops.mdta import PackedMDTA
 from mirl_kernels.ops.pointwise import PackedPointwise
 from mirl_kernels.ops.prompt import PackedPrompt
-from mirl_sparse.architectures.promptir.config import MULTIPLE
 from mirl_sparse.architectures.promptir.network import PromptIR
 from mirl_sparse.runtime.arena import allocate_arena
 from mirl_sparse.runtime.plan import InputSize, MemoryPlan, level_of, plan_memory
@@ -104,6 +103,9 @@ class CpuEngine:
     Args:
         network: Its weights are packed at once; later changes of them do not count.
 
+    Attributes:
+        multiple: What the sides of images are multiples of.
+
     Raises:
         BackendError: If the weights are not on the CPU, or the kernels were not built.
     """
@@ -113,6 +115,7 @@ class CpuEngine:
             raise BackendError(
                 f'weights are on {device}; expected the CPU: move them, or use backend="reference"'
             )
+        self.multiple = network.config.multiple
         self._plans: OrderedDict[InputSize, _BoundPlan] = OrderedDict()
         self._lock = threading.Lock()  # of the plans
         with torch.no_grad():
@@ -122,13 +125,13 @@ class CpuEngine:
         """Restore an image.
 
         Args:
-            image: (B, 3, H, W) float32 on the CPU, H and W multiples of 8.
+            image: (B, 3, H, W) float32 on the CPU, H and W as `multiple` says.
 
         Returns:
             A new tensor of the same shape.
 
         Raises:
-            ValueError: If H or W is not a multiple of 8.
+            ValueError: If H or W is not such a multiple.
             BackendError: If the image is of another dtype, or on another device.
             MemoryError: If there is not enough memory for the buffers.
         """
@@ -180,8 +183,8 @@ class CpuEngine:
     def _run(self, image: Tensor, run: Callable[[_Call, Tensor, Tensor], None]) -> Tensor:
         """Make each step's call through ``run(call, image, result)``; return the result."""
         size = _size(image)
-        if size.height % MULTIPLE or size.width % MULTIPLE:
-            raise ValueError(f"input is {size.height}x{size.width}; expected multiples of {MULTIPLE}")
+        if size.height % self.multiple or size.width % self.multiple:
+            raise ValueError(f"input is {size.height}x{size.width}; expected multiples of {self.multiple}")
         plan = self._take_plan(size)
         result = torch.empty_like(image)
         for call in plan.calls:

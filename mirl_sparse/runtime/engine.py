@@ -11,8 +11,13 @@ from torch import Tensor
 class Engine(Protocol):
     """Run one network on one backend.
 
-    Images have shape (B, 3, H, W), float32, with H and W multiples of 8. Several threads may call one engine.
+    Images have shape (B, 3, H, W), float32. Several threads may call one engine.
+
+    Attributes:
+        multiple: What H and W are multiples of.
     """
+
+    multiple: int
 
     def __call__(self, image: Tensor) -> Tensor:
         """Restore an image; return a new tensor of its shape."""

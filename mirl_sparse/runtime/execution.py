@@ -7,7 +7,6 @@ import warnings
 import torch
 from torch import Tensor
 
-from mirl_sparse.architectures.promptir.config import MULTIPLE
 from mirl_sparse.runtime.engine import Engine
 from mirl_sparse.runtime.memory import available_on
 from mirl_sparse.runtime.padding import pad_to_multiple
@@ -26,7 +25,7 @@ def restore_image(engine: Engine, image: Tensor, max_memory: int | None) -> Tens
     """Restore an image as a whole, or in tiles, with a warning, if its buffers would take too much memory.
 
     Args:
-        engine: Restores images whose sides are multiples of 8.
+        engine: Restores images whose sides are multiples of its ``multiple``.
         image: (B, 3, H, W) float32, H and W from 1 up.
         max_memory: How much memory may be used, in bytes; by default nine tenths of what the image's device
             has left.
@@ -39,7 +38,7 @@ def restore_image(engine: Engine, image: Tensor, max_memory: int | None) -> Tens
     """
     height, width = image.shape[2:]
     with torch.no_grad():
-        padded = pad_to_multiple(image, MULTIPLE)
+        padded = pad_to_multiple(image, engine.multiple)
         return _within_memory(engine, padded, max_memory)[:, :, :height, :width]
 
 
@@ -51,7 +50,7 @@ def _allowed_bytes(device: torch.device, max_memory: int | None) -> int | None:
 
 
 def _within_memory(engine: Engine, image: Tensor, max_memory: int | None) -> Tensor:
-    """Restore an image whose sides are multiples of 8: as a whole, batch by halves, or in tiles."""
+    """Restore an image whose sides the engine takes: as a whole, batch by halves, or in tiles."""
     if engine.has_plan(image):
         return engine(image)
     batch, _, height, width = image.shape
@@ -68,7 +67,7 @@ def _within_memory(engine: Engine, image: Tensor, max_memory: int | None) -> Ten
         allowed = _allowed_bytes(image.device, max_memory) or allowed
     if batch > 1 and needs(height, width) > allowed:
         return torch.cat([_within_memory(engine, half, max_memory) for half in image.chunk(2)])
-    tile = tile_size(height, width, allowed, needs)
+    tile = tile_size(height, width, engine.multiple, allowed, needs)
     if tile == (height, width):
         return engine(image)
     warnings.warn(
@@ -78,4 +77,4 @@ def _within_memory(engine: Engine, image: Tensor, max_memory: int | None) -> Ten
         " haze",
         stacklevel=5,
     )
-    return restore_by_tiles(image, tile, engine)
+    return restore_by_tiles(image, tile, engine.multiple, engine)

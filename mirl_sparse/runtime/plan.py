@@ -50,7 +50,7 @@ def place(lifetimes: Sequence[Lifetime]) -> tuple[list[int], int]:
 
 @dataclass(frozen=True)
 class InputSize:
-    """Describe the size of an input (batch, 3, height, width); its sides are multiples of 8."""
+    """Describe the size of an input (batch, 3, height, width); its sides are as the network takes them."""
 
     batch: int
     height: int

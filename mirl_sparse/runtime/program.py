@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from mirl_sparse.architectures.promptir.network import PromptBlock, PromptIR, TransformerBlock
+from mirl_sparse.architectures.promptir.network import PatchEmbed, PromptBlock, PromptIR, TransformerBlock
 from mirl_sparse.architectures.promptir.topology import DecoderLevel, Stage, UNet, layers_of, unet
 
 
@@ -16,7 +16,7 @@ class Kernels(NamedTuple):
     """Name what packs each kind of layer.
 
     Attributes:
-        conv: Called as ``conv(weight, shuffle=1)``.
+        conv: Called as ``conv(weight, stride=(1, 1), padding=None, shuffle=1)``.
         pointwise: Called as ``pointwise(weight)``.
         prompt: Called as ``prompt(linear_weight, linear_bias, prompt_param, conv3x3)``.
         block: Called as ``block(mdta, gdfn)``, by the arguments of both references behind x.
@@ -90,24 +90,32 @@ class Program:
         joined = [Buffer(up + stage.outputs, stage.level) for up, stage in zip(ups, encoded, strict=True)]
         skips = [buffer.slice(up) for buffer, up in zip(joined, ups, strict=True)]
         x = self._encode(net, skips)
-        for decoder, lower in zip(net.decoder, [*net.decoder[1:], None], strict=True):
+        below = [*net.decoder[1:], None]
+        for decoder, lower, target in zip(net.decoder, below, reversed(joined), strict=True):
             x = self._mix_prompt(decoder, x)
             up = decoder.up
-            target = joined[up.level - 1]
             self._conv(up, x, target.slice(0, up.outputs // 4), shuffle=2)
             x = target.slice()
             if decoder.reduce_skip is not None and lower is not None:
                 x = self._pointwise(decoder.reduce_skip, x, _before_prompt(lower))
             x = self._blocks(decoder.blocks, x)
-        self._conv(net.output, self._blocks(net.refinement, x), None)
+        self._conv(net.output, self._blocks(net.refinement, x), None, shuffle=network.config.unshuffle)
 
     def _encode(self, net: UNet, skips: list[Slice]) -> Slice:
         """Add the steps down to the lowest resolution; each encoder's result goes to its skip."""
-        self._conv(net.embed, None, x := skips[0])
+        x = self._embed(net.embed, skips[0])
         for encoder, target in zip(net.encoder, [*skips[1:], _before_prompt(net.decoder[0])], strict=True):
             self._conv(encoder.down, self._blocks(encoder.blocks, x), target, shuffle=-2)
             x = target
         return self._blocks(net.latent, x)
+
+    def _embed(self, stage: Stage, y: Slice) -> Slice:
+        module = self._network.get_submodule(stage.name)
+        assert isinstance(module, PatchEmbed)
+        u = module.unshuffle
+        conv = self._kernels.conv(module.strided_weight, stride=(u, u), padding=(u, u, u, u))
+        self.steps.append(Step(stage.name, conv, None, y))
+        return y
 
     def _mix_prompt(self, decoder: DecoderLevel, x: Slice) -> Slice:
         """Add the steps that put a prompt behind the features and mix the two."""
@@ -130,7 +138,7 @@ class Program:
         self.steps.append(Step(stage.name, self._kernels.pointwise(self._weight(stage)), x, y))
         return y
 
-    def _conv(self, stage: Stage, x: Slice | None, y: Slice | None, shuffle: int = 1) -> None:
+    def _conv(self, stage: Stage, x: Slice, y: Slice | None, shuffle: int) -> None:
         self.steps.append(Step(stage.name, self._kernels.conv(self._weight(stage), shuffle=shuffle), x, y))
 
     def _weight(self, stage: Stage) -> Tensor:

@@ -14,6 +14,7 @@ class ReferenceEngine:
 
     def __init__(self, network: PromptIR) -> None:
         self._network = network
+        self.multiple = network.config.multiple
 
     def __call__(self, image: Tensor) -> Tensor:
         """Restore an image (B, 3, H, W); return a new tensor of its shape."""
@@ -26,7 +27,8 @@ class ReferenceEngine:
 
     def required_bytes(self, batch: int, height: int, width: int) -> int:
         """Return about how much memory, in bytes, PyTorch holds at its peak for (batch, 3, height, width)."""
-        return _BYTES_PER_PIXEL * self._network.config.dim // 48 * batch * height * width
+        config = self._network.config
+        return _BYTES_PER_PIXEL * config.dim // 48 // config.unshuffle**2 * batch * height * width
 
     @property
     def cached_bytes(self) -> int:

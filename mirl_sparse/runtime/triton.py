@@ -14,7 +14,6 @@ from torch import Tensor
 
 from mirl_kernels.core.triton import MAX_HIDDEN_BYTES, Tile, Tuner, Workspace
 from mirl_kernels.errors import BackendError
-from mirl_sparse.architectures.promptir.config import MULTIPLE
 from mirl_sparse.architectures.promptir.network import PromptIR
 from mirl_sparse.runtime.gpu import capturing, check_gpu, interpreting, seconds
 from mirl_sparse.runtime.triton_network import HIDDEN_RATIO, PRECISIONS, PackedNetwork, workspace
@@ -50,6 +49,9 @@ class TritonEngine:
         precision: That of the activations: "float16", "bfloat16" or "float32".
         tuning: The tiles and the dense steps to use.
 
+    Attributes:
+        multiple: What the sides of images are multiples of.
+
     Raises:
         BackendError: If there is no suitable GPU, Triton is not installed, or the weights are not on a GPU.
     """
@@ -62,7 +64,8 @@ class TritonEngine:
                 f'backend "triton" runs on GPUs, the weights are on {self.device}:'
                 ' move the module to one (.to("cuda"))'
             )
-        self._dtype, self._width = PRECISIONS[precision], network.config.dim
+        self.multiple, unshuffle = network.config.multiple, network.config.unshuffle
+        self._dtype, self._width = PRECISIONS[precision], network.config.dim / unshuffle**2
         self._program = PackedNetwork(network, self._dtype)
         self._sizes: OrderedDict[_Key, _SizeCache] = OrderedDict()
         self._tiles: Mapping[str, Tile] = tuning.tiles if tuning else {}
@@ -77,7 +80,7 @@ class TritonEngine:
 
         It counts the features, the widest hidden channels of each level, and what a dense step makes of them.
         """
-        features = batch * height * width * self._width * self._dtype.itemsize
+        features = int(batch * height * width * self._width) * self._dtype.itemsize
         hidden = [min(2 * HIDDEN_RATIO * features >> level, MAX_HIDDEN_BYTES) for level in range(4)]
         return 4 * features + sum(hidden) + min(3 * hidden[0], MAX_HIDDEN_BYTES)
 
@@ -109,7 +112,7 @@ class TritonEngine:
         """Restore an image.
 
         Args:
-            image: (B, 3, H, W) float32 on the engine's device, H and W multiples of 8.
+            image: (B, 3, H, W) float32 on the engine's device, H and W as `multiple` says.
 
         Returns:
             A new tensor of the same shape.
@@ -119,8 +122,10 @@ class TritonEngine:
         """
         if image.device != self.device or image.dtype != torch.float32:
             raise ValueError(f"image is {image.dtype} on {image.device}; expected float32 on {self.device}")
-        if image.shape[2] % MULTIPLE or image.shape[3] % MULTIPLE:
-            raise ValueError(f"input is {image.shape[2]}x{image.shape[3]}; expected multiples of {MULTIPLE}")
+        if image.shape[2] % self.multiple or image.shape[3] % self.multiple:
+            raise ValueError(
+                f"input is {image.shape[2]}x{image.shape[3]}; expected multiples of {self.multiple}"
+            )
         if self.device.type != "cuda":
             with self._workspace().activate():
                 return self._program(image.contiguous(), self._dense or ())
@@ -136,7 +141,7 @@ class TritonEngine:
         as the budget lasts, then each step against dense operators.
 
         Args:
-            image: (B, 3, H, W) float32 on the engine's device, H and W multiples of 8.
+            image: (B, 3, H, W) float32 on the engine's device, H and W as `multiple` says.
             budget: The time for the tiles, in seconds.
         """
         tuner = Tuner(seconds, time.monotonic() + budget)

@@ -37,7 +37,7 @@ class _DenseOp(nn.Module):
         function: Callable[..., Tensor],
         weights: Sequence[Tensor | None],
         dtype: torch.dtype,
-        **constants: int,
+        **constants: Any,
     ) -> None:
         super().__init__()
         self.function, self.dtype = partial(function, **constants), dtype
@@ -78,7 +78,7 @@ def _sparse_kernels(dtype: torch.dtype) -> Kernels:
 
 def _dense_kernels(dtype: torch.dtype) -> Kernels:
     return Kernels(
-        lambda weight, shuffle=1: _DenseOp(conv, [weight], dtype, shuffle=shuffle),
+        lambda weight, **how: _DenseOp(conv, [weight], dtype, **how),
         lambda weight: _DenseOp(pointwise, [weight], dtype),
         lambda *weights: _DenseOp(prompt, weights, dtype),
         lambda attention, feed_forward: _Block(
@@ -121,7 +121,7 @@ class PackedNetwork:
         """Restore an image.
 
         Args:
-            image: (B, 3, H, W) float32, H and W multiples of 8.
+            image: (B, 3, H, W) float32, H and W multiples of the network's ``config.multiple``.
             dense: The names of the steps that dense operators do, unless `dense_fits` excludes them.
 
         Returns:
@@ -142,7 +142,7 @@ class PackedNetwork:
         """Time each step sparse and dense; return the names of those that dense operators do faster.
 
         Args:
-            image: (B, 3, H, W) float32, H and W multiples of 8.
+            image: (B, 3, H, W) float32, H and W multiples of the network's ``config.multiple``.
             seconds: Returns the time of a call. It must make the call at least once, for the step's output.
         """
         faster = set()
@@ -217,7 +217,7 @@ def launches(
 
     Args:
         packed: The network.
-        shape: (batch, height, width) of the image, the sides multiples of 8.
+        shape: (batch, height, width) of the image, whose sides the network takes.
         workspace: Describes the GPU; by default `Workspace()`.
     """
     image = torch.empty(shape[0], 3, *shape[1:], device="meta")

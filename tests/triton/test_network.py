@@ -28,6 +28,14 @@ def test_the_restored_image_is_that_of_the_reference(network, precision, toleran
     assert float((restored - want).abs().max()) <= tolerance * float((want - x).abs().max())
 
 
+def test_a_network_of_half_resolution_runs_on_the_kernels(device):
+    network = PromptIR(replace(CONFIG, unshuffle=2))
+    x = torch.rand(1, 3, 16, 32)
+    want = SparseRestorer(network, "reference")(x)
+    restorer = SparseRestorer(network.to(device), "triton", precision="float32")
+    torch.testing.assert_close(restorer(x.to(device)).cpu(), want, rtol=0, atol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("share", "dtype", "tolerance"), [(1, torch.float32, 1e-4), (2, torch.float16, 2e-2)]
 )

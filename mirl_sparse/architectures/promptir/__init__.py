@@ -1,6 +1,6 @@
 """Define PromptIR: its config, its network, its stages, and how a checkpoint of it is recognised."""
 
-from mirl_sparse.architectures.promptir.config import MULTIPLE, ConfigError, PromptIRConfig
+from mirl_sparse.architectures.promptir.config import ConfigError, PromptIRConfig
 from mirl_sparse.architectures.promptir.detection import DetectionError, infer_config
 from mirl_sparse.architectures.promptir.network import PromptBlock, PromptIR, TransformerBlock
 from mirl_sparse.architectures.promptir.topology import (
@@ -15,7 +15,6 @@ from mirl_sparse.architectures.promptir.topology import (
 )
 
 __all__ = [
-    "MULTIPLE",
     "ConfigError",
     "DetectionError",
     "Kind",

@@ -8,7 +8,7 @@ from typing import Any
 from mirl_sparse.architectures.promptir.topology import stages
 from mirl_sparse.errors import UserError
 
-MULTIPLE = 8  # three halvings: height and width must divide by this
+_HALVINGS = 3
 
 
 class ConfigError(UserError):
@@ -29,6 +29,9 @@ class PromptIRConfig:
         prompt_sizes: Height and width of the prompts there.
         prompt_count: Number of prompts that are mixed.
         unused_layers: Keep the six layers that the published code stores and never calls.
+        unshuffle: 1, or 2: 2x2 pixels become channels before the first convolution (pixel unshuffle) and
+            pixels again behind the last one. So all else runs at half the resolution, as in FFDNet (Zhang et
+            al., TIP 2018).
 
     Raises:
         ConfigError: No network has these widths and depths.
@@ -43,6 +46,7 @@ class PromptIRConfig:
     prompt_sizes: tuple[int, int, int] = (64, 32, 16)
     prompt_count: int = 5
     unused_layers: bool = True
+    unshuffle: int = 1
 
     def __post_init__(self) -> None:
         for name, length in (("num_blocks", 4), ("heads", 4), ("prompt_dims", 3), ("prompt_sizes", 3)):
@@ -56,6 +60,8 @@ class PromptIRConfig:
                 f"ffn_expansion is {self.ffn_expansion!r}; expected a number that leaves"
                 f" at least one hidden channel of dim {self.dim}"
             )
+        if self.unshuffle > 2:
+            raise ConfigError(f"unshuffle is {self.unshuffle}; expected 1 or 2")
         if self.dim % 2:
             raise ConfigError(
                 f"dim is {self.dim}; expected an even number (levels halve before they unshuffle)"
@@ -68,12 +74,22 @@ class PromptIRConfig:
 
     def _check_counts(self) -> None:
         counts = {"dim": self.dim, "num_refinement_blocks": self.num_refinement_blocks}
-        counts["prompt_count"] = self.prompt_count
+        counts |= {"prompt_count": self.prompt_count, "unshuffle": self.unshuffle}
         for name in ("num_blocks", "heads", "prompt_dims", "prompt_sizes"):
             counts |= {f"{name}[{i}]": v for i, v in enumerate(getattr(self, name))}
         for name, value in counts.items():
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ConfigError(f"{name} is {value!r}; expected an integer of 1 or more")
+
+    @property
+    def multiple(self) -> int:
+        """Return what height and width of an image must be multiples of; 8 for the published network."""
+        return self.unshuffle << _HALVINGS
+
+    def check_side(self, side: int) -> None:
+        """Raise ConfigError unless the network takes images of side x side pixels as they are."""
+        if side < 1 or side % self.multiple:
+            raise ConfigError(f"size {side} does not suit this network; expected a multiple of {self.multiple}")
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain lists and numbers, as a YAML file or the metadata of a ticket holds them."""

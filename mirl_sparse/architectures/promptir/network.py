@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from mirl_kernels.ops.conv.reference import conv
 from mirl_kernels.ops.gdfn.reference import gdfn
 from mirl_kernels.ops.mdta.reference import mdta
 from mirl_kernels.ops.prompt.reference import prompt
-from mirl_sparse.architectures.promptir.config import MULTIPLE, PromptIRConfig
+from mirl_sparse.architectures.promptir.config import PromptIRConfig
 from mirl_sparse.architectures.promptir.topology import Kind, Stage, stages
 
 MDTAWeights: TypeAlias = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
@@ -108,17 +109,25 @@ class TransformerBlock(nn.Module):
 
 
 class PatchEmbed(nn.Module):
-    """Convolve RGB by 3x3 kernels to ``dim`` channels."""
+    """Convolve RGB by 3x3 kernels to ``dim`` channels, after its pixels are unshuffled by ``unshuffle``."""
 
     conv = staticmethod(conv)
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, unshuffle: int) -> None:
         super().__init__()
-        self.proj = _conv3x3(3, dim)
+        self.unshuffle = unshuffle
+        self.proj = _conv3x3(3 * unshuffle**2, dim)
+
+    @property
+    def strided_weight(self) -> Tensor:
+        """Return the weight (dim, 3, 3u, 3u) that does the same to RGB itself, with stride and padding u."""
+        weight, u = self.proj.weight, self.unshuffle
+        return weight.view(-1, 3, u, u, 3, 3).permute(0, 1, 4, 2, 5, 3).reshape(-1, 3, 3 * u, 3 * u)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the features of x (B, 3, H, W), (B, dim, H, W)."""
-        return self.conv(x, self.proj.weight)
+        """Return the features of x (B, 3, H, W), (B, dim, H / unshuffle, W / unshuffle)."""
+        pixels = x if self.unshuffle == 1 else F.pixel_unshuffle(x, self.unshuffle)
+        return self.conv(pixels, self.proj.weight)
 
 
 class Resample(nn.Module):
@@ -167,7 +176,7 @@ class PromptBlock(nn.Module):
 
 
 class PromptIR(nn.Module):
-    """Restore RGB images (B, 3, H, W) in [0, 1], H and W multiples of 8.
+    """Restore RGB images (B, 3, H, W) in [0, 1], H and W multiples of ``config.multiple``.
 
     The result has the same shape and is not clipped.
 
@@ -202,7 +211,7 @@ class PromptIR(nn.Module):
 
         match stage.kind:
             case Kind.EMBED:
-                return PatchEmbed(stage.outputs)
+                return PatchEmbed(stage.outputs, config.unshuffle)
             case Kind.BLOCKS:
                 return nn.Sequential(*(block() for _ in range(stage.depth)))
             case Kind.BLOCK:
@@ -212,7 +221,7 @@ class PromptIR(nn.Module):
             case Kind.UP:
                 return Resample(stage.inputs, 2)
             case Kind.PROMPT:
-                size = config.prompt_sizes[stage.level - 1]
+                size = config.prompt_sizes[stage.level - config.unshuffle.bit_length()]
                 return PromptBlock(stage.inputs, stage.outputs, size, config.prompt_count)
             case Kind.OUTPUT:
                 return _conv3x3(stage.inputs, stage.outputs)
@@ -229,12 +238,13 @@ class PromptIR(nn.Module):
         """Return the restored image.
 
         Raises:
-            ValueError: The image has another shape than (B, 3, H, W) with H and W multiples of 8.
+            ValueError: The image has another shape than (B, 3, H, W), or a side is no multiple.
         """
-        if image.ndim != 4 or image.shape[1] != 3 or image.shape[2] % MULTIPLE or image.shape[3] % MULTIPLE:
+        multiple = self.config.multiple
+        if image.ndim != 4 or image.shape[1] != 3 or image.shape[2] % multiple or image.shape[3] % multiple:
             raise ValueError(
                 f"input of shape {tuple(image.shape)};"
-                f" expected (B, 3, H, W) with H and W multiples of {MULTIPLE}"
+                f" expected (B, 3, H, W) with H and W multiples of {multiple}"
             )
         level1 = self.encoder_level1(self.patch_embed(image))
         level2 = self.encoder_level2(self.down1_2(level1))
@@ -246,4 +256,5 @@ class PromptIR(nn.Module):
         x = self.decoder_level2(self.reduce_chan_level2(torch.cat([self.up3_2(x), level2], 1)))
         x = self.reduce_noise_level1(self.noise_level1(torch.cat([x, self.prompt1(x)], 1)))
         x = self.decoder_level1(torch.cat([self.up2_1(x), level1], 1))
-        return self.conv(self.refinement(x), self.output.weight, residual=image)
+        unshuffle = self.config.unshuffle
+        return self.conv(self.refinement(x), self.output.weight, shuffle=unshuffle, residual=image)

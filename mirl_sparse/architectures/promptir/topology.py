@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 class Kind(Enum):
     """Name what a stage is made of."""
 
-    EMBED = "3x3 convolution from RGB"
+    EMBED = "3x3 convolution from RGB, its pixels unshuffled"
     BLOCKS = "a sequence of transformer blocks"
     BLOCK = "one transformer block"
     DOWN = "3x3 convolution and pixel unshuffle"
     UP = "3x3 convolution and pixel shuffle"
     REDUCE = "1x1 convolution"
     PROMPT = "prompts, mixed by the features that they are concatenated to"
-    OUTPUT = "3x3 convolution to RGB, added to the image"
+    OUTPUT = "3x3 convolution to RGB, shuffled to pixels and added to the image"
     UNUSED = "1x1 convolution that the published code stores and never calls"
 
 
@@ -155,15 +155,16 @@ class UNet:
 def unet(config: PromptIRConfig) -> UNet:
     """Return the stages of a network, by their place in the U-net."""
     dim, heads, depths = config.dim, config.heads, config.num_blocks
+    top, pixels = config.unshuffle.bit_length() - 1, 3 * config.unshuffle**2
 
     def blocks(name: str, level: int, width: int, head_count: int, depth: int) -> Stage:
-        return Stage(name, Kind.BLOCKS, level, width, width, head_count, depth)
+        return Stage(name, Kind.BLOCKS, top + level, width, width, head_count, depth)
 
     def encoder(level: int) -> EncoderLevel:
         width, n = dim << level, level + 1
         return EncoderLevel(
             blocks(f"encoder_level{n}", level, width, heads[level], depths[level]),
-            Stage(f"down{n}_{n + 1}", Kind.DOWN, level, width, width // 2),
+            Stage(f"down{n}_{n + 1}", Kind.DOWN, top + level, width, width // 2),
         )
 
     def decoder(level: int) -> DecoderLevel:
@@ -174,11 +175,11 @@ def unet(config: PromptIRConfig) -> UNet:
         skip = dim << above
         joined = reduced // 2 + skip
         return DecoderLevel(
-            prompt=Stage(f"prompt{level}", Kind.PROMPT, level, width, both - width),
-            mix=Stage(f"noise_level{level}", Kind.BLOCK, level, both, both, heads[2], 1),
-            reduce_prompt=Stage(f"reduce_noise_level{level}", Kind.REDUCE, level, both, reduced),
-            up=Stage(f"up{level + 1}_{level}", Kind.UP, level, reduced, 2 * reduced),
-            reduce_skip=Stage(f"reduce_chan_level{level}", Kind.REDUCE, above, joined, skip)
+            prompt=Stage(f"prompt{level}", Kind.PROMPT, top + level, width, both - width),
+            mix=Stage(f"noise_level{level}", Kind.BLOCK, top + level, both, both, heads[2], 1),
+            reduce_prompt=Stage(f"reduce_noise_level{level}", Kind.REDUCE, top + level, both, reduced),
+            up=Stage(f"up{level + 1}_{level}", Kind.UP, top + level, reduced, 2 * reduced),
+            reduce_skip=Stage(f"reduce_chan_level{level}", Kind.REDUCE, top + above, joined, skip)
             if above
             else None,
             blocks=blocks(
@@ -187,23 +188,23 @@ def unet(config: PromptIRConfig) -> UNet:
         )
 
     return UNet(
-        embed=Stage("patch_embed", Kind.EMBED, 0, 3, dim),
+        embed=Stage("patch_embed", Kind.EMBED, top, pixels, dim),
         encoder=tuple(map(encoder, (0, 1, 2))),
         latent=blocks("latent", 3, 8 * dim, heads[3], depths[3]),
         decoder=tuple(map(decoder, (3, 2, 1))),
         refinement=blocks("refinement", 0, 2 * dim, heads[0], config.num_refinement_blocks),
-        output=Stage("output", Kind.OUTPUT, 0, 2 * dim, 3),
+        output=Stage("output", Kind.OUTPUT, top, 2 * dim, pixels),
         unused=tuple(_unused(config)) if config.unused_layers else (),
     )
 
 
 def _unused(config: PromptIRConfig) -> Iterator[Stage]:
-    prompts = config.prompt_dims
+    prompts, top = config.prompt_dims, config.unshuffle.bit_length() - 1
     reduced = (prompts[0], prompts[1], prompts[2] * 4 // 5)
     for i in (1, 2, 3):
         width = config.dim << (i - 1)
-        yield Stage(f"chnl_reduce{i}", Kind.UNUSED, i, prompts[i - 1], reduced[i - 1])
-        yield Stage(f"reduce_noise_channel_{i}", Kind.UNUSED, i, width + reduced[i - 1], width)
+        yield Stage(f"chnl_reduce{i}", Kind.UNUSED, top + i, prompts[i - 1], reduced[i - 1])
+        yield Stage(f"reduce_noise_channel_{i}", Kind.UNUSED, top + i, width + reduced[i - 1], width)
 
 
 def stages(config: PromptIRConfig) -> tuple[Stage, ...]:

@@ -26,6 +26,17 @@ def test_an_engine_restores_and_tells_its_memory(network, backend):
     assert not engine.has_plan(IMAGE)
 
 
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_a_network_of_half_resolution_takes_images_of_any_size(half_resolution_network, backend):
+    restorer = SparseRestorer(half_resolution_network, backend)
+    assert restorer.engine().multiple == 16
+    padded = torch.cat([IMAGE, IMAGE[..., -9:-1].flip(3)], 3)  # 24 columns become 32, by reflection
+    want = half_resolution_network(padded)[..., :24]
+    torch.testing.assert_close(restorer(IMAGE), want, rtol=0, atol=1e-5)
+    with pytest.raises(ValueError, match="multiples of 16"):
+        restorer.engine()(IMAGE)
+
+
 def test_an_engine_of_packed_weights_is_made_anew_only_when_weights_change(network):
     restorer = SparseRestorer(network, "cpu")
     engine = restorer.engine()

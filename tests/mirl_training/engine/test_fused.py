@@ -21,7 +21,7 @@ from mirl_training.pruning import Mask, prune
 pytestmark = pytest.mark.skipif(not cpu.available(), reason="the C++ kernels were not built")
 
 
-def tiny() -> PromptIR:
+def tiny(unshuffle: int = 1) -> PromptIR:
     torch.manual_seed(0)
     return PromptIR(
         PromptIRConfig(
@@ -32,6 +32,7 @@ def tiny() -> PromptIR:
             prompt_dims=(8, 12, 16),
             prompt_sizes=(8, 4, 2),
             unused_layers=False,
+            unshuffle=unshuffle,
         )
     )
 
@@ -56,12 +57,12 @@ def gradients(network: PromptIR, degraded: torch.Tensor, clean: torch.Tensor) ->
     return {name: p.grad.clone() for name, p in network.named_parameters()}
 
 
-@pytest.mark.parametrize("density", [0.05, 0.3, 1.0])
-def test_the_whole_networks_gradients_are_those_of_float64(network, density):
-    plain, mask = pruned(network, density)
+@pytest.mark.parametrize(("density", "unshuffle"), [(0.05, 1), (0.3, 1), (1.0, 1), (0.3, 2)])
+def test_the_whole_networks_gradients_are_those_of_float64(density, unshuffle):
+    plain, mask = pruned(tiny(unshuffle), density)
     fused = copy.deepcopy(plain)
     fuse(fused, mask)
-    degraded, clean = torch.rand(2, 3, 24, 40), torch.rand(2, 3, 24, 40)
+    degraded, clean = torch.rand(2, 3, 32, 48), torch.rand(2, 3, 32, 48)
     wanted = gradients(plain.double(), degraded.double(), clean.double())
     for name, got in gradients(fused, degraded, clean).items():
         want = wanted[name]

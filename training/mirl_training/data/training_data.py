@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 Pairs = dict[str, list[tuple[Tensor, Tensor]]]  # by task: (degraded, clean), each (1, 3, H, W) in [0, 1]
 _VALIDATION_KEY = 2**31
 _VALIDATION_SIDE = 192  # pixels each way, at most
+_VALIDATION_MULTIPLE = 16  # what they are a multiple of: every network of up to four halvings takes them
 _GIB = 2**30
 
 
@@ -172,7 +173,8 @@ def _digest(sources: Iterable[tuple[str, Source]], root: Path) -> str:
 
 
 def _middle(image: Pixels) -> Pixels:
-    height, width = (min(_VALIDATION_SIDE, side // 8 * 8) for side in image.shape[:2])
+    unit = _VALIDATION_MULTIPLE
+    height, width = (min(_VALIDATION_SIDE, side // unit * unit) for side in image.shape[:2])
     y, x = (image.shape[0] - height) // 2, (image.shape[1] - width) // 2
     return image[y : y + height, x : x + width]
 

@@ -40,6 +40,7 @@ CONFIGS = {
         dim=16, num_blocks=(1, 1, 1, 1), prompt_dims=(20, 36, 52), prompt_sizes=(7, 5, 9), prompt_count=1
     ),
     "bare": replace(SMALL, unused_layers=False),
+    "half resolution": replace(SMALL, unshuffle=2),
     "expansion 2": replace(SMALL, dim=48, ffn_expansion=2.0),
     "expansion 8/3": replace(SMALL, dim=48, ffn_expansion=2.67),
     "expansion 1.33": replace(SMALL, dim=48, ffn_expansion=1.33),

@@ -28,6 +28,7 @@ CONFIGS = {
         prompt_sizes=(4, 3, 2),
     ),
     "without unused layers": PromptIRConfig(unused_layers=False),
+    "half resolution": PromptIRConfig(unshuffle=2),
 }
 
 
@@ -74,7 +75,8 @@ def test_each_stage_runs_at_its_level_on_its_channels(name):
             network.get_submodule(stage.name).register_forward_pre_hook(record)
     network(torch.empty(1, 3, 64, 64, device="meta"))
     used = [stage for stage in stages(config) if stage.kind not in (Kind.OUTPUT, Kind.UNUSED)]
-    assert seen == {stage.name: (1, stage.inputs, 64 >> stage.level, 64 >> stage.level) for stage in used}
+    want = {stage.name: (1, stage.inputs, 64 >> stage.level, 64 >> stage.level) for stage in used}
+    assert seen == want | {"patch_embed": (1, 3, 64, 64)}  # which unshuffles the image itself
 
 
 def test_unused_weights_are_what_the_two_networks_differ_in():
