@@ -22,7 +22,7 @@ void gdfn_backward(MirlGdfnBackward& a) {
   const MatrixGradient outer(project_out, s, 2);
 
   const Taps taps(dwconv, s);
-  const auto fill = fill_normalised(s, g.x, project_in, true, 1e-5f, g.gain, g.offset);
+  const FillNormalised fill{s, g.x, project_in, true, 1e-5f, g.gain, g.offset};
   beginning.run([&](const Items& items) {
     run_strips(
         s, items, channels * PANEL,

@@ -165,7 +165,7 @@ class Backward {
   float* differentiate() {
     const Strips s(m.size, hidden, TRAINING_TASKS);
     const Taps taps(dwconv, s);
-    const auto fill = fill_normalised(s, m.x, qkv, true, 1e-5f, m.gain, m.offset);
+    const FillNormalised fill{s, m.x, qkv, true, 1e-5f, m.gain, m.offset};
     Beginning beginning{
         s,      m.x,      a.dy,     a.dx, qkv, a.qkv_transposed->view(), dwconv, a.dwconv_flipped->view(),
         m.gain, m.offset, a.threads};
@@ -215,14 +215,13 @@ class Backward {
     auto project = [&](int64_t t) {
       const int64_t h = t / parts, first = t % parts * SOME;
       for (int64_t b = 0; b < batch; ++b)
-        with_vectors(std::min<int64_t>(WIDE, (wide - first) / L), [&](auto n) {
-          const float* by_v = grams + b * shares * gram + layout.v[h].first * wide + first;
-          dense_panel<n>(items[b].attention[h].rows(nullptr), by_v, wide,
-                         [&](int64_t r, int64_t begin, auto some, const Vec* rows) {
-                           float* to = &by_column[(h * per_head + r) * wide + first + begin * L];
-                           for (int i = 0; i < some; ++i) store(to + i * L, load(to + i * L) + rows[i]);
-                         });
-        });
+        dense_panel(items[b].attention[h].rows(nullptr),
+                    grams + b * shares * gram + layout.v[h].first * wide + first, wide,
+                    std::min<int64_t>(WIDE, (wide - first) / L),
+                    [&](int64_t r, int64_t begin, auto some, const Vec* rows) {
+                      float* to = &by_column[(h * per_head + r) * wide + first + begin * L];
+                      for (int i = 0; i < some; ++i) store(to + i * L, load(to + i * L) + rows[i]);
+                    });
     };
     mirl::parallel(m.heads * parts, a.threads, project);
     for (int64_t r = 0; r < channels; ++r)

@@ -2,6 +2,165 @@
 
 namespace MIRL_ISA {
 
+std::vector<Span> spans(const int32_t* index, int64_t count, const MirlMdta& a) {
+  const int64_t per_head = a.size.channels / a.heads;
+  std::vector<Span> found;
+  for (int64_t h = 0, i = 0; h < a.heads; ++h) {
+    const int64_t first = i;
+    while (i < count && index[i] / per_head == h) ++i;
+    found.push_back({first, i});
+  }
+  return found;
+}
+
+Layout::Layout(const MirlMdta& a)
+    : per_head(a.size.channels / a.heads), norms(a.q_count + a.k_count), q(spans(a.q_index, a.q_count, a)),
+      k(spans(a.k_index, a.k_count, a)), v(spans(a.v_index, a.v_count, a)), place(a.size.channels, -1) {
+  for (int64_t h = 0; h < a.heads; ++h) {
+    start.push_back(gram);
+    wide.push_back(turned(k[h].size()));
+    gram += q[h].size() * wide[h];
+  }
+  for (int64_t i = 0; i < a.q_count; ++i) place[a.q_index[i]] = i;
+}
+
+static std::vector<double> pass_one(const MirlMdta& a, const Layout& layout) {
+  const int64_t qk = a.q_count + a.k_count;
+  const Strips s(a.size, qk + a.v_count, a.sums ? TRAINING_TASKS : a.threads);
+  const MirlImage v_image = v_in_scratch(a);
+  const MirlRows qkv = a.qkv->view();
+  const Taps taps(a.dwconv->view(), s);
+  std::vector<double> partial(s.tasks() * layout.sums(), 0.0);
+  // A thread's own: q and k of a panel, k transposed, and the sums in float, which go to those in double in
+  // time.
+  const int64_t transposed = PANEL * turned_apart(layout.widest()), norms = round_up(qk, L) * L;
+  const int64_t extra = qk * PANEL + transposed + layout.gram + norms + 1;
+  run_strips(s, a.size.channels * PANEL, extra, a.threads,
+             FillNormalised{s, a.x, qkv, a.centred != 0, 1e-5f, a.gain, a.offset}, [&](const Step& step) {
+               float *q = step.extra, *k = q + a.q_count * PANEL, *kt = q + qk * PANEL,
+                     *gram = kt + transposed, *norm = gram + layout.gram;
+               float& summed = norm[norms];  // pixels
+               if (step.first) std::memset(kt, 0, sizeof(float) * (transposed + layout.gram + norms + 1));
+               grouped(step.count, step.x1 - step.x0, [&](const Place* at, int64_t n) {
+                 const Tapped from(s, step, at, n);
+                 float* v_to[WIDE];
+                 for (int64_t v = 0; v < n; ++v)
+                   v_to[v] = v_image.at(step.b, 0, step.y + at[v].row, step.x0 + at[v].column);
+                 Fetch to_write(v_image, step.b, a.v_count, step.y, step.x0, at, n, qk);
+                 auto each = [&](int64_t j, auto emit) {
+                   runs<4>(at, n, [&](int64_t v, auto few) {
+                     Vec sums[few];
+                     taps.panel<few>(j, from, v, sums);
+                     for (int i = 0; i < few; ++i) emit(v + i, sums[i]);
+                   });
+                 };
+                 for (int64_t j = 0; j < qk; ++j) {
+                   to_write.share<1>();
+                   Vec squares = load(norm + j * L);
+                   each(j, [&](int64_t v, Vec value) {
+                     if (at[v].valid < L) value = only(value, at[v].valid);
+                     squares += value * value;
+                     store(q + j * PANEL + v * L, value);
+                   });
+                   store(norm + j * L, squares);
+                 }
+                 for (int64_t j = 0; j < a.v_count; ++j)
+                   each(qk + j, [&](int64_t v, const Vec& value) {
+                     store(v_to[v] + j * v_image.channel, value, at[v]);
+                   });
+                 for (int64_t h = 0; h < a.heads; ++h) {
+                   const int64_t wide = layout.wide[h];
+                   turn_panel(k + layout.k[h].first * PANEL, layout.k[h].size(), n, kt);
+                   add_gram(q + layout.q[h].first * PANEL, layout.q[h].size(), kt, wide, n * L,
+                            gram + layout.start[h]);
+                 }
+               });
+               summed += float(step.count * (step.x1 - step.x0));
+               if (summed < 1024 && !step.last) return;
+               double *total = partial.data() + step.task * layout.sums(), *total_norms = total + layout.gram;
+               for (int64_t i = 0; i < layout.gram; ++i) total[i] += gram[i];
+               for (int64_t j = 0; j < qk; j += L) {
+                 Vec block[L];
+                 std::memcpy(block, norm + j * L, sizeof block);
+                 const Vec sum = sums(block);
+                 for (int64_t i = 0; i < std::min(L, qk - j); ++i) total_norms[j + i] += sum[i];
+               }
+               std::memset(gram, 0, sizeof(float) * (layout.gram + norms + 1));
+             });
+  const int64_t tasks = s.tasks() / a.size.batch;  // of one item, added up in order
+  std::vector<double> total(a.size.batch * layout.sums(), 0.0);
+  for (int64_t b = 0; b < a.size.batch; ++b)
+    for (int64_t t = 0; t < tasks; ++t)
+      for (int64_t i = 0; i < layout.sums(); ++i)
+        total[b * layout.sums() + i] += partial[(b * tasks + t) * layout.sums() + i];
+  return total;
+}
+
+std::vector<double> reciprocal_norms(const Layout& layout, const double* sums) {
+  std::vector<double> found(sums + layout.gram, sums + layout.sums());
+  for (double& norm : found) norm = 1 / std::max(std::sqrt(norm), 1e-12);
+  return found;
+}
+
+void softmax_row(const MirlMdta& a, const Layout& layout, const double* sums, const double* reciprocals,
+                 int64_t channel, std::vector<double>& weight) {
+  const int64_t h = channel / layout.per_head, q = layout.place[channel];
+  weight.assign(layout.per_head, 0.0);
+  if (q >= 0) {
+    const double* row = sums + layout.start[h] + (q - layout.q[h].first) * layout.wide[h];
+    for (int64_t k = layout.k[h].first; k < layout.k[h].last; ++k)
+      weight[a.k_index[k] - h * layout.per_head] =
+          row[k - layout.k[h].first] * reciprocals[q] * reciprocals[a.q_count + k] * a.temperature[h];
+  }
+  const double most = *std::max_element(weight.begin(), weight.end());
+  double denominator = 0;
+  for (double& w : weight) denominator += w = std::exp(w - most);
+  for (double& w : weight) w /= denominator;
+}
+
+Attention::Attention(const MirlMdta& a)
+    : a(a), layout(a), project_out(a.project_out->view()), v_image(v_in_scratch(a)),
+      channels(a.size.channels), per_head(layout.per_head) {
+  const std::vector<double> total = pass_one(a, layout);
+  if (a.sums) std::copy(total.begin(), total.end(), a.sums);
+  int64_t by_head = 0;
+  for (const Span& v : layout.v) by_head += per_head * v.size();
+  const int64_t after = project_out.dense ? channels * channels : project_out.start[channels] * 2;
+  const int64_t composing = project_out.start[channels] * a.v_count / a.heads,
+                pixels = a.size.height * a.size.width;
+  composed = channels * a.v_count + composing / pixels <= by_head + after;
+  for (int64_t b = 0; b < a.size.batch; ++b) {
+    if (composed) matrices.emplace_back(channels, a.v_count);
+    for (int64_t h = 0; h < a.heads && !composed; ++h) matrices.emplace_back(per_head, layout.v[h].size());
+  }
+  std::vector<Weights> attention(a.size.batch, Weights(layout, channels));
+  auto soften = [&](int64_t t) {
+    const int64_t b = t / a.heads, h = t % a.heads;
+    const double* sums = total.data() + b * layout.sums();
+    const std::vector<double> reciprocals = reciprocal_norms(layout, sums);
+    std::vector<double> weight;
+    for (int64_t c = h * per_head; c < (h + 1) * per_head; ++c) {
+      softmax_row(a, layout, sums, reciprocals.data(), c, weight);
+      attention[b].set(a, layout, c, weight);
+      for (int64_t v = 0; v < layout.v[h].size() && !composed; ++v)
+        matrices[t].at(c - h * per_head, v) = attention[b].row(c)[v];
+    }
+  };
+  mirl::parallel(a.size.batch * a.heads, a.threads, soften);
+  const int64_t parts = (channels + 3) / 4;
+  auto compose = [&](int64_t t) {
+    const int64_t b = t / parts, first = t % parts * 4;
+    const int64_t stride = a.v_count + L;
+    std::vector<float> rows(4 * stride);
+    attention[b].compose(layout, project_out, first, std::min(first + 4, channels),
+                         [&](int64_t r, int64_t v, Vec sum) { store(&rows[(r - first) * stride + v], sum); });
+    float* to = &matrices[b].at(first, 0);
+    for (int64_t v = 0; v < a.v_count; ++v)
+      for (int64_t i = 0; i < 4; ++i) to[4 * v + i] = rows[i * stride + v];
+  };
+  if (composed) mirl::parallel(a.size.batch * parts, a.threads, compose);
+}
+
 void mdta(MirlMdta& a) {
   a.size = flattened(a.size);
   const Attention attention(a);

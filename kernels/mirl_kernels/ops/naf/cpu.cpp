@@ -15,8 +15,8 @@ std::vector<double> pass_one(const MirlNaf& a, const MirlImage& gated, int64_t s
   const Taps taps(a.conv2->view(), s);
   std::vector<double> partial(s.tasks() * pairs, 0.0);
   const int64_t lanes = round_up(pairs, L) * L;  // a step's sums
-  run_strips(s, a.size.channels * PANEL, lanes, a.threads,
-             fill_normalised(s, a.x, conv1, true, float(a.eps1)), [&](const Step& step) {
+  run_strips(s, a.size.channels * PANEL, lanes, a.threads, FillNormalised{s, a.x, conv1, true, float(a.eps1)},
+             [&](const Step& step) {
                std::memset(step.extra, 0, sizeof(float) * lanes);
                grouped(step.count, step.x1 - step.x0, [&](const Place* at, int64_t n) {
                  const Tapped from(s, step, at, n);

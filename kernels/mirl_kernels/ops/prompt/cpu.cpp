@@ -73,9 +73,9 @@ void prompt(MirlPrompt& a) {
   MirlConv conv{};
   conv.x = {resized, a.channels * plane, plane, width}, conv.y = a.y, conv.weight = a.conv3x3,
   conv.threads = a.threads;
-  conv.size = {a.size.batch, a.channels, height, width}, conv.height = height, conv.width = width;
+  conv.size = {a.size.batch, a.channels, height, width, 0}, conv.height = height, conv.width = width;
   conv.stride_y = conv.stride_x = conv.shuffle = 1, conv.activation.slope = 1;
-  run_conv(conv);
+  MIRL_ISA::conv(conv);
 }
 
 }  // namespace MIRL_ISA

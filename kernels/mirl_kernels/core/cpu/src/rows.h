@@ -76,22 +76,27 @@ __attribute__((always_inline)) inline void dense_tile(const float* weight, int64
   for (int i = 0; i < 4; ++i) emit(i, sums + i * N);
 }
 
-// f(first, Vectors<N>) for the tiles that V vectors make.
-template <int V, class F>
-__attribute__((always_inline)) inline void tiles(F&& f) {
-  constexpr int whole = V / TILE * TILE;
-  for (int first = 0; first < whole; first += TILE) f(first, Vectors<TILE>{});
-  if constexpr (V > whole) f(whole, Vectors<V - whole>{});
+// f(first, Vectors<N>) for the tiles that n vectors make.
+template <class F>
+__attribute__((always_inline)) inline void tiles(int64_t n, F&& f) {
+  int64_t first = 0;
+  for (; first + TILE <= n; first += TILE) f(first, Vectors<TILE>{});
+  if constexpr (TILE > 2) {
+    if (n - first == 3) return f(first, Vectors<3>{});
+    if (n - first == 2) return f(first, Vectors<2>{});
+  }
+  if (n > first) f(first, Vectors<1>{});
 }
 
 // Where there are more columns than a panel in the first-level cache has: they are taken by turns, for as
 // many rows as have room there for their sums.
 constexpr int64_t NEAR = 96;
-template <int V, class Emit>
-__attribute__((noinline)) void dense_turns(const MirlRows& m, const float* in, int64_t stride, Emit&& emit) {
+template <class Emit>
+__attribute__((noinline)) void dense_turns(const MirlRows& m, const float* in, int64_t stride,
+                                           int64_t vectors, Emit&& emit) {
   constexpr int64_t SOME = 32;
   const int64_t turns = (m.columns + NEAR - 1) / NEAR, near = (m.columns + turns - 1) / turns;
-  Vec so_far[SOME * V];
+  Vec so_far[SOME * WIDE];
   for (int64_t top = 0; top < m.rows; top += SOME)
     for (int64_t first = 0; first < m.columns; first += near)
       for (int64_t r = top; r < std::min(top + SOME, m.rows); r += 4) {
@@ -99,9 +104,9 @@ __attribute__((noinline)) void dense_turns(const MirlRows& m, const float* in, i
         const float* weight = m.dense + r * m.columns + 4 * first;
         for (int64_t i = 0; i < 4 * n; i += 16)
           __builtin_prefetch(weight + 4 * m.columns + i);  // does not follow in memory
-        tiles<V>([&](int at, auto wide) {
+        tiles(vectors, [&](int64_t at, auto wide) {
           constexpr int N = wide;
-          Vec* own = so_far + (r - top) * V + 4 * at;
+          Vec* own = so_far + (r - top) * vectors + 4 * at;
           if (first == 0)
             for (int i = 0; i < 4 * N; ++i) own[i] = all(m.bias && i / N < some ? m.bias[r + i / N] : 0.0f);
           dense_tile<N>(weight, n, in + first * stride + at * L, stride, own, N,
@@ -114,19 +119,20 @@ __attribute__((noinline)) void dense_turns(const MirlRows& m, const float* in, i
       }
 }
 
-template <int V, class Emit>
-inline void dense_panel(const MirlRows& m, const float* in, int64_t stride, Emit&& emit) {
-  if (m.columns > NEAR) return dense_turns<V>(m, in, stride, emit);
+// A dense matrix times n vectors of pixels, whose channels are `stride` floats apart.
+template <class Emit>
+inline void dense_panel(const MirlRows& m, const float* in, int64_t stride, int64_t n, Emit&& emit) {
+  if (m.columns > NEAR) return dense_turns(m, in, stride, n, emit);
   for (int64_t r = 0; r < m.rows; r += 4) {
     const int64_t some = std::min<int64_t>(4, m.rows - r);
     Vec bias[4] = {};
     if (m.bias)
       for (int64_t i = 0; i < some; ++i) bias[i] = all(m.bias[r + i]);
-    tiles<V>([&](int first, auto n) {
-      dense_tile<n>(m.dense + r * m.columns, m.columns, in + first * L, stride, bias, 1,
-                    [&](int64_t i, const Vec* sums) {
-                      if (i < some) emit(r + i, first, n, sums);
-                    });
+    tiles(n, [&](int64_t first, auto wide) {
+      dense_tile<wide>(m.dense + r * m.columns, m.columns, in + first * L, stride, bias, 1,
+                       [&](int64_t i, const Vec* sums) {
+                         if (i < some) emit(r + i, first, wide, sums);
+                       });
     });
   }
 }
@@ -134,10 +140,8 @@ inline void dense_panel(const MirlRows& m, const float* in, int64_t stride, Emit
 // m times n vectors of pixels.
 template <class Emit>
 inline void product(const MirlRows& m, const float* panel, int64_t n, Emit&& emit) {
-  with_vectors(n, [&](auto v) {
-    if (m.dense) dense_panel<v>(m, panel, PANEL, emit);
-    else sparse_panel<v>(m, panel, emit);
-  });
+  if (m.dense) return dense_panel(m, panel, PANEL, n, emit);
+  with_vectors(n, [&](auto v) { sparse_panel<v>(m, panel, emit); });
 }
 
 inline Vec activated(Vec x, const MirlActivation& a) {

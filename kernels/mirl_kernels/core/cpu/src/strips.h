@@ -18,12 +18,7 @@ struct Place {
 };
 
 // The vectors of `rows` rows of `columns` pixels each.
-inline std::vector<Place> places(int64_t rows, int64_t columns) {
-  std::vector<Place> all;
-  for (int64_t i = 0; i < rows; ++i)
-    for (int64_t c = 0; c < columns; c += L) all.push_back({i, c, std::min(L, columns - c)});
-  return all;
-}
+std::vector<Place> places(int64_t rows, int64_t columns);
 
 // f(first, n) for even groups of at most WIDE of `count` vectors.
 template <class F>
@@ -68,13 +63,8 @@ inline void store(float* p, Vec v, const Place& at) {
 }
 
 // to[j * to_stride + i] = from[i * from_stride + j] for i < rows <= L, j < columns <= L.
-inline void turn(const float* from, int64_t from_stride, float* to, int64_t to_stride, int64_t rows,
-                 int64_t columns) {
-  Vec block[L] = {};
-  for (int64_t i = 0; i < rows; ++i) block[i] = load(from + i * from_stride, Place{0, 0, columns});
-  transpose(block);
-  for (int64_t j = 0; j < columns; ++j) store(to + j * to_stride, block[j], Place{0, 0, rows});
-}
+void turn(const float* from, int64_t from_stride, float* to, int64_t to_stride, int64_t rows,
+          int64_t columns);
 
 // Asks for a group's pixels before they are wanted, or written (a store that misses every cache costs more
 // than what it stores), in shares between the arithmetic. (GCC drops calls of functions that do nothing but
@@ -218,54 +208,11 @@ struct Strips {
                s.width) {}
 
   Strips(const MirlSize& s, int64_t hidden, int64_t threads, const Reach& reach, int64_t source_height,
-         int64_t source_width)
-      : size(s), hidden(hidden), reach(reach), source_height(source_height), source_width(source_width) {
-    const int64_t rows = reach.above + 1 + reach.below, sideways = reach.left + reach.right;
-    margin = round_up(std::max<int64_t>(1, std::max(reach.left, reach.right)), 16);
-    // A group costs its vectors and some more; a strip that takes more than half of the second-level cache,
-    // through which the image passes too, costs a little, halos and small groups cost much.
-    auto groups = [](int64_t columns) {
-      const int64_t n = (columns + L - 1) / L;
-      return n + 0.75 * double((n + WIDE - 1) / WIDE);
-    };
-    double best = 1e30;
-    for (int64_t n = 1; n <= (s.flat ? 1 : (s.width + 15) / 16); ++n) {
-      const int64_t w = (s.width + n - 1) / n, computed = n == 1 ? w : w + sideways;
-      const double floats = double(hidden * rows * (round_up(computed, L) + margin));
-      const double kept = floats / double(mirl::second_level_floats());
-      const double cost = double(n) * (groups(computed) + groups(w)) * (1 + 0.1 * std::max(0.0, kept - 0.5));
-      if (cost < best) best = cost, across = n, width = w;
-    }
-    across = (s.width + width - 1) / width;
-    // Where taps reach behind a row of the ring, they meet the next one's margin, which is zero.
-    const int64_t whole = std::max(width, std::min(width + reach.right, source_width));
-    const int64_t computed = round_up(across == 1 ? whole : width + sideways, L);
-    step = std::max<int64_t>(1, std::min(s.height, PANEL / computed));
-    slots = step + rows - 1;
-    pitch = round_up(computed + margin, 16);
-    hidden_stride = slots * pitch + margin;
-    if (hidden_stride / 16 % 2 == 0)
-      hidden_stride += 16;  // an odd number of cache lines: channels meet in no set
-    best = 1e30;
-    for (int64_t n = 1; n <= std::max<int64_t>(1, std::min(4 * threads, s.height / 4)); ++n) {
-      const int64_t turns = (s.batch * across * n + threads - 1) / threads;
-      const double cost = double(turns) * (double((s.height + n - 1) / n) + double(rows - 1));
-      if (cost < best) best = cost, down = n;
-    }
-  }
+         int64_t source_width);
 
   int64_t tasks() const { return across * down * size.batch; }
 
-  Part part(int64_t task) const {
-    Part p;
-    p.task = task, p.b = task / (across * down);
-    p.x0 = task % across * width, p.x1 = std::min(p.x0 + width, size.width);
-    p.first = std::max<int64_t>(p.x0 - reach.left, 0);
-    p.last = std::max(p.first, std::min(p.x1 + reach.right, source_width));
-    const int64_t i = task / across % down;
-    p.top = size.height * i / down, p.bottom = size.height * (i + 1) / down;
-    return p;
-  }
+  Part part(int64_t task) const;
 };
 
 // A group of vectors that the ring is to be filled with: hidden channel h of vector v goes to to[v] + h *
@@ -303,95 +250,41 @@ struct Items {
   int64_t first, count;
 };
 
-// Runs every strip of these items: fill(Filling) for what the ring wants, consume(Step) for what it then
+// Something that can be called with an argument. It belongs to the caller and outlives the call that it is
+// given to. (A parameter of this type keeps what takes it out of the translation units that call it.)
+template <class Argument>
+class Callee {
+  const void* object;
+  void (*invoke)(const void*, const Argument&);
+
+ public:
+  template <class F>
+  Callee(const F& f)
+      : object(&f),
+        invoke([](const void* f, const Argument& argument) { (*static_cast<const F*>(f))(argument); }) {}
+  void operator()(const Argument& argument) const { invoke(object, argument); }
+};
+
+// Runs every strip of some items: fill(Filling) for what the ring wants, consume(Step) for what it then
 // allows.
-template <class Fill, class Consume>
 void run_strips(const Strips& s, const Items& items, int64_t panel_floats, int64_t extra, int64_t threads,
-                Fill fill, Consume consume) {
-  const int64_t per_item = s.across * s.down;
-  panel_floats = round_up(panel_floats, 16);
-  auto task = [&](int64_t i) {
-    const int64_t t = items.first * per_item + i;
-    const Part part = s.part(t);
-    const int64_t b = part.b, x0 = part.x0, x1 = part.x1, top = part.top, bottom = part.bottom;
-    const int64_t first = part.first, last = part.last;
-    const int64_t ring = s.hidden * s.hidden_stride + s.margin;
-    float* panel = mirl::scratch(panel_floats + ring + extra);
-    float *hidden = panel + panel_floats, *own = hidden + ring;
-    std::memset(hidden, 0, sizeof(float) * ring);
-    const std::vector<Place> all = places(s.slots, last - first);
-    const int64_t per_row = (last - first + L - 1) / L;
-
-    // Hidden rows y .. y + count into the ring from `slot` on; zero outside the image, as the padding is.
-    auto clear = [&](int64_t slot) {
-      for (int64_t h = 0; h < s.hidden; ++h)
-        std::memset(hidden + h * s.hidden_stride + slot % s.slots * s.pitch, 0, sizeof(float) * s.pitch);
-    };
-    auto fill_rows = [&](int64_t y, int64_t count, int64_t slot) {
-      for (; count && y < 0; ++y, --count, ++slot) {
-      }  // zero from the beginning
-      const int64_t inside = std::max<int64_t>(0, std::min(count, s.source_height - y)),
-                    vectors = inside * per_row;
-      grouped(vectors, [&](int64_t from, int64_t n) {
-        Filling f{part,
-                  b,
-                  y,
-                  first,
-                  all.data() + from,
-                  n,
-                  {},
-                  panel,
-                  y,
-                  std::min(n, vectors - from - n),
-                  all.data() + from + n,
-                  true};
-        for (int64_t v = 0; v < n; ++v)
-          f.whole = f.whole && f.at[v].valid == L,
-          f.to[v] = hidden + (slot + f.at[v].row) % s.slots * s.pitch + s.margin + f.at[v].column;
-        if (f.next_n == 0)
-          f.next_y = std::min(y + s.step, s.source_height - inside), f.next_n = n, f.next_at = all.data();
-        fill(f);
-      });
-      for (int64_t i = inside; i < count; ++i) clear(slot + i);
-    };
-
-    const int64_t ahead = s.reach.above + s.reach.below;
-    int64_t slot = 0;
-    for (int64_t y = top; y < bottom; y += s.step) {
-      const int64_t count = std::min(s.step, bottom - y);
-      if (y == top) fill_rows(y - s.reach.above, ahead + count, 0);
-      else fill_rows(y + s.reach.below, count, slot + ahead);
-      consume(Step{t, b, y, count, x0, x1, y == top, y + count == bottom, slot,
-                   hidden + s.margin + x0 - first, own});
-      slot = (slot + count) % s.slots;
-    }
-  };
-  mirl::parallel(items.count * per_item, threads, task);
-}
-template <class Fill, class Consume>
-void run_strips(const Strips& s, int64_t panel_floats, int64_t extra, int64_t threads, Fill fill,
-                Consume consume) {
-  run_strips(s, Items{0, s.size.batch}, panel_floats, extra, threads, fill, consume);
-}
+                Callee<Filling> fill, Callee<Step> consume);
+// The same for all items.
+void run_strips(const Strips& s, int64_t panel_floats, int64_t extra, int64_t threads, Callee<Filling> fill,
+                Callee<Step> consume);
 
 // A filler: the layer norm of x, its gain and offset where they are not part of the product, then a product;
 // panel_floats is channels * PANEL.
-inline auto fill_normalised(const Strips& s, const MirlImage& x, const MirlRows& pointwise, bool centred,
-                            float eps = 1e-5f, const float* gain = nullptr, const float* offset = nullptr) {
-  return [&s, &x, &pointwise, centred, eps, gain, offset](const Filling& f) {
-    const int64_t channels = s.size.channels;
-    with_vectors(f.n, [&](auto n) {
-      gather<n>(x, f.b, channels, f.y, f.x, f.at, f.panel);
-      normalise<n>(channels, centred, f.panel, eps);
-      if (gain) scale_and_shift<n>(channels, f.panel, gain, offset, f.panel);
-    });
-    Fetch next(x, f.b, channels, f.next_y, f.x, f.next_at, f.next_n, s.hidden);
-    product(pointwise, f.panel, f.n, [&](int64_t h, int64_t begin, auto width, const Vec* sums) {
-      if (begin == 0) next.template share<0>();
-      f.put(h, s.hidden_stride, begin, width, sums);
-    });
-  };
-}
+struct FillNormalised {
+  const Strips& s;
+  const MirlImage& x;
+  const MirlRows pointwise;
+  bool centred;
+  float eps = 1e-5f;
+  const float *gain = nullptr, *offset = nullptr;
+
+  void operator()(const Filling& f) const;
+};
 
 // An image with zeros around it, or only `slots` rows of it, each in the place of the one that many rows
 // above.

@@ -4,7 +4,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
-#if defined(__AVX2__)
+#if MIRL_LANES == 16
 #include <immintrin.h>
 #endif
 
@@ -62,7 +62,7 @@ inline Vec only(Vec v, int64_t n) {
 // 1 / a to the last digit or the one before, for a of usual size.
 inline Vec reciprocal(Vec a) {
 #if MIRL_LANES == 16  // a division takes as long as ten products
-  const Vec r = (Vec)_mm512_rcp14_ps((__m512)a);
+  const Vec r = (Vec)_mm512_maskz_rcp14_ps(0xffff, (__m512)a);
   return r * (2.0f - a * r);
 #else
   return 1.0f / a;
