@@ -28,15 +28,14 @@ def tune(ticket: Path, side: int = 256, budget: float = 300, precision: str = "f
         BackendError: There is no GPU.
         UserError: The folder of the tuning may not be written to; this is known before the search.
     """
-    network = read_ticket(ticket)[0]
-    network.config.check_side(side)
     check_gpu()
     _check_writable(tuning_path(ticket))
     try:
         tunings = read_tunings(ticket)
     except UserError:  # damaged: it is written anew
         tunings = {}
-    network = network.to(device())
+    network = read_ticket(ticket)[0].to(device())
+    network.config.check_side(side)
     tuning = TritonEngine(network, precision).tune(torch.rand(1, 3, side, side, device=device()), budget)
     write_tunings(ticket, tunings | {tuning_key(precision): tuning})
     return tuning

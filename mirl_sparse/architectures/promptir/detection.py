@@ -61,7 +61,7 @@ def infer_config(state: Mapping[str, Tensor]) -> PromptIRConfig:
             prompt_sizes=tuple(shape[3] for shape in prompts),  # type: ignore[arg-type]
             prompt_count=prompts[0][1],
             unused_layers=not unused_weights(_PUBLISHED).isdisjoint(state),
-            unshuffle=math.isqrt(_shape(state, SIGNATURE, 4)[1] // 3),
+            unshuffle=max(1, math.isqrt(_shape(state, SIGNATURE, 4)[1] // 3)),
         )
     except ConfigError as error:
         raise DetectionError(f"the shapes of the tensors describe no PromptIR: {error}; {ADVICE}") from error

@@ -409,6 +409,12 @@ def test_the_report_shows_what_a_step_costs_at_each_density(photos, tmp_path):
     )  # a row for each task: degraded, two rounds, clean
 
 
+def test_patches_that_the_network_cannot_take_are_refused(photos, tmp_path):
+    config = settings(network={"unshuffle": 2}, training={"patch_size": 24})
+    with pytest.raises(UserError, match="a patch size is 24, and this network takes multiples of 16"):
+        Run(config, photos, tmp_path / "run", quiet)
+
+
 def test_a_run_that_is_out_of_time_stops_after_a_step_and_goes_on_with_the_same_bits(photos, tmp_path):
     config = settings(pruning={"rounds": 1}, training={"save_every": 100})
     whole = Run(config, photos, tmp_path / "whole", quiet).go()

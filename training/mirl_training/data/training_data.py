@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 Pairs = dict[str, list[tuple[Tensor, Tensor]]]  # by task: (degraded, clean), each (1, 3, H, W) in [0, 1]
 _VALIDATION_KEY = 2**31
 _VALIDATION_SIDE = 192  # pixels each way, at most
-_VALIDATION_MULTIPLE = 16  # what they are a multiple of: every network of up to four halvings takes them
 _GIB = 2**30
 
 
@@ -96,8 +95,12 @@ class TrainingData:
         samples = [self._sample(round_index, step, place) for place in range(rank, size, ranks)]
         return _to_batch([s[0] for s in samples]), _to_batch([s[1] for s in samples])
 
-    def validation(self) -> Pairs:
-        """Return the held-back pairs of each task, cropped in the middle to 192 pixels each way or less."""
+    def validation(self, multiple: int = 8) -> Pairs:
+        """Return the held-back pairs of each task, cropped in the middle to 192 pixels each way or less.
+
+        Args:
+            multiple: what the sides of the result are multiples of.
+        """
         pairs: Pairs = {}
         for task in self.config.data.tasks:
             rng = generator(self.config.training.seed, _VALIDATION_KEY)
@@ -105,8 +108,8 @@ class TrainingData:
             pairs[task] = []
             for source in self._held_back[self.config.data.source_of(task)]:
                 photo, target = self._photos.read(source)
-                clean = to_unit(_middle(target))
-                degraded = None if photo is None else to_unit(_middle(photo))
+                clean = to_unit(_middle(target, multiple))
+                degraded = None if photo is None else to_unit(_middle(photo, multiple))
                 if recipe is not None:
                     degraded, clean = recipe.pair(degraded, clean, None, rng)
                 elif degraded is None:
@@ -172,9 +175,8 @@ def _digest(sources: Iterable[tuple[str, Source]], root: Path) -> str:
     return sha256(repr(sorted(listed, key=repr)).encode()).hexdigest()
 
 
-def _middle(image: Pixels) -> Pixels:
-    unit = _VALIDATION_MULTIPLE
-    height, width = (min(_VALIDATION_SIDE, side // unit * unit) for side in image.shape[:2])
+def _middle(image: Pixels, multiple: int) -> Pixels:
+    height, width = (min(_VALIDATION_SIDE, side // multiple * multiple) for side in image.shape[:2])
     y, x = (image.shape[0] - height) // 2, (image.shape[1] - width) // 2
     return image[y : y + height, x : x + width]
 

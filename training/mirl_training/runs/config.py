@@ -140,6 +140,8 @@ class RunConfig(Settings):
         # Runs from before these settings keep their digest.
         if values["regrow"] is None:
             del values["regrow"]
+        if values["network"] and values["network"]["unshuffle"] == 1:
+            del values["network"]["unshuffle"]
         if values["training"]["psnr_ceiling"] == TrainingSettings.model_fields["psnr_ceiling"].default:
             del values["training"]["psnr_ceiling"]
         return json.dumps(values)

@@ -89,8 +89,9 @@ class Run:
         data = TrainingData(config, root)
         self._steps = [data.steps_of_round(index) for index in range(config.pruning.rounds + 1)]
         photos = self._check_photos(data, root)
-        pairs = data.validation()
         self.network = self._first_network()
+        self._check_patches()
+        pairs = data.validation(self.network.config.multiple)
         self._set_up(data, pairs, device)
         self._write_start(photos)
 
@@ -152,6 +153,15 @@ class Run:
                 f" ({photos}); give those again, or another --output"
             )
         return digest
+
+    def _check_patches(self) -> None:
+        multiple = self.network.config.multiple
+        for _, _, patch in self.config.training.shapes:
+            if patch % multiple:
+                raise UserError(
+                    f"a patch size is {patch}, and this network takes multiples of {multiple}; change"
+                    " training.patch_size or progressive"
+                )
 
     def _first_network(self) -> PromptIR:
         """Return the network that the run begins with, from its folder if it has been begun."""
