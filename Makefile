@@ -4,6 +4,9 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml constraints.txt kernels/CMakeLists.txt $(shell find kernels -name '*.cpp' -o -name '*.h')
 
+# Tests run in as many processes as there are processors, but no more than eight: each takes about a gigabyte.
+PYTEST := $(BIN)/python -m pytest -q -n auto --maxprocesses 8
+
 .PHONY: demo test test-all test-gpu check docs bench bench-quick bench-check
 
 # What the demo needs, and what development needs beside that.
@@ -23,12 +26,12 @@ demo: $(VENV)/.demo
 	$(BIN)/mirl-sparse demo -o demo
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest -q -m 'not slow and not gpu' --ignore=tests/triton
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest -q -m 'not slow and not gpu' tests/triton
+	$(PYTEST) -m 'not slow and not gpu' --ignore=tests/triton
+	TRITON_INTERPRET=1 $(PYTEST) -m 'not slow and not gpu' tests/triton
 
 test-all: $(VENV)/.installed
-	$(BIN)/python -m pytest -q -m 'not gpu' --ignore=tests/triton
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest -q -m 'not gpu' tests/triton
+	$(PYTEST) -m 'not gpu' --ignore=tests/triton
+	TRITON_INTERPRET=1 $(PYTEST) -m 'not gpu' tests/triton
 
 test-gpu: $(VENV)/.installed
 	$(BIN)/python -m pytest -q -m gpu tests/triton

@@ -28,7 +28,10 @@ def inspect(
         ),
     ] = False,
     size: Annotated[
-        int, typer.Option(help="Side of the square image that predictions are about, a multiple of 8 or 16.", min=8)
+        int,
+        typer.Option(
+            help="Side of the square image that predictions are about, a multiple of 8 or 16.", min=8
+        ),
     ] = 256,
 ) -> None:
     """Print what a checkpoint or ticket holds, layer by layer."""

@@ -32,7 +32,6 @@ def tile_size(
         UserError: If even small tiles need more memory.
     """
 
-
     def part(length: int, count: int) -> int:
         return -(-(length + (count - 1) * OVERLAP) // (count * multiple)) * multiple
 
@@ -82,7 +81,9 @@ def tiles(
             yield slice(y, y + tile[0]), slice(x, x + tile[1]), weight
 
 
-def restore_by_tiles(image: Tensor, tile: tuple[int, int], multiple: int, run: Callable[[Tensor], Tensor]) -> Tensor:
+def restore_by_tiles(
+    image: Tensor, tile: tuple[int, int], multiple: int, run: Callable[[Tensor], Tensor]
+) -> Tensor:
     """Restore an image tile by tile; blend the tiles linearly where they overlap.
 
     Args:

@@ -1,6 +1,7 @@
 """Test a whole network on the Triton kernels."""
 
 from contextlib import nullcontext
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import torch
 pytest.importorskip("triton")
 
 from mirl_kernels.core.triton import Workspace
+from mirl_sparse.architectures.promptir import PromptIR
 from mirl_sparse.runtime import triton as triton_engine
 from mirl_sparse.runtime import triton_network
 from mirl_sparse.runtime.restorer import SparseRestorer
@@ -28,8 +30,8 @@ def test_the_restored_image_is_that_of_the_reference(network, precision, toleran
     assert float((restored - want).abs().max()) <= tolerance * float((want - x).abs().max())
 
 
-def test_a_network_of_half_resolution_runs_on_the_kernels(device):
-    network = PromptIR(replace(CONFIG, unshuffle=2))
+def test_a_network_of_half_resolution_runs_on_the_kernels(network, device):
+    network = PromptIR(replace(network.config, unshuffle=2))
     x = torch.rand(1, 3, 16, 32)
     want = SparseRestorer(network, "reference")(x)
     restorer = SparseRestorer(network.to(device), "triton", precision="float32")

@@ -89,7 +89,9 @@ class PromptIRConfig:
     def check_side(self, side: int) -> None:
         """Raise ConfigError unless the network takes images of side x side pixels as they are."""
         if side < 1 or side % self.multiple:
-            raise ConfigError(f"size {side} does not suit this network; expected a multiple of {self.multiple}")
+            raise ConfigError(
+                f"size {side} does not suit this network; expected a multiple of {self.multiple}"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain lists and numbers, as a YAML file or the metadata of a ticket holds them."""

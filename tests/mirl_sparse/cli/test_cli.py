@@ -159,7 +159,10 @@ no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there")
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("inspect", "small", "--cost", "--size", "60"), "size 60 does not suit this network; expected a multiple of 8"),
+        (
+            ("inspect", "small", "--cost", "--size", "60"),
+            "size 60 does not suit this network; expected a multiple of 8",
+        ),
         (("convert", "missing.ckpt"), "missing.ckpt"),
         (("convert", "text.ckpt"), "text.ckpt"),
         (("convert", ""), "expected"),

@@ -13,6 +13,7 @@ from mirl_sparse import SparseRestorer, UserError
 from mirl_sparse.runtime import memory
 from mirl_sparse.runtime.tiling import OVERLAP, restore_by_tiles, tile_size, tiles
 
+
 @given(st.integers(1, 60), st.integers(1, 60), st.sampled_from([8, 16]), st.integers(192 * 192, 10**6))
 def test_tiles_cover_the_image_stay_within_the_limit_and_overlap(rows, columns, multiple, limit):
     height, width = rows * multiple, columns * multiple
