@@ -111,14 +111,14 @@ def _network(config: PromptIRConfig, stored: dict[str, Tensor]) -> PromptIR:
     state = {name: _take(name, value.shape, stored) for name, value in network.state_dict().items()}
     if stored:
         raise TicketError(f"holds a tensor that no such network has, {min(stored)}")
-    network.to_empty(device="cpu").load_state_dict(state)
+    network.load_state_dict(state, assign=True)  # to_empty would import sympy: half a second
     return network.eval()
 
 
 def _take(name: str, shape: torch.Size, stored: dict[str, Tensor]) -> Tensor:
     """Return the tensor of a name in its shape, finite and float32, and take it out of ``stored``."""
     if name in stored:
-        value = stored.pop(name)
+        value = stored.pop(name).clone()  # of the file's bytes
     else:
         value = _unmasked(name, shape, stored.pop(name + _MASK), stored.pop(name + _VALUES))
     if value.shape != shape:

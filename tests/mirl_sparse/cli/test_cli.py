@@ -161,7 +161,7 @@ no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there")
     [
         (
             ("inspect", "small", "--cost", "--size", "60"),
-            "size 60 does not suit this network; expected a multiple of 8",
+            "size 60 does not suit the network; expected a multiple of 8",
         ),
         (("convert", "missing.ckpt"), "missing.ckpt"),
         (("convert", "text.ckpt"), "text.ckpt"),
