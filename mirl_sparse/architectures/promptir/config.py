@@ -90,7 +90,7 @@ class PromptIRConfig:
         """Raise ConfigError unless the network takes images of side x side pixels as they are."""
         if side < 1 or side % self.multiple:
             raise ConfigError(
-                f"size {side} does not suit this network; expected a multiple of {self.multiple}"
+                f"size {side} does not suit the network; expected a multiple of {self.multiple}"
             )
 
     def to_dict(self) -> dict[str, Any]:

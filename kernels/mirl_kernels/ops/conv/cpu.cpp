@@ -1,3 +1,4 @@
+// A k x k convolution, with strides and groups, whose store can shuffle pixels and add a residual.
 #include "conv.h"
 
 namespace MIRL_ISA {

@@ -1,3 +1,4 @@
+// What mdta.h declares: pass one, and the matrices of pass two. Then MDTA itself.
 #include "mdta.h"
 
 namespace MIRL_ISA {

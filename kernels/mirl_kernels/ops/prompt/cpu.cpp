@@ -1,5 +1,5 @@
 // The prompt block: mean, softmax, mixture at the prompts' own size, bilinear resize, sparse 3x3 convolution.
-#include "conv.h"
+#include "../conv/conv.h"
 
 namespace MIRL_ISA {
 
@@ -70,12 +70,12 @@ void prompt(MirlPrompt& a) {
     }
   };
   mirl::parallel(a.size.batch * a.channels, a.threads, resize);
-  MirlConv conv{};
-  conv.x = {resized, a.channels * plane, plane, width}, conv.y = a.y, conv.weight = a.conv3x3,
-  conv.threads = a.threads;
-  conv.size = {a.size.batch, a.channels, height, width, 0}, conv.height = height, conv.width = width;
-  conv.stride_y = conv.stride_x = conv.shuffle = 1, conv.activation.slope = 1;
-  MIRL_ISA::conv(conv);
+  MirlConv args{};
+  args.x = {resized, a.channels * plane, plane, width}, args.y = a.y, args.weight = a.conv3x3,
+  args.threads = a.threads;
+  args.size = {a.size.batch, a.channels, height, width, 0}, args.height = height, args.width = width;
+  args.stride_y = args.stride_x = args.shuffle = 1, args.activation.slope = 1;
+  conv(args);
 }
 
 }  // namespace MIRL_ISA

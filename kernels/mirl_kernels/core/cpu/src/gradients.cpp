@@ -1,3 +1,4 @@
+// What gradients.h declares: the gradients of matrices, and of the layers with which MDTA and GDFN begin.
 #include "gradients.h"
 
 namespace MIRL_ISA {

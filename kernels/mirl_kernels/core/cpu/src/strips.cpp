@@ -1,3 +1,4 @@
+// What strips.h declares: how an image is cut, and how its strips run.
 #include "strips.h"
 
 namespace MIRL_ISA {

@@ -1,6 +1,6 @@
 // How an image is worked through by ops whose taps reach over neighbouring pixels: cut into strips of
 // columns, each of which runs down its rows, while the rows that the taps still need stay in a ring in the
-// second-level cache. MDTA and GDFN begin alike (`fill_normalised`): layer norm, sparse 1x1, and the ring
+// second-level cache. MDTA and GDFN begin alike (`FillNormalised`): layer norm, sparse 1x1, and the ring
 // holds the hidden channels.
 #pragma once
 #include <vector>

@@ -1,5 +1,5 @@
 // A k x k convolution: a product whose columns are the ring's channels, shifted, in chunks whose panels stay
-// in the first-level cache. Shared by the conv and the prompt op.
+// in the first-level cache.
 #pragma once
 #include "phases.h"
 
