@@ -50,18 +50,18 @@ $(VENV)/.docs: $(VENV)/.installed
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[docs]'
 	touch $@
 
-BENCH := $(BIN)/python -m pytest -q benchmarks/test_suite.py --benchmark-columns=min,median,stddev,rounds --benchmark-sort=name \
-	--results benchmarks/results
+BENCH := $(BIN)/python -m pytest -q benchmarks/suite/test_suite.py --results benchmarks/results \
+	--benchmark-columns=min,median,stddev,rounds --benchmark-sort=name
 
 bench-quick: $(VENV)/.peers
 	$(BENCH) --quick
 
 bench-check: $(VENV)/.peers
-	$(BIN)/python benchmarks/check.py
+	$(BIN)/python -m benchmarks.suite.check
 
 bench: $(VENV)/.peers
 	$(BENCH)
-	$(BIN)/python benchmarks/report.py
+	$(BIN)/python -m benchmarks.suite.report
 
 $(VENV)/.peers: $(VENV)/.installed
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[peers]'

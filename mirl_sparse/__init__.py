@@ -6,6 +6,7 @@ The exports are loaded when they are first used, so that the command line answer
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from mirl_kernels.errors import BackendError
 from mirl_sparse.errors import UserError
 
 if TYPE_CHECKING:
@@ -14,7 +15,15 @@ if TYPE_CHECKING:
     from mirl_sparse.runtime import SparseRestorer
     from mirl_sparse.sparsification import sparsify
 
-__all__ = ["PromptIR", "PromptIRConfig", "SparseRestorer", "UserError", "convert", "sparsify"]
+__all__ = [
+    "BackendError",
+    "PromptIR",
+    "PromptIRConfig",
+    "SparseRestorer",
+    "UserError",
+    "convert",
+    "sparsify",
+]
 
 _MODULES = {
     "PromptIR": "mirl_sparse.architectures.promptir",

@@ -38,6 +38,19 @@ def convert(source: str | Path, target: str | Path) -> Report:
     Raises:
         UserError: The checkpoint cannot be read, the ticket cannot be written, or the two results differ by
             more than `TOLERANCE`; nothing is written then.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> from mirl_sparse import PromptIR, PromptIRConfig, convert
+        >>> config = PromptIRConfig(dim=8, num_blocks=(1, 1, 1, 1), prompt_dims=(4, 4, 8))
+        >>> network = PromptIR(config).requires_grad_(False)
+        >>> for parameter in network.parameters():
+        ...     _ = parameter.mul_(torch.rand(parameter.shape) < 0.1)
+        >>> with TemporaryDirectory() as folder:
+        ...     torch.save(network.state_dict(), f"{folder}/last.ckpt")
+        ...     report = convert(f"{folder}/last.ckpt", f"{folder}/ticket.safetensors")
+        >>> report.statistics["density"] < 0.11
+        True
     """
     source, target = Path(source), Path(target)
     dense = load_network(source)
@@ -60,6 +73,7 @@ def convert(source: str | Path, target: str | Path) -> Report:
 @torch.no_grad()
 def _difference(dense: PromptIR, network: PromptIR) -> float:
     """Return the largest difference between one network and the other's ticket, on one image."""
-    image = torch.rand(1, 3, 40, 56, generator=torch.Generator().manual_seed(0))
+    side = dense.config.multiple
+    image = torch.rand(1, 3, 5 * side, 7 * side, generator=torch.Generator().manual_seed(0))
     packed, _ = unpack(pack(network, {}))
     return (SparseRestorer(packed)(image) - dense(image)).abs().max().item()

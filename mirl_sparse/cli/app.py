@@ -1,4 +1,4 @@
-"""Put the commands of ``mirl-sparse`` together, and end it in one line where an error is the user's to mend.
+"""Put the commands of ``mirl-sparse`` together, and print errors that users can mend in one line.
 
 Each command has a file of its own, whose heavy imports are inside the function: help needs neither PyTorch
 nor the kernels.
@@ -52,7 +52,11 @@ def main() -> None:
     except ModuleNotFoundError as error:
         if (package := (error.name or "").split(".")[0]) not in _EXTRAS:
             raise
-        _end(f"this command needs the package {package}: pip install 'mirl-sparse[{_EXTRAS[package]}]'")
+        extra = _EXTRAS[package]
+        _end(
+            f"this command needs the package {package}:"
+            f" run pip install '.[{extra}]' in the clone of mirl-sparse"
+        )
     except OSError as error:  # a full disk, a folder that may not be written to
         file = f"{error.filename}: " if error.filename else ""
         _end(f"{file}{error.strerror or error}")

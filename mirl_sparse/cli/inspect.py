@@ -1,4 +1,4 @@
-"""Offer ``mirl-sparse inspect``: what a checkpoint or a ticket holds."""
+"""Offer ``mirl-sparse inspect``: print what a checkpoint or a ticket holds."""
 
 from __future__ import annotations
 
@@ -29,9 +29,7 @@ def inspect(
     ] = False,
     size: Annotated[
         int,
-        typer.Option(
-            help="Side of the square image that predictions are about, a multiple of 8 or 16.", min=8
-        ),
+        typer.Option(help="Side of the square image to predict for, a multiple of 8 or 16.", min=8),
     ] = 256,
 ) -> None:
     """Print what a checkpoint or ticket holds, layer by layer."""

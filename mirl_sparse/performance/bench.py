@@ -28,7 +28,7 @@ class BenchResult(ComparisonResult):
     """Hold the result of a benchmark on the CPU.
 
     Attributes:
-        profile: Where the sparse network's time goes.
+        profile: Profile of the sparse network's time.
     """
 
     profile: Profile

@@ -71,8 +71,8 @@ class Comparison(Turns):
 
     Args:
         network: The dense network, zeros included.
-        expected: Its right result.
-        sparse: What is compared with it, by name.
+        expected: The right result.
+        sparse: Sparse contenders, by name.
         image: (B, C, H, W) float32.
         dense: Names of `peers.DENSE`, the first of them the default.
     """

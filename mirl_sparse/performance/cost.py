@@ -1,8 +1,9 @@
 """Predict what a layer or a network costs on this machine, without running it.
 
 Every op tells how often it does what (`quantities`: loads, entries of sparse rows, taps, ...). A `CostModel`
-has a price in seconds for each of these quantities; `mirl_sparse.performance.prices` measures them. The
-converter chooses by these prices, and a ticket search can ask what a mask would cost before it is trained.
+has a price in seconds for each of these quantities; `mirl_sparse.performance.prices` measures them.
+`sparsify` chooses layers by these prices, and a ticket search can ask what a mask would cost before it is
+trained.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ def dense_quantities(layer: nn.Module, shape: tuple[int, ...]) -> Counter[str]:
 
 
 def _linear_quantities(sizes: list[tuple[int, int]], shape: tuple[int, ...]) -> Counter[str]:
-    """Quantities of linear layers of these (inputs, outputs)."""
+    """Return the quantities of linear layers of these (inputs, outputs)."""
     tokens = int(np.prod(shape[:-1]))
     return Counter(
         {

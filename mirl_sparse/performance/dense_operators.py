@@ -31,7 +31,7 @@ class Operator:
     """Describe one dense operator, or several that are fused.
 
     Attributes:
-        tensors: What it reads and writes.
+        tensors: Tensors that it reads and writes.
         macs: Multiply-adds.
     """
 

@@ -118,7 +118,7 @@ def bench_on_gpu(
         image: (B, 3, H, W) float32, H and W as the network takes them.
         runs: Number of rounds.
         compile: Whether to include torch.compile.
-        tuning: What the sparse network runs fastest by on this GPU, if that was searched for.
+        tuning: Settings that the sparse network runs fastest by on this GPU, if they were searched for.
 
     Raises:
         UserError: There is no GPU, no dense network runs on it, or the sparse network restores something
@@ -133,7 +133,7 @@ def bench_on_gpu(
 
 
 class _Events(Turns):
-    """Contenders timed by the GPU's own clock, between two events in the stream of its work."""
+    """Time contenders by the GPU's own clock, between two events in the stream of its work."""
 
     settling = 2  # a CUDA graph is recorded by the second call, or by the one after
 

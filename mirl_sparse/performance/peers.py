@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from mirl_sparse.performance.timing import Call
 
 Maker = Callable[[nn.Module, Tensor], Call]
-NOT_INSTALLED = "not installed: pip install 'mirl-sparse[peers]'"
+NOT_INSTALLED = "not installed: run pip install '.[peers]' in the clone of mirl-sparse"
 
 
 class Kind(Enum):

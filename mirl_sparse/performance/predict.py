@@ -91,7 +91,7 @@ def predict(
         shape: (batch, height, width) of the image, sides as the network takes them.
         precision: Precision of activations: "float16", "bfloat16" or "float32".
         gpus: Names of `mirl_kernels.core.triton.model.GPUS`; by default all of them.
-        progress: Is called with the name of each GPU before its turn.
+        progress: Function that is called with the name of each GPU before its turn.
 
     Raises:
         BackendError: There is no Triton, or one that is older than what has been tried.
@@ -118,7 +118,7 @@ def _check_version() -> None:
 
 
 class _Workload:
-    """The work of a network on one image: that of the dense network, and of each step."""
+    """Hold the work of a network on one image: that of the dense network, and of each step."""
 
     def __init__(self, network: PromptIR, shape: tuple[int, int, int], dtype: torch.dtype) -> None:
         image = torch.empty(shape[0], 3, *shape[1:], device="meta")

@@ -33,7 +33,7 @@ def measure(ops: Iterable[Sample] | None = None) -> CostModel:
     """Time ops and fit prices to them, none negative, by relative errors.
 
     Args:
-        ops: What is timed; by default `samples.samples`, some sixty small ops, which take a few seconds.
+        ops: Ops that are timed; by default `samples.samples`, some sixty small ops, which take a few seconds.
 
     Returns:
         The cost model, `rough` if this machine is busy with other work.
@@ -83,7 +83,7 @@ class PriceStore:
         """Return the cost model of a machine.
 
         Args:
-            machine: What its prices hold for, as `this_machine` says it.
+            machine: Machine that the prices hold for, as `this_machine` says it.
         """
         if machine in self._models:
             return self._models[machine]
@@ -117,7 +117,7 @@ def cost_model(store: PriceStore | None = None) -> CostModel:
     """Return the cost model of this machine, measured now if its prices are not known.
 
     Args:
-        store: Where prices are kept; by default a file in the user's cache.
+        store: File of the prices; by default one in the user's cache.
     """
     return (store or _store(_cache_file())).model(this_machine())
 

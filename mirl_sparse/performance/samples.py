@@ -92,7 +92,7 @@ class Sample(NamedTuple):
     """Hold one op to time.
 
     Attributes:
-        quantities: What one call does, and how often.
+        quantities: Quantities of one call.
         run: Calls it once.
     """
 

@@ -107,7 +107,7 @@ class TurnsResult:
 
 @dataclass
 class _Contender:
-    """One way to restore the image: its call, how often a turn repeats it, and how it proved itself."""
+    """Hold one way to restore the image: its call, how often a turn repeats it, and how it proved itself."""
 
     call: Call
     repeats: int

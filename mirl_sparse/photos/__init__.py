@@ -1,6 +1,6 @@
 """Read and write photos, decide where results go, and restore many photos."""
 
-from mirl_sparse.photos.batches import Restorer, run_jobs
+from mirl_sparse.photos.batches import Manner, Restorer, run_jobs
 from mirl_sparse.photos.formats import FORMATS, IMAGE_SUFFIXES
 from mirl_sparse.photos.jobs import Job, list_jobs
 from mirl_sparse.photos.photo import ImageError, Photo, Pixels
@@ -12,6 +12,7 @@ __all__ = [
     "IMAGE_SUFFIXES",
     "ImageError",
     "Job",
+    "Manner",
     "Photo",
     "Pixels",
     "Restorer",

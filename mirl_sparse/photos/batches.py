@@ -6,12 +6,12 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from mirl_sparse.errors import UserError
 from mirl_sparse.photos.jobs import Job, file_identity
-from mirl_sparse.photos.photo import ImageError, Pixels, printable_path
+from mirl_sparse.photos.photo import DeepPixels, ImageError, printable_path
 from mirl_sparse.photos.reading import read_photo
 from mirl_sparse.photos.writing import write_photo
 
@@ -19,12 +19,39 @@ from mirl_sparse.photos.writing import write_photo
 class Restorer(Protocol):
     """Turn a bad photo into a better one."""
 
-    def restore(self, image: Pixels) -> Pixels:
-        """Restore RGB uint8 (H, W, 3) of any size from 1x1; the result has the same shape."""
+    def restore(self, image: DeepPixels, strength: float) -> DeepPixels:
+        """Restore RGB (H, W, 3), uint8 or uint16, of any size from 1x1.
+
+        Args:
+            image: The photo.
+            strength: Share of the restored photo in the result, 0 to 1.
+
+        Returns:
+            An array of the same shape and type.
+        """
+
+
+@dataclass(frozen=True)
+class Manner:
+    """Say how photos are restored and written.
+
+    Attributes:
+        strength: Share of the restored photo in the result, 0 to 1.
+        has_metadata: Whether EXIF, XMP, IPTC, resolution and text are kept.
+    """
+
+    strength: float = 1.0
+    has_metadata: bool = True
+
+
+_AS_USUAL = Manner()
 
 
 def run_jobs(
-    jobs: Iterable[Job], restorer: Restorer, on_progress: Callable[[Job, UserError | None, float], None]
+    jobs: Iterable[Job],
+    restorer: Restorer,
+    on_progress: Callable[[Job, UserError | None, float], None],
+    manner: Manner = _AS_USUAL,
 ) -> int:
     """Restore each photo and write it, whole or not at all; a failure does not stop the rest.
 
@@ -34,6 +61,7 @@ def run_jobs(
             other exceptions are bugs and pass through.
         on_progress: Is called after each job with the job, its error (one line) or None, and the seconds that
             it took.
+        manner: How photos are restored and written.
 
     Returns:
         The number of failures.
@@ -41,13 +69,13 @@ def run_jobs(
     failures = 0
     written: set[tuple[int, int] | str] = set()
     with warnings.catch_warnings():
-        # "could be decompression bomb" would break the progress bar
+        # Pillow warns of large photos; `read_photo` refuses those that are too large.
         warnings.filterwarnings("ignore", module=r"PIL\.")
         for job in jobs:
             start = time.perf_counter()
             error: UserError | None = None
             try:
-                _run_job(job, restorer, written)
+                _run_job(job, restorer, manner, written)
             except UserError as problem:
                 error = problem
                 failures += 1
@@ -55,7 +83,7 @@ def run_jobs(
     return failures
 
 
-def _run_job(job: Job, restorer: Restorer, written: set[tuple[int, int] | str]) -> None:
+def _run_job(job: Job, restorer: Restorer, manner: Manner, written: set[tuple[int, int] | str]) -> None:
     """Restore one photo; ``written`` are the files of earlier results, this one is added to them."""
     if job.target and file_identity(job.target) in written:  # where case does not count
         raise UserError(
@@ -63,17 +91,20 @@ def _run_job(job: Job, restorer: Restorer, written: set[tuple[int, int] | str]) 
             f" {printable_path(job.target)}; rename one"
         )
     photo = read_photo(sys.stdin.buffer if job.source is None else job.source)
-    photo = replace(photo, pixels=_restore(photo.pixels, job, restorer))
+    restored = _restore(photo.pixels, job, lambda pixels: restorer.restore(pixels, manner.strength))
+    photo = replace(photo, pixels=restored)
+    if not manner.has_metadata:
+        photo = photo.without_metadata()
     write_photo(sys.stdout.buffer if job.target is None else job.target, photo, job.format)
     if job.target:
         written.add(file_identity(job.target))
 
 
-def _restore(pixels: Pixels, job: Job, restorer: Restorer) -> Pixels:
+def _restore(pixels: DeepPixels, job: Job, restore: Callable[[DeepPixels], DeepPixels]) -> DeepPixels:
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            restored = restorer.restore(pixels)
+            restored = restore(pixels)
     except (
         UserError,
         MemoryError,

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from dataclasses import dataclass, field
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
 
 FORMATS = {
     ".png": "PNG",
@@ -15,9 +19,45 @@ FORMATS = {
     ".bmp": "BMP",
 }
 IMAGE_SUFFIXES = frozenset(FORMATS)
+_ALSO_READ = frozenset((".gif", ".ppm", ".pgm", ".pnm", ".jp2", ".avif"))
 KNOWN_SUFFIXES = ", ".join(sorted(FORMATS))  # as messages list them
-# Read if named explicitly. A fixed list: Pillow also knows formats that start other programs, such as EPS.
-READABLE = (*dict.fromkeys(FORMATS.values()), "GIF", "PPM", "JPEG2000", "AVIF")
+# A fixed list: Pillow also knows formats that start other programs, such as EPS.
+_READABLE = (*dict.fromkeys(FORMATS.values()), "GIF", "PPM", "JPEG2000", "AVIF")
+# Modules that add a format to Pillow: its name there, and its suffixes.
+_PLUGINS = {"pillow_heif": ("HEIF", (".heic", ".heif")), "pillow_jxl": ("JXL", (".jxl",))}
+# How a file of a format begins that Pillow does not know by itself, and what it is called.
+_SIGNATURES = {
+    "HEIC": re.compile(rb".{4}ftyp(?:heic|heix|hevc|heim|heis|mif1|msf1)", re.DOTALL),
+    "JPEG XL": re.compile(rb"\xff\n|\0\0\0\x0cJXL "),
+}
+
+
+@cache
+def readable() -> tuple[str, ...]:
+    """Return the names of the formats that Pillow reads here; those of installed plugins are among them."""
+    for module in _installed():
+        plugin = import_module(module)
+        if module == "pillow_heif":
+            plugin.register_heif_opener()
+    return (*_READABLE, *(_PLUGINS[module][0] for module in _installed()))
+
+
+@cache
+def readable_suffixes() -> frozenset[str]:
+    """Return the suffixes of all files that can be read here; those of installed plugins are among them."""
+    return IMAGE_SUFFIXES.union(_ALSO_READ, *(_PLUGINS[module][1] for module in _installed()))
+
+
+def _installed() -> list[str]:
+    return [module for module in _PLUGINS if find_spec(module)]
+
+
+def unknown_format(data: bytes) -> str:
+    """Return what to say of a file that no known format begins like."""
+    for name, signature in _SIGNATURES.items():
+        if signature.match(data):
+            return f"is {name}; to read it, run pip install '.[formats]' in the clone of mirl-sparse"
+    return "not an image in a known format (PNG, JPEG, WebP, TIFF, BMP, GIF, PPM, JPEG 2000, AVIF)"
 
 
 @dataclass(frozen=True)
@@ -28,21 +68,23 @@ class Format:
         options: Pillow's options for saving.
         alpha: Whether the format holds transparency.
         longest_side: Largest height and width in pixels.
-        exif_limit: Largest EXIF in bytes.
+        segment_limit: Largest EXIF, and largest XMP, in bytes.
+        sixteen_bits: Whether the format holds 16 bits a channel.
     """
 
     options: dict[str, object] = field(default_factory=dict)
     alpha: bool = False
     longest_side: int = sys.maxsize
-    exif_limit: int = sys.maxsize
+    segment_limit: int = sys.maxsize
+    sixteen_bits: bool = False
 
 
-# libjpeg would complain on standard error about longer sides; EXIF lies in one segment of a JPEG.
+# libjpeg would complain on standard error about longer sides; EXIF and XMP lie in one segment of a JPEG each.
 # Pillow writes BMP of 32 bits, but reads its alpha as padding.
 WRITTEN = {
-    "PNG": Format(alpha=True),
-    "JPEG": Format({"quality": 95, "subsampling": 0}, longest_side=65_500, exif_limit=65_533),
+    "PNG": Format(alpha=True, sixteen_bits=True),
+    "JPEG": Format({"quality": 95, "subsampling": 0}, longest_side=65_500, segment_limit=65_500),
     "WEBP": Format({"quality": 95, "method": 4}, alpha=True, longest_side=16_383),
-    "TIFF": Format({"compression": "tiff_deflate"}, alpha=True),
+    "TIFF": Format({"compression": "tiff_deflate"}, alpha=True, sixteen_bits=True),
     "BMP": Format(),
 }

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from mirl_sparse.errors import UserError
-from mirl_sparse.photos.formats import IMAGE_SUFFIXES, KNOWN_SUFFIXES
+from mirl_sparse.photos.formats import KNOWN_SUFFIXES, readable_suffixes
 from mirl_sparse.photos.photo import printable_path
 
 
@@ -65,13 +65,14 @@ def _named_by(name: str, output: Path | None) -> list[Source]:
 
 def _in_folder(folder: Path, output: Path | None) -> list[Source]:
     paths = (path for path in _walk(folder) if not _is_output(path, folder, output))
-    return [Source(path, path.relative_to(folder)) for path in paths if path.suffix.lower() in IMAGE_SUFFIXES]
+    suffixes = readable_suffixes()
+    return [Source(path, path.relative_to(folder)) for path in paths if path.suffix.lower() in suffixes]
 
 
 def _matching(pattern: str, output: Path | None) -> list[Source]:
     path = Path(pattern)
     root = next(parent for parent in path.parents if not glob.has_magic(str(parent)))
-    suffixes = IMAGE_SUFFIXES | {path.suffix.lower() or ".png"}  # `*.gif` does ask for GIF files
+    suffixes = readable_suffixes() | {path.suffix.lower() or ".png"}  # `*.jpe` does ask for such files
     matches = (Path(match) for match in sorted(glob.glob(pattern, recursive=True)))
     files = (match for match in matches if match.suffix.lower() in suffixes and os.path.isfile(match))
     return [Source(file, Path(file.name)) for file in files if not _is_output(file, root, output)]

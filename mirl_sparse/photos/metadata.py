@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 from io import BytesIO
 
@@ -36,8 +37,7 @@ _COPIED_TAGS = (
     ExifTags.Base.XPSubject,
     ExifTags.Base.Rating,
 )
-# Wrong once the image is turned, or an offset into the old file.
-_STALE_TAGS = (ExifTags.Base.ExifImageWidth, ExifTags.Base.ExifImageHeight, ExifTags.IFD.Interop)
+_STALE_TAGS = (ExifTags.Base.ExifImageWidth, ExifTags.Base.ExifImageHeight)  # wrong once the image is turned
 _BROKEN_EXIF = (
     ArithmeticError,
     AttributeError,
@@ -48,6 +48,8 @@ _BROKEN_EXIF = (
     ValueError,
     struct.error,
 )
+_XMP_ORIENTATION = re.compile(rb"(tiff:Orientation\s*(?:=\s*[\"']|>)\s*)[0-9]")
+_PHOTOSHOP = b"Photoshop 3.0\0"
 _PROFILE_SPACES = {"CMYK": b"CMYK", "L": b"GRAY"}  # the colour space of a profile, by mode of the image
 
 
@@ -80,10 +82,38 @@ def copied_exif(image: Image.Image) -> bytes:
                 copy[tag] = source[tag]
         for group in (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo):
             if entries := {tag: v for tag, v in source.get_ifd(group).items() if tag not in _STALE_TAGS}:
+                if ExifTags.IFD.Interop in entries:  # cameras say there that the colours are Adobe RGB
+                    entries[ExifTags.IFD.Interop] = dict(source.get_ifd(ExifTags.IFD.Interop))
                 copy[group] = entries
         return copy.tobytes() if len(copy) else b""
     except _BROKEN_EXIF:  # a photo is worth more than its EXIF
         return b""
+
+
+def copied_xmp(image: Image.Image) -> bytes:
+    """Return the XMP packet of an image; empty if there is none."""
+    packet = image.info.get("xmp") or b""
+    return packet.encode() if isinstance(packet, str) else bytes(packet)
+
+
+def upright_xmp(packet: bytes) -> bytes:
+    """Return an XMP packet that says of an image that it is upright, if it says how it is turned."""
+    return _XMP_ORIENTATION.sub(rb"\g<1>1", packet)
+
+
+def copied_iptc(image: Image.Image) -> bytes:
+    """Return the application segment 13 of a JPEG, where Photoshop and IPTC keep theirs; empty if none."""
+    segments = getattr(image, "applist", [])
+    return next((data for name, data in segments if name == "APP13" and data.startswith(_PHOTOSHOP)), b"")
+
+
+def resolution(image: Image.Image) -> tuple[float, float] | None:
+    """Return the pixels per inch, across and down, that a file names; None if it names none."""
+    try:
+        across, down = (float(n) for n in image.info.get("dpi", ()))
+    except (TypeError, ValueError, ZeroDivisionError):
+        return None
+    return (across, down) if 0 < across < 1e6 and 0 < down < 1e6 else None
 
 
 def rgb_profile(image: Image.Image) -> bytes:

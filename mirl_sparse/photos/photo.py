@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mirl_sparse.errors import UserError
+from mirl_sparse.photos.png import PngExtras
 
 Pixels = NDArray[np.uint8]
+DeepPixels = NDArray[Any]  # uint8 or uint16
 
 
 class ImageError(UserError):
@@ -26,17 +29,45 @@ class Photo:
     """Hold an upright image, and what belongs to it.
 
     Attributes:
-        pixels: RGB uint8 (H, W, 3), where there is alpha not multiplied by it.
-        alpha: Transparency, uint8 (H, W), 255 is opaque; None if the image has none.
+        pixels: RGB (H, W, 3), uint8, or uint16 of an image that has more bits; where there is alpha not
+            multiplied by it.
+        alpha: Transparency (H, W) of the same type, opaque where it is highest; None if the image has none.
         exif: EXIF without orientation, as Pillow takes it; empty if there is none.
         icc: RGB colour profile; empty if there is none. Pixels of CMYK and of opaque grey of 8 bits are
             converted to sRGB by their own profile; that of other grey is dropped.
+        xmp: XMP packet; empty if there is none.
+        iptc: IPTC and what else Photoshop stores in a JPEG (application segment 13); empty if there is none.
+        dpi: Pixels per inch, across and down; None if the file does not say.
+        png: Text and colour space of a PNG file.
+        lossless: Whether the file stores its pixels without loss.
     """
 
-    pixels: Pixels
-    alpha: Pixels | None = None
+    pixels: DeepPixels
+    alpha: DeepPixels | None = None
     exif: bytes = b""
     icc: bytes = b""
+    xmp: bytes = b""
+    iptc: bytes = b""
+    dpi: tuple[float, float] | None = None
+    png: PngExtras = field(default_factory=PngExtras)
+    lossless: bool = False
+
+    def without_metadata(self) -> Photo:
+        """Return the photo with nothing but its pixels, their transparency and their colour space."""
+        return replace(self, exif=b"", xmp=b"", iptc=b"", dpi=None, png=self.png._replace(text=(), xmp=b""))
+
+    def in_eight_bits(self) -> Photo:
+        """Return the photo with 8 bits a channel."""
+        alpha = None if self.alpha is None else eight_bits(self.alpha)
+        return replace(self, pixels=eight_bits(self.pixels), alpha=alpha)
+
+
+def eight_bits(values: DeepPixels) -> Pixels:
+    """Return uint8 values: those of uint16, 0..65535, scaled to 0..255 and rounded."""
+    if values.dtype == np.uint8:
+        return values
+    rounded: Pixels = ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    return rounded
 
 
 def on_white(pixels: Pixels, alpha: Pixels | None) -> Pixels:

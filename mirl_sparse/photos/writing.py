@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zlib
+from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
 from typing import IO
@@ -12,6 +14,8 @@ from PIL import Image
 from mirl_sparse.files import write_whole
 from mirl_sparse.photos.formats import FORMATS, KNOWN_SUFFIXES, WRITTEN
 from mirl_sparse.photos.photo import ImageError, Photo, Pixels, on_white, printable_path, reason
+from mirl_sparse.photos.png import chunk, encode_sixteen_bits, with_chunks, xmp_chunk
+from mirl_sparse.photos.tiff import XMP_TAG, encode_tiff
 
 
 def write_image(path: Path, image: Pixels) -> None:
@@ -26,7 +30,8 @@ def write_image(path: Path, image: Pixels) -> None:
 def write_photo(target: Path | IO[bytes], photo: Photo, format: str | None = None) -> None:
     """Write a photo; to a file whole or not at all.
 
-    Where the format has no transparency (JPEG, BMP), the photo is laid on white.
+    Where the format has no transparency (JPEG, BMP), the photo is laid on white; where it has no 16 bits a
+    channel (all but PNG and TIFF), it is rounded to 8.
 
     Args:
         target: A file, whose folder is made if need be, or a binary stream.
@@ -67,16 +72,59 @@ def _format_of(path: Path, name: str) -> str:
 
 def _encode(photo: Photo, format: str) -> bytes:
     written = WRITTEN[format]
+    if photo.pixels.dtype == np.uint16 and written.sixteen_bits:
+        return _encode_sixteen_bits(photo, format)
+    photo = photo.in_eight_bits()
     if photo.alpha is not None and written.alpha:
         image = Image.fromarray(np.dstack([photo.pixels, photo.alpha]))
     else:
         image = Image.fromarray(on_white(photo.pixels, photo.alpha))
-    options = dict(written.options)
-    if photo.icc:
-        options["icc_profile"] = photo.icc
-    if photo.exif and len(photo.exif) <= written.exif_limit:
-        options["exif"] = photo.exif
+    options = dict(written.options) | _metadata_options(photo, format)
+    if format == "WEBP" and photo.lossless:
+        options["lossless"] = True
+    if "exif" in options:
         options.pop("compression", None)  # libtiff, which compresses, cannot write EXIF's nested directories
     stream = BytesIO()
     image.save(stream, format, **options)
-    return stream.getvalue()
+    return with_chunks(stream.getvalue(), _png_chunks(photo)) if format == "PNG" else stream.getvalue()
+
+
+def _metadata_options(photo: Photo, format: str) -> dict[str, object]:
+    """Return what Pillow is to write beside the pixels, as far as the format holds it."""
+    limit, options = WRITTEN[format].segment_limit, dict[str, object]()
+    if photo.icc:
+        options["icc_profile"] = photo.icc
+    if photo.exif and len(photo.exif) <= limit:
+        options["exif"] = photo.exif
+    if photo.dpi and format != "WEBP":
+        options["dpi"] = photo.dpi
+    if photo.xmp and len(photo.xmp) <= limit and format in ("JPEG", "WEBP"):
+        options["xmp"] = photo.xmp
+    if photo.xmp and format == "TIFF":
+        options["tiffinfo"] = {XMP_TAG: photo.xmp}
+    if photo.iptc and format == "JPEG":
+        options["extra"] = b"\xff\xed" + (len(photo.iptc) + 2).to_bytes(2, "big") + photo.iptc
+    return options
+
+
+def _png_chunks(photo: Photo) -> list[bytes]:
+    """Return what a PNG says of its colours where it has no profile, and its text."""
+    text = photo.png.text or ((xmp_chunk(photo.xmp),) if photo.xmp else ())
+    return [*(() if photo.icc else photo.png.colour_space), *text]
+
+
+def _encode_sixteen_bits(photo: Photo, format: str) -> bytes:
+    pixels = photo.pixels if photo.alpha is None else np.dstack([photo.pixels, photo.alpha])
+    if format == "PNG":
+        return encode_sixteen_bits(pixels, [*_binary_chunks(photo), *_png_chunks(photo)])
+    return encode_tiff(pixels, photo)
+
+
+def _binary_chunks(photo: Photo) -> Iterator[bytes]:
+    if photo.icc:
+        yield chunk(b"iCCP", b"ICC profile\0\0" + zlib.compress(photo.icc))
+    if photo.dpi:
+        across, down = (round(dpi / 0.0254).to_bytes(4, "big") for dpi in photo.dpi)
+        yield chunk(b"pHYs", across + down + b"\1")  # per metre
+    if photo.exif:
+        yield chunk(b"eXIf", photo.exif.removeprefix(b"Exif\0\0"))

@@ -15,7 +15,7 @@ def allocate_arena(size: int) -> Tensor:
     Huge pages need fewer look-ups of addresses, and fewer first touches.
 
     Args:
-        size: In bytes; a multiple of 4, and not 0.
+        size: Size in bytes; a multiple of 4, and not 0.
 
     Returns:
         A float32 tensor (size / 4,) of zeros. The memory is freed with the last tensor that views it.

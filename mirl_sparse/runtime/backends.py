@@ -35,7 +35,8 @@ class Backend:
         packs: Whether its engines hold a packed copy of the weights, so that changed weights need a new
             engine.
         tunable: Whether its engines use a tuning.
-        device: Returns the device that networks are loaded to; None if they stay where they are.
+        device: Function that returns the device that networks are loaded to; None if they stay where they
+            are.
     """
 
     make_engine: Callable[[PromptIR, str, Tuning | None], Engine]

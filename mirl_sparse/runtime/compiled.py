@@ -100,8 +100,8 @@ def restore_op(
         weights: The network's parameters in their order.
         config: The network's config as JSON.
         backend: A backend's name.
-        max_memory: In bytes; 0 stands for the default.
-        precision: That of the activations.
+        max_memory: Limit of the memory in bytes; 0 stands for the default.
+        precision: Precision of the activations.
 
     Returns:
         A new tensor of the image's shape.

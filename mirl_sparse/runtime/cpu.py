@@ -44,7 +44,7 @@ class StepProfile(NamedTuple):
         op: The name of its kernel.
         macs: Multiply-adds by surviving weights.
         bytes: Bytes that the fused op must move at least.
-        seconds: Its time.
+        seconds: Time of the step.
     """
 
     name: str
@@ -55,7 +55,7 @@ class StepProfile(NamedTuple):
 
 
 class _BoundPlan:
-    """A memory plan with its memory, and one call for each step of the program."""
+    """Hold a memory plan with its memory, and one call for each step of the program."""
 
     def __init__(self, steps: list[Step], plan: MemoryPlan) -> None:
         self.bytes, self._plan = plan.bytes, plan
@@ -101,10 +101,10 @@ class CpuEngine:
     sizes.
 
     Args:
-        network: Its weights are packed at once; later changes of them do not count.
+        network: The network; its weights are packed at once; later changes of them do not count.
 
     Attributes:
-        multiple: What the sides of images are multiples of.
+        multiple: Number that the sides of images are multiples of.
 
     Raises:
         BackendError: If the weights are not on the CPU, or the kernels were not built.

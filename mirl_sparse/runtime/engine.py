@@ -14,7 +14,7 @@ class Engine(Protocol):
     Images have shape (B, 3, H, W), float32. Several threads may call one engine.
 
     Attributes:
-        multiple: What H and W are multiples of.
+        multiple: Number that H and W are multiples of.
     """
 
     multiple: int

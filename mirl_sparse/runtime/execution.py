@@ -27,7 +27,7 @@ def restore_image(engine: Engine, image: Tensor, max_memory: int | None) -> Tens
     Args:
         engine: Restores images whose sides are multiples of its ``multiple``.
         image: (B, 3, H, W) float32, H and W from 1 up.
-        max_memory: How much memory may be used, in bytes; by default nine tenths of what the image's device
+        max_memory: Bytes of memory that may be used; by default nine tenths of what the image's device
             has left.
 
     Returns:

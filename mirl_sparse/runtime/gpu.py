@@ -72,7 +72,7 @@ def seconds(call: Callable[[], Any], replayed: bool = True) -> float:
     """Return how long the current GPU works on what a call launches.
 
     Args:
-        call: It is called once for compilation, and then several times.
+        call: The call; it is made once for compilation, and then several times.
         replayed: Whether the launches are replayed as a CUDA graph, which takes no time of the host.
             Otherwise the host launches each kernel, and its time counts where it is the slower one.
 

@@ -10,7 +10,7 @@ import torch
 
 
 class _ControlGroup(NamedTuple):
-    """The files in which Linux tells the memory of a container, and the name of a count in the last one.
+    """Name the files in which Linux tells the memory of a container, and the name of a count in the last one.
 
     The count is of memory that cached files take, which is freed when it is needed.
     """

@@ -24,7 +24,7 @@ def pad_to_multiple(image: Tensor, multiple: int) -> Tensor:
 
     Args:
         image: (B, C, H, W).
-        multiple: What the sides of the result are multiples of.
+        multiple: Number that the sides of the result are multiples of.
 
     Returns:
         A contiguous tensor. It is ``image`` itself if that is contiguous and needs no padding.

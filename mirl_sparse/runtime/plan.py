@@ -74,8 +74,8 @@ class MemoryPlan:
 
     Attributes:
         size: The input size.
-        buffers: Where each buffer starts, in floats.
-        scratch: By the index of a step that needs scratch memory: where it starts, and its length, in floats.
+        buffers: Start of each buffer, in floats.
+        scratch: Start and length of scratch memory, in floats, by the index of the step that needs it.
         floats: The length of the arena.
     """
 

@@ -55,7 +55,7 @@ class Step:
 
     Attributes:
         name: Name of the module that the step stands for.
-        op: What `Kernels` has packed.
+        op: The op that `Kernels` packed.
         x: The input; None in the first step, whose input is the image.
         y: The output; None in the last step, whose output is the result. The image is added to it.
     """
@@ -72,8 +72,8 @@ class Program:
     Blocks work in place, and what will be concatenated is written side by side in the first place.
 
     Args:
-        network: What the steps compute.
-        kernels: What packs its layers.
+        network: The network that the steps compute.
+        kernels: The functions that pack its layers.
 
     Attributes:
         steps: The steps in the order in which they run.

@@ -23,6 +23,8 @@ from mirl_sparse.runtime.execution import check_image, restore_image
 from mirl_sparse.runtime.tuning import Tuning, read_tuning
 from mirl_sparse.tickets import find_ticket, read_ticket, remove_pruning
 
+_IMAGES = "a path, a PIL image or a uint8 or uint16 array (H, W, 3)"
+
 
 class SparseRestorer(nn.Module):
     """Restore RGB images of any size with a pruned PromptIR, on any backend.
@@ -43,22 +45,31 @@ class SparseRestorer(nn.Module):
         network: The network to run.
         backend: "cpu" (C++ kernels), "triton" (GPUs), "reference" (PyTorch, any device), or "auto": the C++
             kernels where they were built, else the reference with a warning.
-        max_memory: How many bytes the buffers may take; by default nine tenths of what the system, or the
+        max_memory: Bytes that the buffers may take; by default nine tenths of what the system, or the
             GPU, has left.
-        precision: That of the features between the layers: "float16" (the default), "bfloat16" or "float32"
-            on "triton", "float32" on the others. Images are always float32.
+        precision: Precision of the features between the layers: "float16" (the default), "bfloat16" or
+            "float32" on "triton", "float32" on the others. Images are always float32.
         tuning: The fastest settings for this GPU; only "triton" uses them.
 
     Attributes:
         network: The network to run.
         backend: The backend's name; never "auto".
         precision: The precision of the features.
-        max_memory: How many bytes the buffers may take; it may be changed.
+        max_memory: Bytes that the buffers may take; it may be changed.
         tuning: The fastest settings for this GPU; they may be changed before the first call.
 
     Raises:
         UserError: If the backend or its precision is not known.
         BackendError: If the backend cannot run here.
+
+    Example:
+        >>> from mirl_sparse import SparseRestorer
+        >>> restorer = SparseRestorer.from_pretrained()
+        >>> photo = np.full((30, 50, 3), 128, np.uint8)
+        >>> restorer.restore(photo).shape
+        (30, 50, 3)
+        >>> restorer(torch.rand(1, 3, 30, 50)).shape
+        torch.Size([1, 3, 30, 50])
     """
 
     def __init__(
@@ -131,23 +142,29 @@ class SparseRestorer(nn.Module):
             return restore_op(image, weights, self._config, self.backend, memory, self.precision)
         return restore_image(self.engine(), image, self.max_memory)
 
-    def restore(self, image: str | Path | Image.Image | NDArray[np.uint8]) -> NDArray[np.uint8]:
+    def restore(self, image: str | Path | Image.Image | NDArray[Any], strength: float = 1.0) -> NDArray[Any]:
         """Restore a photo.
 
         Args:
-            image: A path, a PIL image, or a uint8 array (H, W, 3), RGB.
+            image: A path, a PIL image, or an array (H, W, 3), RGB, uint8 or uint16.
+            strength: Share of the restored photo in the result, 0 to 1; the rest is the photo as it was.
 
         Returns:
-            A uint8 array (H, W, 3), RGB.
+            An array (H, W, 3), RGB: uint16 for an array of uint16, else uint8.
 
         Raises:
-            UserError: If the image is something else, or its file cannot be read.
+            UserError: If the image is something else, its file cannot be read, or the strength is no share.
         """
+        if not 0 <= strength <= 1:
+            raise UserError(f"strength is {strength}; expected 0 (leave the photo as it is) to 1")
         array = _rgb_array(image)
-        x = torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1))).float().div_(255)[None]
+        top = np.iinfo(array.dtype).max
+        x = torch.from_numpy(array.transpose(2, 0, 1).astype(np.float32, "C")).div_(top)[None]
         y = self.forward(x.to(self.network.output.weight.device))[0]
-        y = y.clamp(0, 1).mul_(255).round_().to(torch.uint8)
-        return np.ascontiguousarray(y.permute(1, 2, 0).cpu().numpy())
+        if strength < 1:
+            y = y.cpu().mul_(strength).add_(x[0], alpha=1 - strength)
+        y = y.clamp(0, 1).mul_(top).round_().permute(1, 2, 0).cpu()
+        return y.numpy().astype(array.dtype, "C")
 
     def repack(self) -> None:
         """Pack the weights anew at the next call; that of a compiled or exported model counts as well."""
@@ -172,13 +189,14 @@ class SparseRestorer(nn.Module):
         return names, weights_state(weights)
 
 
-def _rgb_array(image: str | Path | Image.Image | NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Return an image as a uint8 array (H, W, 3)."""
+def _rgb_array(image: str | Path | Image.Image | NDArray[Any]) -> NDArray[Any]:
+    """Return an image as an array (H, W, 3) of uint8, or of uint16 if it is one."""
     if isinstance(image, (str, Path)):
         image = read_image(image)
     elif isinstance(image, Image.Image):
         image = to_rgb(image)
-    if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-        what = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
-        raise UserError(f"image is {what}; expected a path, a PIL image or a uint8 array (H, W, 3)")
+    if not isinstance(image, np.ndarray):
+        raise UserError(f"image is {type(image).__name__}; expected {_IMAGES}")
+    if image.dtype not in (np.uint8, np.uint16) or image.ndim != 3 or image.shape[2] != 3:
+        raise UserError(f"image is {image.dtype} {image.shape}; expected {_IMAGES}")
     return image

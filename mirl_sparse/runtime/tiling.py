@@ -19,11 +19,11 @@ def tile_size(
     """Return the size of the largest equal tiles of an image that need no more memory than the limit.
 
     Args:
-        height: Of the image.
-        width: Of the image.
-        multiple: What the sides of the image and of its tiles are multiples of.
-        limit: In bytes.
-        needs: Returns how many bytes a tile of (height, width) needs.
+        height: Height of the image.
+        width: Width of the image.
+        multiple: Number that the sides of the image and of its tiles are multiples of.
+        limit: Bytes that a tile may need.
+        needs: Function that returns how many bytes a tile of (height, width) needs.
 
     Returns:
         (height, width) of a tile; those of the image if it needs no tiles.
@@ -89,7 +89,7 @@ def restore_by_tiles(
     Args:
         image: (B, C, H, W).
         tile: (height, width) as of `tile_size`.
-        multiple: What the sides of image and tile are multiples of.
+        multiple: Number that the sides of image and tile are multiples of.
         run: Restores one tile, (B, C, *tile), to the same shape.
 
     Returns:

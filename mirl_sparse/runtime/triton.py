@@ -45,12 +45,13 @@ class TritonEngine:
     on streams of their own: each stream has buffers of its own.
 
     Args:
-        network: Its weights are packed at once, and stay on their device; later changes of them do not count.
-        precision: That of the activations: "float16", "bfloat16" or "float32".
+        network: The network; its weights are packed at once, and stay on their device. Later changes of them
+            do not count.
+        precision: Precision of the activations: "float16", "bfloat16" or "float32".
         tuning: The tiles and the dense steps to use.
 
     Attributes:
-        multiple: What the sides of images are multiples of.
+        multiple: Number that the sides of images are multiples of.
 
     Raises:
         BackendError: If there is no suitable GPU, Triton is not installed, or the weights are not on a GPU.

@@ -30,7 +30,7 @@ _MARGIN = 0.95  # a dense step replaces a sparse one if it takes at most this sh
 
 
 class _DenseOp(nn.Module):
-    """A step by PyTorch's dense operators: a reference function with weights of ``dtype``."""
+    """Compute a step by PyTorch's dense operators: a reference function with weights of ``dtype``."""
 
     def __init__(
         self,
@@ -143,7 +143,8 @@ class PackedNetwork:
 
         Args:
             image: (B, 3, H, W) float32, H and W multiples of the network's ``config.multiple``.
-            seconds: Returns the time of a call. It must make the call at least once, for the step's output.
+            seconds: Function that returns the time of a call. It must make the call at least once, for the
+                step's output.
         """
         faster = set()
 

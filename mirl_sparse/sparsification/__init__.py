@@ -3,6 +3,13 @@
 from mirl_sparse.sparsification.cpu import CpuTarget
 from mirl_sparse.sparsification.report import SparsifiedLayer, SparsityReport
 from mirl_sparse.sparsification.sparsify import sparsify, sparsify_for
-from mirl_sparse.sparsification.target import ConversionTarget
+from mirl_sparse.sparsification.target import SparsificationTarget
 
-__all__ = ["ConversionTarget", "CpuTarget", "SparsifiedLayer", "SparsityReport", "sparsify", "sparsify_for"]
+__all__ = [
+    "CpuTarget",
+    "SparsificationTarget",
+    "SparsifiedLayer",
+    "SparsityReport",
+    "sparsify",
+    "sparsify_for",
+]

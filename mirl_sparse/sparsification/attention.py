@@ -1,4 +1,4 @@
-"""nn.MultiheadAttention with sparse projections."""
+"""Run nn.MultiheadAttention with sparse projections."""
 
 from __future__ import annotations
 

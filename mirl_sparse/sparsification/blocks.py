@@ -1,4 +1,4 @@
-"""Blocks that are fused whole: Restormer's, PromptIR's prompts, NAFNet's.
+"""Recognise and fuse whole blocks: Restormer's, PromptIR's prompts, NAFNet's.
 
 The ``find_*`` functions recognise them. They look at attributes and shapes only, and return the weights of a
 block, a `Refusal` for a module that resembles a block but is none, or None for any other module. A block with
@@ -74,7 +74,7 @@ class NAFWeights(NamedTuple):
 
 
 class _Expected(NamedTuple):
-    """A tensor that a block must have, or may have."""
+    """Describe a tensor that a block must have, or may have."""
 
     name: str
     shape: tuple[int, ...]
@@ -111,7 +111,7 @@ def _unexpected(m: nn.Module, tensors: Iterable[_Expected]) -> str | None:
 
 
 def _conv(name: str, outputs: int, inputs: int, kernel: int = 1) -> list[_Expected]:
-    """The weight and the bias of a convolution; a depthwise one has one input per group."""
+    """Describe the weight and the bias of a convolution; a depthwise one has one input per group."""
     weight = _Expected(f"{name}.weight", (outputs, inputs, kernel, kernel))
     return [weight, _Expected(f"{name}.bias", (outputs,), optional=True)]
 

@@ -1,4 +1,4 @@
-"""Inputs for a comparison of modules, and by how much results differ."""
+"""Make inputs for a comparison of modules, and measure how much their results differ."""
 
 from __future__ import annotations
 

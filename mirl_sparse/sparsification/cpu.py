@@ -1,4 +1,4 @@
-"""The CPU as a target: float32, layers chosen by the cost model."""
+"""Define the CPU as a target: float32, layers chosen by the cost model."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from mirl_sparse.sparsification.target import BlockKind, CallShape, LayerForm, L
 
 
 class CpuTarget:
-    """Run networks on the CPU in float32; see `ConversionTarget` for the attributes.
+    """Run networks on the CPU in float32; see `SparsificationTarget` for the attributes.
 
     Blocks are always fused. Layers are swapped where the prices say that the sparse form is faster.
 
@@ -63,7 +63,7 @@ class CpuTarget:
         return module(*inputs)
 
     def seconds(self, dense: nn.Module, form: LayerForm, shape: tuple[int, ...]) -> tuple[float, float]:
-        """Return the seconds that the cost model predicts; see `ConversionTarget.seconds`."""
+        """Return the seconds that the cost model predicts; see `SparsificationTarget.seconds`."""
         sparse = sum(self.prices.seconds(_quantities(op, shape)) for op in form.ops)
         return sparse, self.prices.seconds(dense_quantities(dense, shape))
 

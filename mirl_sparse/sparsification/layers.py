@@ -1,4 +1,4 @@
-"""Sparse forms of convolutions, linear layers and attention on the CPU, and what they absorb."""
+"""Make the sparse forms of convolutions, linear layers and attention on the CPU, and absorb what follows."""
 
 from __future__ import annotations
 

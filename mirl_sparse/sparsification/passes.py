@@ -1,4 +1,4 @@
-"""The passes of `sparsify`: record how a network calls its modules, swap them, and compare the results."""
+"""Record how a network calls its modules, swap them, and compare the results: the passes of `sparsify`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from mirl_sparse.sparsification.layers import (
     sparse_layer,
 )
 from mirl_sparse.sparsification.report import DENSE, LAYER_BY_LAYER, SparsifiedLayer, SparsityReport
-from mirl_sparse.sparsification.target import BlockKind, CallShape, ConversionTarget, LayerForm, Refusal
+from mirl_sparse.sparsification.target import BlockKind, CallShape, LayerForm, Refusal, SparsificationTarget
 
 _NEVER_CALLED = "the example input never calls it"
 _CALLED_OTHERWISE = "it is called with more than its input, or by name"
@@ -54,7 +54,7 @@ def record_calls(network: nn.Module, example: tuple[Any, ...]) -> Recording:
 
     Args:
         network: The dense network.
-        example: Its arguments, which are copied.
+        example: The network's arguments, which are copied.
 
     Raises:
         UserError: There is no tensor in the network's result.
@@ -98,14 +98,14 @@ class Sparsification:
     """Swap the modules of one network for their sparse forms.
 
     Args:
-        target: Where the network is to run.
-        recording: What an example input shows, None without one.
+        target: The target that the network is to run on.
+        recording: The recording of an example input, None without one.
         reads: Modules that stay as they are because the network reads an attribute of theirs: the attribute,
             by the module's name.
     """
 
     def __init__(
-        self, target: ConversionTarget, recording: Recording | None, reads: Mapping[str, str]
+        self, target: SparsificationTarget, recording: Recording | None, reads: Mapping[str, str]
     ) -> None:
         self._target, self._recording, self._reads = target, recording, reads
         self._names: dict[int, str] = {}  # of swapped modules, by the ids of what takes their place
@@ -122,7 +122,7 @@ class Sparsification:
         """Compare a sparsified network with the recorded results.
 
         Args:
-            sparsified: What `run` returned.
+            sparsified: The network that `run` returned.
             example: The arguments of the recording.
 
         Returns:
@@ -143,7 +143,7 @@ class Sparsification:
         by = difference(self._recording.results, results)
         if by > self._target.tolerance:
             raise UserError(
-                f"the converted network differs from the dense one by {by:.1e} of its largest value for the"
+                f"the sparsified network differs from the dense one by {by:.1e} of its largest value for the"
                 f" example input; expected at most {self._target.tolerance:.0e}: it may draw random numbers,"
                 f" or depend on more than its layers' results{self._target.doubt}"
             )

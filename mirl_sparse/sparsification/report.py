@@ -1,4 +1,4 @@
-"""The report of `sparsify`: how each layer runs now, and why."""
+"""Report how each layer of a sparsified network runs, and why."""
 
 from __future__ import annotations
 

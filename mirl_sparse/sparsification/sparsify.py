@@ -1,4 +1,4 @@
-"""`sparsify`: a pruned network with its layers swapped for sparse ones.
+"""Swap the layers of a pruned network for sparse ones: `sparsify`.
 
 Blocks of Restormer's family, of NAFNet and prompts are fused whole, on a CPU wherever they occur (with 20% of
 a wide block's weights that is as fast as dense, with more it is slower). Convolutions, linear layers and
@@ -22,7 +22,7 @@ from mirl_sparse.sparsification.cpu import CpuTarget
 from mirl_sparse.sparsification.layers import has_hooks
 from mirl_sparse.sparsification.passes import Sparsification, disable_fast_paths, record_calls
 from mirl_sparse.sparsification.report import SparsifiedLayer, SparsityReport
-from mirl_sparse.sparsification.target import ConversionTarget
+from mirl_sparse.sparsification.target import SparsificationTarget
 from mirl_sparse.tickets import describe, remove_pruning
 
 
@@ -39,7 +39,7 @@ def sparsify(
     `SparseRestorer` and needs no example.
 
     On the CPU the result runs in float32, for inference only. It can be copied, pickled, saved by its
-    state_dict and loaded into another conversion of the same network, compiled by torch.compile and exported.
+    state_dict and loaded into another sparsified copy of the network, compiled by torch.compile and exported.
     The fast path of torch.nn.TransformerEncoder, which makes padded positions zero, is turned off.
 
     On a GPU the result takes inputs of ``precision`` there. Convolutions but depthwise ones, linear layers
@@ -60,6 +60,21 @@ def sparsify(
             by more than 1e-4 of the largest value, or of 1 where that is less. On a GPU the limits are 2e-2
             for float16, 1e-1 for bfloat16 and 2e-3 for float32.
         BackendError: There is no GPU or no Triton for "triton", or the C++ kernels were not built.
+
+    Example:
+        >>> from torch.nn.utils import prune
+        >>> from mirl_sparse import sparsify
+        >>> from mirl_sparse.architectures.promptir.network import TransformerBlock
+        >>> block = TransformerBlock(12, heads=2, expansion=2)
+        >>> network = nn.Sequential(nn.PixelUnshuffle(2), block, nn.PixelShuffle(2))
+        >>> for layer in network.modules():
+        ...     if isinstance(layer, nn.Conv2d):
+        ...         _ = prune.l1_unstructured(layer, "weight", amount=0.8)
+        >>> sparse = sparsify(network, torch.rand(1, 3, 32, 32))
+        >>> [layer.implementation for layer in sparse.report.layers]
+        ['fused MDTA', 'fused GDFN']
+        >>> sparse(torch.rand(1, 3, 64, 48)).shape
+        torch.Size([1, 3, 64, 48])
     """
     _check(module)
     return sparsify_for(_target(backend, precision), module, example_input)
@@ -67,12 +82,12 @@ def sparsify(
 
 @torch.no_grad()
 def sparsify_for(
-    target: ConversionTarget, module: nn.Module, example_input: Tensor | tuple[Any, ...] | None = None
+    target: SparsificationTarget, module: nn.Module, example_input: Tensor | tuple[Any, ...] | None = None
 ) -> nn.Module:
     """Return what `sparsify` returns, for a target.
 
     Args:
-        target: Where the network is to run, such as ``CpuTarget(prices)``.
+        target: The target that the network is to run on, such as ``CpuTarget(prices)``.
         module: The network.
         example_input: A tensor, or a tuple of arguments.
 
@@ -105,7 +120,7 @@ def _check(module: object) -> None:
         raise UserError(f"module is {type(module).__name__}; expected a torch.nn.Module")
 
 
-def _target(backend: str, precision: str | None) -> ConversionTarget:
+def _target(backend: str, precision: str | None) -> SparsificationTarget:
     """Return the target of a backend's name."""
     if backend not in ("cpu", "triton"):
         raise UserError(f'backend is "{backend}"; expected "cpu" or "triton"')
@@ -118,7 +133,7 @@ def _target(backend: str, precision: str | None) -> ConversionTarget:
     return CpuTarget()
 
 
-def _prepared(module: nn.Module, target: ConversionTarget) -> nn.Module:
+def _prepared(module: nn.Module, target: SparsificationTarget) -> nn.Module:
     """Return a deep copy for inference on a target, in which masks of torch.nn.utils.prune are applied."""
     # Weights that a pruning hook computed are no leaves, which deepcopy refuses.
     computed = {
@@ -142,7 +157,7 @@ def _is_promptir(network: nn.Module) -> TypeGuard[PromptIR]:
     )
 
 
-def _restorer(network: PromptIR, target: ConversionTarget) -> SparseRestorer:
+def _restorer(network: PromptIR, target: SparsificationTarget) -> SparseRestorer:
     """Return the restorer of a whole PromptIR, with its report."""
     restorer = SparseRestorer(network.to(target.device), target.backend, precision=target.precision)
     rows = (

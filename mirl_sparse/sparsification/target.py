@@ -1,4 +1,4 @@
-"""The interface of a target: where a network runs, and the sparse forms of layers and blocks there."""
+"""Define the interface of a target: where a network runs, and the sparse forms of its layers and blocks."""
 
 from __future__ import annotations
 
@@ -56,10 +56,10 @@ class BlockKind:
 
     Attributes:
         name: Name of the kind in the report, with its article.
-        recognise: Returns the weights of a module of this kind, a `Refusal` for a module that only resembles
-            one, and None for any other module. It runs nothing and packs nothing.
+        recognise: Function that returns the weights of a module of this kind, a `Refusal` for a module that
+            only resembles one, and None for any other module. It runs nothing and packs nothing.
         fuse: Packs the weights that ``recognise`` returned into the fused op.
-        channels: Returns the number of input channels, from these weights.
+        channels: Function that returns the number of input channels, from these weights.
         parts: Rows of the report for a fused block.
     """
 
@@ -85,7 +85,7 @@ class CallShape(NamedTuple):
 LayerForms = Mapping[type[nn.Module], Callable[[Any], LayerForm | Refusal]]
 
 
-class ConversionTarget(Protocol):
+class SparsificationTarget(Protocol):
     """Describe where a sparsified network runs.
 
     Attributes:
@@ -138,7 +138,7 @@ class ConversionTarget(Protocol):
 
         Args:
             dense: The layer.
-            form: Its sparse form.
+            form: The sparse form of the layer.
             shape: Shape of the layer's input.
         """
         ...
@@ -148,7 +148,7 @@ class ConversionTarget(Protocol):
 
         Args:
             dense: The block.
-            fused: Its fused form.
+            fused: The fused form of the block.
             calls: The calls of the block for one input of the network.
         """
         ...

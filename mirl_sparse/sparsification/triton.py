@@ -1,4 +1,4 @@
-"""A GPU as a target: layers and blocks on the Triton kernels, timed against PyTorch's dense operators."""
+"""Define a GPU as a target: layers and blocks on Triton kernels, timed against PyTorch's dense operators."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ class TokenOp(TritonOp):
 
 
 class TritonTarget:
-    """Run networks on the GPU; see `ConversionTarget` for the attributes.
+    """Run networks on the GPU; see `SparsificationTarget` for the attributes.
 
     Layers and blocks are swapped where they are measured to be faster than PyTorch's dense operators. Where
     Triton's interpreter is on, the CPU takes the GPU's place.
@@ -187,11 +187,11 @@ class TritonTarget:
         return tree_map(self.prepare, self.place(module)(*tree_map(moved, inputs)))
 
     def seconds(self, dense: nn.Module, form: LayerForm, shape: tuple[int, ...]) -> tuple[float, float]:
-        """Return the seconds that both are measured to take; see `ConversionTarget.seconds`."""
+        """Return the seconds that both are measured to take; see `SparsificationTarget.seconds`."""
         return self._seconds(form.module, shape), self._seconds(deepcopy(dense), shape)
 
     def block_pays(self, dense: nn.Module, fused: nn.Module, calls: Sequence[CallShape]) -> bool:
-        """Return whether the fused form is measured to be faster; see `ConversionTarget.block_pays`."""
+        """Return whether the fused form is measured to be faster; see `SparsificationTarget.block_pays`."""
         sparse, before = (
             sum(times * self._seconds(m, shape) for shape, times in calls) for m in (fused, deepcopy(dense))
         )

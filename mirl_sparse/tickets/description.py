@@ -94,12 +94,12 @@ def describe(network: PromptIR, removed: int = 0) -> Report:
     """Return the report on a network as it stands.
 
     Args:
-        network: Its zeros are its mask; its weights may lie on any device.
+        network: The network; its zeros are its mask, and its weights may lie on any device.
         removed: Weights that `remove_dead_channels` has set to zero.
     """
     packed = dict(_packed(network))
     rows = tuple(
-        _describe(layer, _weight(network, layer), packed.get(layer.name))
+        _describe(layer, _weight(network, layer), packed.get(layer.name), network.config.unshuffle)
         for layer in layers(network.config)
         if layer.stage.kind is not Kind.UNUSED
     )
@@ -109,7 +109,7 @@ def describe(network: PromptIR, removed: int = 0) -> Report:
     return Report(rows, nonzero, sum(p.numel() for p in parameters), removed)
 
 
-def _describe(layer: Layer, weight: Tensor, packed: Tensor | None) -> LayerReport:
+def _describe(layer: Layer, weight: Tensor, packed: Tensor | None, unshuffle: int) -> LayerReport:
     pixels = 1 if layer.part is Part.PROMPT_WEIGHTS else (SIDE >> layer.stage.level) ** 2
     nonzero = int(weight.count_nonzero())
     return LayerReport(
@@ -120,7 +120,7 @@ def _describe(layer: Layer, weight: Tensor, packed: Tensor | None) -> LayerRepor
         macs=nonzero * pixels,
         macs_dense=weight.numel() * pixels,
         dead_rows=int((weight.flatten(1) == 0).all(1).sum()),
-        implementation=_implementation(layer, packed),
+        implementation=_implementation(layer, packed, unshuffle),
     )
 
 
@@ -147,7 +147,11 @@ def _packed(network: PromptIR) -> Iterator[tuple[str, Tensor]]:
     for layer in layers(network.config):
         if layer.stage.kind is Kind.UNUSED:
             continue
-        if layer.part in (Part.CONV, Part.POINTWISE):
+        if layer.stage.kind is Kind.EMBED:
+            u = network.config.unshuffle
+            (weight,) = _on_cpu(network.patch_embed.strided_weight)
+            yield layer.name, PackedConv(weight, stride=(u, u), padding=(u, u, u, u)).packed
+        elif layer.part in (Part.CONV, Part.POINTWISE):
             (weight,) = _on_cpu(_weight(network, layer))
             op = PackedConv if layer.part is Part.CONV else PackedPointwise
             yield layer.name, op(weight).packed
@@ -174,12 +178,19 @@ _STORES = {
     Kind.UP: ", its store shuffles pixels",
     Kind.OUTPUT: ", its store adds the image",
 }
+_UNSHUFFLED = {  # of a network whose pixels are unshuffled before the first convolution
+    Kind.EMBED: " of unshuffled pixels, run as {kernel}x{kernel} with stride {unshuffle}",
+    Kind.OUTPUT: ", its store shuffles pixels and adds the image",
+}
 
 
-def _implementation(layer: Layer, packed: Tensor | None) -> str:
+def _implementation(layer: Layer, packed: Tensor | None, unshuffle: int) -> str:
     form = "" if packed is None else _form(packed)
-    store = _STORES.get(layer.stage.kind, "") if layer.part is Part.CONV else ""
-    return _TEXTS[layer.part].format(form=form) + store
+    text = _TEXTS[layer.part].format(form=form)
+    if layer.part is not Part.CONV:
+        return text
+    kinds = _STORES if unshuffle == 1 else _STORES | _UNSHUFFLED
+    return text + kinds.get(layer.stage.kind, "").format(kernel=3 * unshuffle, unshuffle=unshuffle)
 
 
 def _form(packed: Tensor) -> str:

@@ -47,8 +47,8 @@ def pack(network: PromptIR, statistics: Mapping[str, Any]) -> bytes:
     """Return the content of a ticket file.
 
     Args:
-        network: Its zeros are its mask. Layers that the forward pass never uses are left out.
-        statistics: What the ticket says of itself, as JSON holds it.
+        network: The network; its zeros are its mask. Layers that the forward pass never uses are left out.
+        statistics: Figures that the ticket holds about itself, as JSON holds them.
     """
     tensors: dict[str, Tensor] = {}
     config = replace(network.config, unused_layers=False)
@@ -74,7 +74,7 @@ def unpack(data: bytes) -> tuple[PromptIR, dict[str, Any]]:
     The data may come from anywhere: no memory is allocated that is not in proportion to it.
 
     Args:
-        data: As `pack` returns it.
+        data: Content of a ticket, as `pack` returns it.
 
     Raises:
         TicketError: The data are no ticket, are damaged, or are of another version.
@@ -145,8 +145,8 @@ def write_ticket(path: Path, network: PromptIR, statistics: Mapping[str, Any]) -
 
     Args:
         path: The file.
-        network: As `pack` takes it.
-        statistics: As `pack` takes them.
+        network: The network, as `pack` takes it.
+        statistics: The statistics, as `pack` takes them.
 
     Raises:
         TicketError: The file cannot be written.

@@ -5,17 +5,11 @@ import subprocess
 import time
 from functools import partial
 
-import cases
-import check
-import machine_results
 import numpy as np
-import plots
-import processes
 import pytest
-import report
-import results
-import scaling
 
+from benchmarks.suite import cases, check, machine_results, plots, processes, report, results, scaling
+from benchmarks.suite.rows import Row
 from mirl_kernels.core import cpu
 from mirl_kernels.ops.gdfn import PackedGDFN
 from mirl_sparse.performance.peers import EAGER
@@ -27,11 +21,11 @@ def gdfn_case(channels: int, side: int, runs: int) -> cases.Case:
     return cases.Case("quick", "gdfn", partial(cases._op, "gdfn", channels, side, (0.1,)), runs, EAGER)
 
 
-def rows(case: cases.Case) -> list[results.Row]:
+def rows(case: cases.Case) -> list[Row]:
     comparison, facts = case.comparison([])
     for _ in range(case.runs):
         comparison.round()
-    return list(results.rows_of(comparison.result().to_dict(), facts, section=case.section, case=case.name))
+    return list(results.rows_of(comparison.result(), facts, case.section, case.name, case.facts))
 
 
 @needs_kernels
@@ -78,15 +72,15 @@ def test_slow_downs_of_a_fifth_are_found(monkeypatch):
     assert "less" in message
 
 
-def row(contender: str, median: float, **more) -> results.Row:
+def row(contender: str, median: float, **more) -> Row:
     return {"section": "quick", "case": "an op", "contender": contender, "median": median, **more}
 
 
-def speedup(ratio: float, noise: float = 0.02) -> results.Row:
+def speedup(ratio: float, noise: float = 0.02) -> Row:
     return {"over": "dense eager", "ratio": ratio, "low": ratio * (1 - noise), "high": ratio * (1 + noise)}
 
 
-def timed(contender: str, seconds: float, noise: float = 0.0) -> results.Row:
+def timed(contender: str, seconds: float, noise: float = 0.0) -> Row:
     times = seconds * np.random.default_rng(len(contender)).uniform(1 - noise, 1 + noise, 50)
     return row(contender, seconds, times=times.tolist())
 
@@ -105,7 +99,7 @@ def losses_and_tries(*sparse_seconds: float) -> tuple[dict[tuple[str, str], str]
     """Return what got worse, and the cases of each try; every try measures the next of the seconds."""
     tries, remaining = [], list(sparse_seconds)
 
-    def measure(names: set[str]) -> list[results.Row]:
+    def measure(names: set[str]) -> list[Row]:
         tries.append(names)
         return [timed("dense eager", 1.0, 0.3), timed("sparse", remaining.pop(0), 0.3)]
 
@@ -185,7 +179,7 @@ def test_failed_processes_say_why(status, printed, reason):
 def test_the_scaling_model_recovers_its_parameters(threads):
     fixed, per_pixel, serial = 0.004, 3e-7, 0.1
 
-    def measured(side: int, threads: int) -> results.Row:
+    def measured(side: int, threads: int) -> Row:
         seconds = (fixed + per_pixel * side**2) * (serial + (1 - serial) / threads)
         return {
             "network": "small",
@@ -199,16 +193,16 @@ def test_the_scaling_model_recovers_its_parameters(threads):
         }
 
     models = scaling.fit([*(measured(side, threads) for side in (64, 128, 1024)), measured(128, 1)], "small")
-    assert models["sparse"]["fixed"] == pytest.approx(fixed)
-    assert models["sparse"]["per_pixel"] == pytest.approx(per_pixel)
-    assert models["sparse"]["serial"] == pytest.approx(serial)
-    assert models["dense"]["per_pixel"] == pytest.approx(2 * per_pixel)
+    assert models["sparse"].fixed == pytest.approx(fixed)
+    assert models["sparse"].per_pixel == pytest.approx(per_pixel)
+    assert models["sparse"].serial == pytest.approx(serial)
+    assert models["dense"].per_pixel == pytest.approx(2 * per_pixel)
     assert scaling.latency(models["sparse"], 1e6, 1, 1e15) == pytest.approx(fixed + per_pixel * 1e6)
     assert scaling.latency(models["sparse"], 1e6, 1000, 1e9) == pytest.approx(0.1)  # 100 bytes a pixel
     assert scaling.core_hours(models["sparse"], 1e6, 3600, 8, 1e15) == pytest.approx(fixed + per_pixel * 1e6)
 
 
-def swept(batch: int, side: int, threads: int, density: float = 0.1, criterion: str = "small") -> results.Row:
+def swept(batch: int, side: int, threads: int, density: float = 0.1, criterion: str = "small") -> Row:
     return {
         "network": "small",
         "criterion": criterion,

@@ -43,19 +43,19 @@ def rand(*shape: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(1))
 
 
-def same(converted: nn.Module, dense: nn.Module, *args) -> None:
+def same(sparsified: nn.Module, dense: nn.Module, *args) -> None:
     with torch.no_grad():
-        expected, got = dense(*args), converted(*args)
+        expected, got = dense(*args), sparsified(*args)
     torch.testing.assert_close(got, expected, atol=1e-5 * max(1.0, expected.abs().max().item()), rtol=0)
 
 
-def implementations(converted: nn.Module) -> dict[str, str]:
-    return {x.name: x.implementation for x in converted.report.layers}
+def implementations(sparsified: nn.Module) -> dict[str, str]:
+    return {x.name: x.implementation for x in sparsified.report.layers}
 
 
-def reason_not_fused(converted: nn.Module, name: str) -> str:
+def reason_not_fused(sparsified: nn.Module, name: str) -> str:
     """Return the report's reason why a block runs layer by layer."""
-    (row,) = (x for x in converted.report.layers if x.name == name)
+    (row,) = (x for x in sparsified.report.layers if x.name == name)
     assert row.implementation == "layer by layer"
     return row.reason
 

@@ -16,6 +16,12 @@ def half_resolution_network() -> PromptIR:
     return pruned(unshuffle=2)
 
 
+@pytest.fixture(params=["network", "half_resolution_network"])
+def network_of_any_resolution(request) -> PromptIR:
+    """Each of the two."""
+    return request.getfixturevalue(request.param)
+
+
 def pruned(unshuffle: int = 1) -> PromptIR:
     torch.manual_seed(1)
     config = PromptIRConfig(

@@ -9,9 +9,10 @@ from mirl_sparse.conversion import convert
 
 
 @pytest.fixture
-def checkpoint(network, tmp_path):
+def checkpoint(network_of_any_resolution, tmp_path):
     path = tmp_path / "c.ckpt"
-    torch.save({"state_dict": {f"net.{k}": v for k, v in network.state_dict().items()}}, path)
+    state = network_of_any_resolution.state_dict()
+    torch.save({"state_dict": {f"net.{k}": v for k, v in state.items()}}, path)
     return path
 
 
@@ -27,12 +28,12 @@ def test_any_size_equals_the_dense_network(network, size, batch):
     assert torch.equal(restorer(x), actual)  # deterministic
 
 
-def test_convert_writes_what_restores_alike(network, checkpoint, tmp_path):
+def test_convert_writes_what_restores_alike(network_of_any_resolution, checkpoint, tmp_path):
     report = convert(checkpoint, tmp_path / "t.safetensors")
     assert report.removed > 0
     assert 0 < report.statistics["density"] < 0.15
     x = torch.rand(1, 3, 30, 20)
-    expected = SparseRestorer(network, "reference")(x)
+    expected = SparseRestorer(network_of_any_resolution, "reference")(x)
     actual = SparseRestorer.from_pretrained(tmp_path / "t.safetensors")(x)
     torch.testing.assert_close(actual, expected, atol=1e-5, rtol=0)
 

@@ -12,7 +12,7 @@ import mirl_sparse
 from mirl_kernels.core.triton import Workspace
 from mirl_sparse.architectures.promptir.network import TransformerBlock
 from mirl_sparse.errors import UserError
-from mirl_sparse.sparsification import triton as gpu_conversion
+from mirl_sparse.sparsification import triton as gpu_sparsification
 
 
 class Net(nn.Module):
@@ -50,24 +50,24 @@ def faster(monkeypatch, *kinds):
         call()
         return 1 if isinstance(call.func, kinds) else 2
 
-    monkeypatch.setattr(gpu_conversion, "seconds", seconds)
+    monkeypatch.setattr(gpu_sparsification, "seconds", seconds)
 
 
-SPARSE = nn.Sequential, gpu_conversion.ImageOp, gpu_conversion.TokenOp
+SPARSE = nn.Sequential, gpu_sparsification.ImageOp, gpu_sparsification.TokenOp
 
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("float32", 1e-4), ("float16", 2e-2)])
-def test_a_converted_network_gives_the_same_result(net, precision, tolerance, device, monkeypatch):
+def test_a_sparsified_network_gives_the_same_result(net, precision, tolerance, device, monkeypatch):
     faster(monkeypatch, *SPARSE)
     x = torch.rand(1, 3, 14, 18)
     want = net(x)["image"].detach()
     tolerance = tolerance if device == "cpu" else 2e-2  # what stays dense is in TF32 there
-    converted = mirl_sparse.sparsify(net, x, backend="triton", precision=precision)
+    sparsified = mirl_sparse.sparsify(net, x, backend="triton", precision=precision)
     dtype = getattr(torch, precision)
-    got = converted(x.to(device, dtype))["image"]
+    got = sparsified(x.to(device, dtype))["image"]
     assert got.dtype == dtype
     assert float((got.cpu().float() - want).abs().max()) <= tolerance * float(want.abs().max())
-    runs_as = {layer.name: layer.implementation for layer in converted.report.layers}
+    runs_as = {layer.name: layer.implementation for layer in sparsified.report.layers}
     assert runs_as == {
         "head": "sparse convolution",
         "block.attn": "fused MDTA",
@@ -79,45 +79,45 @@ def test_a_converted_network_gives_the_same_result(net, precision, tolerance, de
     }
     assert all(
         layer.sparse_ms == 1e3 and layer.dense_ms == 2e3
-        for layer in converted.report.layers
+        for layer in sparsified.report.layers
         if "conv" in layer.implementation
     )
-    assert "ConvTranspose2d has no sparse form" in str(converted.report)
+    assert "ConvTranspose2d has no sparse form" in str(sparsified.report)
 
 
 def test_ops_of_a_network_share_memory_that_a_copy_does_not_share(net, monkeypatch):
     faster(monkeypatch, *SPARSE)
-    converted = mirl_sparse.sparsify(net, torch.rand(1, 3, 14, 18), backend="triton")
+    sparsified = mirl_sparse.sparsify(net, torch.rand(1, 3, 14, 18), backend="triton")
     shared = [
-        {m.workspaces for m in n.modules() if isinstance(m, gpu_conversion.TritonOp)}
-        for n in (converted, deepcopy(converted))
+        {m.workspaces for m in n.modules() if isinstance(m, gpu_sparsification.TritonOp)}
+        for n in (sparsified, deepcopy(sparsified))
     ]
-    assert [len(found) for found in shared] == [1, 1]
+    assert [len(workspaces) for workspaces in shared] == [1, 1]
     assert shared[0] != shared[1]
 
 
 def test_the_output_of_a_linear_layer_can_be_viewed_as_pytorchs(device, monkeypatch):
     faster(monkeypatch, *SPARSE)
     linear, x = nn.Linear(6, 5), torch.rand(2, 7, 6)
-    converted = mirl_sparse.sparsify(nn.Sequential(linear), x, backend="triton", precision="float32")
-    assert isinstance(converted[0], gpu_conversion.TokenOp)
+    sparsified = mirl_sparse.sparsify(nn.Sequential(linear), x, backend="triton", precision="float32")
+    assert isinstance(sparsified[0], gpu_sparsification.TokenOp)
     torch.testing.assert_close(
-        converted(x.to(device)).view(2, 35).cpu(), linear(x).view(2, 35).detach(), atol=1e-2, rtol=0
+        sparsified(x.to(device)).view(2, 35).cpu(), linear(x).view(2, 35).detach(), atol=1e-2, rtol=0
     )
 
 
 def test_layers_that_are_slower_sparse_stay_dense(net, device, monkeypatch):
     faster(monkeypatch, nn.Conv2d, nn.Linear, TransformerBlock)
     x = torch.rand(1, 3, 14, 18)
-    converted = mirl_sparse.sparsify(net, x, backend="triton", precision="float32")
-    rows = {layer.name: layer for layer in converted.report.layers}
+    sparsified = mirl_sparse.sparsify(net, x, backend="triton", precision="float32")
+    rows = {layer.name: layer for layer in sparsified.report.layers}
     block = rows.pop("block")  # whose layers are compared one by one
     assert block.implementation == "layer by layer"
     assert block.reason == "not fused as a Restormer block: layer by layer is faster"
     assert "block.attn.qkv" in rows
     assert {layer.implementation for layer in rows.values()} == {"dense"}
-    assert type(converted.head) is nn.Conv2d
-    assert torch.allclose(converted(x.to(device))["image"].cpu(), net(x)["image"], atol=1e-5)
+    assert type(sparsified.head) is nn.Conv2d
+    assert torch.allclose(sparsified(x.to(device))["image"].cpu(), net(x)["image"], atol=1e-5)
 
 
 def test_tap_offsets_follow_the_weights_that_are_loaded(net, device, monkeypatch):
@@ -132,19 +132,19 @@ def test_tap_offsets_follow_the_weights_that_are_loaded(net, device, monkeypatch
             moved = getattr(getattr(other.block, "attn" if name == "qkv_dwconv" else "ffn"), name).weight
             moved.zero_()[:, :, 2, 1] = torch.randn(len(weight), 1)  # as many taps, at another place
     x = torch.rand(1, 8, 14, 18)
-    converted, expected = (
+    sparsified, expected = (
         mirl_sparse.sparsify(nn.Sequential(n.block), x, backend="triton", precision="float32")
         for n in (net, other)
     )
-    assert [layer.implementation for layer in converted.report.layers] == ["fused MDTA", "fused GDFN"]
+    assert [layer.implementation for layer in sparsified.report.layers] == ["fused MDTA", "fused GDFN"]
     workspace = Workspace()
-    monkeypatch.setattr(gpu_conversion, "workspace", lambda device, tiles: workspace)
+    monkeypatch.setattr(gpu_sparsification, "workspace", lambda device, tiles: workspace)
     x = x.to(device)
-    before = converted(x)
-    converted.load_state_dict(expected.state_dict())
-    after = converted(x)
+    before = sparsified(x)
+    sparsified.load_state_dict(expected.state_dict())
+    after = sparsified(x)
     assert not torch.allclose(after, before, atol=1e-3)
-    monkeypatch.setattr(gpu_conversion, "workspace", lambda device, tiles: Workspace())
+    monkeypatch.setattr(gpu_sparsification, "workspace", lambda device, tiles: Workspace())
     assert torch.equal(after, expected(x))
 
 
@@ -155,23 +155,23 @@ def test_layers_take_all_shapes_and_layouts_that_dense_ones_take(size, device, m
         nn.Conv2d(4, 6, 1), nn.Conv2d(6, 1, 3, padding=1), nn.Flatten(1), nn.Linear(size[0] * size[1], 3)
     )
     x = torch.rand(1, 4, *size).to(memory_format=torch.channels_last)
-    converted = mirl_sparse.sparsify(net, x, backend="triton", precision="float32")
-    assert {layer.implementation for layer in converted.report.layers} == {
+    sparsified = mirl_sparse.sparsify(net, x, backend="triton", precision="float32")
+    assert {layer.implementation for layer in sparsified.report.layers} == {
         "sparse 1x1",
         "sparse convolution",
         "sparse linear",
     }
-    assert torch.allclose(converted(x.to(device)).cpu(), net(x), atol=2e-3)
-    first = converted[0]
+    assert torch.allclose(sparsified(x.to(device)).cpu(), net(x), atol=2e-3)
+    first = sparsified[0]
     assert torch.equal(first(x[0].to(device)), first(x.to(device))[0])  # without a batch
 
 
 def test_promptir_becomes_a_restorer(network, device):
     x = torch.rand(1, 3, 8, 16)
-    converted = mirl_sparse.sparsify(network, backend="triton", precision="float32")
+    sparsified = mirl_sparse.sparsify(network, backend="triton", precision="float32")
     want = mirl_sparse.SparseRestorer(network, "reference")(x)
-    assert converted.backend == "triton"
-    assert float((converted(x.to(device)).cpu() - want).abs().max()) <= 1e-4 * float((want - x).abs().max())
+    assert sparsified.backend == "triton"
+    assert float((sparsified(x.to(device)).cpu() - want).abs().max()) <= 1e-4 * float((want - x).abs().max())
     assert {p.dtype for p in network.parameters()} == {torch.float32}
 
 

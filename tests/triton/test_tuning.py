@@ -1,4 +1,4 @@
-"""Test how a tuning is found, written beside a ticket and read again, in the interpreter."""
+"""Test how a tuning is made, written beside a ticket and read again, in the interpreter."""
 
 import json
 
@@ -26,12 +26,12 @@ def ticket(network, tmp_path):
 def test_a_ticket_runs_with_the_tuning_beside_it(ticket, network, device, monkeypatch):
     x = torch.rand(1, 3, 8, 8, device=device)
     want = SparseRestorer(network, "reference")(x.cpu())
-    found = tune(ticket, 8, 5, "float32")
+    tuning = tune(ticket, 8, 5, "float32")
     assert tuning_path(ticket).name == "small.ticket.tuning.json"
-    assert read_tuning(ticket, "float32") == found
+    assert read_tuning(ticket, "float32") == tuning
     assert read_tuning(ticket, "float16") is None
-    assert found.tiles
-    assert not found.dense
+    assert tuning.tiles
+    assert not tuning.dense
     used = []
     made = Workspace.__init__
     monkeypatch.setattr(
@@ -39,17 +39,17 @@ def test_a_ticket_runs_with_the_tuning_beside_it(ticket, network, device, monkey
     )
     restorer = SparseRestorer.from_pretrained(ticket, "triton", precision="float32")
     torch.testing.assert_close(restorer(x).cpu(), want, rtol=0, atol=1e-4)
-    assert used[0].tiles == found.tiles
+    assert used[0].tiles == tuning.tiles
 
 
 @pytest.fixture
 def quick(monkeypatch):
     """Nothing is timed."""
-    found = Tuning(
+    tuning = Tuning(
         {"a kernel": Tile({"BLOCK_P": 64}, 4, pipelined=False)}, frozenset({"patch_embed", "latent.0"})
     )
-    monkeypatch.setattr(TritonEngine, "tune", lambda *_: found)
-    return found
+    monkeypatch.setattr(TritonEngine, "tune", lambda *_: tuning)
+    return tuning
 
 
 def test_steps_that_the_tuning_names_run_as_dense_operators(ticket, quick, device):
@@ -69,9 +69,9 @@ def test_a_tuning_of_another_ticket_is_ignored_and_a_damaged_file_is_an_error(ti
     tune(ticket)
     tune(ticket, precision="bfloat16")
     assert read_tuning(ticket, "float16") == read_tuning(ticket, "bfloat16") == quick
-    kept = tuning_path(ticket)
-    for damaged in ("{", "[]", json.dumps(json.loads(kept.read_text()) | {"tunings": {"a": 1}})):
-        kept.write_text(damaged)
+    path = tuning_path(ticket)
+    for damaged in ("{", "[]", json.dumps(json.loads(path.read_text()) | {"tunings": {"a": 1}})):
+        path.write_text(damaged)
         with pytest.raises(UserError, match=r"small\.ticket\.tuning\.json: cannot be read"):
             SparseRestorer.from_pretrained(ticket, "triton")
         SparseRestorer.from_pretrained(ticket, "reference")  # which does not care

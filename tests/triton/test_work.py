@@ -64,8 +64,8 @@ class Trace:
     def bytes(touched, tensor=None):
         """Count distinct addresses, or those of one tensor alone."""
         total = 0
-        for item, found in touched.items():
-            at = np.unique(np.concatenate(found)).astype(np.int64)
+        for item, addresses in touched.items():
+            at = np.unique(np.concatenate(addresses)).astype(np.int64)
             if tensor is not None:
                 at = at[
                     (at >= tensor.data_ptr()) & (at < tensor.data_ptr() + tensor.numel() * tensor.itemsize)

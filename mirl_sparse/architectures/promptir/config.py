@@ -20,12 +20,13 @@ class PromptIRConfig:
     """Hold the widths and depths of a PromptIR; the defaults are the published network.
 
     Attributes:
-        dim: Channels at full resolution, an even number; they double at each of three halvings.
-        num_blocks: Transformer blocks per level, full resolution first; the last of them are the latent's.
-        num_refinement_blocks: Transformer blocks behind the decoder, at full resolution.
+        dim: Channels at the highest level, an even number; they double at each of three halvings. The highest
+            level has the resolution of the image, or half of it with ``unshuffle`` 2.
+        num_blocks: Transformer blocks per level, highest resolution first; the last of them are the latent's.
+        num_refinement_blocks: Transformer blocks behind the decoder, at the highest level.
         heads: Heads of the attention per level.
         ffn_expansion: Hidden channels of GDFN by channels of its input.
-        prompt_dims: Channels of the prompts at 1/2, 1/4 and 1/8 of the resolution.
+        prompt_dims: Channels of the prompts at 1/2, 1/4 and 1/8 of the highest level's resolution.
         prompt_sizes: Height and width of the prompts there.
         prompt_count: Number of prompts that are mixed.
         unused_layers: Keep the six layers that the published code stores and never calls.
@@ -35,6 +36,13 @@ class PromptIRConfig:
 
     Raises:
         ConfigError: No network has these widths and depths.
+
+    Example:
+        >>> from mirl_sparse import PromptIRConfig
+        >>> PromptIRConfig().multiple, PromptIRConfig(dim=24, unshuffle=2).multiple
+        (8, 16)
+        >>> PromptIRConfig(dim=24).to_dict()["num_blocks"]
+        [4, 6, 6, 8]
     """
 
     dim: int = 48

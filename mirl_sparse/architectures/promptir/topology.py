@@ -50,8 +50,8 @@ class Stage:
 
     Attributes:
         name: Attribute of the network, and how the names of its parameters begin.
-        kind: What it is made of.
-        level: It runs at 1/2^level of the image's height and width.
+        kind: Kind of the stage.
+        level: Number of halvings: it runs at 1/2^level of the image's height and width.
         inputs: Channels of its input.
         outputs: Channels of its result, at the resolution where its convolution runs: before a shuffle or
             unshuffle.
@@ -81,7 +81,7 @@ class Layer:
 
     Attributes:
         name: Name of its module; the weight's name is this and ``.weight``.
-        part: What it does.
+        part: Part of the stage that it is.
         stage: The stage that it belongs to.
     """
 
@@ -117,7 +117,7 @@ class DecoderLevel:
         mix: Transformer block on features and prompt.
         reduce_prompt: 1x1 convolution back to fewer channels.
         up: The step to twice the resolution; the encoder's result is concatenated to it.
-        reduce_skip: 1x1 convolution of the two; None at full resolution.
+        reduce_skip: 1x1 convolution of the two; None at the highest resolution.
         blocks: Transformer blocks.
     """
 
@@ -134,12 +134,12 @@ class UNet:
     """Hold all stages of a PromptIR, in the order in which they run.
 
     Attributes:
-        embed: 3x3 convolution from RGB.
-        encoder: Full resolution first.
+        embed: 3x3 convolution from RGB, or from 12 channels of unshuffled pixels.
+        encoder: Highest resolution first: full resolution, or half of it where the network unshuffles pixels.
         latent: Transformer blocks at the lowest resolution.
         decoder: Lowest resolution first.
-        refinement: Transformer blocks at full resolution.
-        output: 3x3 convolution to RGB.
+        refinement: Transformer blocks at the highest resolution.
+        output: 3x3 convolution to RGB, or to the 12 channels that are shuffled to pixels.
         unused: Stages that are stored and never called.
     """
 

@@ -81,7 +81,7 @@ def check(
     single, upstream = [a.float() for a in arguments], upstream.float()
     exact = [a.double() for a in single]
     expected, wanted = gradients(reference, exact, upstream)
-    got, found = gradients(op, single, upstream)
+    got, computed = gradients(op, single, upstream)
     torch.testing.assert_close(
         got.double(), expected, atol=1e-4 * max(1.0, expected.abs().max().item()), rtol=0
     )
@@ -95,7 +95,7 @@ def check(
     x = arguments[0]
     alike = (x.abs().amax(1) / (x.var(1, correction=0) + 1e-5).sqrt()).max().item()
     lost = 64 * torch.finfo(torch.float32).eps * max(alike if normed else 0.0, magnified)
-    for i, (want, ours, theirs, *parts) in enumerate(zip(wanted, found, pytorch, *by_item, strict=True)):
+    for i, (want, ours, theirs, *parts) in enumerate(zip(wanted, computed, pytorch, *by_item, strict=True)):
         if i in masks:
             assert not ours[~masks[i]].any()
             want, theirs, parts = want * masks[i], theirs * masks[i], [part * masks[i] for part in parts]

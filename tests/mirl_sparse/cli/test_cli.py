@@ -1,9 +1,12 @@
 """The command as it is typed: what it prints, writes and refuses."""
 
 import json
+import os
+import pty
 import re
 import subprocess
 import sys
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -12,6 +15,7 @@ from PIL import Image
 
 from mirl_kernels.core import cpu
 from mirl_sparse.cli import app as cli
+from mirl_sparse.photos import Photo, read_photo, write_photo
 from mirl_sparse.tickets.file import write_ticket
 
 
@@ -89,6 +93,49 @@ def test_convert_inspect_bench_and_restore(checkpoint, tmp_path):
     assert tiled.returncode == 0, tiled.stderr
     assert "restored in tiles of" in tiled.stderr
     assert Image.open(tmp_path / "c_restored.png").size == (400, 300)
+
+
+def test_restore_blends_by_strength_keeps_16_bits_and_drops_metadata(tmp_path):
+    values = np.random.default_rng(0).integers(0, 65_536, (24, 40, 3)).astype(np.uint16)
+    write_photo(tmp_path / "a.png", Photo(values, dpi=(300.0, 300.0)))
+    results = {}
+    for strength in ("0", "0.5", "1"):
+        arguments = ("restore", "a.png", "-o", f"{strength}/b.png", "--strength", strength, "--no-metadata")
+        assert mirl(*arguments, cwd=tmp_path).returncode == 0
+        photo = read_photo(tmp_path / strength / "b.png")
+        assert photo.dpi is None
+        assert photo.pixels.dtype == np.uint16
+        results[strength] = photo.pixels.astype(int)
+    np.testing.assert_array_equal(results["0"], values)
+    assert np.abs(results["1"] - values).max() > 1000
+    # The whole restored photo is clipped before it is written; what is not can be compared.
+    whole = (results["1"] > 0) & (results["1"] < 65_535)
+    assert np.abs(results["0.5"] - (results["0"] + results["1"]) / 2)[whole].max() <= 1
+
+
+def test_restore_shows_a_bar_of_several_photos_in_a_terminal(tmp_path):
+    for name in ("a.png", "b.png"):
+        Image.fromarray(np.full((20, 30, 3), 99, np.uint8)).save(tmp_path / name)
+    terminal, stderr = pty.openpty()
+    code = "import sys\n" + RUN.format(arguments=["restore", "a.png", "b.png"])
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        stderr=stderr,
+        cwd=tmp_path,
+        env=os.environ | {"TERM": "xterm"},
+        timeout=300,
+    )
+    os.close(stderr)
+    said = ""
+    with suppress(OSError):  # Linux reports the end of a terminal as an error
+        while data := os.read(terminal, 1 << 16):
+            said += data.decode(errors="replace")
+    os.close(terminal)
+    assert done.returncode == 0, said
+    assert done.stdout == b""
+    for part in ("[1/2] a.png", "[2/2] b.png", "━"):
+        assert part in said
 
 
 HEAVY = ("torch", "numpy", "skimage", "scipy", "matplotlib", "yaml", "PIL", "safetensors")
@@ -251,5 +298,6 @@ def test_a_missing_package_is_named_with_the_extra_that_brings_it(monkeypatch, c
     with pytest.raises(SystemExit, match="2"):
         cli.main()
     assert capsys.readouterr().err == (
-        "mirl-sparse: this command needs the package pydantic: pip install 'mirl-sparse[training]'\n"
+        "mirl-sparse: this command needs the package pydantic:"
+        " run pip install '.[training]' in the clone of mirl-sparse\n"
     )

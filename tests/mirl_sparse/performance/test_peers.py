@@ -102,7 +102,9 @@ def test_an_engine_that_fails_is_left_out_with_the_first_line_of_its_error(netwo
 def test_an_engine_that_is_not_installed_is_left_out(network, monkeypatch, name, module):
     monkeypatch.setitem(sys.modules, module, None)
     comparison = compared(network, [name])
-    assert comparison.left_out == {name: "not installed: pip install 'mirl-sparse[peers]'"}
+    assert comparison.left_out == {
+        name: "not installed: run pip install '.[peers]' in the clone of mirl-sparse"
+    }
     with pytest.raises(RuntimeError, match="not installed"):
         DENSE[name](network, IMAGE)
 

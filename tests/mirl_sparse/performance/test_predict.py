@@ -34,7 +34,7 @@ QUICK = (("sm_90", "float16"), ("gfx942", "float16"))
 
 
 def pruned(config: PromptIRConfig, density: float) -> PromptIR:
-    """Random weights, of which every layer keeps its largest."""
+    """Return random weights, of which every layer keeps its largest."""
     torch.manual_seed(0)
     network = PromptIR(config)
     with torch.no_grad():
@@ -50,11 +50,11 @@ def full():
     return pruned(PromptIRConfig(), 0.107)
 
 
-def faults_of(architecture: str, precision: str, found: list[Launch]) -> list[str]:
+def faults_of(architecture: str, precision: str, launches: list[Launch]) -> list[str]:
     """Return the faults of the launches as they are compiled."""
-    compile_ahead(architecture, found)
+    compile_ahead(architecture, launches)
     faults = []
-    for launch in found:
+    for launch in launches:
         (chosen, done), name = compile_for(architecture, launch), launch.kernel.fn.__name__
         if done.spilled:
             unit = "registers" if architecture.startswith("gfx") else "bytes"
@@ -84,7 +84,7 @@ PROCESSORS = {
 
 def distinct(full: PromptIR, architecture: str, precision: str) -> list[Launch]:
     """The launches that are compiled apart: of a large and a small image, and of a tiny dense network."""
-    found = {}
+    by_specialisation = {}
     large, tiny = (PackedNetwork(network, PRECISIONS[precision]) for network in (full, pruned(TINY, 1.0)))
     for packed, shape in ((large, (1, 256, 256)), (large, (2, 72, 40)), (tiny, (1, 24, 16))):
         for step in launches(
@@ -92,8 +92,8 @@ def distinct(full: PromptIR, architecture: str, precision: str) -> list[Launch]:
             shape,
             Workspace(8 << 20 if architecture.startswith("sm_") else 0, PROCESSORS[architecture]),
         ).values():
-            found |= {specialised(launch): launch for launch in step}
-    return list(found.values())
+            by_specialisation |= {specialised(launch): launch for launch in step}
+    return list(by_specialisation.values())
 
 
 @pytest.mark.parametrize(
@@ -152,16 +152,16 @@ def test_a_launch_takes_what_its_bytes_and_products_take():
     )
     with recording() as launches:
         op(x)
-    found = predict_launch(launches[0], GPUS["H100 SXM"])
+    predicted = predict_launch(launches[0], GPUS["H100 SXM"])
     features = 64 * 65536 * 2  # bytes; the weights are a thousandth of them
-    assert found.memory == pytest.approx(2 * features / 3.35e12, rel=2e-3)
+    assert predicted.memory == pytest.approx(2 * features / 3.35e12, rel=2e-3)
     busiest = 4 * 132 / 512  # it has 4 programs of 512, and there are 132 processors
-    assert found.tensor == pytest.approx(64 * 64 * 65536 / 495e12 * busiest)
-    assert features / found.cache < 132 * 64 * 1.83e9  # weights are fetched by every program
+    assert predicted.tensor == pytest.approx(64 * 64 * 65536 / 495e12 * busiest)
+    assert features / predicted.cache < 132 * 64 * 1.83e9  # weights are fetched by every program
     # At the very least the products: 16 x 8 x 16 in an instruction of 32 lanes.
-    assert found.issue > 64 * 64 * 65536 / 2048 * 32 / (132 * 128 * 1.83e9)
-    assert found.seconds() == pytest.approx(max(found.memory, found.issue) + 1.5e-6)
-    assert found.seconds(0.5) == pytest.approx(2 * max(found.memory, found.issue) + 1.5e-6)
+    assert predicted.issue > 64 * 64 * 65536 / 2048 * 32 / (132 * 128 * 1.83e9)
+    assert predicted.seconds() == pytest.approx(max(predicted.memory, predicted.issue) + 1.5e-6)
+    assert predicted.seconds(0.5) == pytest.approx(2 * max(predicted.memory, predicted.issue) + 1.5e-6)
 
 
 def test_fused_operators_do_not_move_what_only_they_read():
@@ -193,10 +193,10 @@ def test_a_dense_operator_takes_what_its_bytes_or_products_take_and_a_launch():
 
 def test_a_network_is_predicted_for_every_gpu():
     network = pruned(TINY, 0.3)
-    found = predict(network, (1, 64, 64), gpus=["A100 40GB", "L4"])
+    predictions = predict(network, (1, 64, 64), gpus=["A100 40GB", "L4"])
     features = 2 * TINY.dim * 64 * 64 * 4  # read and written by two blocks at least, in float16
-    assert [row.gpu for row in found] == ["A100 40GB", "L4"]
-    for row in found:
+    assert [row.gpu for row in predictions] == ["A100 40GB", "L4"]
+    for row in predictions:
         assert 0 < row.compiled <= row.eager
         assert row.launches * LAUNCH < row.sparse < row.sparse_derated
         assert features < row.sparse_bytes

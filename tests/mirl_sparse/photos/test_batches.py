@@ -43,7 +43,7 @@ class Inverter:
         self.seen: list[RGB] = []
         self.fail = fail
 
-    def restore(self, image: RGB) -> RGB:
+    def restore(self, image: RGB, strength: float) -> RGB:
         assert image.dtype == np.uint8
         assert image.ndim == 3
         assert image.shape[2] == 3
@@ -186,9 +186,9 @@ class TestRun:
 
     def test_every_photo_is_warned_about_by_its_name(self) -> None:
         class Tiled(Inverter):
-            def restore(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+            def restore(self, image: NDArray[np.uint8], strength: float) -> NDArray[np.uint8]:
                 warnings.warn("restored in tiles", stacklevel=1)
-                return super().restore(image)
+                return super().restore(image, strength)
 
         make_files("a.png", "b.png")
         with pytest.warns(UserWarning) as seen:
@@ -266,7 +266,7 @@ class TestStreams:
         script = (
             "from mirl_sparse.photos import list_jobs, run_jobs\n"
             "class R:\n"
-            "    def restore(self, image): return 255 - image\n"
+            "    def restore(self, image, strength): return 255 - image\n"
             "raise SystemExit(run_jobs(list_jobs(['-'], '-'), R(), lambda *_: None))"
         )
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}

@@ -212,7 +212,7 @@ class TestErrors:
     def test_text(self, tmp_path: Path) -> None:
         (tmp_path / "a.png").write_text("hello\n")
         assert self.message(tmp_path / "a.png").endswith(
-            "a.png: not an image in a known format (PNG, JPEG, WebP, TIFF, BMP)"
+            "a.png: not an image in a known format (PNG, JPEG, WebP, TIFF, BMP, GIF, PPM, JPEG 2000, AVIF)"
         )
 
     def test_postscript_is_not_run(self) -> None:

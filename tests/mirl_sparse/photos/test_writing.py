@@ -150,7 +150,7 @@ class TestAlpha:
         stored = encoded(Image.fromarray(np.array([[0, 1, 256]], np.uint16)), "PNG", transparency=1)
         photo = read_photo(stored)
         assert photo.alpha is not None
-        assert photo.alpha.tolist() == [[255, 0, 255]]
+        assert photo.alpha.tolist() == [[65_535, 0, 65_535]]
 
     def test_no_alpha_is_none(self) -> None:
         assert read_photo(encoded(Image.new("RGB", (2, 2)), "PNG")).alpha is None

@@ -38,7 +38,9 @@ def test_a_compiled_restorer_gives_the_same_result_and_follows_its_weights(resto
     torch.testing.assert_close(after, restorer(IMAGE), rtol=0, atol=0)
 
 
-def test_an_exported_restorer_can_be_saved_and_loaded_and_takes_any_size(restorer):
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_an_exported_restorer_can_be_saved_and_loaded_and_takes_any_size(network_of_any_resolution, backend):
+    restorer = SparseRestorer(network_of_any_resolution, backend)
     sides = {2: torch.export.Dim("height", min=9, max=999), 3: torch.export.Dim("width", min=9, max=999)}
     exported = torch.export.export(restorer, (IMAGE,), dynamic_shapes={"image": sides})
     file = io.BytesIO()

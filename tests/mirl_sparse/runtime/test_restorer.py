@@ -36,7 +36,7 @@ def test_restore_takes_paths_images_and_arrays(network, tmp_path):
     "image", [np.zeros((8, 8, 3)), np.zeros((8, 8), np.uint8), np.zeros((8, 8, 4), np.uint8), 3]
 )
 def test_something_else_than_an_image_is_refused_in_one_line(network, image):
-    with pytest.raises(UserError, match="expected a path, a PIL image or a uint8 array") as caught:
+    with pytest.raises(UserError, match="expected a path, a PIL image or a uint8 or uint16 array") as caught:
         SparseRestorer(network).restore(image)
     assert "\n" not in str(caught.value)
 

@@ -19,13 +19,13 @@ def test_blocks_of_restormers_family_are_fused_wherever_they_occur(bias, centred
         ),
         0.5,
     )
-    converted = sparsify(dense, IMAGE)
-    assert implementations(converted) == {
+    sparsified = sparsify(dense, IMAGE)
+    assert implementations(sparsified) == {
         "0": "sparse convolution",
         "1.attn": "fused MDTA",
         "1.ffn": "fused GDFN",
     }
-    same(converted, dense, IMAGE)
+    same(sparsified, dense, IMAGE)
 
 
 class NAFBlock(nn.Module):
@@ -53,9 +53,9 @@ class NAFBlock(nn.Module):
 @pytest.mark.parametrize("bias", [False, True])
 def test_blocks_of_nafnet_are_fused_wherever_they_occur(bias):
     dense = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), pruned(NAFBlock(bias=bias), 0.5))
-    converted = sparsify(dense.eval(), IMAGE)
-    assert implementations(converted) == {"0": "sparse convolution", "1": "fused NAFNet block"}
-    same(converted, dense, IMAGE)
+    sparsified = sparsify(dense.eval(), IMAGE)
+    assert implementations(sparsified) == {"0": "sparse convolution", "1": "fused NAFNet block"}
+    same(sparsified, dense, IMAGE)
 
 
 def test_blocks_of_nafnet_that_average_over_windows_are_not_fused():
@@ -65,14 +65,14 @@ def test_blocks_of_nafnet_that_average_over_windows_are_not_fused():
         def forward(self, x: Tensor) -> Tensor:
             return x.mean((2, 3), keepdim=True)
 
-    converted = sparsify(pruned(NAFBlock(pooled=Window()), 0.5), rand(1, 8, 9, 9))
-    assert set(implementations(converted).values()) == {
+    sparsified = sparsify(pruned(NAFBlock(pooled=Window()), 0.5), rand(1, 8, 9, 9))
+    assert set(implementations(sparsified).values()) == {
         "sparse 1x1",
         "sparse depthwise",
         "dense",
         "layer by layer",
     }
-    assert reason_not_fused(converted, "") == (
+    assert reason_not_fused(sparsified, "") == (
         "not fused as a NAFNet block:"
         " sca averages by Window to size None; expected AdaptiveAvgPool2d to size 1"
     )
@@ -80,9 +80,9 @@ def test_blocks_of_nafnet_that_average_over_windows_are_not_fused():
 
 def test_prompt_blocks_are_fused_wherever_they_occur(network):
     dense = nn.Sequential(nn.Conv2d(3, 16, 1), copy.deepcopy(network.prompt1))
-    converted = sparsify(dense.eval(), IMAGE)
-    assert implementations(converted) == {"0": "sparse 1x1", "1": "fused prompt"}
-    same(converted, dense, IMAGE)
+    sparsified = sparsify(dense.eval(), IMAGE)
+    assert implementations(sparsified) == {"0": "sparse 1x1", "1": "fused prompt"}
+    same(sparsified, dense, IMAGE)
 
 
 @pytest.mark.parametrize(
@@ -106,21 +106,21 @@ def test_a_prompt_block_of_another_kind_is_not_fused(network, change, reason):
     else:
         block.conv3x3.padding_mode = "reflect"
     dense = nn.Sequential(nn.Conv2d(3, 16, 1), block).eval()
-    converted = sparsify(dense, IMAGE)
-    assert "fused prompt" not in implementations(converted).values()
-    assert reason_not_fused(converted, "1").startswith(f"not fused as a prompt block: {reason}")
-    same(converted, dense, IMAGE)
+    sparsified = sparsify(dense, IMAGE)
+    assert "fused prompt" not in implementations(sparsified).values()
+    assert reason_not_fused(sparsified, "1").startswith(f"not fused as a prompt block: {reason}")
+    same(sparsified, dense, IMAGE)
 
 
-def test_a_block_with_another_epsilon_is_converted_layer_by_layer():
+def test_a_block_with_another_epsilon_is_sparsified_layer_by_layer():
     """With inputs as large as noise, results alone would not show another epsilon."""
     for epsilon in (1e-6, 1e-3):
         dense = pruned(Block(epsilon=epsilon), 0.5)
-        converted = sparsify(dense, rand(1, 8, 9, 9))
-        assert "fused MDTA" not in implementations(converted).values()
-        assert reason_not_fused(converted, "").endswith("its sparse form does not give the same")
+        sparsified = sparsify(dense, rand(1, 8, 9, 9))
+        assert "fused MDTA" not in implementations(sparsified).values()
+        assert reason_not_fused(sparsified, "").endswith("its sparse form does not give the same")
         for scale in (1, 1e-2, 1e-3):
-            same(converted, dense, scale * rand(1, 8, 9, 9))
+            same(sparsified, dense, scale * rand(1, 8, 9, 9))
 
 
 def test_a_block_whose_norm_has_another_epsilon_attribute_says_so():
@@ -130,53 +130,53 @@ def test_a_block_whose_norm_has_another_epsilon_attribute_says_so():
     assert reason == "not fused as a Restormer block: norm2.body adds 1e-06 to the variance; expected 1e-05"
 
 
-def test_a_block_with_a_hook_inside_is_converted_layer_by_layer():
+def test_a_block_with_a_hook_inside_is_sparsified_layer_by_layer():
     dense, seen = pruned(nn.Sequential(Block(), nn.Conv2d(8, 8, 1), nn.ReLU()), 0.5), []
     for module in (dense[0].ffn, dense[2]):
         module.register_forward_hook(lambda module, args, result: seen.append(type(module)))
-    converted = sparsify(dense, rand(1, 8, 9, 9))
-    assert reason_not_fused(converted, "0") == "not fused as a Restormer block: its ffn has hooks"
+    sparsified = sparsify(dense, rand(1, 8, 9, 9))
+    assert reason_not_fused(sparsified, "0") == "not fused as a Restormer block: its ffn has hooks"
     seen.clear()
-    same(converted, dense, rand(1, 8, 9, 9))
+    same(sparsified, dense, rand(1, 8, 9, 9))
     assert len(seen) == 4  # two of either network
 
 
-def test_a_promptir_that_does_more_is_converted_block_by_block(network):
+def test_a_promptir_that_does_more_is_sparsified_block_by_block(network):
     class Halved(PromptIR):
         def forward(self, x: Tensor) -> Tensor:
             return super().forward(x * 0.5).clamp(0, 1)
 
     dense, image = Halved(network.config), torch.rand(1, 3, 24, 32)
     dense.load_state_dict(network.state_dict())
-    converted = sparsify(dense.eval(), image)
-    assert "fused MDTA" in implementations(converted).values()
-    same(converted, dense, image)
+    sparsified = sparsify(dense.eval(), image)
+    assert "fused MDTA" in implementations(sparsified).values()
+    same(sparsified, dense, image)
 
 
 def test_another_default_dtype_changes_nothing():
     dense = pruned(nn.Sequential(nn.Conv2d(3, 8, 3), Block(8)), 0.5)
     torch.set_default_dtype(torch.float64)
     try:
-        converted = sparsify(dense, IMAGE)
-        same(converted, dense, IMAGE)
+        sparsified = sparsify(dense, IMAGE)
+        same(sparsified, dense, IMAGE)
     finally:
         torch.set_default_dtype(torch.float32)
-    assert implementations(converted) == {
+    assert implementations(sparsified) == {
         "0": "sparse convolution",
         "1.attn": "fused MDTA",
         "1.ffn": "fused GDFN",
     }
 
 
-def test_a_block_that_only_looks_like_one_is_converted_layer_by_layer():
+def test_a_block_that_only_looks_like_one_is_sparsified_layer_by_layer():
     dense = pruned(Block(scale=0.5), 0.5)
-    converted = sparsify(dense, rand(1, 8, 9, 9))
-    assert "sparse 1x1" in implementations(converted).values()
-    assert "fused MDTA" not in implementations(converted).values()
-    assert reason_not_fused(converted, "").endswith("its sparse form does not give the same")
-    assert "layer by layer" in str(converted.report)
-    assert "6 of 9 swapped" in str(converted.report)  # the block itself, the tenth row, holds no weights
-    same(converted, dense, rand(1, 8, 9, 9))
+    sparsified = sparsify(dense, rand(1, 8, 9, 9))
+    assert "sparse 1x1" in implementations(sparsified).values()
+    assert "fused MDTA" not in implementations(sparsified).values()
+    assert reason_not_fused(sparsified, "").endswith("its sparse form does not give the same")
+    assert "layer by layer" in str(sparsified.report)
+    assert "6 of 9 swapped" in str(sparsified.report)  # the block itself, the tenth row, holds no weights
+    same(sparsified, dense, rand(1, 8, 9, 9))
 
 
 class Widening(Block):
@@ -190,13 +190,13 @@ class Widening(Block):
         return self.ffn(self.norm2(x + self.attn(self.norm1(x))))
 
 
-def test_a_block_whose_parts_are_of_other_sizes_is_converted_layer_by_layer():
+def test_a_block_whose_parts_are_of_other_sizes_is_sparsified_layer_by_layer():
     dense = pruned(Widening(), 0.5)
-    converted = sparsify(dense, rand(1, 8, 9, 9))
-    assert not {"fused MDTA", "fused GDFN"} & set(implementations(converted).values())
-    reason = reason_not_fused(converted, "")
+    sparsified = sparsify(dense, rand(1, 8, 9, 9))
+    assert not {"fused MDTA", "fused GDFN"} & set(implementations(sparsified).values())
+    reason = reason_not_fused(sparsified, "")
     assert reason.endswith("ffn.project_out.weight has shape (16, 16, 1, 1); expected (8, 16, 1, 1)")
-    same(converted, dense, rand(1, 8, 9, 9))
+    same(sparsified, dense, rand(1, 8, 9, 9))
 
 
 def _without_qkv(block: nn.Module) -> None:
@@ -227,8 +227,8 @@ def _in_double_precision(block: nn.Module) -> None:
 def test_a_module_that_resembles_a_block_says_what_is_different(change, reason):
     block = Block()
     change(block)
-    converted = sparsify(nn.Sequential(pruned(block, 0.5)))
-    assert reason_not_fused(converted, "0").startswith(f"not fused as a Restormer block: {reason}")
+    sparsified = sparsify(nn.Sequential(pruned(block, 0.5)))
+    assert reason_not_fused(sparsified, "0").startswith(f"not fused as a Restormer block: {reason}")
 
 
 def test_a_block_that_is_never_called_says_so():
@@ -240,14 +240,14 @@ def test_a_block_that_is_never_called_says_so():
         def forward(self, x: Tensor) -> Tensor:
             return self.conv(x)
 
-    converted = sparsify(pruned(Unused(), 0.5), IMAGE)
+    sparsified = sparsify(pruned(Unused(), 0.5), IMAGE)
     assert (
-        reason_not_fused(converted, "block")
+        reason_not_fused(sparsified, "block")
         == "not fused as a Restormer block: the example input never calls it"
     )
 
 
-def test_a_block_that_refuses_the_sizes_of_the_comparison_is_converted_layer_by_layer():
+def test_a_block_that_refuses_the_sizes_of_the_comparison_is_sparsified_layer_by_layer():
     class EvenSides(Block):
         def forward(self, x: Tensor) -> Tensor:
             if x.shape[2] % 2:
@@ -255,12 +255,12 @@ def test_a_block_that_refuses_the_sizes_of_the_comparison_is_converted_layer_by_
             return super().forward(x)
 
     dense = pruned(EvenSides(), 0.5)
-    converted = sparsify(dense, rand(1, 8, 8, 9))
-    reason = reason_not_fused(converted, "")
+    sparsified = sparsify(dense, rand(1, 8, 8, 9))
+    reason = reason_not_fused(sparsified, "")
     assert reason.endswith(
         "cannot be compared on inputs (1, 8, 17, 23): height is 17; expected an even number"
     )
-    same(converted, dense, rand(1, 8, 8, 9))
+    same(sparsified, dense, rand(1, 8, 8, 9))
 
 
 @pytest.mark.parametrize("part", ["PackedMDTA", "PackedGDFN", "PackedBlock"])

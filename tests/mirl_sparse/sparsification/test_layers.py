@@ -16,12 +16,12 @@ from mirl_sparse.performance.cost import CostModel
 
 
 def test_a_layer_that_is_faster_dense_stays_so(zoo):
-    converted = sparsify(zoo, IMAGE, DenseIsFree())
-    rows = {x.name: x for x in converted.report.layers}
+    sparsified = sparsify(zoo, IMAGE, DenseIsFree())
+    rows = {x.name: x for x in sparsified.report.layers}
     assert rows["head"].implementation == "dense"
     assert rows["head"].reason == "dense is faster"
     assert rows["head"].sparse_ms > rows["head"].dense_ms
-    assert type(converted.head) is nn.Conv2d
+    assert type(sparsified.head) is nn.Conv2d
 
 
 @pytest.mark.parametrize(
@@ -46,9 +46,9 @@ def test_a_layer_that_is_faster_dense_stays_so(zoo):
 )
 def test_activations_and_shuffles_are_absorbed_by_the_layer_before_them(layers, implementation):
     dense = pruned(nn.Sequential(*layers))
-    converted = sparsify(dense, rand(2, 8, 10, 8))
-    assert implementations(converted) == {"0": implementation}
-    same(converted, dense, rand(1, 8, 12, 8))
+    sparsified = sparsify(dense, rand(2, 8, 10, 8))
+    assert implementations(sparsified) == {"0": implementation}
+    same(sparsified, dense, rand(1, 8, 12, 8))
 
 
 def test_activations_behind_nested_or_shared_layers_still_run():
@@ -80,9 +80,9 @@ def test_activations_are_not_absorbed_where_the_layer_also_runs_without_them():
             return self.body(x) + self.body[0](x)
 
     for dense in (pruned(Peek()), pruned(nn.Sequential(*[nn.Conv2d(3, 3, 1), nn.ReLU()] * 2))):
-        converted = sparsify(dense, IMAGE)
-        assert set(implementations(converted).values()) == {"sparse 1x1"}
-        same(converted, dense, IMAGE)
+        sparsified = sparsify(dense, IMAGE)
+        assert set(implementations(sparsified).values()) == {"sparse 1x1"}
+        same(sparsified, dense, IMAGE)
 
 
 sides = st.integers(1, 4)
@@ -107,18 +107,16 @@ def test_convolutions_of_any_geometry_give_the_same(
         stride = (1, 1)
     conv = nn.Conv2d(6, groups[1], kernel, stride, padding, dilation, groups[0], bias, mode)
     x = rand(*((2,) if batched else ()), 6, 13, 17)
-    converted = sparsify(nn.Sequential(pruned(conv, density)))
-    assert converted.report.layers[0].implementation.startswith("sparse")
-    same(converted, conv, x)
+    sparsified = sparsify(nn.Sequential(pruned(conv, density)))
+    assert sparsified.report.layers[0].implementation.startswith("sparse")
+    same(sparsified, conv, x)
 
 
 def test_reading_a_weight_of_a_swapped_layer_raises_an_error_that_names_it():
-    converted = sparsify(nn.Sequential(nn.Conv2d(3, 8, 3)))
-    with pytest.raises(
-        AttributeError, match="this PackedConv stands for a layer, whose weight it has no more"
-    ):
-        converted[0].weight  # noqa: B018
-    assert not hasattr(converted[0], "bias")
+    sparsified = sparsify(nn.Sequential(nn.Conv2d(3, 8, 3)))
+    with pytest.raises(AttributeError, match="this PackedConv replaces a layer and has no weight"):
+        sparsified[0].weight  # noqa: B018
+    assert not hasattr(sparsified[0], "bias")
 
 
 def test_an_error_of_a_sparse_form_is_raised(monkeypatch):
@@ -172,18 +170,18 @@ class WeightReader(nn.Module):
 def test_layers_without_a_sparse_form_stay_dense_and_say_why(layer, reason):
     dense = pruned(nn.Sequential(layer), 1.0)
     x = rand(1, 4, 6, 6).to(next(layer.parameters()).dtype)
-    converted = sparsify(dense, x)
-    assert [x.implementation for x in converted.report.layers] == ["dense"]
-    assert reason in converted.report.layers[0].reason
-    same(converted, dense, x)
+    sparsified = sparsify(dense, x)
+    assert [x.implementation for x in sparsified.report.layers] == ["dense"]
+    assert reason in sparsified.report.layers[0].reason
+    same(sparsified, dense, x)
 
 
 def test_a_layer_with_hooks_stays_dense():
     dense = pruned(nn.Sequential(nn.Conv2d(4, 4, 1)))
     dense[0].register_forward_hook(lambda module, args, result: result + 1)
-    converted = sparsify(dense, rand(1, 4, 6, 6))
-    assert converted.report.layers[0].reason == "it has hooks"
-    same(converted, dense, rand(1, 4, 6, 6))
+    sparsified = sparsify(dense, rand(1, 4, 6, 6))
+    assert sparsified.report.layers[0].reason == "it has hooks"
+    same(sparsified, dense, rand(1, 4, 6, 6))
 
 
 def test_conv3d_stays_dense():
@@ -195,7 +193,7 @@ def test_conv3d_stays_dense():
 @pytest.mark.parametrize("kdim", [None, 5])
 def test_sparse_attention_takes_all_arguments_of_the_dense_layer(batch_first, kdim):
     dense = pruned(nn.MultiheadAttention(12, 3, kdim=kdim, vdim=kdim, batch_first=batch_first), 0.5)
-    converted = sparsify(dense)
+    sparsified = sparsify(dense)
     q, k = rand(2, 7, 12), rand(2, 9, kdim or 12)
     if not batch_first:
         q, k = q.transpose(0, 1), k.transpose(0, 1)
@@ -215,11 +213,11 @@ def test_sparse_attention_takes_all_arguments_of_the_dense_layer(batch_first, kd
         },
     ):
         with torch.no_grad():
-            for got, expected in zip(converted(q, k, k, **kwargs), dense(q, k, k, **kwargs), strict=True):
+            for got, expected in zip(sparsified(q, k, k, **kwargs), dense(q, k, k, **kwargs), strict=True):
                 assert (got is None) == (expected is None)
                 if got is not None:
                     torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
-    for attention in (converted, dense):
+    for attention in (sparsified, dense):
         with pytest.raises(RuntimeError, match="attn_mask"):
             attention(q, k, k, is_causal=True)
     single = sparsify(dense)(rand(7, 12), rand(9, kdim or 12), rand(9, kdim or 12))
@@ -255,14 +253,14 @@ def test_attention_that_the_example_never_calls_stays_dense():
 
 
 @pytest.mark.parametrize("example", [False, True])
-def test_transformer_encoders_of_pytorch_are_converted(example):
+def test_transformer_encoders_of_pytorch_are_sparsified(example):
     layer = nn.TransformerEncoderLayer(12, 2, 24, batch_first=True)
     dense, x = pruned(nn.TransformerEncoder(layer, 2)), rand(2, 7, 12)
     padding = torch.zeros(2, 7, dtype=torch.bool)
     padding[1, 5:] = True
-    converted = sparsify(dense, (x, None, padding) if example else None)
-    assert [x.implementation for x in converted.report.layers].count("sparse projections") == 2
+    sparsified = sparsify(dense, (x, None, padding) if example else None)
+    assert [x.implementation for x in sparsified.report.layers].count("sparse projections") == 2
     with torch.no_grad():
-        torch.testing.assert_close(converted(x), dense(x), atol=1e-5, rtol=1e-5)
-        got, expected = (m(x, src_key_padding_mask=padding)[~padding] for m in (converted, dense))
+        torch.testing.assert_close(sparsified(x), dense(x), atol=1e-5, rtol=1e-5)
+        got, expected = (m(x, src_key_padding_mask=padding)[~padding] for m in (sparsified, dense))
         torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)

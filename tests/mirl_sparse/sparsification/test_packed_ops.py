@@ -1,4 +1,4 @@
-"""The ops of a converted network are well-behaved ops of PyTorch."""
+"""The ops of a sparsified network are well-behaved ops of PyTorch."""
 
 import pytest
 import torch
@@ -102,9 +102,9 @@ def test_ops_refuse_other_dtypes_and_shapes(op, x):
     "layer", [nn.Conv2d(3, 3, 5), nn.Conv2d(3, 3, 5, groups=3), nn.ConvTranspose2d(3, 3, 2, 2, 3)]
 )
 def test_an_image_smaller_than_the_kernel_is_refused(layer):
-    converted = sparsify(nn.Sequential(layer))
+    sparsified = sparsify(nn.Sequential(layer))
     for side in (3, 2):
         with pytest.raises(BackendError, match="is smaller than the kernel"):
-            converted(rand(1, 3, side, side))
+            sparsified(rand(1, 3, side, side))
     with pytest.raises(BackendError, match="a pixel or more"):
-        converted(rand(0, 3, 9, 9))
+        sparsified(rand(0, 3, 9, 9))

@@ -29,9 +29,9 @@ from mirl_sparse import SparseRestorer, UserError
 
 def test_every_kind_of_layer_is_swapped_and_gives_the_same(zoo):
     before = copy.deepcopy(zoo.state_dict())
-    converted = sparsify(zoo, IMAGE)
-    same(converted, zoo, IMAGE)
-    assert implementations(converted) == {
+    sparsified = sparsify(zoo, IMAGE)
+    same(sparsified, zoo, IMAGE)
+    assert implementations(sparsified) == {
         "head": "sparse convolution",
         "body.0": "sparse convolution",
         "body.1": "dense",
@@ -49,27 +49,27 @@ def test_every_kind_of_layer_is_swapped_and_gives_the_same(zoo):
     for name, value in zoo.state_dict().items():
         assert torch.equal(value, before[name])
     for words in ("body.1", "BatchNorm2d has no sparse form", "sparse is faster", "10 of 12 swapped"):
-        assert words in str(converted.report)
+        assert words in str(sparsified.report)
 
 
-def test_a_network_is_converted_without_an_example(zoo):
-    converted = sparsify(zoo)
-    same(converted, zoo, IMAGE)
-    assert implementations(converted)["head"] == "sparse convolution"
+def test_a_network_is_sparsified_without_an_example(zoo):
+    sparsified = sparsify(zoo)
+    same(sparsified, zoo, IMAGE)
+    assert implementations(sparsified)["head"] == "sparse convolution"
 
 
-def test_a_converted_network_takes_other_sizes_than_the_example(zoo):
-    converted = sparsify(zoo, IMAGE)
+def test_a_sparsified_network_takes_other_sizes_than_the_example(zoo):
+    sparsified = sparsify(zoo, IMAGE)
     for shape in ((1, 3, 8, 8), (3, 3, 40, 6)):
-        same(converted, zoo, rand(*shape))
+        same(sparsified, zoo, rand(*shape))
 
 
 def test_promptir_becomes_a_restorer(network):
     image = torch.rand(1, 3, 24, 32)
-    converted = sparsify(network, image)
-    assert isinstance(converted, SparseRestorer)
-    assert set(implementations(converted).values()) == {"SparseRestorer"}
-    torch.testing.assert_close(converted(image), network(image), atol=1e-5, rtol=0)
+    sparsified = sparsify(network, image)
+    assert isinstance(sparsified, SparseRestorer)
+    assert set(implementations(sparsified).values()) == {"SparseRestorer"}
+    torch.testing.assert_close(sparsified(image), network(image), atol=1e-5, rtol=0)
 
 
 class AsksItsLayers(nn.Module):
@@ -91,8 +91,8 @@ class AsksItsLayers(nn.Module):
 
 def test_layers_whose_attributes_are_read_or_that_are_called_by_name_stay_dense():
     dense, x = pruned(AsksItsLayers(), 0.5), rand(1, 4, 6, 6)
-    converted = sparsify(dense, x)
-    layers = {layer.name: layer for layer in converted.report.layers}
+    sparsified = sparsify(dense, x)
+    layers = {layer.name: layer for layer in sparsified.report.layers}
     assert layers["read"].reason == "the network reads its weight"
     assert (
         layers["named"].reason == layers["up"].reason == "it is called with more than its input, or by name"
@@ -100,7 +100,7 @@ def test_layers_whose_attributes_are_read_or_that_are_called_by_name_stay_dense(
     assert layers["plain"].implementation == layers["block.attn.qkv"].implementation == "sparse 1x1"
     assert layers["block"].reason == "not fused as a Restormer block: the network reads its scale"
     assert layers["attention"].implementation == "sparse projections"
-    same(converted, dense, x)
+    same(sparsified, dense, x)
 
 
 @pytest.mark.parametrize("wrapped", [lambda y: (y, y > 0), lambda y: {"a": [y]}, lambda y: Result(y, "name")])
@@ -140,9 +140,9 @@ def test_a_result_without_tensors_is_refused():
 def test_layers_are_chosen_by_the_prices_of_this_machine(zoo, monkeypatch):
     for prices, implementation in ((SparseIsFree, "sparse convolution"), (DenseIsFree, "dense")):
         monkeypatch.setattr("mirl_sparse.sparsification.cpu.cost_model", prices)
-        converted = mirl_sparse.sparsify(zoo, IMAGE)
-        assert implementations(converted)["head"] == implementation
-        same(converted, zoo, IMAGE)
+        sparsified = mirl_sparse.sparsify(zoo, IMAGE)
+        assert implementations(sparsified)["head"] == implementation
+        same(sparsified, zoo, IMAGE)
 
 
 def test_masks_of_torch_pruning_are_applied():
@@ -150,27 +150,27 @@ def test_masks_of_torch_pruning_are_applied():
     for conv in (dense[0], dense[2]):
         prune.l1_unstructured(conv, "weight", amount=0.9)
     dense(IMAGE)
-    converted = sparsify(dense.eval(), IMAGE)
-    assert [round(x.density, 2) for x in converted.report.layers] == [0.10, 0.10]
+    sparsified = sparsify(dense.eval(), IMAGE)
+    assert [round(x.density, 2) for x in sparsified.report.layers] == [0.10, 0.10]
     assert prune.is_pruned(dense)
-    same(converted, dense, IMAGE)
+    same(sparsified, dense, IMAGE)
 
 
 def test_copies_pickles_and_loaded_states_give_the_same(zoo):
-    converted = sparsify(zoo, IMAGE)
+    sparsified = sparsify(zoo, IMAGE)
     file = io.BytesIO()
-    torch.save(converted.state_dict(), file)
+    torch.save(sparsified.state_dict(), file)
     file.seek(0)
     other = sparsify(pruned(Zoo(), 0.6, seed=5), IMAGE)  # another mask: its packed weights are longer
     other.load_state_dict(torch.load(file, weights_only=True))
     for twin in (
-        copy.deepcopy(converted),
-        pickle.loads(pickle.dumps(converted)),
+        copy.deepcopy(sparsified),
+        pickle.loads(pickle.dumps(sparsified)),
         other,
-        converted.to(torch.float32).to("cpu"),
+        sparsified.to(torch.float32).to("cpu"),
     ):
         with torch.no_grad():
-            assert torch.equal(twin(IMAGE), converted(IMAGE))
+            assert torch.equal(twin(IMAGE), sparsified(IMAGE))
 
 
 def test_the_state_of_another_layer_is_refused():
@@ -195,17 +195,17 @@ def test_the_state_of_another_layer_is_refused():
 
 @pytest.mark.parametrize(("name", "value"), [("q_index", 8), ("v_index", -1), ("qkv", 0)])
 def test_a_state_with_indices_outside_the_weights_is_refused(name, value):
-    converted = sparsify(pruned(Block(8), 1.0))
-    state = converted.state_dict()
+    sparsified = sparsify(pruned(Block(8), 1.0))
+    state = sparsified.state_dict()
     state[f"mdta.{name}"] = torch.full_like(state[f"mdta.{name}"], value)
     with pytest.raises(RuntimeError, match="layer of another shape"):
-        converted.load_state_dict(state)
+        sparsified.load_state_dict(state)
 
 
 def test_a_state_of_fewer_values_is_refused(network):
-    converted = sparsify(nn.Sequential(copy.deepcopy(network.prompt1)))
+    sparsified = sparsify(nn.Sequential(copy.deepcopy(network.prompt1)))
     with pytest.raises(RuntimeError, match="size mismatch"):
-        converted.load_state_dict({"0.linear_bias": torch.zeros(1)}, strict=False)
+        sparsified.load_state_dict({"0.linear_bias": torch.zeros(1)}, strict=False)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
@@ -214,23 +214,23 @@ def test_weights_that_were_cast_are_refused(network, dtype):
         (Block(8), 8),
         (copy.deepcopy(network.prompt1), network.prompt1.linear_layer.in_features),
     ):
-        converted = sparsify(nn.Sequential(pruned(module, 0.5)))
+        sparsified = sparsify(nn.Sequential(pruned(module, 0.5)))
         with pytest.raises(BackendError, match=f"weights are {dtype}.*expected float32"):
-            converted.to(dtype)(rand(1, channels, 9, 9))
+            sparsified.to(dtype)(rand(1, channels, 9, 9))
 
 
 def test_a_compiled_network_gives_the_same(zoo):
     torch._dynamo.reset()
-    converted = sparsify(zoo, IMAGE)
-    compiled = torch.compile(converted, fullgraph=True, backend="aot_eager")
+    sparsified = sparsify(zoo, IMAGE)
+    compiled = torch.compile(sparsified, fullgraph=True, backend="aot_eager")
     for image in (IMAGE, rand(1, 3, 20, 8)):
         same(compiled, zoo, image)
 
 
 def test_an_exported_network_can_be_saved_and_takes_any_size(zoo):
-    converted = sparsify(zoo, IMAGE)
+    sparsified = sparsify(zoo, IMAGE)
     half = {2: 2 * torch.export.Dim("height", min=4, max=99), 3: 2 * torch.export.Dim("width", min=4, max=99)}
-    exported = torch.export.export(converted, (IMAGE,), dynamic_shapes={"image": half})
+    exported = torch.export.export(sparsified, (IMAGE,), dynamic_shapes={"image": half})
     file = io.BytesIO()
     torch.export.save(exported, file)
     file.seek(0)
@@ -239,10 +239,10 @@ def test_an_exported_network_can_be_saved_and_takes_any_size(zoo):
         same(loaded, zoo, image)
 
 
-def test_a_converted_network_follows_its_dtype_to_a_clear_error(zoo):
-    converted = sparsify(zoo, IMAGE).double()
+def test_a_sparsified_network_follows_its_dtype_to_a_clear_error(zoo):
+    sparsified = sparsify(zoo, IMAGE).double()
     with pytest.raises(BackendError, match="expected float32"):
-        converted(IMAGE.double())
+        sparsified(IMAGE.double())
 
 
 def test_a_network_may_write_to_its_input():
@@ -257,13 +257,13 @@ def test_a_network_may_write_to_its_input():
 
     dense, image = pruned(Scales(), 0.5), rand(1, 3, 8, 8)
     before = image.clone()
-    converted = sparsify(dense, image)
+    sparsified = sparsify(dense, image)
     assert torch.equal(image, before)
     with torch.no_grad():
-        torch.testing.assert_close(converted(image.clone()), dense(image.clone()))
+        torch.testing.assert_close(sparsified(image.clone()), dense(image.clone()))
 
 
-def test_modules_that_cannot_be_converted_are_refused(zoo):
+def test_modules_that_cannot_be_sparsified_are_refused(zoo):
     for function in (sparsify, mirl_sparse.sparsify):
         with pytest.raises(UserError, match="module is str; expected"):
             function("network.pt")
@@ -280,7 +280,7 @@ def test_modules_that_cannot_be_converted_are_refused(zoo):
         sparsify(pruned(Random()), IMAGE)
 
 
-def test_gradients_through_a_converted_network_are_refused(zoo):
+def test_gradients_through_a_sparsified_network_are_refused(zoo):
     x = IMAGE.clone().requires_grad_(True)
     result = sparsify(zoo, IMAGE)(x)
     with pytest.raises(RuntimeError, match="mirl"):

@@ -49,6 +49,20 @@ def test_each_layer_says_what_it_is(thin, name):
     assert rows(thin)[name].implementation == IMPLEMENTATIONS[name]
 
 
+def test_first_and_last_layer_of_half_resolution_say_how_they_change_resolution(half_resolution_network):
+    described = rows(half_resolution_network)
+    first, last = described["patch_embed.proj"], described["output"]
+    assert first.implementation == "sparse 3x3 of unshuffled pixels, run as 6x6 with stride 2"
+    assert last.implementation == "sparse 3x3, its store shuffles pixels and adds the image"
+    weight = half_resolution_network.patch_embed.proj.weight
+    weight.zero_()
+    weight[0] = 1
+    weight[:, :10] = 1  # 90 of 108 columns; the kernels take 96 at a time
+    first = rows(half_resolution_network)["patch_embed.proj"]
+    assert first.implementation == "partly dense 3x3 of unshuffled pixels, run as 6x6 with stride 2"
+    assert first.macs == (90 * 8 + 18) * 128 * 128
+
+
 def test_dense_blocks_are_described_as_dense(network):
     for name, p in network.named_parameters():
         if name.endswith("weight"):

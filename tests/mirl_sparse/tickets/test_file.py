@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -18,11 +19,12 @@ from mirl_sparse.tickets.file import (
 )
 
 
-def test_a_written_ticket_reads_back_the_same(network, tmp_path):
-    path = tmp_path / "t.safetensors"
+def test_a_written_ticket_reads_back_the_same(network_of_any_resolution, tmp_path):
+    network, path = network_of_any_resolution, tmp_path / "t.safetensors"
     write_ticket(path, network, {"a": 1})
     loaded, statistics = read_ticket(path)
     assert statistics == {"a": 1}
+    assert loaded.config == replace(network.config, unused_layers=False)
     expected = network.state_dict()
     assert all(torch.equal(v, expected[k]) for k, v in loaded.state_dict().items())
     assert [p.name for p in tmp_path.iterdir()] == ["t.safetensors"]

@@ -14,7 +14,7 @@ import typer
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-    from mirl_training.runs import Report, Run, StepReport
+    from mirl_training.runs import OnStep, Run, StepReport
 
 _SCALARS = ("loss", "learning_rate", "seconds_per_step", "density", "seconds_per_image", "unsettled")
 
@@ -49,7 +49,7 @@ class _Bar:
 class _TensorBoard:
     """Write what is told of a validation for TensorBoard, and tell ``further`` everything."""
 
-    def __init__(self, folder: Path, further: Report) -> None:
+    def __init__(self, folder: Path, further: OnStep) -> None:
         from mirl_sparse.errors import UserError
 
         try:
@@ -119,14 +119,14 @@ def train(
     settings = load_config(config)
     Allocator().tune()  # every step wants the same memory again
     folder = output or Path("runs") / f"{config.stem}-{settings.digest}"
-    with _progress() as report:
+    with _progress() as on_step:
         if tensorboard and os.environ.get("RANK", "0") == "0":
-            report = _TensorBoard(folder, report)
-        _go(Run(settings, data, folder, report, engine, device), minutes)
+            on_step = _TensorBoard(folder, on_step)
+        _go(Run(settings, data, folder, on_step, engine, device), minutes)
 
 
 @contextmanager
-def _progress() -> Iterator[Report]:
+def _progress() -> Iterator[OnStep]:
     if not sys.stderr.isatty():
         yield _Lines()
         return

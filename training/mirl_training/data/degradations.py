@@ -94,12 +94,12 @@ def add_camera_noise(
     """Add noise of one of the ``NOISES``, clipped to 8 bits.
 
     Args:
-        image: clean photo (H, W, 3) in [0, 1].
-        sigma: standard deviation in 1/255 at middle grey (0.5).
-        kind: a key of ``NOISES``.
-        shot: share of the variance at middle grey that grows with the light (photon noise), 0 to 1. The rest
+        image: Clean photo (H, W, 3) in [0, 1].
+        sigma: Standard deviation in 1/255 at middle grey (0.5).
+        kind: A key of ``NOISES``.
+        shot: Share of the variance at middle grey that grows with the light (photon noise), 0 to 1. The rest
             is the same everywhere (read noise): a Poisson-Gaussian model (Foi et al., IEEE TIP 2008).
-        rng: source of the draw.
+        rng: Source of the draw.
     """
     noise = NOISES[kind](image.shape, rng) * np.float32(sigma / 255)
     if shot > 0:
@@ -141,10 +141,10 @@ def add_rain(image: Image, rng: np.random.Generator, psnr: float | None = None) 
     Clipping may leave a bright image nearer to the clean one than asked.
 
     Args:
-        image: clean photo (H, W, 3) in [0, 1].
-        rng: source of the draw.
-        psnr: in dB. None draws it from a normal distribution of mean 25.5 and deviation 3.5 dB, as the input
-            of Rain100L has, within 18 to 36.
+        image: Clean photo (H, W, 3) in [0, 1].
+        rng: Source of the draw.
+        psnr: PSNR of the result, in dB. None draws it from a normal distribution of mean 25.5 and deviation
+            3.5 dB, as the input of Rain100L has, within 18 to 36.
     """
     target = np.clip(rng.normal(25.5, 3.5), 18, 36) if psnr is None else psnr
     streaks = rain_streaks(image.shape[0], image.shape[1], rng)[..., None]
@@ -186,9 +186,9 @@ def add_heavy_rain(image: Image, rng: np.random.Generator, psnr: float) -> Image
     well: a veil of one airlight, 0.5 to 1, that hides 3% to 30% and is uneven across the image.
 
     Args:
-        image: clean photo (H, W, 3) in [0, 1].
-        rng: source of the draw.
-        psnr: of the result beside the clean image, in dB, about 12 to 36.
+        image: Clean photo (H, W, 3) in [0, 1].
+        rng: Source of the draw.
+        psnr: PSNR of the result, in dB, about 12 to 36.
     """
     height, width = image.shape[:2]
     mist = float(rng.uniform(0.03, 0.3)) if psnr < 24 and rng.random() < 0.6 else 0.0
@@ -229,10 +229,10 @@ def add_haze(
     The result is ``t * image + (1 - t) * airlight`` with ``t = exp(-density * depth)``.
 
     Args:
-        image: clean photo (H, W, 3) in [0, 1].
-        depth: distance (H, W) from 0, in any unit.
-        density: how much light the haze takes per unit of depth.
-        airlight: the haze's colour in [0, 1], one number or (3,).
+        image: Clean photo (H, W, 3) in [0, 1].
+        depth: Distance (H, W) from 0, in any unit.
+        density: Extinction per unit of depth.
+        airlight: The haze's colour in [0, 1], one number or (3,).
     """
     transmission = np.exp(-density * depth.astype(np.float32))[..., None]
     return quantise(image * transmission + np.asarray(airlight, np.float32) * (1 - transmission))
@@ -245,9 +245,9 @@ def add_fog(image: Image, rng: np.random.Generator, colour: float = 0) -> Image:
     it. Transmission and airlight are drawn as widely as SOTS has them.
 
     Args:
-        image: clean photo (H, W, 3) in [0, 1].
-        rng: source of the draw.
-        colour: how far the airlight's channels may differ, from 0 (grey, as in SOTS) to 1.
+        image: Clean photo (H, W, 3) in [0, 1].
+        rng: Source of the draw.
+        colour: Largest difference of the airlight's channels, from 0 (grey, as in SOTS) to 1.
     """
     height, width = image.shape[:2]
     y, x = np.mgrid[0 : 1 : height * 1j, 0 : 1 : width * 1j].astype(np.float32)
@@ -268,7 +268,7 @@ def add_jpeg(image: Image, quality: int, subsampling: Subsampling = "4:2:0") -> 
     """Save as a JPEG file and read it again.
 
     Args:
-        image: photo (H, W, 3) in [0, 1].
+        image: Photo (H, W, 3) in [0, 1].
         quality: Pillow's quality, 1 to 95 (up to 100 where size does not matter).
         subsampling: "4:2:0" (colour at half resolution, as most cameras and networks write it), "4:2:2" or
             "4:4:4".

@@ -21,8 +21,8 @@ class Source(NamedTuple):
     """Name the files of one sample.
 
     Attributes:
-        degraded: the degraded photo; None where it is made from the clean one.
-        clean: the clean photo.
+        degraded: The degraded photo; None where it is made from the clean one.
+        clean: The clean photo.
     """
 
     degraded: Path | None
@@ -36,7 +36,7 @@ def list_images(folder: Path) -> list[Path]:
     ignores them.
 
     Raises:
-        DataError: the folder does not exist, or holds no image.
+        DataError: The folder does not exist, or holds no image.
     """
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; give --data the root that holds it")
@@ -54,14 +54,14 @@ def list_pairs(folder: Path, suffix: str) -> list[tuple[Path, Path]]:
     """Return the pairs of a folder, sorted by the input's name.
 
     Args:
-        folder: with ``input/NAME_<suffix>.*`` and ``target/NAME_gt.*``.
-        suffix: one of `PAIR_SUFFIXES`.
+        folder: The folder, with ``input/NAME_<suffix>.*`` and ``target/NAME_gt.*``.
+        suffix: One of `PAIR_SUFFIXES`.
 
     Returns:
         (degraded, clean) of each pair.
 
     Raises:
-        DataError: a folder is missing or empty, an input has no target, or two targets have the same NAME.
+        DataError: A folder is missing or empty, an input has no target, or two targets have the same NAME.
     """
     targets: dict[str, Path] = {}
     for path in list_images(folder / "target"):

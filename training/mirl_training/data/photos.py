@@ -26,8 +26,8 @@ class PhotoCache:
     """Read photos, and keep the first ones in memory.
 
     Args:
-        side: pixels that every photo must have each way.
-        budget: bytes that decoded photos may take. Photos beyond it are decoded whenever they are read.
+        side: Pixels that every photo must have each way.
+        budget: Bytes that decoded photos may take. Photos beyond it are decoded whenever they are read.
     """
 
     def __init__(self, side: int, budget: float) -> None:
@@ -38,7 +38,7 @@ class PhotoCache:
         """Return the degraded photo (None where the source has none) and the clean one, each (H, W, 3).
 
         Raises:
-            DataError: a photo is too small, or the two differ in size.
+            DataError: A photo is too small, or the two differ in size.
         """
         degraded = None if source.degraded is None else self._read(source.degraded)
         clean = self._read(source.clean)
@@ -50,7 +50,7 @@ class PhotoCache:
         """Read ahead until the budget is used up; of the other photos, check the sizes.
 
         Raises:
-            DataError: a photo is too small, or those of a pair differ in size.
+            DataError: A photo is too small, or those of a pair differ in size.
         """
         with ThreadPoolExecutor(2) as pool:
             for begin in range(0, len(sources), _BATCH):

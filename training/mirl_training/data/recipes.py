@@ -77,10 +77,10 @@ class Noise(_Step):
     """Add noise as `add_camera_noise` does.
 
     Attributes:
-        sigma: standard deviation in 1/255.
-        kinds: one of them is drawn.
-        shot: share of the variance that grows with the light.
-        grey_common: how often a grey photo gets the kind "common", whatever ``kinds`` are.
+        sigma: Standard deviation in 1/255.
+        kinds: One of them is drawn.
+        shot: Share of the variance that grows with the light.
+        grey_common: Share of grey photos that get the kind "common", whatever ``kinds`` are.
     """
 
     step: Literal["noise"]
@@ -188,13 +188,13 @@ class Recipe(_Settings):
     """Make one kind of training pair.
 
     Attributes:
-        source: folder that photos are drawn from: "clean" photos, or pairs of "rain", "haze" or "real" noise.
-        smaller: probability that both photos are made smaller first, to 50% to 100%, which makes them
+        source: Folder that photos are drawn from: "clean" photos, or pairs of "rain", "haze" or "real" noise.
+        smaller: Probability that both photos are made smaller first, to 50% to 100%, which makes them
             sharper.
-        grey: probability that both photos become grey (a fifth of them tinted, as sepia is).
-        graphics: probability that drawn text and shapes take the place of a clean photo.
-        shuffle: whether the steps come in a drawn order.
-        steps: what degrades the photo; none of them leaves a clean photo that must stay as it is.
+        grey: Probability that both photos become grey (a fifth of them tinted, as sepia is).
+        graphics: Probability that drawn text and shapes take the place of a clean photo.
+        shuffle: True draws the order of the steps.
+        steps: The steps that degrade the photo; no steps leave a clean photo that must stay as it is.
     """
 
     source: SourceName = "clean"
@@ -218,10 +218,10 @@ class Recipe(_Settings):
         """Return one training pair.
 
         Args:
-            degraded: degraded photo (H, W, 3) in [0, 1]; None where there is the clean one alone.
-            clean: clean photo (H, W, 3) in [0, 1].
+            degraded: Degraded photo (H, W, 3) in [0, 1]; None where there is the clean one alone.
+            clean: Clean photo (H, W, 3) in [0, 1].
             size: (height, width) of a patch to cut out at random, at most (H, W); None for the whole photo.
-            rng: source of every draw.
+            rng: Source of every draw.
 
         Returns:
             (degraded, clean), each (height, width, 3) float32 in [0, 1], on 256 levels.

@@ -25,8 +25,8 @@ class Sampler:
     """Choose tasks and photos; a choice depends on the seed, the round, the step and the place alone.
 
     Args:
-        config: the run's settings.
-        counts: how many photos or pairs there are to draw from, by their source ("clean", "rain", ...).
+        config: The run's settings.
+        counts: Number of photos or pairs to draw from, by their source ("clean", "rain", ...).
     """
 
     def __init__(self, config: RunConfig, counts: Mapping[str, int]) -> None:
@@ -46,7 +46,7 @@ class Sampler:
         An epoch shows every photo as often as its tasks say. What does not fill a batch is left out.
 
         Raises:
-            DataError: an epoch has fewer samples than a batch.
+            DataError: An epoch has fewer samples than a batch.
         """
         batch_size = self._config.training.batch_size
         steps = len(self._samples) // batch_size
@@ -61,9 +61,9 @@ class Sampler:
 
         Args:
             round_index: 0 for the dense round.
-            step: of the round, from 0.
-            place: within the batch, from 0.
-            rng: the sample's own generator, drawn from where training counts steps.
+            step: Index of the step in the round, from 0.
+            place: Place in the batch, from 0.
+            rng: The sample's own generator, drawn from where training counts steps.
         """
         data = self._config.data
         if self._config.training.epochs:

@@ -28,14 +28,14 @@ class DataSettings(Settings):
     "social" does what sharing a photo again and again does.
 
     Attributes:
-        clean: folders of photos.
-        rain: folders of pairs, ``input/NAME_rainy.*`` and ``target/NAME_gt.*``.
-        haze: folders of pairs, ``input/NAME_hazy.*`` and ``target/NAME_gt.*``.
-        real: folders of pairs with the noise of cameras, ``input/NAME_noisy.*`` and ``target/NAME_gt.*``.
-        recipes: how photos are degraded, by the recipe's name.
-        tasks: the odds of each task in a batch; where training counts ``epochs``, how often each photo of the
+        clean: Folders of photos.
+        rain: Folders of pairs, ``input/NAME_rainy.*`` and ``target/NAME_gt.*``.
+        haze: Folders of pairs, ``input/NAME_hazy.*`` and ``target/NAME_gt.*``.
+        real: Folders of pairs with the noise of cameras, ``input/NAME_noisy.*`` and ``target/NAME_gt.*``.
+        recipes: Recipes by which photos are degraded, by the recipe's name.
+        tasks: The odds of each task in a batch; where training counts ``epochs``, how often each photo of the
             task is seen in one epoch.
-        validation_images: how many images of each kind, the last ones, are held back for validation.
+        validation_images: Number of images of each kind, the last ones, that are held back for validation.
         memory: GiB that decoded photos take at most; the others are decoded when they are drawn.
     """
 

@@ -43,8 +43,8 @@ def degrade(clean: Image, task: str, rng: np.random.Generator) -> Image:
     """Return a clean photo (H, W, 3) in [0, 1] with the degradation of a task.
 
     Args:
-        clean: the photo, float32 RGB.
-        task: one of `TASKS` but "haze".
-        rng: source of the draw.
+        clean: The photo, float32 RGB.
+        task: One of `TASKS` but "haze".
+        rng: Source of the draw.
     """
     return _DEGRADATIONS[task](clean, rng)

@@ -41,15 +41,15 @@ class TrainingData:
     is checked before training.
 
     Args:
-        config: the run's settings.
-        root: the folder that the data paths of the settings start from.
+        config: The run's settings.
+        root: The folder that the data paths of the settings start from.
 
     Attributes:
-        config: the run's settings.
-        digest: tells apart which photos these are, by their names and sizes; 64 hexadecimal digits.
+        config: The run's settings.
+        digest: Digest of the names and sizes of the photos; 64 hexadecimal digits.
 
     Raises:
-        DataError: a folder lacks photos, or a photo does not serve.
+        DataError: A folder lacks photos, or a photo does not serve.
     """
 
     def __init__(self, config: RunConfig, root: Path) -> None:
@@ -84,9 +84,9 @@ class TrainingData:
 
         Args:
             round_index: 0 for the dense round.
-            step: of the round, from 0.
-            rank: of the process, from 0.
-            ranks: how many processes share the batch.
+            step: Index of the step in the round, from 0.
+            rank: Rank of the process, from 0.
+            ranks: Number of processes that share the batch.
 
         Returns:
             (degraded, clean), each (B, 3, patch, patch) float32 in [0, 1].
@@ -99,7 +99,7 @@ class TrainingData:
         """Return the held-back pairs of each task, cropped in the middle to 192 pixels each way or less.
 
         Args:
-            multiple: what the sides of the result are multiples of.
+            multiple: Number that the sides of the result are multiples of.
         """
         pairs: Pairs = {}
         for task in self.config.data.tasks:

@@ -3,7 +3,13 @@
 from mirl_training.engine.fused import fuse, unfuse
 from mirl_training.engine.optimizer import Muon, optimizers, orthogonalised
 from mirl_training.engine.selection import TrainingEngine, choose_engine
-from mirl_training.engine.settings import Loss, OptimizerName, Precision, Stage, TrainingSettings
+from mirl_training.engine.settings import (
+    Loss,
+    OptimizerName,
+    ProgressiveStage,
+    TrainingPrecision,
+    TrainingSettings,
+)
 from mirl_training.engine.trainer import Computation, Diverged, Trainer, psnr_loss
 from mirl_training.engine.world import World
 
@@ -13,10 +19,10 @@ __all__ = [
     "Loss",
     "Muon",
     "OptimizerName",
-    "Precision",
-    "Stage",
+    "ProgressiveStage",
     "Trainer",
     "TrainingEngine",
+    "TrainingPrecision",
     "TrainingSettings",
     "World",
     "choose_engine",

@@ -28,11 +28,11 @@ def fuse(network: PromptIR, mask: Mask) -> None:
     again when the mask changes.
 
     Args:
-        network: float32, on the CPU; is changed in place.
-        mask: of the network's prunable weights.
+        network: The network, float32, on the CPU; it is changed in place.
+        mask: The mask of the network's prunable weights.
 
     Raises:
-        MaskError: mask and network do not fit.
+        MaskError: Mask and network do not fit.
     """
     mask.check(network)
     unfuse(network)

@@ -42,10 +42,10 @@ class Muon(torch.optim.Optimizer):
     but the time.
 
     Args:
-        params: the weights.
-        lr: learning rate.
-        weight_decay: per step, relative to the learning rate.
-        momentum: of Nesterov's kind.
+        params: The weights.
+        lr: Learning rate.
+        weight_decay: Decay per step, relative to the learning rate.
+        momentum: Nesterov's momentum, 0 to 1.
     """
 
     def __init__(
@@ -84,11 +84,11 @@ def optimizers(network: PromptIR, name: str, lr: float, weight_decay: float) -> 
     """Return the optimizers that together step every parameter of a network once.
 
     Args:
-        network: whose parameters are stepped.
-        name: an `OptimizerName`. "adamw" is AdamW of all parameters. "muon" is Muon of the matrices between
+        network: The network whose parameters are stepped.
+        name: An `OptimizerName`. "adamw" is AdamW of all parameters. "muon" is Muon of the matrices between
             the first and the last layer, and AdamW of the rest, as Muon's authors use it.
-        lr: learning rate.
-        weight_decay: per step, relative to the learning rate.
+        lr: Learning rate.
+        weight_decay: Decay per step, relative to the learning rate.
     """
     matrices = [
         p

@@ -8,7 +8,7 @@ from mirl_kernels.core import cpu
 from mirl_kernels.errors import BackendError
 from mirl_sparse.choices import Choice
 from mirl_sparse.errors import UserError
-from mirl_training.engine.settings import Precision
+from mirl_training.engine.settings import TrainingPrecision
 
 
 class TrainingEngine(Choice):
@@ -20,27 +20,27 @@ class TrainingEngine(Choice):
 
 
 def choose_engine(
-    name: str, device: str = "cpu", precision: Precision = Precision.FLOAT32
+    name: str, device: str = "cpu", precision: TrainingPrecision = TrainingPrecision.FLOAT32
 ) -> tuple[TrainingEngine, str]:
     """Return the engine that a name means here, and a line that says why.
 
     "auto" is "fused" where the C++ kernels were built and the step is float32 on the CPU.
 
     Args:
-        name: one of `TrainingEngine`.
+        name: One of `TrainingEngine`.
         device: "cpu" or "cuda".
-        precision: of a step, "float32" or "bfloat16".
+        precision: The precision of a step, "float32" or "bfloat16".
 
     Returns:
         "fused" or "reference", and the line.
 
     Raises:
-        UserError: the name is unknown, or "fused" cannot run.
+        UserError: The name is unknown, or "fused" cannot run.
     """
     if name not in list(TrainingEngine):
         raise UserError(f"engine is {str(name)!r}; expected one of {TrainingEngine.names()}")
     engine = TrainingEngine(name)
-    is_float32_on_cpu = device == "cpu" and precision == Precision.FLOAT32
+    is_float32_on_cpu = device == "cpu" and precision == TrainingPrecision.FLOAT32
     if engine == TrainingEngine.FUSED and not is_float32_on_cpu:
         raise UserError(
             f"engine 'fused' trains float32 on a CPU; training.precision is {precision}, the device {device}"

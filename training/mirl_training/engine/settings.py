@@ -26,7 +26,7 @@ class OptimizerName(Choice):
     MUON = "muon"
 
 
-class Precision(Choice):
+class TrainingPrecision(Choice):
     """Name the numbers that a step is computed in; "auto" depends on the device."""
 
     FLOAT32 = "float32"
@@ -34,13 +34,13 @@ class Precision(Choice):
     AUTO = "auto"
 
 
-class Stage(Settings):
+class ProgressiveStage(Settings):
     """Train on batches of another shape from a part of every round on.
 
     Attributes:
-        after: the part of a round after which the stage begins, 0 to 1.
-        batch_size: images per batch.
-        patch_size: pixels each way, a multiple of 8.
+        after: The part of a round after which the stage begins, 0 to 1.
+        batch_size: Images per batch.
+        patch_size: Pixels each way, a multiple of 8, or of 16 if the network unshuffles pixels.
     """
 
     after: Fraction
@@ -55,34 +55,34 @@ class TrainingSettings(Settings):
     to epoch where training counts epochs. A round is either ``steps`` or ``epochs`` long.
 
     Attributes:
-        steps: of a round.
-        epochs: of a round.
+        steps: Length of a round in steps.
+        epochs: Length of a round in epochs.
         loss: "l1" is MIR-L's, the mean absolute error. "psnr" is minus the mean PSNR of a batch's images
             (Chen et al., HINet, CVPRW 2021), which weighs each image by its own error: by "l1" haze, which
             shifts whole images, drowns fine noise.
-        psnr_ceiling: dB that no image exceeds in "psnr". Clean photos, which are nearly right, gain less by a
-            lower one.
+        psnr_ceiling: Highest PSNR of an image in "psnr", in dB. Clean photos, which are nearly right, gain
+            less by a lower one.
         optimizer: "muon" steps whole matrices by Muon, and everything else by AdamW, as "adamw" does
-            throughout. What a step of Muon puts where the mask is is removed again.
-        batch_size: images per batch.
-        patch_size: pixels each way, a multiple of 8.
-        progressive: later stages of a round with other batches (Restormer, section 3.3). Attention sees
+            throughout. After a step of Muon, pruned weights are set to zero again.
+        batch_size: Images per batch.
+        patch_size: Pixels each way, a multiple of 8, or of 16 if the network unshuffles pixels.
+        progressive: Later stages of a round with other batches (Restormer, section 3.3). Attention sees
             statistics of whole images when it restores, which small patches do not prepare it for.
-        accumulate: in how many parts a batch is computed, to save memory.
+        accumulate: Number of parts that a batch is computed in, to save memory.
         precision: "bfloat16" computes in bfloat16 where PyTorch's autocast thinks that safe, with weights in
             float32. "auto" is bfloat16 on a GPU and float32 on a CPU, so that one run may go on on either.
-        ema: decay per step of the moving average of the weights. A round is then validated by the average,
+        ema: Decay per step of the moving average of the weights. A round is then validated by the average,
             and leaves it behind.
-        teacher: a checkpoint or ticket, named as ``start`` is.
-        teacher_weight: share of the loss that is the distance from what the teacher restores.
-        learning_rate: the peak.
-        warmup_steps: of each round.
-        warmup_epochs: the same where training counts epochs.
-        weight_decay: per step, relative to the learning rate.
-        clip_norm: largest norm of a step's gradients; None clips nothing.
-        validate_every: steps between validations.
-        save_every: steps between saved states.
-        seed: of the initial weights and of every draw.
+        teacher: A checkpoint or ticket, named as ``start`` is.
+        teacher_weight: Share of the loss that is the distance from what the teacher restores.
+        learning_rate: The highest learning rate of a round.
+        warmup_steps: Steps of the warm-up of each round.
+        warmup_epochs: The same where training counts epochs.
+        weight_decay: Decay per step, relative to the learning rate.
+        clip_norm: Largest norm of a step's gradients; None clips nothing.
+        validate_every: Steps between validations.
+        save_every: Steps between saved states.
+        seed: Seed of the initial weights and of every draw.
     """
 
     steps: Positive | None = None
@@ -92,9 +92,9 @@ class TrainingSettings(Settings):
     optimizer: OptimizerName = OptimizerName.ADAMW
     batch_size: Positive = 8
     patch_size: Patch = 64
-    progressive: tuple[Stage, ...] = ()
+    progressive: tuple[ProgressiveStage, ...] = ()
     accumulate: Positive = 1
-    precision: Precision = Precision.FLOAT32
+    precision: TrainingPrecision = TrainingPrecision.FLOAT32
     ema: Fraction | None = None
     teacher: str | None = None
     teacher_weight: Fraction = 0.5
@@ -107,10 +107,10 @@ class TrainingSettings(Settings):
     save_every: Positive = 500
     seed: Annotated[int, Field(ge=0)] = 0
 
-    def precision_on(self, device: str) -> Precision:
+    def precision_on(self, device: str) -> TrainingPrecision:
         """Return the precision of a step on a device, "cpu" or "cuda"."""
-        if self.precision == Precision.AUTO:
-            return Precision.BFLOAT16 if device == "cuda" else Precision.FLOAT32
+        if self.precision == TrainingPrecision.AUTO:
+            return TrainingPrecision.BFLOAT16 if device == "cuda" else TrainingPrecision.FLOAT32
         return self.precision
 
     @property

@@ -19,7 +19,7 @@ from mirl_sparse.runtime import SparseRestorer
 from mirl_training.engine.fused import fuse, unfuse
 from mirl_training.engine.optimizer import optimizers
 from mirl_training.engine.selection import TrainingEngine
-from mirl_training.engine.settings import Loss, OptimizerName, Precision, TrainingSettings
+from mirl_training.engine.settings import Loss, OptimizerName, TrainingPrecision, TrainingSettings
 from mirl_training.engine.world import World
 from mirl_training.pruning.mask import Mask
 
@@ -30,7 +30,8 @@ def psnr_loss(restored: Tensor, clean: Tensor, ceiling: float = 50) -> Tensor:
     Args:
         restored: (B, 3, H, W).
         clean: (B, 3, H, W) in [0, 1].
-        ceiling: dB that no image exceeds. Without it an image that is nearly right would outweigh all others.
+        ceiling: Highest PSNR of an image, in dB. Without it an image that is nearly right would outweigh all
+            others.
     """
     return 10 * ((restored - clean).square().mean((1, 2, 3)) + 10 ** (-ceiling / 10)).log10().mean()
 
@@ -45,8 +46,8 @@ class Computation:
 
     Attributes:
         engine: "fused" or "reference".
-        teacher: restores the degraded images as the network is to learn to; None for no teacher.
-        world: the processes that share a batch.
+        teacher: The restorer whose results the network is to learn; None for no teacher.
+        world: The processes that share a batch.
     """
 
     engine: TrainingEngine = TrainingEngine.REFERENCE
@@ -58,13 +59,13 @@ class Trainer:
     """Train a network where a mask lets it; every round has its own trainer.
 
     Args:
-        network: is trained in place.
-        mask: of its prunable weights.
-        settings: of the optimisation.
-        computation: what computes a step.
+        network: The network, which is trained in place.
+        mask: The mask of its prunable weights.
+        settings: The settings of the optimisation.
+        computation: The engine, the teacher and the processes of a step.
 
     Raises:
-        MaskError: mask and network do not fit (on the fused engine).
+        MaskError: Mask and network do not fit (on the fused engine).
     """
 
     def __init__(
@@ -106,11 +107,11 @@ class Trainer:
 
         Args:
             degraded: (B, 3, H, W) in [0, 1].
-            clean: what they should become, in the same shape.
-            rate: the learning rate.
+            clean: The images that they should become, in the same shape.
+            rate: The learning rate.
 
         Raises:
-            Diverged: a gradient is not finite.
+            Diverged: A gradient is not finite.
         """
         loss = self._gradients(degraded, clean)
         norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.clip_norm or math.inf)
@@ -136,10 +137,10 @@ class Trainer:
         of the weight would change the loss by (Molchanov et al., CVPR 2019).
 
         Args:
-            batches: of (degraded, clean), each (B, 3, H, W) in [0, 1].
+            batches: Pairs of (degraded, clean), each (B, 3, H, W) in [0, 1].
 
         Raises:
-            Diverged: a value is not finite.
+            Diverged: A value is not finite.
         """
         sums = {n: torch.zeros_like(p) for n, p in self.network.named_parameters()}
         for degraded, clean in batches:
@@ -168,7 +169,7 @@ class Trainer:
         return self._world.mean(loss)
 
     def _loss(self, degraded: Tensor, clean: Tensor) -> Tensor:
-        is_bfloat16 = self.settings.precision_on(self._device.type) == Precision.BFLOAT16
+        is_bfloat16 = self.settings.precision_on(self._device.type) == TrainingPrecision.BFLOAT16
         dtype = torch.bfloat16 if is_bfloat16 else torch.float32
         with torch.autocast(self._device.type, dtype, enabled=is_bfloat16):
             restored = (self._parallel or self.network)(degraded)

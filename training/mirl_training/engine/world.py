@@ -20,8 +20,8 @@ class World:
     """Hold this process's place among those that share every batch.
 
     Attributes:
-        rank: from 0; rank 0 alone writes files.
-        ranks: how many processes there are.
+        rank: Rank of this process, from 0; rank 0 alone writes files.
+        ranks: Number of processes.
     """
 
     rank: int = 0

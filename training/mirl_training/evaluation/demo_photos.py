@@ -25,11 +25,11 @@ class DemoPhoto:
     """Hold a photo before and after it was degraded.
 
     Attributes:
-        name: a word for file names.
-        description: of the degradation; "nothing" for a clean photo, which should stay as it is.
+        name: A word for file names.
+        description: Words for the degradation; "nothing" for a clean photo, which should stay as it is.
         degraded: (H, W, 3) uint8.
         clean: (H, W, 3) uint8.
-        is_timed: whether the demo times dense beside sparse on it, which takes half a minute.
+        is_timed: True lets the demo time dense beside sparse on it, which takes half a minute.
     """
 
     name: str

@@ -14,15 +14,15 @@ class Score:
     """Hold the means over one test set, in dB and SSIM, and the image that gained least.
 
     Attributes:
-        task: name of the test set.
-        images: how many there are.
-        input_psnr: before, of the degraded images.
-        input_ssim: before.
-        psnr: after, of the restored images.
-        ssim: after.
-        worst: name of the image that gained least (of clean photos: that lost most).
-        worst_psnr: its PSNR after.
-        worst_change: its PSNR after minus before.
+        task: Name of the test set.
+        images: Number of images.
+        input_psnr: PSNR before, of the degraded images.
+        input_ssim: SSIM before.
+        psnr: PSNR after, of the restored images.
+        ssim: SSIM after.
+        worst: Name of the image that gained least (of clean photos: that lost most).
+        worst_psnr: PSNR of that image after.
+        worst_change: PSNR of that image after minus before.
     """
 
     task: str
@@ -44,9 +44,10 @@ def evaluate(
     """Score ``restore`` on test sets, one after the other.
 
     Args:
-        restore: takes and returns (H, W, 3) uint8.
-        sets: of `standard_sets` or `everyday_sets`.
-        on_image: is called with the name of the set, the image, the restored image and its score.
+        restore: Function that takes and returns (H, W, 3) uint8.
+        sets: Test sets, from `standard_sets` or `everyday_sets`.
+        on_image: Function that is called with the name of the set, the image, the restored image and its
+            score.
 
     Yields:
         The score of each set, in the order of ``sets``.

@@ -25,7 +25,7 @@ class Triple:
     """Hold one image of a test set.
 
     Attributes:
-        name: of the image's file, without its suffix.
+        name: Name of the image's file, without its suffix.
         degraded: (H, W, 3) uint8.
         clean: (H, W, 3) uint8.
     """
@@ -40,11 +40,11 @@ class ImageScore:
     """Hold PSNR (dB) and SSIM of one image, before (degraded) and after (restored).
 
     Attributes:
-        name: of the image.
-        input_psnr: before.
-        input_ssim: before.
-        psnr: after.
-        ssim: after.
+        name: Name of the image.
+        input_psnr: PSNR before.
+        input_ssim: SSIM before.
+        psnr: PSNR after.
+        ssim: SSIM after.
     """
 
     name: str
@@ -63,7 +63,7 @@ def score_image(triple: Triple, restored: Pixels) -> ImageScore:
     """Score one restored image.
 
     Args:
-        triple: the image.
+        triple: The image.
         restored: (H, W, 3) uint8. Its PSNR counts HIGHEST_PSNR at most.
     """
     before, after = (_psnr_and_ssim(image, triple.clean) for image in (triple.degraded, restored))

@@ -72,8 +72,8 @@ def standard_sets(root: Path) -> Sets:
     """Return the published test sets that a folder holds, by name.
 
     Args:
-        root: with ``denoise/CBSD68`` or, as MIR-L's code names it, ``denoise/BSD68`` (with noise, and as JPEG
-            of quality 10 and 40), ``derain/Rain100L`` and ``dehaze/SOTS``; each may be missing.
+        root: Folder with ``denoise/CBSD68`` or, as MIR-L's code names it, ``denoise/BSD68`` (with noise, and
+            as JPEG of quality 10 and 40), ``derain/Rain100L`` and ``dehaze/SOTS``; each may be missing.
     """
     photos = _clean_photos(root)
     sets: Sets = {}
@@ -148,7 +148,7 @@ def everyday_sets(root: Path) -> Sets:
     folder.
 
     Args:
-        root: a folder of clean photos, or one that holds them as ``denoise/CBSD68``. Pairs of real noise in
+        root: A folder of clean photos, or one that holds them as ``denoise/CBSD68``. Pairs of real noise in
             ``denoise_real/PolyU`` join them.
     """
     sets: Sets = {}

@@ -14,7 +14,7 @@ def sheet(rows: list[tuple[list[Pixels], list[str]]]) -> Pixels:
     """Return a picture (H, W, 3) of rows of photos at one width, each with its caption above.
 
     Args:
-        rows: each of photos (h, w, 3) uint8, and as many captions.
+        rows: Rows of photos (h, w, 3) uint8, each with as many captions.
     """
     font = ImageFont.load_default(18)
     heights = [round(photos[0].shape[0] * _WIDTH / photos[0].shape[1]) for photos, _ in rows]

@@ -19,7 +19,7 @@ def keep_largest(scores: Tensor, alive: Tensor, count: int) -> Tensor:
     Args:
         scores: (N,), none below 0.
         alive: (N,) of booleans.
-        count: how many are kept, at most the number alive.
+        count: Number of weights that are kept, at most the number alive.
 
     Returns:
         (N,) of booleans.
@@ -45,15 +45,15 @@ def prune(
     less keeps all.
 
     Args:
-        network: whose weights are ranked.
-        mask: the weights that may be kept.
-        density: of all prunable weights, exact to one weight per group that is ranked together.
-        criterion: a `Criterion` but "latency".
-        exempt: layers whose name matches one of these patterns (shell wildcards) keep what they have; the
+        network: The network whose weights are ranked.
+        mask: The weights that may be kept.
+        density: Density of all prunable weights, exact to one weight per group that is ranked together.
+        criterion: A `Criterion` but "latency".
+        exempt: Layers whose name matches one of these patterns (shell wildcards) keep what they have; the
             others pay for it.
 
     Raises:
-        MaskError: mask and network do not fit, the density cannot be reached, or the criterion is unknown.
+        MaskError: Mask and network do not fit, the density cannot be reached, or the criterion is unknown.
     """
     mask.check(network)
     spared = exempt_names(mask, exempt)
@@ -119,13 +119,13 @@ def prune_as_mirl(network: PromptIR, mask: Mask, rate: float, criterion: str) ->
     go is exact only up to interpolation and ties.
 
     Args:
-        network: whose weights are ranked; pruned ones are zero.
-        mask: the weights that may be kept.
-        rate: share of the weights that go, 0 to 1.
+        network: The network whose weights are ranked; pruned ones are zero.
+        mask: The weights that may be kept.
+        rate: Share of the weights that go, 0 to 1.
         criterion: "global" or "layerwise".
 
     Raises:
-        MaskError: mask and network do not fit.
+        MaskError: Mask and network do not fit.
     """
     mask.check(network)
     magnitude = {n: network.get_parameter(n).detach().abs() for n in mask.alive}

@@ -3,9 +3,9 @@
 The time of a mask is what the cost model predicts for restoring SIZE x SIZE pixels on this machine: seconds
 for each weight, and seconds for each hidden channel that has any. The worth of a weight is
 `Trainer.importance`, the loss that its removal is expected to add: magnitudes do not compare between layers
-(benchmarks/study.md). To keep the most worth within a budget is a knapsack problem (as in HALP, Shen et al.,
-NeurIPS 2022). A Lagrange multiplier solves it (Everett, Operations Research 1963): a second counts as so much
-loss, what is not worth its own seconds goes, and the multiplier rises until the rest fits the budget.
+(benchmarks/studies/study.md). To keep the most worth within a budget is a knapsack problem (as in HALP, Shen
+et al., NeurIPS 2022). A Lagrange multiplier solves it (Everett, Operations Research 1963): a second counts as
+so much loss, what is not worth its own seconds goes, and the multiplier rises until the rest fits the budget.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ def seconds(network: PromptIR, mask: Mask, model: CostModel) -> float:
     """Return the predicted seconds for one image of SIZE x SIZE pixels.
 
     Args:
-        network: its config counts, not its values.
-        mask: the weights that are computed.
-        model: prices of the machine.
+        network: The network; its config counts, not its values.
+        mask: The weights that are computed.
+        model: Prices of the machine.
     """
     pruned = PromptIR(network.config)
     with torch.no_grad():
@@ -69,8 +69,8 @@ class Channels:
 
     Attributes:
         seconds: (channels,) float64.
-        parts: by the parameter's name, a function that views it as (halves, channels, weights). Where there
-            are two halves, both are needed.
+        parts: Functions by the parameter's name; each views the parameter as (halves, channels, weights).
+            Where there are two halves, both are needed.
     """
 
     seconds: Tensor
@@ -172,16 +172,16 @@ def prune_to_latency(
     """Return a mask, nested in another one, that keeps the most importance within a budget of seconds.
 
     Args:
-        network: its config counts, not its values.
-        importance: of each weight, by the parameter's name and in its shape, none below 0.
-        mask: the weights that may be kept.
-        budget: seconds for one image of SIZE x SIZE pixels.
-        model: prices of the machine.
-        exempt: layers whose name matches one of these patterns (shell wildcards) keep what they have, and so
+        network: The network; its config counts, not its values.
+        importance: Importance of each weight, by the parameter's name and in its shape, none below 0.
+        mask: The weights that may be kept.
+        budget: Seconds for one image of SIZE x SIZE pixels.
+        model: Prices of the machine.
+        exempt: Layers whose name matches one of these patterns (shell wildcards) keep what they have, and so
             do weights without a price.
 
     Raises:
-        MaskError: mask and network do not fit, or exempt layers and weights without a price alone take
+        MaskError: Mask and network do not fit, or exempt layers and weights without a price alone take
             longer.
     """
     mask.check(network)

@@ -24,9 +24,9 @@ def prunable_names(network: nn.Module, gains: bool = False) -> list[str]:
     temperatures are not among them.
 
     Args:
-        network: the network.
-        gains: take every parameter whose name ends with "weight", the gains of norms and layers that are
-            never called too, as MIR-L's code does.
+        network: The network.
+        gains: True takes every parameter whose name ends with "weight", the gains of norms and layers that
+            are never called too, as MIR-L's code does.
     """
     unused: Collection[str] = ()
     if isinstance(network, PromptIR) and not gains:
@@ -43,7 +43,7 @@ class Mask:
     """Hold one boolean tensor per prunable parameter.
 
     Attributes:
-        alive: by the parameter's name, in its shape; True where the weight is alive.
+        alive: Booleans by the parameter's name, in its shape; True where the weight is alive.
     """
 
     alive: Mapping[str, Tensor]
@@ -126,12 +126,12 @@ def matching_names(names: Collection[str], patterns: tuple[str, ...], setting: s
     """Return the names that match one of the patterns.
 
     Args:
-        names: of prunable parameters.
-        patterns: shell wildcards.
-        setting: where the patterns are from, for the message.
+        names: Names of prunable parameters.
+        patterns: Shell wildcards.
+        setting: The setting that holds the patterns, for the message.
 
     Raises:
-        MaskError: a pattern matches no name.
+        MaskError: A pattern matches no name.
     """
     for pattern in patterns:
         if not any(fnmatch(n, pattern) for n in names):

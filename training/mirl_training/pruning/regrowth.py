@@ -13,12 +13,12 @@ def regrow(network: PromptIR, source: PromptIR, patterns: tuple[str, ...]) -> No
     """Give a network the values of another one where it has zeros.
 
     Args:
-        network: is changed in place.
-        source: a network of the same config.
-        patterns: shell wildcards; prunable parameters whose name matches one of them are regrown.
+        network: The network, which is changed in place.
+        source: A network of the same config.
+        patterns: Shell wildcards; prunable parameters whose name matches one of them are regrown.
 
     Raises:
-        MaskError: the two networks differ in their config, or a pattern matches no name.
+        MaskError: The two networks differ in their config, or a pattern matches no name.
     """
     if network.config != source.config:
         raise MaskError("regrow.source is a network of another shape than start; expected the same")

@@ -49,21 +49,21 @@ class PruningSettings(Settings):
     (`prune_to_latency`).
 
     Attributes:
-        protocol: what is pruned and rewound.
-        criterion: how weights are ranked.
-        rate: share of the weights left that a round removes.
-        speedup: how many times as fast as the first network the last one is to restore, by the cost model of
+        protocol: Protocol that says what is pruned and rewound.
+        criterion: Criterion that ranks the weights.
+        rate: Share of the weights left that a round removes.
+        speedup: The factor by which the last network is to be faster than the first one, by the cost model of
             the machine that the run began on.
-        rounds: after the dense one.
-        round_steps: steps (epochs where training counts these) of each round; None for training's.
-        final_steps: the same of the last round.
-        learning_rate: the peak of these rounds; None for training's.
-        rewind: what survivors are put back to: "initial" values, the values after a step (or epoch) of round
-            0, or "none" (they stay as trained: gradual pruning).
-        settled: ends a round but the last early once the mask that it would leave does not change any more.
-            Of the last five such masks, drawn at each validation, no two may differ in more than this share
-            of the weights (early-bird tickets: You et al., ICLR 2020, section 3.2).
-        exempt: tensors whose name matches one of these patterns (shell wildcards) keep every weight, but
+        rounds: Number of rounds after the dense one.
+        round_steps: Steps (epochs where training counts these) of each round; None for training's.
+        final_steps: The same of the last round.
+        learning_rate: The peak of these rounds; None for training's.
+        rewind: Values that survivors are put back to: "initial" values, the values after a step (or epoch) of
+            round 0, or "none" (they stay as trained: gradual pruning).
+        settled: Share of the weights. A round but the last ends early once no two of the last five masks that
+            it would leave, drawn at each validation, differ in more than this share (early-bird tickets: You
+            et al., ICLR 2020, section 3.2).
+        exempt: Tensors whose name matches one of these patterns (shell wildcards) keep every weight, but
             count in the density.
     """
 
@@ -84,8 +84,9 @@ class Regrowth(Settings):
     """Bring pruned weights back from another network.
 
     Attributes:
-        source: named as ``start`` is. Where the start has zeros and the source has not, they take its values.
-        layers: in which layers, by patterns of their names (shell wildcards).
+        source: A network, named as ``start`` is. Where the start has zeros and the source has not, they take
+            its values.
+        layers: Patterns (shell wildcards) of the names of the layers that get weights back.
     """
 
     source: str

@@ -2,7 +2,7 @@
 
 from mirl_training.runs.config import RunConfig, load_config
 from mirl_training.runs.folder import RunFolder, read_log, save_weights
-from mirl_training.runs.progress import Metrics, Report, StepReport
+from mirl_training.runs.progress import Metrics, OnStep, StepReport
 from mirl_training.runs.report import write_report
 from mirl_training.runs.round import OutOfTime
 from mirl_training.runs.run import Run
@@ -12,8 +12,8 @@ from mirl_training.runs.validation import UNLIMITED_MEMORY, Validator
 __all__ = [
     "UNLIMITED_MEMORY",
     "Metrics",
+    "OnStep",
     "OutOfTime",
-    "Report",
     "Run",
     "RunConfig",
     "RunFolder",

@@ -21,13 +21,13 @@ class RunConfig(Settings):
     """Describe one run: the network, the data, how a round trains, and how the rounds prune.
 
     Attributes:
-        network: describes a new network; None with ``start``.
-        start: names a checkpoint, a ticket file or a shipped ticket whose weights are trained further. Its
+        network: Config of a new network; None with ``start``.
+        start: Name of a checkpoint, a ticket file or a shipped ticket, whose weights are trained further. Its
             zeros stay, but for what is to ``regrow``, and count in the density. None with ``network``.
-        regrow: which zeros of the start come back.
-        data: the photos.
-        training: of each round.
-        pruning: the rounds after the dense one.
+        regrow: Zeros of the start that come back.
+        data: The photos.
+        training: Settings of the training of each round.
+        pruning: The rounds after the dense one.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
@@ -151,7 +151,7 @@ def load_config(path: Path) -> RunConfig:
     """Read the settings of a run.
 
     Raises:
-        ConfigError: the file cannot be read or a setting does not serve; one line that names the file.
+        ConfigError: The file cannot be read or a setting does not serve; one line that names the file.
     """
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))

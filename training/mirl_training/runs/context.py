@@ -20,10 +20,10 @@ class RunContext:
     """Hold what all rounds of a run share.
 
     Attributes:
-        data: the photos, with the run's settings.
-        folder: of the run.
-        network: the one that trains.
-        computation: what computes a step.
+        data: The photos, with the run's settings.
+        folder: The run's folder.
+        network: The network that trains.
+        computation: The engine, the teacher and the processes of a step.
     """
 
     data: TrainingData

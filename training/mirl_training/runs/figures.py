@@ -28,8 +28,8 @@ def draw_plots(folder: Path, rounds: Sequence[StepReport]) -> bytes:
     """Return a PNG file: PSNR, seconds of a step and of an image, and the density of each layer, by round.
 
     Args:
-        folder: of the run.
-        rounds: the last report of each finished round; their ``seconds_per_step`` is that of the whole round.
+        folder: The run's folder.
+        rounds: The last report of each finished round; their ``seconds_per_step`` is that of the whole round.
     """
     from matplotlib.figure import Figure  # takes half a second to import, which few commands should pay
 
@@ -85,9 +85,9 @@ def draw_examples(
     """Return a picture (H, W, 3): a row per task of degraded, after the first round, after the last, clean.
 
     Args:
-        folder: of the run.
-        rounds: a report of each finished round.
-        examples: by task, (degraded, clean), each (1, 3, H, W) in [0, 1]; the first of each is drawn.
+        folder: The run's folder.
+        rounds: A report of each finished round.
+        examples: Pairs by task, (degraded, clean), each (1, 3, H, W) in [0, 1]; the first of each is drawn.
     """
     ends = [
         SparseRestorer(load_network(RunFolder(folder).weights(r["round"]))) for r in (rounds[0], rounds[-1])

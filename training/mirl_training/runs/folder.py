@@ -54,7 +54,7 @@ class RunFolder:
     """Hold the paths of a run's folder.
 
     Attributes:
-        path: the folder; it need not exist yet.
+        path: The folder; it need not exist yet.
     """
 
     path: Path
@@ -117,7 +117,7 @@ class RunFolder:
         Where the system or the disk has no such locks, nothing is checked.
 
         Raises:
-            UserError: another process trains in the folder.
+            UserError: Another process trains in the folder.
         """
         with (self.path / ".lock").open("w") as stream:
             try:
@@ -151,10 +151,10 @@ class RunFolder:
         """Write the folder of a round, whole or not at all, and remove the saved state.
 
         Args:
-            metrics: of the round; their ``round`` names the folder.
-            mask: that the round trained under.
-            weights: that the round leaves behind, by their names in the state dict.
-            network: whose config goes with them.
+            metrics: The round's metrics; their ``round`` names the folder.
+            mask: The mask that the round trained under.
+            weights: The weights that the round leaves behind, by their names in the state dict.
+            network: The network whose config goes with them.
         """
         final = self.round(metrics["round"])
         part = final.with_name(f"{final.name}.part")

@@ -19,18 +19,18 @@ class StepReport(_Step, total=False):
     """Hold what a run tells of one step; with a validation, this is a line of ``log.jsonl``.
 
     Attributes:
-        round: index of the round, 0 for the dense one.
-        step: steps done, from 1.
-        steps: of the round.
-        loss: of the step; with a validation the mean since the one before.
-        learning_rate: of the step.
-        density: alive / all of the prunable weights.
-        seconds_per_step: median since the validation before; with a validation only.
-        unsettled: the largest distance of the last masks that the round would leave, as a share of the
+        round: Index of the round, 0 for the dense one.
+        step: Steps done, from 1.
+        steps: Number of steps of the round.
+        loss: Loss of the step; with a validation the mean since the one before.
+        learning_rate: Learning rate of the step.
+        density: Alive / all prunable weights.
+        seconds_per_step: Median since the validation before; with a validation only.
+        unsettled: The largest distance of the last masks that the round would leave, as a share of the
             weights; with a validation only, where the settings ask for it.
-        psnr: by task, in dB; with a validation only.
-        seconds_left: of the whole run, at the pace of this round.
-        seconds_per_image: of an image of 256x256 pixels; at the end of a round, on the fused engine only.
+        psnr: Mean PSNR by task, in dB; with a validation only.
+        seconds_left: Seconds that the whole run has left, at the pace of this round.
+        seconds_per_image: Time of an image of 256x256; at the end of a round, on the fused engine only.
     """
 
     seconds_per_step: float
@@ -50,4 +50,4 @@ class Metrics(TypedDict):
     psnr: dict[str, float]
 
 
-Report = Callable[[StepReport], None]
+OnStep = Callable[[StepReport], None]

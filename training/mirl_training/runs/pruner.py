@@ -27,12 +27,12 @@ class Pruner:
     """Prune the network of a run from round to round.
 
     Args:
-        context: of the run.
-        first: the mask of round 0.
-        scratch: a network of the run's config on the CPU; its values are overwritten.
+        context: The run's context.
+        first: The mask of round 0.
+        scratch: A network of the run's config on the CPU; its values are overwritten.
 
     Attributes:
-        first: the mask of round 0.
+        first: The mask of round 0.
     """
 
     def __init__(self, context: RunContext, first: Mask, scratch: PromptIR) -> None:
@@ -45,7 +45,7 @@ class Pruner:
         """Take the prices that the run began with, or else the first process's; for the criterion latency.
 
         Raises:
-            UserError: the C++ kernels, which the prices are of, cannot run here.
+            UserError: The C++ kernels, which the prices are of, cannot run here.
         """
         if self._settings.criterion != Criterion.LATENCY:
             return
@@ -76,13 +76,13 @@ class Pruner:
         """Return the mask of a round, as the first process finds it.
 
         Args:
-            mask: of the round before; the result is nested in it.
-            index: of the round that begins.
-            weights: a state dict that the round before leaves behind.
+            mask: The mask of the round before; the result is nested in it.
+            index: Index of the round that begins.
+            weights: A state dict that the round before leaves behind.
 
         Raises:
-            UserError: a gradient is not finite.
-            MaskError: the goal cannot be reached.
+            UserError: A gradient is not finite.
+            MaskError: The goal cannot be reached.
         """
         needs_importance = self._settings.criterion == Criterion.LATENCY
         importance = self._importance(mask, index - 1, weights) if needs_importance else {}

@@ -21,9 +21,9 @@ def write_report(folder: Path, examples: Mapping[str, list[tuple[Tensor, Tensor]
     """Write ``report.md`` into a run's folder, from its log and its finished rounds.
 
     Args:
-        folder: of the run.
-        examples: by task, (degraded, clean), each (1, 3, H, W) in [0, 1]. The first pair of each task is
-            restored for a picture; None writes no pictures.
+        folder: The run's folder.
+        examples: Pairs by task, (degraded, clean), each (1, 3, H, W) in [0, 1]. The first pair of each task
+            is restored for a picture; None writes no pictures.
     """
     rounds = _finished_rounds(folder)
     lines = [f"# {folder.resolve().name}", "", *_table(rounds)]

@@ -22,7 +22,7 @@ from mirl_training.pruning.mask import Mask
 from mirl_training.pruning.settings import PruningProtocol, Rewind
 from mirl_training.runs.context import RunContext
 from mirl_training.runs.folder import save_weights
-from mirl_training.runs.progress import Metrics, Report, StepReport
+from mirl_training.runs.progress import Metrics, OnStep, StepReport
 from mirl_training.runs.pruner import Pruner
 from mirl_training.runs.schedule import Schedule
 from mirl_training.runs.states import RoundState, load_state, save_state
@@ -43,15 +43,15 @@ class Tools:
     """Hold what a round works with beside the trainer.
 
     Attributes:
-        pruner: finds masks.
-        validator: scores weights.
-        report: is told every step, of several processes by the first alone.
-        deadline: of `time.monotonic`, when the round stops after a step; None for never.
+        pruner: The pruner, which finds masks.
+        validator: The validator, which scores weights.
+        on_step: Function that is told every step, of several processes by the first alone.
+        deadline: Time by `time.monotonic` from which the round stops after a step; None for never.
     """
 
     pruner: Pruner
     validator: Validator
-    report: Report
+    on_step: OnStep
     deadline: float | None = None
 
 
@@ -78,7 +78,7 @@ def read_unfinished(context: RunContext, index: int) -> RoundState | None:
     """Return the saved state of a round, None if the round has not been begun.
 
     Raises:
-        UserError: processes find different states.
+        UserError: Processes find different states.
     """
     path, engine = context.folder.state, context.computation.engine
     state = load_state(path) if path.exists() else None
@@ -111,13 +111,13 @@ class Round:
     constructed.
 
     Args:
-        context: of the run.
-        tools: of the run.
-        index: of the round, 0 for the dense one.
-        further_steps: of the run's rounds after this one, for the time left.
+        context: The run's context.
+        tools: The run's tools.
+        index: Index of the round, 0 for the dense one.
+        further_steps: Steps of the run's rounds after this one, for the time left.
 
     Raises:
-        UserError: processes find different states, a gradient is not finite, or the mask cannot be found.
+        UserError: Processes find different states, a gradient is not finite, or the mask cannot be found.
     """
 
     def __init__(self, context: RunContext, tools: Tools, index: int, further_steps: int) -> None:
@@ -140,8 +140,8 @@ class Round:
         """Train to the end of the round, and write its folder.
 
         Raises:
-            OutOfTime: the deadline has passed; the state is saved.
-            UserError: a gradient is not finite.
+            OutOfTime: The deadline has passed; the state is saved.
+            UserError: A gradient is not finite.
         """
         self._world.wait()
         began, steps = time.monotonic(), self._schedule.steps
@@ -220,7 +220,7 @@ class Round:
             return
         if "psnr" in report:
             self._context.folder.append_log(report)
-        self._tools.report(report)
+        self._tools.on_step(report)
 
     def _save_or_stop(self) -> None:
         """Save the state where it is due, or where the time is over; then stop."""

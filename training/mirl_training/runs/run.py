@@ -31,7 +31,7 @@ from mirl_training.pruning.settings import PruningProtocol
 from mirl_training.runs.config import RunConfig, load_config
 from mirl_training.runs.context import RunContext
 from mirl_training.runs.folder import RunFolder, save_weights
-from mirl_training.runs.progress import Report
+from mirl_training.runs.progress import OnStep
 from mirl_training.runs.pruner import Pruner
 from mirl_training.runs.report import write_report
 from mirl_training.runs.round import Round, Tools
@@ -47,25 +47,25 @@ class Run:
     anything is written, or trained for hours.
 
     Args:
-        config: the settings.
-        root: the folder that the data paths of the settings start from.
-        folder: of the run; is made if need be.
-        report: is told every step, of several processes by the first alone.
-        engine: a `TrainingEngine`.
+        config: The settings.
+        root: The folder that the data paths of the settings start from.
+        folder: The run's folder; it is made if need be.
+        on_step: Function that is told every step, of several processes by the first alone.
+        engine: A `TrainingEngine`.
         device: "cpu", or "cuda" where the engine is PyTorch's.
 
     Attributes:
-        config: the settings.
-        folder: of the run.
-        network: the one that trains.
-        world: the processes that train together.
-        engine: what computes a step, "fused" or "reference".
-        engine_note: a line that says why.
-        context: what all rounds share.
-        pruner: finds the mask of each round.
+        config: The settings.
+        folder: The run's folder.
+        network: The network that trains.
+        world: The processes that train together.
+        engine: The engine that computes a step, "fused" or "reference".
+        engine_note: A line that says why this engine.
+        context: The objects that all rounds share.
+        pruner: The pruner, which finds the mask of each round.
 
     Raises:
-        UserError: the settings, the photos or the processes do not fit each other, the folder or the machine.
+        UserError: The settings, the photos or the processes do not fit each other, the folder or the machine.
     """
 
     def __init__(
@@ -73,13 +73,13 @@ class Run:
         config: RunConfig,
         root: Path,
         folder: Path,
-        report: Report,
+        on_step: OnStep,
         engine: str = "auto",
         device: str = "cpu",
     ) -> None:
         if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
             raise UserError(f"device is {device!r}; expected cpu, or cuda where PyTorch finds a GPU")
-        self.config, self.folder, self._report = config, folder, report
+        self.config, self.folder, self._on_step = config, folder, on_step
         precision = config.training.precision_on(device)
         self.engine, self.engine_note = choose_engine(engine, device, precision)
         self.world = World.join(device)
@@ -99,14 +99,14 @@ class Run:
         """Train every round that is not finished, and return the last round's folder.
 
         Args:
-            minutes: after which the run stops, at the next step; None for never.
+            minutes: Minutes after which the run stops, at the next step; None for never.
 
         Raises:
-            OutOfTime: the minutes have passed and a round is not finished; its state is saved.
-            UserError: another process trains in the folder, or a gradient is not finite.
+            OutOfTime: The minutes have passed and a round is not finished; its state is saved.
+            UserError: Another process trains in the folder, or a gradient is not finite.
         """
         deadline = None if minutes is None else time.monotonic() + 60 * minutes
-        tools = Tools(self.pruner, self._validator, self._report, deadline)
+        tools = Tools(self.pruner, self._validator, self._on_step, deadline)
         with self._files.locked() if self.world.leads else nullcontext():
             if self.world.leads:
                 self._files.remove_partial_files()

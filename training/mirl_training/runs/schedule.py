@@ -12,10 +12,10 @@ def learning_rate(step: int, steps: int, peak: float, warmup: int) -> float:
     """Return the learning rate of a step: a linear warm-up, then half a cosine down to 0.
 
     Args:
-        step: from 0.
-        steps: of the round; there the rate is 0.
-        peak: the highest rate.
-        warmup: steps until the peak.
+        step: Index of the step, from 0.
+        steps: Number of steps of the round; there the rate is 0.
+        peak: The highest rate.
+        warmup: Steps until the peak.
     """
     if step < warmup:
         return peak * (step + 1) / warmup
@@ -28,10 +28,10 @@ def learning_rate_of_epoch(epoch: int, epochs: int, peak: float, warmup: int) ->
     It is linear from 0 in the first epoch to the peak in epoch ``warmup - 1``, then half a cosine.
 
     Args:
-        epoch: from 0.
-        epochs: of the round.
-        peak: the highest rate.
-        warmup: epochs of the warm-up.
+        epoch: Index of the epoch, from 0.
+        epochs: Number of epochs of the round.
+        peak: The highest rate.
+        warmup: Epochs of the warm-up.
     """
     if epoch < warmup - 1:
         return peak * epoch / (warmup - 1)
@@ -45,11 +45,11 @@ class Schedule:
     """Hold what the learning rates of one round depend on.
 
     Attributes:
-        steps: of the round.
-        peak: the highest learning rate.
-        warmup_steps: of the warm-up, where ``epoch_steps`` is None.
-        warmup_epochs: of the warm-up, where it is not.
-        epoch_steps: steps of an epoch, where the rate changes from epoch to epoch.
+        steps: Number of steps of the round.
+        peak: The highest learning rate.
+        warmup_steps: Steps of the warm-up, where ``epoch_steps`` is None.
+        warmup_epochs: Epochs of the warm-up, where it is not.
+        epoch_steps: Steps of an epoch, where the rate changes from epoch to epoch.
     """
 
     steps: int

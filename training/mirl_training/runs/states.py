@@ -22,14 +22,14 @@ class RoundState(TypedDict):
     """Hold where a round was stopped.
 
     Attributes:
-        round: index of the round.
-        step: steps done.
-        losses: of the steps since the last validation.
-        drawn: the last masks that the round would have left, by the parameters' names.
-        engine: that computed the steps, "fused" or "reference".
-        threads: that PyTorch had.
-        mask: of the round, by the parameters' names.
-        trainer: `Trainer.state_dict`.
+        round: Index of the round.
+        step: Steps done.
+        losses: Losses of the steps since the last validation.
+        drawn: The last masks that the round would have left, by the parameters' names.
+        engine: The engine that computed the steps, "fused" or "reference".
+        threads: Number of threads that PyTorch had.
+        mask: The round's mask, by the parameters' names.
+        trainer: State of the trainer, from `Trainer.state_dict`.
     """
 
     round: int
@@ -50,11 +50,11 @@ def save_state(path: Path, state: RoundState) -> None:
     dense state at 5% density.
 
     Args:
-        path: of the file.
-        state: dicts, lists, tensors, numbers and strings.
+        path: Path of the file.
+        state: Dicts, lists, tensors, numbers and strings.
 
     Raises:
-        OSError: the disk is full, for example.
+        OSError: The disk is full, for example.
     """
     torch.save(_compact(state), buffer := io.BytesIO())  # torch.save itself hides why a disk takes no more
     write_whole(path, buffer.getvalue())

@@ -26,14 +26,14 @@ class Validator:
     """Restore held-back images with the weights of a network that trains.
 
     Args:
-        config: of the network.
-        pairs: by task, (degraded, clean), each (1, 3, H, W) in [0, 1].
-        backend: of the restorer.
+        config: The network's config.
+        pairs: Pairs by task, (degraded, clean), each (1, 3, H, W) in [0, 1].
+        backend: Backend of the restorer.
 
     Attributes:
-        network: holds the weights that were validated last. Its values may be overwritten between
+        network: The network with the weights that were validated last. Its values may be overwritten between
             validations.
-        pairs: as given.
+        pairs: The same pairs.
     """
 
     def __init__(self, config: PromptIRConfig, pairs: Pairs, backend: BackendName) -> None:
@@ -47,7 +47,7 @@ class Validator:
         An image counts for at most 60 dB: a clean photo may come back without any error.
 
         Args:
-            weights: a state dict of the network.
+            weights: A state dict of the network.
         """
         self.network.load_state_dict(weights)
         return {task: self._mean_psnr(task) for task in self.pairs}

@@ -12,7 +12,7 @@ from mirl_kernels.core.cpu.layout import (
     transposed_columns,
     with_rows,
 )
-from mirl_kernels.core.cpu.library import LANES, Call, Image, Size, available, isa, load_library
+from mirl_kernels.core.cpu.library import LANES, Call, Image, Size, available, isa, kernel_rule, load_library
 from mirl_kernels.core.cpu.op import Activation, Packed, PackedModule, Work
 from mirl_kernels.core.cpu.packed_matrix import (
     CHUNK,
@@ -56,6 +56,7 @@ __all__ = [
     "float_address",
     "image",
     "isa",
+    "kernel_rule",
     "layer_addresses",
     "load_library",
     "optional_address",

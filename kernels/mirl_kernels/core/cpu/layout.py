@@ -7,15 +7,12 @@ The kernels take any (B, C, H, W) float32 image whose rows are contiguous. They 
 from __future__ import annotations
 
 from ctypes import Structure, c_int64, c_void_p
-from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from mirl_kernels.core.cpu.library import Call, Image, Size
+from mirl_kernels.core.cpu.library import Call, Image, Size, kernel_rule
 from mirl_kernels.errors import BackendError
-
-_Count = TypeVar("_Count", int, Tensor)
 
 
 class TransposeArgs(Structure):
@@ -34,14 +31,13 @@ class TransposeArgs(Structure):
 
 
 def padded(floats: int) -> int:
-    """Return how far apart the kernels lay rows of so many floats (``padded`` of rows.h)."""
-    stride = (floats + 15) // 16 * 16 + 16
-    return stride if stride % 1024 else stride + 16
+    """Return how far apart the kernels lay rows of so many floats."""
+    return kernel_rule("padded", floats)
 
 
-def transposed_columns(channels: _Count) -> _Count:
-    """Return how many columns a transposed panel of so many channels has (``turned`` of gram.h)."""
-    return -(-channels // 16) * 16
+def transposed_columns(channels: int) -> int:
+    """Return how many columns a transposed panel of so many channels has."""
+    return kernel_rule("transposed_columns", channels)
 
 
 def empty(batch: int, channels: int, height: int, width: int) -> Tensor:

@@ -103,12 +103,41 @@ def isa() -> str:
     return load_library().mirl_isa().decode()
 
 
+def _other_version(name: str) -> BackendError:
+    """Return the error for a library that was built from other sources."""
+    return BackendError(f"the C++ kernels are of another version (mirl_{name}); install mirl-sparse again")
+
+
 @cache
 def _function(name: str, size: int) -> Callable[[object], int]:
     """Return a kernel that takes an argument of ``size`` bytes."""
     if getattr(load_library(), f"mirl_{name}_bytes")() != size:
-        raise BackendError(f"the C++ kernels are of another version (mirl_{name}); install mirl-sparse again")
+        raise _other_version(name)
     return getattr(load_library(), f"mirl_{name}")
+
+
+@cache
+def _rule(name: str) -> Callable[..., int]:
+    """Return a function of the library from integers to an integer."""
+    library = load_library()
+    if not hasattr(library, f"mirl_{name}"):
+        raise _other_version(name)
+    function = getattr(library, f"mirl_{name}")
+    function.restype = c_int64
+    return function
+
+
+def kernel_rule(name: str, *arguments: int) -> int:
+    """Return what a rule of the kernels says (``src/shared_rules.h``), so that it is written once.
+
+    Args:
+        name: The rule's name.
+        *arguments: What it takes.
+
+    Raises:
+        BackendError: As `load_library`, or if the library is of another version and lacks the rule.
+    """
+    return _rule(name)(*map(c_int64, arguments))
 
 
 class Call:

@@ -78,9 +78,8 @@ class PackedModule(nn.Module, ABC):
             return super().__getattr__(name)
         except AttributeError:
             raise AttributeError(
-                f"this {type(self).__name__} stands for a layer, whose {name} it has no more; a network that"
-                " reads it must be converted with an example input, which shows that: the layer then stays as"
-                " it was",
+                f"this {type(self).__name__} replaces a layer and has no {name}. If the network reads {name},"
+                " give sparsify an example input: the layer then stays dense",
                 name=name,
                 obj=self,
             ) from None

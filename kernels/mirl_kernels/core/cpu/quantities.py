@@ -7,7 +7,7 @@ from enum import Enum
 
 from torch import Tensor
 
-from mirl_kernels.core.cpu.library import LANES, isa
+from mirl_kernels.core.cpu.library import LANES, isa, kernel_rule
 from mirl_kernels.core.cpu.packed_matrix import PANEL, PackedMatrix
 
 _CACHED_FLOATS = 1 << 20  # 4 MB: what stays in a cache between two layers
@@ -42,7 +42,7 @@ class Quantity(str, Enum):
         COPY: A channel that a depthwise convolution copies, for a vector.
         DEPTHWISE_TAP: A tap of a depthwise convolution, times a vector.
         DEPTHWISE_TAP_OF_GROUP: A tap of a depthwise convolution, read for a group of vectors.
-        TURN: A channel of tokens that is transposed, for a vector of tokens.
+        TRANSPOSED: A channel of tokens that is transposed, for a vector of tokens.
         MEAN: A channel whose mean a prompt block takes, for a vector.
         RESIZE: A prompt channel that is interpolated, for a vector.
         MIX: A value of a prompt that is added to the mixture.
@@ -69,7 +69,7 @@ class Quantity(str, Enum):
     COPY = "copy"
     DEPTHWISE_TAP = "depthwise tap"
     DEPTHWISE_TAP_OF_GROUP = "depthwise tap of a group"
-    TURN = "turn"
+    TRANSPOSED = "turn"
     MEAN = "mean"
     RESIZE = "resize"
     MIX = "mix"
@@ -87,10 +87,9 @@ def pixel_groups(rows: int, columns: int) -> tuple[int, int]:
         time.
     """
     lanes = LANES[isa()]
-    wide = 4 if lanes == 16 else 8
     vectors = -(-columns // lanes)
     together = max(1, min(rows, PANEL // (vectors * lanes)))
-    return rows * vectors, -(-rows // together) * -(-together * vectors // wide)
+    return rows * vectors, -(-rows // together) * -(-together * vectors // kernel_rule("panel_vectors"))
 
 
 def call_quantities(floats: int) -> Counter[str]:

@@ -26,9 +26,9 @@ def workspace(floats: int) -> int:
 
 
 def flat(batch: int, _: int, height: int, width: int) -> bool:
-    """Return whether images of this shape had better have all rows as one.
+    """Return whether the kernels treat all rows of such an image as one row.
 
-    They had if rows are short and there are enough items to share out.
+    This is faster if the rows are short and the batch has enough items for all threads.
     """
     return width in (1, 2, 4, 8, 16) and height * width <= 1024 and batch >= 8
 

@@ -21,7 +21,7 @@ double seconds(F&& f) {
 }  // namespace
 
 void roofline(MirlRoofline& a) {
-  const int64_t turns = 1000000, floats = 1 << 23;  // 32 MiB to and fro
+  const int64_t steps = 1000000, floats = 1 << 23;  // 32 MiB to and fro
   std::vector<double> rate(a.threads);
   std::vector<std::unique_ptr<float, decltype(&std::free)>> memory;
   for (int64_t t = 0; t < a.threads; ++t) {
@@ -42,8 +42,8 @@ void roofline(MirlRoofline& a) {
   a.flops = best([&](int64_t t) {
     Vec chain[CHAINS], scale = all(0.999f), add = all(0.001f);
     for (int c = 0; c < CHAINS; ++c) chain[c] = all(float(c));
-    rate[t] = 2.0 * L * CHAINS * turns / seconds([&] {
-                for (int64_t i = 0; i < turns; ++i)
+    rate[t] = 2.0 * L * CHAINS * steps / seconds([&] {
+                for (int64_t i = 0; i < steps; ++i)
                   for (int c = 0; c < CHAINS; ++c) chain[c] = chain[c] * scale + add;
               });
     for (int c = 1; c < CHAINS; ++c) chain[0] += chain[c];

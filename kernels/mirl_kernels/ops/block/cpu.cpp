@@ -6,8 +6,8 @@
 namespace MIRL_ISA {
 namespace {
 
-// The pixels of x around each task's own, which the tasks beside it may have overwritten when they are read:
-// the rows above and below, and the columns left and right.
+// The pixels of x around those of each task, which the tasks beside it may have overwritten when they are
+// read: the rows above and below, and the columns left and right.
 class Surroundings {
   const Strips& s;
   const int64_t channels, pitch, floats;
@@ -48,77 +48,93 @@ class Surroundings {
   }
 };
 
+// Where a group of vectors of x is read: in memory, but for what belongs to the tasks beside.
+struct Sources {
+  const float *from[WIDE], *beside[WIDE][2];  // channel 0; the channels of a pixel beside the task's, or null
+  int64_t stride[WIDE], lane[WIDE][2];        // from one channel to the next; the lane of that pixel
+  const Place* at;
+  bool plain;  // whole vectors, all in memory
+
+  Sources(const MirlImage& x, Surroundings& around, const Filling& f) : at(f.at), plain(f.whole) {
+    const Part& p = f.part;
+    for (int64_t v = 0; v < f.n; ++v) {
+      const int64_t row = f.y + at[v].row, column = at[v].column;
+      const bool inside = row >= p.top && row < p.bottom;
+      stride[v] = x.channel;
+      from[v] = inside ? x.at(f.b, 0, row, f.x + column) : around.row(p, row, &stride[v]) + column;
+      for (int side = 0; side < 2; ++side) {
+        lane[v][side] = (side ? p.x1 : p.x0 - 1) - p.first - column;
+        const bool here = inside && lane[v][side] >= 0 && lane[v][side] < at[v].valid;
+        beside[v][side] = here ? around.pixel(p, row, side) : nullptr;
+        plain = plain && !here;
+      }
+    }
+  }
+
+  // Channel c of vector v.
+  __attribute__((always_inline)) Vec pixels(int64_t c, int64_t v) const {
+    const float* p = from[v] + c * stride[v];
+    if (plain) return load(p);
+    Vec value = load(p, at[v]);
+    for (int side = 0; side < 2; ++side)
+      if (beside[v][side]) value[lane[v][side]] = beside[v][side][c];
+    return value;
+  }
+};
+
+// Takes the rows of GDFN's result as channels, and writes them to y with the ring's last channels added.
+struct RingResidual {
+  const float* from[WIDE];
+  float* to[WIDE];
+  const Place* at;
+  int64_t stride, channel;
+
+  // `hidden`: how many channels the ring has before those.
+  RingResidual(const Strips& s, const MirlImage& y, int64_t hidden, const Step& step, const Place* at,
+               int64_t n)
+      : at(at), stride(s.hidden_stride), channel(y.channel) {
+    for (int64_t v = 0; v < n; ++v) {
+      const int64_t slot = (step.slot + s.reach.above + at[v].row) % s.slots;
+      from[v] = step.hidden + hidden * s.hidden_stride + slot * s.pitch + at[v].column;
+      to[v] = y.at(step.b, 0, step.y + at[v].row, step.x0 + at[v].column);
+    }
+  }
+  void operator()(int64_t c, int64_t begin, int64_t width, const Vec* sums) const {
+    for (int64_t v = begin; v < begin + width; ++v)
+      store(to[v] + c * channel, sums[v - begin] + load(from[v] + c * stride), at[v]);
+  }
+};
+
 }  // namespace
 
 void block(MirlBlock& a) {
   a.mdta.threads = a.threads;
   const Attention attention(a.mdta);
-  const MirlImage &x = a.mdta.x, &y = a.y;
+  const MirlImage& x = a.mdta.x;
   const MirlRows project_in = a.project_in->view(), project_out = a.project_out->view();
   const int64_t channels = a.mdta.size.channels, hidden = project_in.rows;
   const Strips s(a.mdta.size, hidden + channels, a.threads);
   const Taps taps(a.dwconv->view(), s);
   Surroundings around(s, x, channels, a.threads);
   auto fill = [&](const Filling& f) {
-    const Part& p = f.part;
-    const float *from[WIDE], *beside[WIDE][2];
-    int64_t stride[WIDE], lane[WIDE][2];
-    bool plain = f.whole;
-    for (int64_t v = 0; v < f.n; ++v) {
-      const int64_t row = f.y + f.at[v].row, column = f.at[v].column;
-      const bool own = row >= p.top && row < p.bottom;
-      stride[v] = x.channel;
-      from[v] = own ? x.at(f.b, 0, row, f.x + column) : around.row(p, row, &stride[v]) + column;
-      for (int side = 0; side < 2; ++side) {
-        lane[v][side] = (side ? p.x1 : p.x0 - 1) - p.first - column;
-        const bool here = own && lane[v][side] >= 0 && lane[v][side] < f.at[v].valid;
-        beside[v][side] = here ? around.pixel(p, row, side) : nullptr;
-        plain = plain && !here;
-      }
-    }
+    const Sources sources(x, around, f);
     attention.apply(f.b, f.y, f.x, f.at, f.n, f.next_y, f.next_at, f.next_n, f.panel + channels * PANEL,
                     [&](int64_t c, int64_t begin, auto width, const Vec* sums) {
                       for (int64_t v = begin; v < begin + width; ++v) {
-                        const float* at = from[v] + c * stride[v];
-                        Vec value = sums[v - begin];
-                        if (plain) {
-                          value += load(at);
-                        } else {
-                          Vec old = load(at, f.at[v]);
-                          for (int side = 0; side < 2; ++side)
-                            if (beside[v][side]) old[lane[v][side]] = beside[v][side][c];
-                          value += old;
-                        }
+                        const Vec value = sums[v - begin] + sources.pixels(c, v);
                         store(f.panel + c * PANEL + v * L, value);
                         store(f.to[v] + (hidden + c) * s.hidden_stride, value);
                       }
                     });
     with_vectors(f.n, [&](auto v) { normalise<v>(channels, a.centred, f.panel); });
     product(project_in, f.panel, f.n, [&](int64_t h, int64_t begin, auto width, const Vec* sums) {
-      f.put(h, s.hidden_stride, begin, width, sums);
+      f.store_hidden(h, s.hidden_stride, begin, width, sums);
     });
   };
   const int64_t panel = channels * PANEL + attention.scratch_floats();
   run_strips(s, panel, project_out.columns * PANEL, a.threads, fill, [&](const Step& step) {
-    gate(s, taps, project_out, y, step, [&](const Place* at, int64_t n) {
-      struct {
-        const float* from[WIDE];
-        float* to[WIDE];
-        const Place* at;
-        int64_t stride, channel;
-        void operator()(int64_t c, int64_t begin, int64_t width, const Vec* sums) const {
-          for (int64_t v = begin; v < begin + width; ++v)
-            store(to[v] + c * channel, sums[v - begin] + load(from[v] + c * stride), at[v]);
-        }
-      } add;
-      add.at = at, add.stride = s.hidden_stride, add.channel = y.channel;
-      for (int64_t v = 0; v < n; ++v) {
-        const int64_t slot = (step.slot + s.reach.above + at[v].row) % s.slots;
-        add.from[v] = step.hidden + hidden * s.hidden_stride + slot * s.pitch + at[v].column;
-        add.to[v] = y.at(step.b, 0, step.y + at[v].row, step.x0 + at[v].column);
-      }
-      return add;
-    });
+    gate(s, taps, project_out, a.y, step,
+         [&](const Place* at, int64_t n) { return RingResidual(s, a.y, hidden, step, at, n); });
   });
 }
 

@@ -56,8 +56,8 @@ struct Columns {
       }
   }
 
-  // Columns first .. first + some of n vectors of pixels.
-  void gather(const Strips& s, const Step& step, const Place* at, int64_t n, int64_t first, int64_t some,
+  // Columns first .. first + columns of n vectors of pixels.
+  void gather(const Strips& s, const Step& step, const Place* at, int64_t n, int64_t first, int64_t columns,
               float* panel) const {
     const float* in[WIDE];
     const int64_t* offset[WIDE];
@@ -66,7 +66,7 @@ struct Columns {
       offset[v] = offsets.data() + (step.slot + at[v].row) % s.slots * count + first;
     }
     const bool stretch = at[n - 1].row == at->row;  // of memory
-    for (int64_t c = 0; c < some; ++c)
+    for (int64_t c = 0; c < columns; ++c)
       for (int64_t v = 0; v < n; ++v)
         store(panel + c * PANEL + v * L, load(stretch ? in[0] + offset[0][c] + v * L : in[v] + offset[v][c]));
   }

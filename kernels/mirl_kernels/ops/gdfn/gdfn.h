@@ -16,10 +16,10 @@ inline void gate(const Strips& s, const Taps& taps, const MirlRows& project_out,
     Fetch to_write(y, step.b, channels, step.y, step.x0, at, n, pairs);
     for (int64_t j = 0; j < pairs; ++j) {
       to_write.share<1>();
-      runs<TAPPED>(at, n, [&](int64_t v, auto few) {
-        Vec left[few], right[few];
-        taps.pair<few>(j, pairs, from, v, left, right);
-        for (int i = 0; i < few; ++i) store(gated + j * PANEL + (v + i) * L, gelu(left[i]) * right[i]);
+      runs<TAPPED>(at, n, [&](int64_t v, auto width) {
+        Vec left[width], right[width];
+        taps.pair<width>(j, pairs, from, v, left, right);
+        for (int i = 0; i < width; ++i) store(gated + j * PANEL + (v + i) * L, gelu(left[i]) * right[i]);
       });
     }
     product(project_out, gated, n, emit(at, n));

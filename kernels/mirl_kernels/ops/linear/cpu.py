@@ -125,8 +125,8 @@ class PackedLinear(cpu.PackedModule):
         """
         vectors, groups = cpu.pixel_groups(1, tokens)
         counts = cpu.product_quantities(self.packed, vectors, groups)
-        turned: Counter[str] = Counter({Quantity.TURN: (self.inputs + self.outputs) * vectors})
-        return counts + turned + cpu.call_quantities((self.inputs + self.outputs) * tokens)
+        transposed: Counter[str] = Counter({Quantity.TRANSPOSED: (self.inputs + self.outputs) * vectors})
+        return counts + transposed + cpu.call_quantities((self.inputs + self.outputs) * tokens)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the layer of x, (..., C).

@@ -1,4 +1,4 @@
-// The gradients of MDTA. The forward call kept v, the Gram matrices and the norms, which give the attention
+// The gradients of MDTA. The forward call leaves v, the Gram matrices and the norms, which give the attention
 // again. Every pixel of an item goes through the same matrix, project_out composed with the attention, so
 // that the gradients of both follow from one more Gram matrix, of dy and v. As the first ones couple all
 // pixels, there are three passes: that Gram matrix; then q and k again, and the gradients of q, k and v; then
@@ -26,7 +26,7 @@ class Backward {
   const MirlImage v_image;
   const int64_t channels, per_head, batch, qk, hidden;
   const int64_t wide, gram;     // channels of dy, padded; floats of a Gram matrix of v by dy
-  const int64_t shares, share;  // parts of an item's rows that have Gram matrices of their own; rows of each
+  const int64_t shares, share;  // parts of an item's rows that each have a Gram matrix; rows of each
   float* const grams;           // those of all shares
   std::vector<Item> items;
   std::vector<double> temperature;  // gradients, of each item and head
@@ -35,7 +35,7 @@ class Backward {
     m.size = flattened(m.size);
     return m;
   }
-  static float* kept(int64_t floats) {
+  static float* thread_memory(int64_t floats) {
     static thread_local std::vector<float> memory;
     memory.resize(floats);
     return memory.data();
@@ -46,7 +46,7 @@ class Backward {
     int64_t index, b;
     const double *sums, *norm;
     const std::vector<double>& reciprocals;
-    std::vector<double>& along;  // of each live q, then k: the gradient along its own direction
+    std::vector<double>& along;  // of each live q, then k: the gradient along its direction
     Dense &from_k, &from_q;
   };
 
@@ -55,10 +55,10 @@ class Backward {
       : a(a), m(with_flat_size(a.mdta)), layout(m), qkv(m.qkv->view()), dwconv(m.dwconv->view()),
         project_out(m.project_out->view()), out_transposed(a.project_out_transposed->view()),
         v_image(v_in_scratch(m)), channels(m.size.channels), per_head(layout.per_head), batch(m.size.batch),
-        qk(m.q_count + m.k_count), hidden(qk + m.v_count), wide(turned(channels)), gram(m.v_count * wide),
-        shares(std::max<int64_t>(1, std::min(m.size.height, TRAINING_TASKS / batch))),
-        share((m.size.height + shares - 1) / shares), grams(kept(batch * shares * gram)), items(batch),
-        temperature(batch * m.heads, 0.0) {}
+        qk(m.q_count + m.k_count), hidden(qk + m.v_count), wide(transposed_columns(channels)),
+        gram(m.v_count * wide), shares(std::max<int64_t>(1, std::min(m.size.height, TRAINING_TASKS / batch))),
+        share((m.size.height + shares - 1) / shares), grams(thread_memory(batch * shares * gram)),
+        items(batch), temperature(batch * m.heads, 0.0) {}
 
   void run() {
     correlate();
@@ -78,8 +78,8 @@ class Backward {
     const int64_t height = m.size.height;
     auto correlate_v = [&](int64_t t) {
       const int64_t b = t / shares, top = t % shares * share;
-      float *dy = mirl::scratch((channels + m.v_count + turned_apart(channels)) * PANEL),
-            *v = dy + channels * PANEL, *turn = v + m.v_count * PANEL;
+      float *dy = mirl::scratch((channels + m.v_count + transposed_stride(channels)) * PANEL),
+            *v = dy + channels * PANEL, *transposed = v + m.v_count * PANEL;
       std::memset(grams + t * gram, 0, sizeof(float) * gram);
       grouped(std::max<int64_t>(0, std::min(share, height - top)), m.size.width,
               [&](const Place* at, int64_t count) {
@@ -87,8 +87,8 @@ class Backward {
                   gather<n>(a.dy, b, channels, top, 0, at, dy);
                   gather<n>(v_image, b, m.v_count, top, 0, at, v);
                 });
-                turn_panel(dy, channels, count, turn);
-                add_gram(v, m.v_count, turn, wide, count * L, grams + t * gram);
+                transpose_panel(dy, channels, count, transposed);
+                add_gram(v, m.v_count, transposed, wide, count * L, grams + t * gram);
               });
     };
     mirl::parallel(batch * shares, a.threads, correlate_v);
@@ -106,8 +106,8 @@ class Backward {
     Weights weights(layout, channels);
     for (int64_t v = 0; v < m.v_count; v += L)
       for (int64_t c = 0; c < channels; c += L)
-        turn(by_v + v * wide + c, wide, by_dy.data() + c * stride + v, stride, std::min(L, m.v_count - v),
-             std::min(L, channels - c));
+        transpose_tile(by_v + v * wide + c, wide, by_dy.data() + c * stride + v, stride,
+                       std::min(L, m.v_count - v), std::min(L, channels - c));
     std::vector<double> along(qk, 0.0), weight;
     for (int64_t h = 0; h < m.heads; ++h) {
       const Span &q = layout.q[h], &k = layout.k[h], &v = layout.v[h];
@@ -166,61 +166,65 @@ class Backward {
     const Strips s(m.size, hidden, TRAINING_TASKS);
     const Taps taps(dwconv, s);
     const FillNormalised fill{s, m.x, qkv, true, 1e-5f, m.gain, m.offset};
-    Beginning beginning{
-        s,      m.x,      a.dy,     a.dx, qkv, a.qkv_transposed->view(), dwconv, a.dwconv_flipped->view(),
-        m.gain, m.offset, a.threads};
-    beginning.run([&](const Items& some) {
-      run_strips(
-          s, some, channels * PANEL, beginning.reserved + (channels + qk + hidden) * PANEL, a.threads, fill,
-          [&](const Step& step) {
-            float *dy = step.extra + beginning.reserved, *q = dy + channels * PANEL, *d = q + qk * PANEL;
-            const float* k = q + m.q_count * PANEL;
-            const Item& item = items[step.b];
-            const Rows back = beginning.back(step);
-            beginning.prepare(step);
-            grouped(step.count, step.x1 - step.x0, [&](const Place* at, int64_t count) {
-              const Tapped from(s, step, at, count);
-              with_vectors(count, [&](auto n) {
-                gather<n>(a.dy, step.b, channels, step.y, step.x0, at, dy);
-                product_panel(item.from_dy.rows(nullptr), dy, n, d + qk * PANEL);
-                taps_panel(taps, qk, from, at, n, q);
-                for (int64_t h = 0; h < m.heads; ++h) {
-                  const int64_t q_at = layout.q[h].first * PANEL, k_at = layout.k[h].first * PANEL;
-                  product_panel(item.from_k[h].rows(nullptr), k + k_at, n, d + q_at);
-                  product_panel(item.from_q[h].rows(nullptr), q + q_at, n, d + m.q_count * PANEL + k_at);
-                }
-                TapSums tap_sums = beginning.tap_sums(step);
-                const TapGradient<n> gradient(s, taps, from, step, at, back);
-                for (int64_t j = 0; j < hidden; ++j) {
-                  Vec own[n];
-                  for (int v = 0; v < n; ++v) {
-                    own[v] = load(d + j * PANEL + v * L);
-                    if (j < qk) own[v] -= item.scale[j] * load(q + j * PANEL + v * L);
-                  }
-                  gradient(j, own, tap_sums);
-                }
-              });
-            });
-            beginning.follow(step);
-          });
+    NormalisedLayer first{};
+    first.x = m.x, first.dy = a.dy, first.dx = a.dx;
+    first.pointwise = qkv, first.pointwise_transposed = a.qkv_transposed->view();
+    first.taps = dwconv, first.taps_flipped = a.dwconv_flipped->view();
+    first.gain = m.gain, first.offset = m.offset;
+    first.threads = a.threads;
+    NormalisedLayerGradient layer(s, first);
+    layer.run([&](const Items& portion) {
+      run_strips(s, portion, channels * PANEL, layer.reserved + (channels + qk + hidden) * PANEL, a.threads,
+                 fill, [&](const Step& step) {
+                   float *dy = step.extra + layer.reserved, *q = dy + channels * PANEL, *d = q + qk * PANEL;
+                   const float* k = q + m.q_count * PANEL;
+                   const Item& item = items[step.b];
+                   const Rows back = layer.back(step);
+                   layer.prepare(step);
+                   grouped(step.count, step.x1 - step.x0, [&](const Place* at, int64_t count) {
+                     const Tapped from(s, step, at, count);
+                     with_vectors(count, [&](auto n) {
+                       gather<n>(a.dy, step.b, channels, step.y, step.x0, at, dy);
+                       product_panel(item.from_dy.rows(nullptr), dy, n, d + qk * PANEL);
+                       taps_panel(taps, qk, from, at, n, q);
+                       for (int64_t h = 0; h < m.heads; ++h) {
+                         const int64_t q_at = layout.q[h].first * PANEL, k_at = layout.k[h].first * PANEL;
+                         product_panel(item.from_k[h].rows(nullptr), k + k_at, n, d + q_at);
+                         product_panel(item.from_q[h].rows(nullptr), q + q_at, n,
+                                       d + m.q_count * PANEL + k_at);
+                       }
+                       TapSums tap_sums = layer.tap_sums(step);
+                       const TapGradient<n> gradient(s, taps, from, step, at, back);
+                       for (int64_t j = 0; j < hidden; ++j) {
+                         Vec gradients[n];
+                         for (int v = 0; v < n; ++v) {
+                           gradients[v] = load(d + j * PANEL + v * L);
+                           if (j < qk) gradients[v] -= item.scale[j] * load(q + j * PANEL + v * L);
+                         }
+                         gradient(j, gradients, tap_sums);
+                       }
+                     });
+                   });
+                   layer.propagate(step);
+                 });
     });
-    return beginning.finish(a.gradient, a.d_gain, a.d_offset);
+    return layer.finish(a.gradient, a.d_gain, a.d_offset);
   }
 
   // The gradient of project_out, transposed: of each item, dy's Gram matrix times the attention.
   void project(float* rest) {
-    constexpr int64_t SOME = WIDE * L;
-    const int64_t parts = (wide + SOME - 1) / SOME;
+    constexpr int64_t SHARE = WIDE * L;
+    const int64_t parts = (wide + SHARE - 1) / SHARE;
     std::vector<float> by_column(channels * wide, 0.0f);
     auto project = [&](int64_t t) {
-      const int64_t h = t / parts, first = t % parts * SOME;
+      const int64_t h = t / parts, first = t % parts * SHARE;
       for (int64_t b = 0; b < batch; ++b)
         dense_panel(items[b].attention[h].rows(nullptr),
                     grams + b * shares * gram + layout.v[h].first * wide + first, wide,
                     std::min<int64_t>(WIDE, (wide - first) / L),
-                    [&](int64_t r, int64_t begin, auto some, const Vec* rows) {
+                    [&](int64_t r, int64_t begin, auto width, const Vec* rows) {
                       float* to = &by_column[(h * per_head + r) * wide + first + begin * L];
-                      for (int i = 0; i < some; ++i) store(to + i * L, load(to + i * L) + rows[i]);
+                      for (int i = 0; i < width; ++i) store(to + i * L, load(to + i * L) + rows[i]);
                     });
     };
     mirl::parallel(m.heads * parts, a.threads, project);

@@ -20,7 +20,14 @@ from mirl_kernels.core.cpu.training import (
     plain,
     workspace,
 )
-from mirl_kernels.ops.mdta.cpu import MdtaArgs, Operands, TrainingArguments, arguments, scratch_for
+from mirl_kernels.ops.mdta.cpu import (
+    MdtaArgs,
+    Operands,
+    TrainingArguments,
+    arguments,
+    gram_floats,
+    scratch_for,
+)
 from mirl_kernels.ops.mdta.liveness import by_head, ordered_channels
 
 
@@ -61,7 +68,7 @@ class TrainableMDTA:
         self.channels = len(project_out)
         q, k, _ = by_head(live, self.channels, heads)
         # Of an item: MirlMdta.sums of abi.h.
-        self.sums = int((q * cpu.transposed_columns(k) + q + k).sum())
+        self.sums = gram_floats(q, k) + int((q + k).sum())
 
     def __call__(
         self,

@@ -5,13 +5,13 @@ namespace MIRL_ISA {
 
 std::vector<Span> spans(const int32_t* index, int64_t count, const MirlMdta& a) {
   const int64_t per_head = a.size.channels / a.heads;
-  std::vector<Span> found;
+  std::vector<Span> by_head;
   for (int64_t h = 0, i = 0; h < a.heads; ++h) {
     const int64_t first = i;
     while (i < count && index[i] / per_head == h) ++i;
-    found.push_back({first, i});
+    by_head.push_back({first, i});
   }
-  return found;
+  return by_head;
 }
 
 Layout::Layout(const MirlMdta& a)
@@ -19,88 +19,126 @@ Layout::Layout(const MirlMdta& a)
       k(spans(a.k_index, a.k_count, a)), v(spans(a.v_index, a.v_count, a)), place(a.size.channels, -1) {
   for (int64_t h = 0; h < a.heads; ++h) {
     start.push_back(gram);
-    wide.push_back(turned(k[h].size()));
+    wide.push_back(transposed_columns(k[h].size()));
     gram += q[h].size() * wide[h];
   }
   for (int64_t i = 0; i < a.q_count; ++i) place[a.q_index[i]] = i;
 }
 
-static std::vector<double> pass_one(const MirlMdta& a, const Layout& layout) {
+namespace {
+
+// Pass one: q, k and v in strips; adds up the Gram matrices and norms, and stores v.
+class PassOne {
+  const MirlMdta& a;
+  const Layout& layout;
   const int64_t qk = a.q_count + a.k_count;
-  const Strips s(a.size, qk + a.v_count, a.sums ? TRAINING_TASKS : a.threads);
+  const Strips s{a.size, qk + a.v_count, a.sums ? TRAINING_TASKS : a.threads};
+  const Taps taps{a.dwconv->view(), s};
   const MirlImage v_image = v_in_scratch(a);
-  const MirlRows qkv = a.qkv->view();
-  const Taps taps(a.dwconv->view(), s);
-  std::vector<double> partial(s.tasks() * layout.sums(), 0.0);
-  // A thread's own: q and k of a panel, k transposed, and the sums in float, which go to those in double in
-  // time.
-  const int64_t transposed = PANEL * turned_apart(layout.widest()), norms = round_up(qk, L) * L;
-  const int64_t extra = qk * PANEL + transposed + layout.gram + norms + 1;
-  run_strips(s, a.size.channels * PANEL, extra, a.threads,
-             FillNormalised{s, a.x, qkv, a.centred != 0, 1e-5f, a.gain, a.offset}, [&](const Step& step) {
-               float *q = step.extra, *k = q + a.q_count * PANEL, *kt = q + qk * PANEL,
-                     *gram = kt + transposed, *norm = gram + layout.gram;
-               float& summed = norm[norms];  // pixels
-               if (step.first) std::memset(kt, 0, sizeof(float) * (transposed + layout.gram + norms + 1));
-               grouped(step.count, step.x1 - step.x0, [&](const Place* at, int64_t n) {
-                 const Tapped from(s, step, at, n);
-                 float* v_to[WIDE];
-                 for (int64_t v = 0; v < n; ++v)
-                   v_to[v] = v_image.at(step.b, 0, step.y + at[v].row, step.x0 + at[v].column);
-                 Fetch to_write(v_image, step.b, a.v_count, step.y, step.x0, at, n, qk);
-                 auto each = [&](int64_t j, auto emit) {
-                   runs<4>(at, n, [&](int64_t v, auto few) {
-                     Vec sums[few];
-                     taps.panel<few>(j, from, v, sums);
-                     for (int i = 0; i < few; ++i) emit(v + i, sums[i]);
-                   });
-                 };
-                 for (int64_t j = 0; j < qk; ++j) {
-                   to_write.share<1>();
-                   Vec squares = load(norm + j * L);
-                   each(j, [&](int64_t v, Vec value) {
-                     if (at[v].valid < L) value = only(value, at[v].valid);
-                     squares += value * value;
-                     store(q + j * PANEL + v * L, value);
-                   });
-                   store(norm + j * L, squares);
-                 }
-                 for (int64_t j = 0; j < a.v_count; ++j)
-                   each(qk + j, [&](int64_t v, const Vec& value) {
-                     store(v_to[v] + j * v_image.channel, value, at[v]);
-                   });
-                 for (int64_t h = 0; h < a.heads; ++h) {
-                   const int64_t wide = layout.wide[h];
-                   turn_panel(k + layout.k[h].first * PANEL, layout.k[h].size(), n, kt);
-                   add_gram(q + layout.q[h].first * PANEL, layout.q[h].size(), kt, wide, n * L,
-                            gram + layout.start[h]);
-                 }
-               });
-               summed += float(step.count * (step.x1 - step.x0));
-               if (summed < 1024 && !step.last) return;
-               double *total = partial.data() + step.task * layout.sums(), *total_norms = total + layout.gram;
-               for (int64_t i = 0; i < layout.gram; ++i) total[i] += gram[i];
-               for (int64_t j = 0; j < qk; j += L) {
-                 Vec block[L];
-                 std::memcpy(block, norm + j * L, sizeof block);
-                 const Vec sum = sums(block);
-                 for (int64_t i = 0; i < std::min(L, qk - j); ++i) total_norms[j + i] += sum[i];
-               }
-               std::memset(gram, 0, sizeof(float) * (layout.gram + norms + 1));
-             });
-  const int64_t tasks = s.tasks() / a.size.batch;  // of one item, added up in order
-  std::vector<double> total(a.size.batch * layout.sums(), 0.0);
-  for (int64_t b = 0; b < a.size.batch; ++b)
-    for (int64_t t = 0; t < tasks; ++t)
-      for (int64_t i = 0; i < layout.sums(); ++i)
-        total[b * layout.sums() + i] += partial[(b * tasks + t) * layout.sums() + i];
-  return total;
-}
+  // A thread's memory: q and k of a panel, k transposed, and the sums in float, which go to those in double
+  // in time: Gram matrices, norms, and the number of pixels.
+  const int64_t transposed = PANEL * transposed_stride(layout.widest()), norms = round_up(qk, L) * L;
+  const int64_t sums_floats = layout.gram + norms + 1;
+  std::vector<double> partial;  // sums of each task
+
+ public:
+  PassOne(const MirlMdta& a, const Layout& layout)
+      : a(a), layout(layout), partial(s.tasks() * layout.sums(), 0.0) {}
+
+  // Returns the sums of each item.
+  std::vector<double> run() {
+    const FillNormalised fill{s, a.x, a.qkv->view(), a.centred != 0, 1e-5f, a.gain, a.offset};
+    run_strips(s, a.size.channels * PANEL, qk * PANEL + transposed + sums_floats, a.threads, fill,
+               [&](const Step& step) { consume(step); });
+    const int64_t tasks = s.tasks() / a.size.batch;  // of one item, added up in order
+    std::vector<double> total(a.size.batch * layout.sums(), 0.0);
+    for (int64_t b = 0; b < a.size.batch; ++b)
+      for (int64_t t = 0; t < tasks; ++t)
+        for (int64_t i = 0; i < layout.sums(); ++i)
+          total[b * layout.sums() + i] += partial[(b * tasks + t) * layout.sums() + i];
+    return total;
+  }
+
+ private:
+  void consume(const Step& step) {
+    float *q = step.extra, *kt = q + qk * PANEL, *gram = kt + transposed, *norm = gram + layout.gram;
+    float& summed = norm[norms];  // pixels
+    if (step.first) std::memset(kt, 0, sizeof(float) * (transposed + sums_floats));
+    grouped(step.count, step.x1 - step.x0, [&](const Place* at, int64_t n) {
+      const Tapped from(s, step, at, n);
+      Fetch to_write(v_image, step.b, a.v_count, step.y, step.x0, at, n, qk);
+      compute_qk(from, at, n, to_write, q, norm);
+      store_v(step, from, at, n);
+      add_grams(q, n, kt, gram);
+    });
+    summed += float(step.count * (step.x1 - step.x0));
+    if (summed >= 1024 || step.last) move_sums(step.task, gram);
+  }
+
+  // emit(v, Vec) for the n vectors of a ring channel behind its taps.
+  template <class Emit>
+  __attribute__((always_inline)) void each_vector(int64_t channel, const Tapped& from, const Place* at,
+                                                  int64_t n, Emit&& emit) const {
+    runs<4>(at, n, [&](int64_t v, auto width) {
+      Vec sums[width];
+      taps.panel<width>(channel, from, v, sums);
+      for (int i = 0; i < width; ++i) emit(v + i, sums[i]);
+    });
+  }
+
+  // q and k as panels, with their squares added up in `norm`.
+  void compute_qk(const Tapped& from, const Place* at, int64_t n, Fetch& to_write, float* q,
+                  float* norm) const {
+    for (int64_t j = 0; j < qk; ++j) {
+      to_write.share<1>();
+      Vec squares = load(norm + j * L);
+      each_vector(j, from, at, n, [&](int64_t v, Vec value) {
+        if (at[v].valid < L) value = only(value, at[v].valid);
+        squares += value * value;
+        store(q + j * PANEL + v * L, value);
+      });
+      store(norm + j * L, squares);
+    }
+  }
+
+  void store_v(const Step& step, const Tapped& from, const Place* at, int64_t n) const {
+    float* to[WIDE];
+    for (int64_t v = 0; v < n; ++v) to[v] = v_image.at(step.b, 0, step.y + at[v].row, step.x0 + at[v].column);
+    for (int64_t j = 0; j < a.v_count; ++j)
+      each_vector(qk + j, from, at, n,
+                  [&](int64_t v, const Vec& value) { store(to[v] + j * v_image.channel, value, at[v]); });
+  }
+
+  void add_grams(const float* q, int64_t n, float* kt, float* gram) const {
+    const float* k = q + a.q_count * PANEL;
+    for (int64_t h = 0; h < a.heads; ++h) {
+      transpose_panel(k + layout.k[h].first * PANEL, layout.k[h].size(), n, kt);
+      add_gram(q + layout.q[h].first * PANEL, layout.q[h].size(), kt, layout.wide[h], n * L,
+               gram + layout.start[h]);
+    }
+  }
+
+  // Adds the sums in float, which begin at `gram`, to those in double, and clears them.
+  void move_sums(int64_t task, float* gram) {
+    const float* norm = gram + layout.gram;
+    double *total = partial.data() + task * layout.sums(), *total_norms = total + layout.gram;
+    for (int64_t i = 0; i < layout.gram; ++i) total[i] += gram[i];
+    for (int64_t j = 0; j < qk; j += L) {
+      Vec block[L];
+      std::memcpy(block, norm + j * L, sizeof block);
+      const Vec sum = sums(block);
+      for (int64_t i = 0; i < std::min(L, qk - j); ++i) total_norms[j + i] += sum[i];
+    }
+    std::memset(gram, 0, sizeof(float) * sums_floats);
+  }
+};
+
+}  // namespace
 
 std::vector<double> reciprocal_norms(const Layout& layout, const double* sums) {
-  std::vector<double> found(sums + layout.gram, sums + layout.sums());
-  for (double& norm : found) norm = 1 / std::max(std::sqrt(norm), 1e-12);
-  return found;
+  std::vector<double> reciprocals(sums + layout.gram, sums + layout.sums());
+  for (double& norm : reciprocals) norm = 1 / std::max(std::sqrt(norm), 1e-12);
+  return reciprocals;
 }
 
 void softmax_row(const MirlMdta& a, const Layout& layout, const double* sums, const double* reciprocals,
@@ -122,14 +160,10 @@ void softmax_row(const MirlMdta& a, const Layout& layout, const double* sums, co
 Attention::Attention(const MirlMdta& a)
     : a(a), layout(a), project_out(a.project_out->view()), v_image(v_in_scratch(a)),
       channels(a.size.channels), per_head(layout.per_head) {
-  const std::vector<double> total = pass_one(a, layout);
+  const std::vector<double> total = PassOne(a, layout).run();
   if (a.sums) std::copy(total.begin(), total.end(), a.sums);
-  int64_t by_head = 0;
-  for (const Span& v : layout.v) by_head += per_head * v.size();
-  const int64_t after = project_out.dense ? channels * channels : project_out.start[channels] * 2;
-  const int64_t composing = project_out.start[channels] * a.v_count / a.heads,
-                pixels = a.size.height * a.size.width;
-  composed = channels * a.v_count + composing / pixels <= by_head + after;
+  composed = mirl::mdta_is_composed(channels, a.heads, a.v_count, project_out.start[channels],
+                                    project_out.dense != nullptr, a.size.height * a.size.width);
   for (int64_t b = 0; b < a.size.batch; ++b) {
     if (composed) matrices.emplace_back(channels, a.v_count);
     for (int64_t h = 0; h < a.heads && !composed; ++h) matrices.emplace_back(per_head, layout.v[h].size());

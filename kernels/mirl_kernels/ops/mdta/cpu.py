@@ -114,6 +114,18 @@ def scratch_for(x: Tensor, live: Sequence[Tensor]) -> Tensor:
     return x.new_empty(x.shape[0] * x.shape[2] * cpu.padded(x.shape[3]) * len(live[2]))
 
 
+def gram_floats(q: Tensor, k: Tensor) -> int:
+    """Return the size of an item's Gram matrices, as the kernel lays them out.
+
+    Args:
+        q: Live q channels of each head.
+        k: Live k channels of each head.
+    """
+    return sum(
+        rows * cpu.transposed_columns(columns) for rows, columns in zip(q.tolist(), k.tolist(), strict=True)
+    )
+
+
 @torch.library.custom_op("mirl::mdta", mutates_args=())
 def op(
     x: Tensor,
@@ -250,7 +262,7 @@ class PackedMDTA(cpu.Packed):
             {
                 Quantity.NORM: self.channels * vectors,
                 Quantity.TAP: PackedMatrix(self.dwconv).nnz * vectors,
-                Quantity.GRAM: int((q * cpu.transposed_columns(k)).sum()) * vectors,
+                Quantity.GRAM: gram_floats(q, k) * vectors,
                 Quantity.LIVE_QK: int((q + k).sum()) * vectors,
                 Quantity.LIVE_V: values * vectors,
                 Quantity.SOFTMAX: batch * self.channels**2 // self.heads,
@@ -258,10 +270,13 @@ class PackedMDTA(cpu.Packed):
         )
 
     def _is_composed(self, values: int, pixels: int) -> bool:
-        """Return whether the kernel composes attention and projection to one matrix (``mdta.h``)."""
+        """Return whether the kernel composes attention and projection to one matrix."""
         out = PackedMatrix(self.project_out)
-        apart = self.channels // self.heads * values + (self.channels**2 if out.is_dense else 2 * out.nnz)
-        return self.channels * values + out.nnz * values // self.heads // pixels <= apart
+        return bool(
+            cpu.kernel_rule(
+                "mdta_is_composed", self.channels, self.heads, values, out.nnz, out.is_dense, pixels
+            )
+        )
 
     def bind(self, x: Tensor, out: Tensor, scratch: Tensor | None = None) -> cpu.Call:
         """Return the call that computes ``out`` = MDTA(x), both (B, C, H, W), possibly the same.

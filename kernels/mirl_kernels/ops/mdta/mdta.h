@@ -120,8 +120,7 @@ struct Dense {
 };
 
 // The matrices that pass two applies to v: one for each head, or, where that is less work for all pixels, one
-// for all, project_out composed with the attention. (A sparse product takes nearly twice as long as a dense
-// one.)
+// for all, project_out composed with the attention (`mirl::mdta_is_composed`).
 class Attention {
   const MirlMdta& a;
   const Layout layout;

@@ -24,10 +24,10 @@ std::vector<double> pass_one(const MirlNaf& a, const MirlImage& gated, int64_t s
                  for (int64_t j = 0; j < pairs; ++j) {
                    to_write.share<1>();
                    Vec total = load(step.extra + j * L);
-                   runs<TAPPED>(at, n, [&](int64_t v, auto few) {
-                     Vec left[few], right[few];
-                     taps.pair<few>(j, pairs, from, v, left, right);
-                     for (int i = 0; i < few; ++i) {
+                   runs<TAPPED>(at, n, [&](int64_t v, auto width) {
+                     Vec left[width], right[width];
+                     taps.pair<width>(j, pairs, from, v, left, right);
+                     for (int i = 0; i < width; ++i) {
                        Vec value = left[i] * right[i];
                        if (at[v + i].valid < L) value = only(value, at[v + i].valid);
                        total += value;

@@ -1,7 +1,7 @@
 // The C interface of the CPU kernels: pointers, sizes, strides and a thread count, nothing of PyTorch.
 // All images are float32; pixel (y, x) of channel c of item b is at [b * batch + c * channel + y * row + x].
 // The kernels like it best when all channels of an image row lie together, at distances that `padded`
-// (rows.h) gives.
+// (shared_rules.h) gives.
 #pragma once
 #include <cstdint>
 
@@ -38,8 +38,8 @@ struct MirlTap {
   int32_t channel, dy, dx;
 };
 
-// A chunk of a packed matrix: some rows by some columns. Positions are in words of the packed matrix, 0 for
-// none.
+// A chunk of a packed matrix: a range of rows by a range of columns. Positions are in words of the packed
+// matrix, 0 for none.
 struct MirlChunk {
   int32_t first_row, rows, columns, start, entry, bias, dense;
 };
@@ -113,8 +113,8 @@ struct MirlMdta {
   int64_t heads, q_count, k_count, v_count;
   const int32_t *q_index, *k_index, *v_index;
   float* scratch;  // batch * height * v_count * padded(width): v
-  double* sums;  // what training keeps, or null: each item's Gram matrices, q by k, padded to turned(k), and
-                 // norms of q and k
+  double* sums;    // what training keeps, or null: each item's Gram matrices, q by k, padded to
+                   // transposed_columns(k), and norms of q and k
   int64_t threads;
 };
 
@@ -205,8 +205,8 @@ struct MirlLinear {
   int64_t threads;
 };
 
-// A packed matrix in training, and the weight that its values come from. `source` says for each chunk in
-// turn: of entries, the place of each in the weight; of a chunk kept whole, the places of its rows, what each
+// A packed matrix in training, and the weight that its values come from. `source` says, chunk by chunk:
+// of entries, the place of each in the weight; of a chunk kept whole, the places of its rows, what each
 // column adds to them, the number of values that are pruned, and these (row * columns + column).
 struct MirlWeight {
   MirlMatrix* packed;
@@ -218,7 +218,7 @@ struct MirlWeight {
 
 // `fill` writes the values into the packed matrices. `spread` writes the weights' gradients (to `weight`)
 // from what a backward kernel left in `gradient`: chunk by chunk those of the entries, or of all, rows
-// turned(columns) apart (gram.h).
+// transposed_columns(columns) apart (shared_rules.h).
 struct MirlWeights {
   const MirlWeight* weights;
   int64_t count, threads;

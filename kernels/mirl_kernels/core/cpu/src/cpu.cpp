@@ -14,8 +14,8 @@ void transpose(MirlTranspose& a) {
     float* y = a.y + b * a.rows * a.columns + first;
     for (int64_t c = 0; c < a.columns; c += L) {
       for (int64_t i = 0; i < rows; i += L)
-        turn(x + i * a.x_row + c, a.x_row, y + c * a.rows + i, a.rows, std::min(L, rows - i),
-             std::min(L, a.columns - c));
+        transpose_tile(x + i * a.x_row + c, a.x_row, y + c * a.rows + i, a.rows, std::min(L, rows - i),
+                       std::min(L, a.columns - c));
     }
   };
   mirl::parallel(a.batch * panels, a.threads, task);
@@ -23,7 +23,7 @@ void transpose(MirlTranspose& a) {
 
 namespace {
 
-// Some rows of a chunk of a weight.
+// A range of rows of a chunk of a weight.
 struct Share {
   const MirlWeight& weight;
   MirlRows rows;
@@ -52,11 +52,12 @@ void shared(const MirlWeights& a, F&& f) {
     for (int64_t i = 0; i < w->packed->chunks; ++i) {
       const MirlRows m = w->packed->view(i);
       const int64_t values = m.dense ? m.rows * m.columns : m.start[m.rows];
-      const int64_t some = std::max<int64_t>(4, m.rows * 4096 / std::max<int64_t>(1, values));
-      for (int64_t r = 0; r < m.rows; r += some)
-        shares.push_back({*w, m, source, gradient, r, std::min(r + some, m.rows)});
+      const int64_t share = std::max<int64_t>(4, m.rows * 4096 / std::max<int64_t>(1, values));
+      for (int64_t r = 0; r < m.rows; r += share)
+        shares.push_back({*w, m, source, gradient, r, std::min(r + share, m.rows)});
       if (m.dense)
-        source += m.rows + m.columns, source += 1 + *source, gradient += m.rows * turned(m.columns);
+        source += m.rows + m.columns, source += 1 + *source,
+            gradient += m.rows * transposed_columns(m.columns);
       else source += values, gradient += values;
     }
   }
@@ -93,7 +94,7 @@ void fill(MirlWeights& a) {
       r += 4;
     }
     share.each_pruned([&](int64_t r, int64_t c) { at(r, c) = 0; });
-    if (!m.start) return;  // the entries are not kept beside it
+    if (!m.start) return;  // the chunk has no entries beside it
     for (int64_t r = share.first; r < share.last; ++r)
       for (int64_t k = m.start[r]; k < m.start[r + 1]; ++k) entry[k].value = at(r, entry[k].column());
   });
@@ -113,7 +114,7 @@ void spread(MirlWeights& a) {
     const int32_t *row = share.source, *column = row + m.rows;
     for (int64_t r = share.first; r < share.last; ++r)
       for (int64_t c = 0; c < m.columns; ++c)
-        to[row[r] + column[c]] = share.gradient[r * turned(m.columns) + c];
+        to[row[r] + column[c]] = share.gradient[r * transposed_columns(m.columns) + c];
     share.each_pruned([&](int64_t r, int64_t c) { to[row[r] + column[c]] = 0; });
   });
 }

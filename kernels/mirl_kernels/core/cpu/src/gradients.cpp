@@ -7,8 +7,8 @@ void correlate(const MirlRows& m, const float* left, const float* right, int64_t
                float* scratch, int64_t panels, int64_t apart) {
   if (m.dense) {
     for (int64_t i = 0; i < panels; ++i) {
-      turn_panel(right + i * apart, m.columns, n, scratch);
-      add_gram(left + i * apart, m.rows, scratch, turned(m.columns), n * L, gradient);
+      transpose_panel(right + i * apart, m.columns, n, scratch);
+      add_gram(left + i * apart, m.rows, scratch, transposed_columns(m.columns), n * L, gradient);
     }
     return;
   }
@@ -16,15 +16,15 @@ void correlate(const MirlRows& m, const float* left, const float* right, int64_t
     constexpr int V = vectors, P = twice;
     Sums to(gradient);
     for (int64_t r = 0; r < m.rows; ++r) {
-      Vec own[P][V];
+      Vec row[P][V];
       for (int i = 0; i < P; ++i)
-        for (int v = 0; v < V; ++v) own[i][v] = load(left + i * apart + r * PANEL + v * L);
+        for (int v = 0; v < V; ++v) row[i][v] = load(left + i * apart + r * PANEL + v * L);
       for (int64_t k = m.start[r], end = m.start[r + 1]; k < end; ++k) {
         const float* p =
             reinterpret_cast<const float*>(reinterpret_cast<const char*>(right) + m.entry[k].offset);
         Vec sum{};
         for (int i = 0; i < P; ++i)
-          for (int v = 0; v < V; ++v) sum += own[i][v] * load(p + i * apart + v * L);
+          for (int v = 0; v < V; ++v) sum += row[i][v] * load(p + i * apart + v * L);
         to.add(sum);
       }
     }
@@ -68,10 +68,10 @@ void product_panel(const MirlRows& m, const float* in, int64_t n, float* out) {
 
 void taps_panel(const Taps& taps, int64_t rows, const Tapped& from, const Place* at, int64_t n, float* out) {
   for (int64_t r = 0; r < rows; ++r)
-    runs<4>(at, n, [&](int64_t v, auto few) {
-      Vec sums[few];
-      taps.panel<few>(r, from, v, sums);
-      for (int i = 0; i < few; ++i)
+    runs<4>(at, n, [&](int64_t v, auto width) {
+      Vec sums[width];
+      taps.panel<width>(r, from, v, sums);
+      for (int i = 0; i < width; ++i)
         store(out + r * PANEL + (v + i) * L, at[v + i].valid == L ? sums[i] : only(sums[i], at[v + i].valid));
     });
 }
@@ -90,10 +90,10 @@ void add_up(const float* partial, int64_t tasks, int64_t stride, int64_t count, 
 }
 
 MatrixGradient::Panels* MatrixGradient::of_tasks(int64_t tasks, int which) {
-  static thread_local std::vector<Panels> kept[3];
-  if (int64_t(kept[which].size()) < tasks) kept[which].resize(tasks);
-  for (int64_t t = 0; t < tasks; ++t) kept[which][t].vectors.clear();
-  return kept[which].data();
+  static thread_local std::vector<Panels> memory[3];
+  if (int64_t(memory[which].size()) < tasks) memory[which].resize(tasks);
+  for (int64_t t = 0; t < tasks; ++t) memory[which][t].vectors.clear();
+  return memory[which].data();
 }
 
 MatrixGradient::MatrixGradient(const MirlRows& m, const Strips& s, int which)
@@ -105,57 +105,56 @@ MatrixGradient::MatrixGradient(const MirlRows& m, const Strips& s, int which)
 void MatrixGradient::add(int64_t task, const float* left, const float* right, int64_t n, float* scratch,
                          int64_t count, int64_t apart) const {
   if (!later) return correlate(m, left, right, n, partial.of(task), scratch, count, apart);
-  Panels& own = panels[task];
+  Panels& stored = panels[task];
   for (int64_t i = 0; i < count; ++i) {
-    const int64_t at = own.vectors.size() * panel;
-    if (int64_t(own.floats.size()) < at + panel) own.floats.resize(at + panel);
-    std::memcpy(&own.floats[at], left + i * apart, sizeof(float) * left_floats);
-    turn_panel(right + i * apart, m.columns, n, &own.floats[at + left_floats]);
-    own.vectors.push_back(n);
+    const int64_t at = stored.vectors.size() * panel;
+    if (int64_t(stored.floats.size()) < at + panel) stored.floats.resize(at + panel);
+    std::memcpy(&stored.floats[at], left + i * apart, sizeof(float) * left_floats);
+    transpose_panel(right + i * apart, m.columns, n, &stored.floats[at + left_floats]);
+    stored.vectors.push_back(n);
   }
 }
 
 void MatrixGradient::finish(int64_t threads, float* gradient) const {
   if (!later) return add_up(partial.of(0), tasks, gradient_floats(m), gradient_floats(m), threads, gradient);
-  constexpr int64_t SOME = 48;
-  const int64_t wide = turned(m.columns);
+  constexpr int64_t SHARE = 48;
+  const int64_t wide = transposed_columns(m.columns);
   auto rows = [&](int64_t i) {
-    const int64_t first = i * SOME, some = std::min(SOME, m.rows - first);
+    const int64_t first = i * SHARE, count = std::min(SHARE, m.rows - first);
     float* to = gradient + first * wide;
-    std::memset(to, 0, sizeof(float) * some * wide);
-    for (const Panels* own = panels; own < panels + tasks; ++own)
-      for (size_t p = 0; p < own->vectors.size(); ++p) {
-        const float* left = &own->floats[p * panel];
-        add_gram(left + first * PANEL, some, left + left_floats, wide, own->vectors[p] * L, to);
+    std::memset(to, 0, sizeof(float) * count * wide);
+    for (const Panels* stored = panels; stored < panels + tasks; ++stored)
+      for (size_t p = 0; p < stored->vectors.size(); ++p) {
+        const float* left = &stored->floats[p * panel];
+        add_gram(left + first * PANEL, count, left + left_floats, wide, stored->vectors[p] * L, to);
       }
   };
-  mirl::parallel((m.rows + SOME - 1) / SOME, threads, rows);
+  mirl::parallel((m.rows + SHARE - 1) / SHARE, threads, rows);
 }
 
 static void clear(float* begin, float* end) { std::memset(begin, 0, sizeof(float) * (end - begin)); }
 // Zeros around the rows of an item that begins there.
-void Beginning::surround(float* own) const {
+void NormalisedLayerGradient::surround(float* item) const {
   if (flat)
-    for (int64_t c = 0; c <= hidden; ++c) clear(own + c * pitch - margin, own + c * pitch);
-  else clear(own - row - 1, own), clear(own + s.size.height * row - 1, own + (s.size.height + 1) * row);
+    for (int64_t c = 0; c <= hidden; ++c) clear(item + c * pitch - margin, item + c * pitch);
+  else clear(item - row - 1, item), clear(item + s.size.height * row - 1, item + (s.size.height + 1) * row);
 }
 
-Beginning::Beginning(const Strips& s, const MirlImage& x, const MirlImage& dy, const MirlImage& dx,
-                     const MirlRows& pointwise, const MirlRows& transposed, const MirlRows& taps,
-                     const MirlRows& flipped, const float* gain, const float* offset, int64_t threads)
-    : s(s), x(x), dy(dy), dx(dx), pointwise(pointwise), transposed(transposed), taps(taps), flipped(flipped),
-      gain(gain), offset(offset), threads(threads) {
+NormalisedLayerGradient::NormalisedLayerGradient(const Strips& s, const NormalisedLayer& layer)
+    : s(s), x(layer.x), dy(layer.dy), dx(layer.dx), pointwise(layer.pointwise),
+      transposed(layer.pointwise_transposed), taps(layer.taps), flipped(layer.taps_flipped), gain(layer.gain),
+      offset(layer.offset), threads(layer.threads) {
   back_taps.emplace_back(flipped, Rows{{nullptr, 0, pitch, row}, slots}, flat);
 }
 
-void Beginning::run(Callee<Items> first_pass) {
+void NormalisedLayerGradient::run(FunctionRef<Items> first_pass) {
   const int64_t batch = s.size.batch;
   if (together) return first_pass(Items{0, batch});
-  static thread_local std::vector<float> kept;
+  static thread_local std::vector<float> memory;
   const int64_t fitting =
       std::min(batch, std::max(threads, (int64_t{1} << 21) / std::max<int64_t>(1, item) / threads * threads));
-  if (int64_t(kept.size()) < fitting * item + 2 * ahead) kept.resize(fitting * item + 2 * ahead);
-  float* const first = kept.data() + ahead + (flat ? 0 : row);
+  if (int64_t(memory.size()) < fitting * item + 2 * ahead) memory.resize(fitting * item + 2 * ahead);
+  float* const first = memory.data() + ahead + (flat ? 0 : row);
   for (int64_t i = 0; i < fitting; ++i) surround(first + i * item);
   for (int64_t b = 0; b < batch; b += fitting) {
     const Items items{b, std::min(fitting, batch - b)};
@@ -164,43 +163,44 @@ void Beginning::run(Callee<Items> first_pass) {
     const int64_t per_item = s.tasks() / batch;
     auto task = [&](int64_t i) {
       const Part p = s.part(items.first * per_item + i);
-      go_on(p.task, p.b, p.x0, p.x1, p.top, p.bottom, shared, mirl::scratch(panel_floats));
+      propagate_rows(p.task, p.b, p.x0, p.x1, p.top, p.bottom, shared, mirl::scratch(panel_floats));
     };
     mirl::parallel(items.count * per_item, threads, task);
   }
 }
 
-Rows Beginning::back(const Step& step) const {
+Rows NormalisedLayerGradient::back(const Step& step) const {
   if (!together) return shared;
   return {{step.extra + panel_floats + ahead + margin, 0, pitch, row}, slots};
 }
 
-void Beginning::prepare(const Step& step) const {
+void NormalisedLayerGradient::prepare(const Step& step) const {
   partial.of(step), matrix.begin(step);
   if (!together || !step.first) return;
-  const Rows own = back(step);
-  if (flat) surround(own.image.data);
-  else clear(own.at(0, -1, 0) - 1, own.at(0, -1, 0) + row);
+  const Rows ring = back(step);
+  if (flat) surround(ring.image.data);
+  else clear(ring.at(0, -1, 0) - 1, ring.at(0, -1, 0) + row);
 }
 
-void Beginning::follow(const Step& step) const {
+void NormalisedLayerGradient::propagate(const Step& step) const {
   const int64_t number = step.y / s.step;
   if (!together || (number % 2 == 0 && !step.last)) return;
-  const Rows own = back(step);
+  const Rows ring = back(step);
   const int64_t before = number % 2 ? number - 1 : number,
-                height = s.size.height;  // steps that were followed already
-  if (step.last && !flat) clear(own.at(0, height, 0) - 1, own.at(0, height, 0) + row);
+                height = s.size.height;  // steps whose rows went on already
+  if (step.last && !flat) clear(ring.at(0, height, 0) - 1, ring.at(0, height, 0) + row);
   const int64_t top = before ? before * s.step - 1 : 0, bottom = step.last ? height : step.y + step.count - 1;
-  go_on(step.task, step.b, step.x0, step.x1, top, bottom, own, step.extra);
+  propagate_rows(step.task, step.b, step.x0, step.x1, top, bottom, ring, step.extra);
 }
 
-void Beginning::go_on(int64_t task, int64_t b, int64_t x0, int64_t x1, int64_t top, int64_t bottom,
-                      const Rows& back, float* panels) const {
-  float *normal = panels + most * apart, *d = normal + channels * PANEL, *turn = d + channels * PANEL;
+void NormalisedLayerGradient::propagate_rows(int64_t task, int64_t b, int64_t x0, int64_t x1, int64_t top,
+                                             int64_t bottom, const Rows& back, float* panels) const {
+  float *normal = panels + most * apart, *d = normal + channels * PANEL,
+        *transposed_panel = d + channels * PANEL;
   float* gradient = partial.of(task);
   int64_t held = 0, held_vectors = 0;  // panels that wait for their part in the gradient
   auto flush = [&] {
-    if (held) matrix.add(task, panels, panels + hidden * PANEL, held_vectors, turn, held, apart);
+    if (held) matrix.add(task, panels, panels + hidden * PANEL, held_vectors, transposed_panel, held, apart);
     held = 0;
   };
   for (int64_t y = top; y < bottom; y += s.step) {
@@ -229,7 +229,7 @@ void Beginning::go_on(int64_t task, int64_t b, int64_t x0, int64_t x1, int64_t t
   flush();
 }
 
-float* Beginning::finish(float* weights, float* d_gain, float* d_offset) const {
+float* NormalisedLayerGradient::finish(float* weights, float* d_gain, float* d_offset) const {
   matrix.finish(threads, weights);
   weights += gradient_floats(pointwise);
   add_up(partial.of(0), s.tasks(), stride, gains, threads, weights);
@@ -238,7 +238,7 @@ float* Beginning::finish(float* weights, float* d_gain, float* d_offset) const {
   for (int64_t c = 0; c < hidden; ++c)
     for (int64_t i = 0; i < 9 && Taps::complete(taps, c); ++i) {
       double sum = 0;
-      for (int64_t t = 0; t < s.tasks(); ++t) sum += partial.of(t)[nines + c * L + i];
+      for (int64_t t = 0; t < s.tasks(); ++t) sum += partial.of(t)[full + c * L + i];
       weights[taps.start[c] + i] += float(sum);
     }
   return weights + gains;

@@ -72,13 +72,16 @@ class Sums {
 
 // How many floats the gradient of a matrix takes, and what `correlate` needs.
 inline int64_t gradient_floats(const MirlRows& m) {
-  return m.dense ? m.rows * turned(m.columns) : m.start[m.rows];
+  return m.dense ? m.rows * transposed_columns(m.columns) : m.start[m.rows];
 }
-inline int64_t correlate_floats(const MirlRows& m) { return m.dense ? turned_apart(m.columns) * PANEL : 0; }
+inline int64_t correlate_floats(const MirlRows& m) {
+  return m.dense ? transposed_stride(m.columns) * PANEL : 0;
+}
 
 // The gradient of a matrix by n vectors of pixels: of its entries, in their order, += the sum of left[row] *
-// right[column]; where it is kept whole, of all, rows turned(columns) apart. Lanes that are no pixels must be
-// zero in `left`. Two panels at once, `apart` floats from each other, halve the work of adding up lanes.
+// right[column]; where it is kept whole, of all, rows transposed_columns(columns) apart. Lanes that are no
+// pixels must be zero in `left`. Two panels at once, `apart` floats from each other, halve the work of adding
+// up lanes.
 void correlate(const MirlRows& m, const float* left, const float* right, int64_t n, float* gradient,
                float* scratch, int64_t panels = 1, int64_t apart = 0);
 
@@ -88,17 +91,17 @@ void product_panel(const MirlRows& m, const float* in, int64_t n, float* out);
 // What the taps of the first `rows` channels give, as a panel, zero where there is no pixel.
 void taps_panel(const Taps& taps, int64_t rows, const Tapped& from, const Place* at, int64_t n, float* out);
 
-// Adds up the gradients of taps: of channels that have all nine (`Taps::complete`) in whole vectors of their
-// own, as a masked store takes long and holds up the next channel's load; of others one after the other.
+// Adds up the gradients of taps: of channels that have all nine (`Taps::complete`) in a whole vector for each
+// channel, as a masked store takes long and holds up the next channel's load; of others one after the other.
 struct TapSums {
-  float *taps, *nines;
+  float *taps, *full;
   Sums single{taps};
 
   __attribute__((always_inline)) void add(int64_t channel, const Vec* sum) const {
     if constexpr (L > 9) {
       Vec block[L] = {};
       for (int i = 0; i < 9; ++i) block[i] = sum[i];
-      float* to = nines + channel * L;
+      float* to = full + channel * L;
       store(to, load(to) + sums(block));
     }
   }
@@ -139,7 +142,7 @@ class TapGradient {
     taps.with_flat([&](auto FLAT) {
       if (one_row && Taps::complete(taps.rows, c)) {
         Vec sums[9] = {};
-        taps.nine<V, FLAT>(c, from.slot[0], in[0], [&](int tap, int v, Vec x) { sums[tap] += d[v] * x; });
+        taps.full_3x3<V, FLAT>(c, from.slot[0], in[0], [&](int tap, int v, Vec x) { sums[tap] += d[v] * x; });
         return to.add(c, sums);
       }
       to.single.go_to(to.taps + taps.rows.start[c]);
@@ -153,7 +156,7 @@ class TapGradient {
   }
 };
 
-// The tasks' gradients, each `stride` floats, in memory that this thread keeps. Every task clears its own
+// The tasks' gradients, each `stride` floats, in memory that this thread keeps. Every task clears its part
 // when it begins.
 class Partial {
   const int64_t stride;
@@ -161,9 +164,9 @@ class Partial {
 
  public:
   Partial(int64_t tasks, int64_t stride, int which = 0) : stride(stride) {
-    static thread_local std::vector<float> kept[3];
-    if (int64_t(kept[which].size()) < tasks * stride) kept[which].resize(tasks * stride);
-    memory = kept[which].data();
+    static thread_local std::vector<float> buffers[3];
+    if (int64_t(buffers[which].size()) < tasks * stride) buffers[which].resize(tasks * stride);
+    memory = buffers[which].data();
   }
   float* of(int64_t task) const { return memory + task * stride; }
   float* of(const Step& step) const {
@@ -176,9 +179,9 @@ class Partial {
 void add_up(const float* partial, int64_t tasks, int64_t stride, int64_t count, int64_t threads,
             float* gradient);
 
-// The gradient of a matrix by the pixels of all tasks, which each add up their own. Where all panels together
-// take less memory than these gradients, they are kept instead and multiplied at the end: every row of the
-// gradient by one thread.
+// The gradient of a matrix by the pixels of all tasks, which each add up a gradient. Where all panels
+// together take less memory than these gradients, the panels are stored instead and multiplied at the end:
+// every row of the gradient by one thread.
 class MatrixGradient {
   struct Panels {
     std::vector<float> floats;  // of the left side, then of the right one, transposed
@@ -187,7 +190,8 @@ class MatrixGradient {
   static Panels* of_tasks(int64_t tasks, int which);
 
   const MirlRows m;
-  const int64_t tasks, left_floats = m.rows * PANEL, panel = left_floats + PANEL * turned_apart(m.columns);
+  const int64_t tasks, left_floats = m.rows * PANEL,
+                       panel = left_floats + PANEL * transposed_stride(m.columns);
   const bool later;
   Panels* const panels;
   const Partial partial;
@@ -203,13 +207,22 @@ class MatrixGradient {
   void finish(int64_t threads, float* gradient) const;
 };
 
-// The layer norm, 1x1 layer and taps with which MDTA and GDFN begin, backwards. What comes before leaves the
-// gradients of what the taps gave in `back`, step by step, and adds up those of the taps; then they go on to
-// dx = dy + what comes through the norm. Where a task has an item to itself, they do so a row behind, while
-// its rows are in the second-level cache; elsewhere when the steps of all tasks are done.
-class Beginning {
+// The layer norm, 1x1 layer and taps with which MDTA and GDFN begin: the images and matrices of their
+// gradient.
+struct NormalisedLayer {
+  MirlImage x, dy, dx;
+  MirlRows pointwise, pointwise_transposed, taps, taps_flipped;
+  const float *gain, *offset;  // of the norm
+  int64_t threads;
+};
+
+// That layer, backwards. What comes before leaves the gradients of what the taps gave in `back`, step by
+// step, and adds up those of the taps; `propagate` then takes them on to dx = dy + what comes through the
+// norm. Where a task has an item to itself, it does so a row behind, while its rows are in the second-level
+// cache; elsewhere when the steps of all tasks are done.
+class NormalisedLayerGradient {
   const Strips& s;
-  const MirlImage &x, &dy, &dx;
+  const MirlImage x, dy, dx;
   const MirlRows pointwise, transposed, taps, flipped;
   const float *gain, *offset;
   const int64_t threads, channels = s.size.channels, hidden = s.hidden, flat = s.size.flat;
@@ -217,7 +230,7 @@ class Beginning {
   const MatrixGradient matrix{pointwise, s, 1};
   // A task's other gradients: of taps, gain and offset, and the taps of channels that have all of them.
   const int64_t gains = taps.start[hidden], offsets = gains + channels;
-  const int64_t nines = round_up(offsets + channels, L), stride = nines + hidden * L;
+  const int64_t full = round_up(offsets + channels, L), stride = full + hidden * L;
   const Partial partial{s.tasks(), stride};
   // Panels: of the gradients of the 1x1 layer and of what it read, twice where the cache has room; and of the
   // norm.
@@ -232,35 +245,33 @@ class Beginning {
   Rows shared{};
   std::vector<Taps> back_taps;
 
-  void surround(float* own) const;
+  void surround(float* item) const;
 
  public:
   const int64_t reserved =
       together ? round_up(panel_floats + item + 2 * ahead + margin, 16) : 0;  // floats of `Step::extra`
 
-  Beginning(const Strips& s, const MirlImage& x, const MirlImage& dy, const MirlImage& dx,
-            const MirlRows& pointwise, const MirlRows& transposed, const MirlRows& taps,
-            const MirlRows& flipped, const float* gain, const float* offset, int64_t threads);
+  NormalisedLayerGradient(const Strips& s, const NormalisedLayer& layer);
 
   // What goes before, by portions of the batch where its items are not worked on one by one: for `back` to
   // stay in the caches.
-  void run(Callee<Items> first_pass);
+  void run(FunctionRef<Items> first_pass);
 
   // Where the gradients of what the taps gave are to be left.
   Rows back(const Step& step) const;
   // Where a task adds up the gradients of taps.
   TapSums tap_sums(const Step& step) const {
-    float* own = partial.of(step.task);
-    return {own, own + nines};
+    float* gradient = partial.of(step.task);
+    return {gradient, gradient + full};
   }
-  // To be called before and after a step.
+  // To be called before and after a step: the latter takes rows whose gradients are complete on to dx.
   void prepare(const Step& step) const;
-  void follow(const Step& step) const;
+  void propagate(const Step& step) const;
 
  private:
   // Rows top .. bottom of columns x0 .. x1 of item b.
-  void go_on(int64_t task, int64_t b, int64_t x0, int64_t x1, int64_t top, int64_t bottom, const Rows& back,
-             float* panels) const;
+  void propagate_rows(int64_t task, int64_t b, int64_t x0, int64_t x1, int64_t top, int64_t bottom,
+                      const Rows& back, float* panels) const;
 
  public:
   // The tasks' gradients added up: of 1x1 layer and taps, one after the other, and of the norm; returns the

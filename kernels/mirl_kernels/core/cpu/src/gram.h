@@ -6,17 +6,14 @@
 
 namespace MIRL_ISA {
 
-// How many columns so many channels have, transposed: whole vectors, on any instruction set.
-inline int64_t turned(int64_t channels) { return round_up(channels, 16); }
-
 // How far apart a transposed panel's pixels lie: an odd number of cache lines, so that a column of them meets
 // in no set.
-inline int64_t turned_apart(int64_t channels) { return turned(channels) | 16; }
+inline int64_t transposed_stride(int64_t channels) { return transposed_columns(channels) | 16; }
 
-// Transposes n vectors of a panel: to[p * turned_apart(channels) + c] = panel[c * PANEL + p], zero behind the
-// channels.
-inline void turn_panel(const float* panel, int64_t channels, int64_t n, float* to) {
-  const int64_t wide = turned(channels), apart = turned_apart(channels);
+// Transposes n vectors of a panel: to[p * transposed_stride(channels) + c] = panel[c * PANEL + p], zero
+// behind the channels.
+inline void transpose_panel(const float* panel, int64_t channels, int64_t n, float* to) {
+  const int64_t wide = transposed_columns(channels), apart = transposed_stride(channels);
   for (int64_t c = 0; c < wide; c += L)
     for (int64_t v = 0; v < n; ++v) {
       Vec block[L] = {};
@@ -52,22 +49,22 @@ void gram_rows(int64_t i, const float* q, int64_t rows, const float* k, int64_t 
   if constexpr (M > 1) gram_rows<(M > 4 ? 4 : M / 2), N>(i, q, rows, k, apart, n, gram, stride);
 }
 
-// The same for all rows of q by all of k's columns, `turned` of them: some rows at a time, whose sums stay in
-// the second-level cache, as does the page table's part for them in its own.
+// The same for all rows of q by all of k's columns (`transposed_columns`): ROWS rows at a time, whose sums
+// stay in the second-level cache, and their part of the page table in the cache for it.
 inline void add_gram(const float* q, int64_t rows, const float* k, int64_t columns, int64_t n, float* gram) {
-  constexpr int64_t SOME = 48;
-  const int64_t apart = turned_apart(columns);
-  for (int64_t first = 0; first < rows; first += SOME) {
-    const int64_t some = std::min(SOME, rows - first);
+  constexpr int64_t ROWS = 48;
+  const int64_t apart = transposed_stride(columns);
+  for (int64_t first = 0; first < rows; first += ROWS) {
+    const int64_t count = std::min(ROWS, rows - first);
     const float* from = q + first * PANEL;
     float* to = gram + first * columns;
     int64_t j = 0;
     if constexpr (TILE == 4)
       for (; j + 4 * L <= columns; j += 4 * L)
-        gram_rows<4, 4>(0, from, some, k + j, apart, n, to + j, columns);
+        gram_rows<4, 4>(0, from, count, k + j, apart, n, to + j, columns);
     for (; j + 2 * L <= columns; j += 2 * L)
-      gram_rows < L<16 ? 6 : 8, 2>(0, from, some, k + j, apart, n, to + j, columns);
-    for (; j < columns; j += L) gram_rows<8, 1>(0, from, some, k + j, apart, n, to + j, columns);
+      gram_rows < L<16 ? 6 : 8, 2>(0, from, count, k + j, apart, n, to + j, columns);
+    for (; j < columns; j += L) gram_rows<8, 1>(0, from, count, k + j, apart, n, to + j, columns);
   }
 }
 

@@ -4,6 +4,7 @@
 #include <exception>
 
 #include "abi.h"
+#include "shared_rules.h"
 
 #define MIRL_EXPORT extern "C" __attribute__((visibility("default")))
 
@@ -11,12 +12,12 @@
 namespace portable {
 MIRL_OPS(MIRL_DECLARE)
 }
-#ifdef MIRL_HAS_avx2
+#ifdef MIRL_LANES_avx2
 namespace avx2 {
 MIRL_OPS(MIRL_DECLARE)
 }
 #endif
-#ifdef MIRL_HAS_avx512
+#ifdef MIRL_LANES_avx512
 namespace avx512 {
 MIRL_OPS(MIRL_DECLARE)
 }
@@ -26,6 +27,7 @@ namespace {
 
 struct Isa {
   const char* name;
+  int64_t lanes;  // floats of a vector
   bool supported;
 #define MIRL_MEMBER(op, Args) void (*op)(Args&);
   MIRL_OPS(MIRL_MEMBER)
@@ -37,16 +39,17 @@ struct Isa {
 
 const Isa isas[] = {
 // best first
-#ifdef MIRL_HAS_avx512
-    {"avx512",
+#ifdef MIRL_LANES_avx512
+    {"avx512", MIRL_LANES_avx512,
      __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
          __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl"),
      MIRL_OPS(MIRL_ENTRY_avx512)},
 #endif
-#ifdef MIRL_HAS_avx2
-    {"avx2", __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"), MIRL_OPS(MIRL_ENTRY_avx2)},
+#ifdef MIRL_LANES_avx2
+    {"avx2", MIRL_LANES_avx2, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"),
+     MIRL_OPS(MIRL_ENTRY_avx2)},
 #endif
-    {"portable", true, MIRL_OPS(MIRL_ENTRY_portable)},
+    {"portable", MIRL_LANES_portable, true, MIRL_OPS(MIRL_ENTRY_portable)},
 };
 
 // MIRL_CPU_ISA forces one; a name that this machine cannot run gives none, and the caller says so.
@@ -63,7 +66,16 @@ const Isa* chosen = choose();
 // The name of the build in use, or null when MIRL_CPU_ISA asks for one that cannot run here.
 MIRL_EXPORT const char* mirl_isa() { return chosen ? chosen->name : nullptr; }
 
-// How many bytes the arguments of an op take here, that a caller may compare with its own idea of them.
+// What the Python side must lay out, or predict, as the kernels do.
+MIRL_EXPORT int64_t mirl_padded(int64_t floats) { return mirl::padded(floats); }
+MIRL_EXPORT int64_t mirl_transposed_columns(int64_t channels) { return mirl::transposed_columns(channels); }
+MIRL_EXPORT int64_t mirl_panel_vectors() { return mirl::panel_vectors(chosen->lanes); }
+MIRL_EXPORT int64_t mirl_mdta_is_composed(int64_t channels, int64_t heads, int64_t live_v, int64_t entries,
+                                          int64_t dense, int64_t pixels) {
+  return mirl::mdta_is_composed(channels, heads, live_v, entries, dense != 0, pixels);
+}
+
+// How many bytes the arguments of an op take here, that a caller may compare with its idea of them.
 #define MIRL_SIZE(op, Args) \
   MIRL_EXPORT int64_t mirl_##op##_bytes() { return sizeof(Args); }
 MIRL_OPS(MIRL_SIZE)

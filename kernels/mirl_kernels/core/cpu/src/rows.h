@@ -5,12 +5,17 @@
 #include <type_traits>
 
 #include "abi.h"
+#include "shared_rules.h"
 #include "threads.h"
 #include "vector.h"
 
 namespace MIRL_ISA {
 
-constexpr int WIDE = L == 16 ? 4 : 8;
+using mirl::padded;
+using mirl::round_up;
+using mirl::transposed_columns;
+
+constexpr int WIDE = mirl::panel_vectors(L);
 constexpr int64_t PANEL = MIRL_PANEL;
 static_assert(WIDE * L <= PANEL, "a panel is too narrow for its vectors");
 constexpr int TILE = L == 16 ? 4 : 2;  // vectors of a register tile that has four rows
@@ -56,15 +61,15 @@ inline void sparse_panel(const MirlRows& m, const float* in, Emit&& emit) {
   }
 }
 
-// Four rows by N vectors, added to `begin`, which has `own` of them for each row: N, or one for all. `weight`
-// holds the rows' values four by four.
+// Four rows by N vectors, added to `begin`, which has `begin_vectors` of them for each row: N, or one for
+// all. `weight` holds the rows' values four by four.
 template <int N, class Emit>
 __attribute__((always_inline)) inline void dense_tile(const float* weight, int64_t columns, const float* in,
-                                                      int64_t stride, const Vec* begin, int own,
+                                                      int64_t stride, const Vec* begin, int begin_vectors,
                                                       Emit&& emit) {
   Vec sums[4 * N];  // in registers: loops that the compiler did not unroll at once would leave them in memory
 #pragma GCC unroll 16
-  for (int i = 0; i < 4 * N; ++i) sums[i] = begin[i / N * own + i % N % own];
+  for (int i = 0; i < 4 * N; ++i) sums[i] = begin[i / N * begin_vectors + i % N % begin_vectors];
   for (int64_t c = 0; c < columns; ++c) {
     Vec x[N];
 #pragma GCC unroll 16
@@ -88,33 +93,34 @@ __attribute__((always_inline)) inline void tiles(int64_t n, F&& f) {
   if (n > first) f(first, Vectors<1>{});
 }
 
-// Where there are more columns than a panel in the first-level cache has: they are taken by turns, for as
-// many rows as have room there for their sums.
-constexpr int64_t NEAR = 96;
+// For more columns than a panel in the first-level cache has: goes through them block by block, for as many
+// rows as have room there for their sums.
+constexpr int64_t MOST_COLUMNS = 96;
 template <class Emit>
-__attribute__((noinline)) void dense_turns(const MirlRows& m, const float* in, int64_t stride,
-                                           int64_t vectors, Emit&& emit) {
-  constexpr int64_t SOME = 32;
-  const int64_t turns = (m.columns + NEAR - 1) / NEAR, near = (m.columns + turns - 1) / turns;
-  Vec so_far[SOME * WIDE];
-  for (int64_t top = 0; top < m.rows; top += SOME)
-    for (int64_t first = 0; first < m.columns; first += near)
-      for (int64_t r = top; r < std::min(top + SOME, m.rows); r += 4) {
-        const int64_t n = std::min(near, m.columns - first), some = std::min<int64_t>(4, m.rows - r);
+__attribute__((noinline)) void dense_column_blocks(const MirlRows& m, const float* in, int64_t stride,
+                                                   int64_t vectors, Emit&& emit) {
+  constexpr int64_t ROWS = 32;
+  const int64_t blocks = (m.columns + MOST_COLUMNS - 1) / MOST_COLUMNS,
+                columns = (m.columns + blocks - 1) / blocks;
+  Vec partial[ROWS * WIDE];
+  for (int64_t top = 0; top < m.rows; top += ROWS)
+    for (int64_t first = 0; first < m.columns; first += columns)
+      for (int64_t r = top; r < std::min(top + ROWS, m.rows); r += 4) {
+        const int64_t n = std::min(columns, m.columns - first), count = std::min<int64_t>(4, m.rows - r);
         const float* weight = m.dense + r * m.columns + 4 * first;
         for (int64_t i = 0; i < 4 * n; i += 16)
           __builtin_prefetch(weight + 4 * m.columns + i);  // does not follow in memory
         tiles(vectors, [&](int64_t at, auto wide) {
           constexpr int N = wide;
-          Vec* own = so_far + (r - top) * vectors + 4 * at;
+          Vec* tile = partial + (r - top) * vectors + 4 * at;
           if (first == 0)
-            for (int i = 0; i < 4 * N; ++i) own[i] = all(m.bias && i / N < some ? m.bias[r + i / N] : 0.0f);
-          dense_tile<N>(weight, n, in + first * stride + at * L, stride, own, N,
+            for (int i = 0; i < 4 * N; ++i) tile[i] = all(m.bias && i / N < count ? m.bias[r + i / N] : 0.0f);
+          dense_tile<N>(weight, n, in + first * stride + at * L, stride, tile, N,
                         [&](int64_t i, const Vec* sums) {
-                          for (int v = 0; v < N; ++v) own[i * N + v] = sums[v];
+                          for (int v = 0; v < N; ++v) tile[i * N + v] = sums[v];
                         });
           if (first + n < m.columns) return;
-          for (int64_t i = 0; i < some; ++i) emit(r + i, at, wide, own + i * N);
+          for (int64_t i = 0; i < count; ++i) emit(r + i, at, wide, tile + i * N);
         });
       }
 }
@@ -122,16 +128,16 @@ __attribute__((noinline)) void dense_turns(const MirlRows& m, const float* in, i
 // A dense matrix times n vectors of pixels, whose channels are `stride` floats apart.
 template <class Emit>
 inline void dense_panel(const MirlRows& m, const float* in, int64_t stride, int64_t n, Emit&& emit) {
-  if (m.columns > NEAR) return dense_turns(m, in, stride, n, emit);
+  if (m.columns > MOST_COLUMNS) return dense_column_blocks(m, in, stride, n, emit);
   for (int64_t r = 0; r < m.rows; r += 4) {
-    const int64_t some = std::min<int64_t>(4, m.rows - r);
+    const int64_t count = std::min<int64_t>(4, m.rows - r);
     Vec bias[4] = {};
     if (m.bias)
-      for (int64_t i = 0; i < some; ++i) bias[i] = all(m.bias[r + i]);
+      for (int64_t i = 0; i < count; ++i) bias[i] = all(m.bias[r + i]);
     tiles(n, [&](int64_t first, auto wide) {
       dense_tile<wide>(m.dense + r * m.columns, m.columns, in + first * L, stride, bias, 1,
                        [&](int64_t i, const Vec* sums) {
-                         if (i < some) emit(r + i, first, wide, sums);
+                         if (i < count) emit(r + i, first, wide, sums);
                        });
     });
   }
@@ -148,13 +154,6 @@ inline Vec activated(Vec x, const MirlActivation& a) {
   if (a.gelu || a.slope == 1) return a.gelu ? gelu(x) : x;
   const Vec below = a.slope == 0 ? Vec{} : x * float(a.slope);  // no 0 * infinity
   return x < 0.0f ? below : x;
-}
-
-// A padded channel stride: whole vectors, never a multiple of 4 KiB, where all channels would meet in one
-// cache set.
-inline int64_t padded(int64_t floats) {
-  const int64_t stride = round_up(floats, 16) + 16;
-  return stride % 1024 ? stride : stride + 16;
 }
 
 }  // namespace MIRL_ISA

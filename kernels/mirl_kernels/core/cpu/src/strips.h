@@ -39,20 +39,20 @@ inline void grouped(int64_t rows, int64_t columns, F&& f) {
 
 constexpr int TAPPED = 4;  // vectors whose taps fit the registers
 
-// f(v, Vectors<k>) for runs of at most FEW of n vectors, each within a row.
-template <int FEW, class F>
+// f(v, Vectors<k>) for runs of at most MOST of n vectors, each within a row.
+template <int MOST, class F>
 inline void runs(const Place* at, int64_t n, F&& f) {
   for (int64_t v = 0; v < n;) {
-    if (v + FEW <= n && at[v].row == at[v + FEW - 1].row) {
-      f(v, Vectors<FEW>{}), v += FEW;
+    if (v + MOST <= n && at[v].row == at[v + MOST - 1].row) {
+      f(v, Vectors<MOST>{}), v += MOST;
       continue;
     }
-    if constexpr (FEW > 2)
+    if constexpr (MOST > 2)
       if (v + 2 <= n && at[v].row == at[v + 1].row) {
         f(v, Vectors<2>{}), v += 2;
         continue;
       }
-    if constexpr (FEW > 1) f(v, Vectors<1>{}), v += 1;
+    if constexpr (MOST > 1) f(v, Vectors<1>{}), v += 1;
   }
 }
 
@@ -63,8 +63,8 @@ inline void store(float* p, Vec v, const Place& at) {
 }
 
 // to[j * to_stride + i] = from[i * from_stride + j] for i < rows <= L, j < columns <= L.
-void turn(const float* from, int64_t from_stride, float* to, int64_t to_stride, int64_t rows,
-          int64_t columns);
+void transpose_tile(const float* from, int64_t from_stride, float* to, int64_t to_stride, int64_t rows,
+                    int64_t columns);
 
 // Asks for a group's pixels before they are wanted, or written (a store that misses every cache costs more
 // than what it stores), in shares between the arithmetic. (GCC drops calls of functions that do nothing but
@@ -197,9 +197,9 @@ struct Strips {
   int64_t source_height, source_width;  // of what the ring is filled with; zeros outside
   int64_t across = 1;                   // strips
   int64_t width = 1;                    // columns of a strip
-  int64_t down = 1;   // parts that the rows are cut into, each of which fills halos of its own
-  int64_t step = 1;   // rows of the image done at once: several where they are short
-  int64_t slots = 3;  // rows in the ring
+  int64_t down = 1;                     // parts that the rows are cut into, each of which fills its halos
+  int64_t step = 1;                     // rows of the image done at once: several where they are short
+  int64_t slots = 3;                    // rows in the ring
   int64_t pitch = 0, hidden_stride = 0,
           margin = 16;  // columns before a row of the ring: the left halo ends there
 
@@ -216,7 +216,7 @@ struct Strips {
 };
 
 // A group of vectors that the ring is to be filled with: hidden channel h of vector v goes to to[v] + h *
-// hidden_stride, where what is no pixel must be zero, as the padding is (`put`).
+// hidden_stride, where what is no pixel must be zero, as the padding is (`store_hidden`).
 struct Filling {
   const Part& part;
   int64_t b, y, x;  // the vectors are at row y + at[v].row, column x + at[v].column
@@ -229,7 +229,7 @@ struct Filling {
   const Place* next_at;
   bool whole;  // every vector is
 
-  void put(int64_t h, int64_t hidden_stride, int64_t begin, int64_t width, const Vec* values) const {
+  void store_hidden(int64_t h, int64_t hidden_stride, int64_t begin, int64_t width, const Vec* values) const {
     for (int64_t v = 0; v < width; ++v)
       store(to[begin + v] + h * hidden_stride, whole ? values[v] : only(values[v], at[begin + v].valid));
   }
@@ -245,7 +245,7 @@ struct Step {
   float* extra;         // the consumer's scratch memory
 };
 
-// Some items of a batch.
+// A range of items of a batch.
 struct Items {
   int64_t first, count;
 };
@@ -253,25 +253,25 @@ struct Items {
 // Something that can be called with an argument. It belongs to the caller and outlives the call that it is
 // given to. (A parameter of this type keeps what takes it out of the translation units that call it.)
 template <class Argument>
-class Callee {
+class FunctionRef {
   const void* object;
   void (*invoke)(const void*, const Argument&);
 
  public:
   template <class F>
-  Callee(const F& f)
+  FunctionRef(const F& f)
       : object(&f),
         invoke([](const void* f, const Argument& argument) { (*static_cast<const F*>(f))(argument); }) {}
   void operator()(const Argument& argument) const { invoke(object, argument); }
 };
 
-// Runs every strip of some items: fill(Filling) for what the ring wants, consume(Step) for what it then
+// Runs every strip of a range of items: fill(Filling) for what the ring wants, consume(Step) for what it then
 // allows.
 void run_strips(const Strips& s, const Items& items, int64_t panel_floats, int64_t extra, int64_t threads,
-                Callee<Filling> fill, Callee<Step> consume);
+                FunctionRef<Filling> fill, FunctionRef<Step> consume);
 // The same for all items.
-void run_strips(const Strips& s, int64_t panel_floats, int64_t extra, int64_t threads, Callee<Filling> fill,
-                Callee<Step> consume);
+void run_strips(const Strips& s, int64_t panel_floats, int64_t extra, int64_t threads,
+                FunctionRef<Filling> fill, FunctionRef<Step> consume);
 
 // A filler: the layer norm of x, its gain and offset where they are not part of the product, then a product;
 // panel_floats is channels * PANEL.
@@ -341,18 +341,19 @@ struct Taps {
     else neighbours(flat ? flat : image.image.row, flat);
   }
 
-  // Whether a channel has all nine taps, which `nine` is for. Vectors that do not begin where cache lines do
-  // take long to load where they are as long as these, so that those on both sides are put together from what
-  // lies there.
+  // Whether a channel has all nine taps, which `full_3x3` is for. Vectors that do not begin where cache lines
+  // do take long to load where they are as long as these, so that those on both sides are put together from
+  // what lies there.
   static bool complete(const MirlRows& rows, int64_t channel) {
     return L == 16 && rows.start[channel + 1] - rows.start[channel] == 9;
   }
 
   // use(tap, vector, pixels) for V vectors of a row of pixels, as `panel` takes them.
   template <int V, bool FLAT, class Use>
-  __attribute__((always_inline)) void nine([[maybe_unused]] int64_t channel, [[maybe_unused]] int64_t slot,
-                                           [[maybe_unused]] const float* in,
-                                           [[maybe_unused]] Use&& use) const {
+  __attribute__((always_inline)) void full_3x3([[maybe_unused]] int64_t channel,
+                                               [[maybe_unused]] int64_t slot,
+                                               [[maybe_unused]] const float* in,
+                                               [[maybe_unused]] Use&& use) const {
 #if MIRL_LANES == 16
     const int32_t* centre = offset.data() + slot * count + rows.start[channel] + 1;
 #pragma GCC unroll 3
@@ -372,7 +373,7 @@ struct Taps {
   // What tap k, whose offset is part of p, meets there.
   template <bool FLAT>
   Vec pixels(int64_t k, const float* p) const {
-    return FLAT ? load_some(p, within[rows.entry[k].column() % 3]) : load(p);
+    return FLAT ? load_lanes(p, within[rows.entry[k].column() % 3]) : load(p);
   }
 
   // f(std::bool_constant<flat>): loops that leave it open to run time are slower.
@@ -400,19 +401,20 @@ struct Taps {
   template <int V>
   void panel(int64_t channel, int64_t slot, const float* in, Vec* sums) const {
     with_flat([&](auto FLAT) {
-      Vec own[V];  // in registers, as `sums` might not be
-      for (int v = 0; v < V; ++v) own[v] = all(rows.bias ? rows.bias[channel] : 0.0f);
+      Vec total[V];  // in registers, as `sums` might not be
+      for (int v = 0; v < V; ++v) total[v] = all(rows.bias ? rows.bias[channel] : 0.0f);
       if (complete(rows, channel)) {
         const MirlEntry* entry = rows.entry + rows.start[channel];
-        nine<V, FLAT>(channel, slot, in, [&](int tap, int v, Vec x) { own[v] += entry[tap].value * x; });
+        full_3x3<V, FLAT>(channel, slot, in,
+                          [&](int tap, int v, Vec x) { total[v] += entry[tap].value * x; });
       } else {
         for (int32_t k = rows.start[channel], end = rows.start[channel + 1]; k < end; ++k) {
           const float* p = in + offset[slot * count + k];
           const Vec w = all(rows.entry[k].value);
-          for (int v = 0; v < V; ++v) own[v] += w * pixels<FLAT>(k, p + v * L);
+          for (int v = 0; v < V; ++v) total[v] += w * pixels<FLAT>(k, p + v * L);
         }
       }
-      for (int v = 0; v < V; ++v) sums[v] = own[v];
+      for (int v = 0; v < V; ++v) sums[v] = total[v];
     });
   }
 

@@ -22,7 +22,7 @@
 namespace mirl {
 namespace {
 
-// libgomp's entry point, where the process has that library: PyTorch's own threads then do our work as well.
+// libgomp's entry point, where the process has that library: PyTorch's threads then do our work as well.
 // Two pools would be in each other's way, since those who wait for work in libgomp's spin for milliseconds
 // before they sleep.
 using Team = void (*)(void (*function)(void*), void* data, unsigned threads, unsigned flags);
@@ -102,7 +102,7 @@ struct Pool {
 };
 
 // Never destroyed: its threads may still wait on it while the process ends. A forked child has none
-// of the threads, nor those that libgomp believes in, so it starts with a pool of its own.
+// of the threads, nor those that libgomp believes in, so it starts with a new pool.
 Pool* pool = new Pool;
 [[maybe_unused]] const int registered = [] {
 #ifdef __unix__
@@ -119,7 +119,7 @@ struct Scratch {
   size_t size = 0;
   ~Scratch() { std::free(data); }
 };
-thread_local Scratch own;
+thread_local Scratch thread_scratch;
 
 }  // namespace
 
@@ -144,18 +144,18 @@ float* allocate(size_t floats) {
 }
 
 float* scratch(size_t floats) {
-  if (floats > own.size) {
-    std::free(own.data);
-    own.data = nullptr, own.size = 0;
-    own.data = allocate(floats), own.size = floats;
+  if (floats > thread_scratch.size) {
+    std::free(thread_scratch.data);
+    thread_scratch.data = nullptr, thread_scratch.size = 0;
+    thread_scratch.data = allocate(floats), thread_scratch.size = floats;
   }
-  return own.data;
+  return thread_scratch.data;
 }
 
 int64_t second_level_floats() {
   static const int64_t floats = [] {
-    const char* given = std::getenv("MIRL_L2_BYTES");
-    long bytes = given ? std::atol(given) : 0;
+    const char* setting = std::getenv("MIRL_L2_BYTES");
+    long bytes = setting ? std::atol(setting) : 0;
 #ifdef _SC_LEVEL2_CACHE_SIZE
     if (bytes <= 0) bytes = sysconf(_SC_LEVEL2_CACHE_SIZE);
 #endif

@@ -1,4 +1,4 @@
-// A pool of threads that lives as long as the process, and per-thread scratch memory that is kept.
+// A pool of threads that lives as long as the process, and scratch memory that each thread keeps.
 #pragma once
 #include <cstddef>
 #include <cstdint>

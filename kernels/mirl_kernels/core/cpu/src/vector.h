@@ -1,4 +1,4 @@
-// Vectors of MIRL_LANES floats through the compiler's own vector types, and what is computed on them.
+// Vectors of MIRL_LANES floats through the compiler's vector types, and what is computed on them.
 #pragma once
 #include <algorithm>
 #include <cmath>
@@ -27,7 +27,7 @@ inline void store(float* p, Vec v, int64_t n) {
   _mm512_mask_storeu_ps(p, __mmask16((1u << n) - 1), (__m512)v);
 }
 // Lanes by the bits of `which`, the others zero.
-inline Vec load_some(const float* p, uint16_t which) {
+inline Vec load_lanes(const float* p, uint16_t which) {
   return (Vec)_mm512_maskz_loadu_ps(__mmask16(which), p);
 }
 #else
@@ -37,7 +37,7 @@ inline Vec load(const float* p, int64_t n) {
   return v;
 }
 inline void store(float* p, Vec v, int64_t n) { std::memcpy(p, &v, sizeof(float) * n); }
-inline Vec load_some(const float* p, uint16_t which) {
+inline Vec load_lanes(const float* p, uint16_t which) {
   Vec v = load(p);
   for (int64_t i = 0; i < L; ++i) v[i] = which >> i & 1 ? v[i] : 0.0f;
   return v;
@@ -122,16 +122,17 @@ inline Vec one_behind(Vec a, uint16_t which) {
 #define MIRL_FIRST_HALVES 0, 1, 2, 3, 8, 9, 10, 11
 #define MIRL_SECOND_HALVES 4, 5, 6, 7, 12, 13, 14, 15
 __attribute__((always_inline)) inline Vec sums(const Vec* v) {
-  Vec own[8];
+  Vec partial[8];
 #pragma GCC unroll 8
-  for (int i = 0; i < 8; ++i) own[i] = v[i];
+  for (int i = 0; i < 8; ++i) partial[i] = v[i];
 #pragma GCC unroll 2
   for (int n = 4; n > 1; n /= 2)
 #pragma GCC unroll 4
     for (int i = 0; i < n; ++i)
-      own[i] = MIRL_SHUFFLE(own[2 * i], own[2 * i + 1], 0, 2, 8, 10, 4, 6, 12, 14) +
-               MIRL_SHUFFLE(own[2 * i], own[2 * i + 1], 1, 3, 9, 11, 5, 7, 13, 15);
-  return MIRL_SHUFFLE(own[0], own[1], MIRL_FIRST_HALVES) + MIRL_SHUFFLE(own[0], own[1], MIRL_SECOND_HALVES);
+      partial[i] = MIRL_SHUFFLE(partial[2 * i], partial[2 * i + 1], 0, 2, 8, 10, 4, 6, 12, 14) +
+                   MIRL_SHUFFLE(partial[2 * i], partial[2 * i + 1], 1, 3, 9, 11, 5, 7, 13, 15);
+  return MIRL_SHUFFLE(partial[0], partial[1], MIRL_FIRST_HALVES) +
+         MIRL_SHUFFLE(partial[0], partial[1], MIRL_SECOND_HALVES);
 }
 #else
 template <int N>
@@ -142,11 +143,11 @@ __attribute__((always_inline)) inline void add_pairs(Vec* v) {
   if constexpr (N > 1) add_pairs<N / 2>(v);
 }
 __attribute__((always_inline)) inline Vec sums(const Vec* v) {
-  Vec own[L];
+  Vec partial[L];
 #pragma GCC unroll 16
-  for (int i = 0; i < L; ++i) own[i] = v[i];
-  add_pairs<L / 2>(own);
-  return own[0];
+  for (int i = 0; i < L; ++i) partial[i] = v[i];
+  add_pairs<L / 2>(partial);
+  return partial[0];
 }
 #endif
 
@@ -160,7 +161,7 @@ __attribute__((always_inline)) inline void transpose(Vec* v) {
     w[i + 4] = MIRL_SHUFFLE(v[i], v[i + 4], MIRL_SECOND_HALVES);
   }
 #pragma GCC unroll 2
-  for (int turn = 0; turn < 2; ++turn) {  // each four vectors as below, half by half
+  for (int pass = 0; pass < 2; ++pass) {  // each four vectors as below, half by half
 #pragma GCC unroll 4
     for (int i = 0; i < 4; ++i) {
       const Vec a = w[i / 2 * 4 + i % 2], b = w[i / 2 * 4 + i % 2 + 2];
@@ -186,8 +187,6 @@ __attribute__((always_inline)) inline void transpose(Vec* v) {
   if constexpr (N * 2 < L) transpose<N * 2>(v);
 }
 #endif
-
-inline int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
 // Exact GELU, x * Phi(x).
 #include "gelu.h"

@@ -1,6 +1,6 @@
 """Compare the cost model's predictions for ten masks of the full-size network with measured times.
 
-python benchmarks/cost.py
+python -m benchmarks.studies.cost
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ import time
 
 import numpy as np
 import torch
-from tickets import network
 
+from benchmarks.suite.tickets import network
 from mirl_sparse.performance.prices import measure
 from mirl_sparse.runtime.cpu import CpuEngine
 

@@ -1,9 +1,9 @@
 """Compare what training costs on the fused kernels with PyTorch's strongest.
 
-    python benchmarks/training.py step [DIM ...]
-    python benchmarks/training.py memory [DIM ...]
-    python benchmarks/training.py curve DATA
-    python benchmarks/training.py imp DATA
+    python -m benchmarks.studies.training step [DIM ...]
+    python -m benchmarks.studies.training memory [DIM ...]
+    python -m benchmarks.studies.training curve DATA
+    python -m benchmarks.studies.training imp DATA
 
 - `step` times steps in turns and prints medians in seconds; losses and gradients are compared first.
 - `memory` prints the bytes that steps add to a process at their peak, each in a process of its own.
@@ -221,7 +221,7 @@ def settings(network: dict[str, Any], training: dict[str, Any], pruning: dict[st
         "save_every": 1000,
     }
     values = {"data": PHOTOS, "training": optimizer | training, "pruning": pruning}
-    return RunConfig(**network, **values)
+    return RunConfig(**(network | values))
 
 
 def curve(data: Path) -> None:

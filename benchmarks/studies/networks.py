@@ -1,7 +1,7 @@
 """Compare networks written by others, pruned and sparsified, with their dense selves, each at its best.
 
     pip install einops torchvision && pip install --no-deps spandrel spandrel_extra_arches
-    python benchmarks/networks.py [NAME ...] [--json FILE]
+    python -m benchmarks.studies.networks [NAME ...] [--json FILE]
 
 Architectures come from PyPI's spandrel packages. Their weights are random; the largest 10% of every
 convolution and linear layer stay, the others are zero. Each network has a process of its own. There
@@ -19,18 +19,22 @@ import subprocess
 import sys
 import warnings
 from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TypedDict, cast
 
 import torch
 from torch import nn
 
+from benchmarks.suite.rows import ContenderTimes
 from mirl_sparse import sparsify
 from mirl_sparse.files import write_whole
 from mirl_sparse.performance.comparison import Candidate, Comparison
 from mirl_sparse.performance.peers import DENSE, STOCK
 from mirl_sparse.sparsification import SparsityReport
 
+ROOT = Path(__file__).parents[2]
 DENSITY = 0.10
 _NAFNET = {
     "width": 32,
@@ -48,40 +52,79 @@ _SWINIR = {
     "upsampler": "",
 }
 
-# By name: module of the architecture, its arguments (else the defaults), side and channels of the input.
-NETWORKS: dict[str, tuple[str, dict[str, Any], int, int]] = {
-    "Restormer": ("spandrel_extra_arches.architectures.Restormer", {}, 128, 3),
-    "NAFNet": ("spandrel.architectures.NAFNet", _NAFNET, 256, 3),
-    "MPRNet": ("spandrel_extra_arches.architectures.MPRNet", {}, 128, 3),
-    "SwinIR": ("spandrel.architectures.SwinIR", _SWINIR, 64, 3),
-    "DRUNet": ("spandrel.architectures.DRUNet", {"in_nc": 4, "out_nc": 3}, 256, 4),
-    "SCUNet": ("spandrel.architectures.SCUNet", {}, 128, 3),
-    "FBCNN": ("spandrel.architectures.FBCNN", {}, 128, 3),
-    "ESRGAN": ("spandrel.architectures.ESRGAN", {}, 64, 3),
-    "DnCNN": ("spandrel.architectures.DnCNN", {"in_nc": 3, "out_nc": 3}, 256, 3),
-    "MIRNet2": ("spandrel_extra_arches.architectures.MIRNet2", {}, 128, 3),
-    "RCAN": ("spandrel.architectures.RCAN", {}, 64, 3),
-    "Uformer": ("spandrel.architectures.Uformer", {}, 128, 3),
-    "M3SNet": ("spandrel_extra_arches.architectures.M3SNet", {}, 128, 3),
-    "PLKSR": ("spandrel.architectures.PLKSR", {}, 64, 3),
+
+@dataclass(frozen=True)
+class Architecture:
+    """Describe a network of spandrel.
+
+    Attributes:
+        module: Module of its class; the class has the name of the module.
+        side: Height and width of the input.
+        arguments: Arguments of the class beside its defaults.
+        channels: Channels of the input.
+    """
+
+    module: str
+    side: int
+    arguments: Mapping[str, object] = field(default_factory=dict)
+    channels: int = 3
+
+
+NETWORKS = {
+    "Restormer": Architecture("spandrel_extra_arches.architectures.Restormer", 128),
+    "NAFNet": Architecture("spandrel.architectures.NAFNet", 256, _NAFNET),
+    "MPRNet": Architecture("spandrel_extra_arches.architectures.MPRNet", 128),
+    "SwinIR": Architecture("spandrel.architectures.SwinIR", 64, _SWINIR),
+    "DRUNet": Architecture("spandrel.architectures.DRUNet", 256, {"in_nc": 4, "out_nc": 3}, channels=4),
+    "SCUNet": Architecture("spandrel.architectures.SCUNet", 128),
+    "FBCNN": Architecture("spandrel.architectures.FBCNN", 128),
+    "ESRGAN": Architecture("spandrel.architectures.ESRGAN", 64),
+    "DnCNN": Architecture("spandrel.architectures.DnCNN", 256, {"in_nc": 3, "out_nc": 3}),
+    "MIRNet2": Architecture("spandrel_extra_arches.architectures.MIRNet2", 128),
+    "RCAN": Architecture("spandrel.architectures.RCAN", 64),
+    "Uformer": Architecture("spandrel.architectures.Uformer", 128),
+    "M3SNet": Architecture("spandrel_extra_arches.architectures.M3SNet", 128),
+    "PLKSR": Architecture("spandrel.architectures.PLKSR", 64),
 }
 
 
-def _import(module: str) -> Any:
+class Row(TypedDict):
+    """Hold the results of one network. The file also has the conditions, as `rows.Conditions` names them.
+
+    Attributes:
+        name: Name of the network.
+        density: Fraction of the weights that are not zero.
+        layers: Number of layers by implementation.
+        shape: Shape of the input, (B, C, H, W).
+        rows: Times of the contenders that could run, by name.
+    """
+
+    name: str
+    density: float
+    layers: dict[str, int]
+    shape: list[int]
+    rows: dict[str, ContenderTimes]
+
+
+def _class_of(module: str) -> Callable[..., nn.Module]:
+    """Return the class of a module that has the module's name."""
     # PyPI's torchvision is built for CUDA; of it, these packages use only what needs no compiled op.
     for op in ("nms", "qnms"):
         torch.library.define(
             f"torchvision::{op}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
         )
-    return importlib.import_module(module)
+    architecture: Callable[..., nn.Module] = getattr(
+        importlib.import_module(module), module.rsplit(".", 1)[1]
+    )
+    return architecture
 
 
 @torch.no_grad()
 def network(name: str) -> nn.Module:
     """Return a network of `NETWORKS` with random weights, pruned layer by layer."""
-    module, arguments, _, _ = NETWORKS[name]
+    architecture = NETWORKS[name]
     torch.manual_seed(0)
-    pruned: nn.Module = getattr(_import(module), module.rsplit(".", 1)[1])(**arguments).eval()
+    pruned: nn.Module = _class_of(architecture.module)(**architecture.arguments).eval()
     for p in pruned.parameters():
         # Branches that are zero at the start of training are not after it.
         if p.numel() and not p.any():
@@ -107,14 +150,14 @@ class _First(nn.Module):
 
 
 @torch.no_grad()
-def measure(name: str, runs: int) -> dict[str, Any]:
+def measure(name: str, runs: int) -> Row:
     """Return the results of one network, with ``runs`` rounds.
 
     Raises:
         ValueError: The network does not depend on its input, or the sparse result is wrong.
     """
     warnings.simplefilter("ignore")
-    _, _, side, channels = NETWORKS[name]
+    side, channels = NETWORKS[name].side, NETWORKS[name].channels
     dense = _First(network(name)).eval()
     image = torch.rand(1, channels, side, side, generator=torch.Generator().manual_seed(1))
     if torch.allclose(dense(image), dense(1 - image), atol=1e-2):
@@ -133,14 +176,15 @@ def measure(name: str, runs: int) -> dict[str, Any]:
     report = sparsified.report
     assert isinstance(report, SparsityReport)
     layers = Counter(layer.implementation for layer in report.layers)
-    return {"name": name, "density": report.density, "layers": layers, **comparison.result().to_dict()}
+    description = {"name": name, "density": report.density, "layers": layers}
+    return cast(Row, description | comparison.result().to_dict())
 
 
 COLUMNS = [name for name in DENSE if name != STOCK]
 SPARSE = ("sparse", "sparse compiled")
 
 
-def table(rows: list[dict[str, Any]]) -> str:
+def table(rows: list[Row]) -> str:
     """Return a Markdown table of the results of networks.
 
     Times are medians in seconds, or a dash for what could not run. The last column is how far the sparse
@@ -174,13 +218,14 @@ def main() -> None:
     if args.one:
         print(json.dumps(measure(args.names[0], args.runs)))
         return
-    rows: list[dict[str, Any]] = json.loads(args.json.read_text()) if args.json and args.json.exists() else []
+    rows: list[Row] = json.loads(args.json.read_text()) if args.json and args.json.exists() else []
     failed = False
     for name in args.names:
         if any(row["name"] == name for row in rows):
             continue
-        command = [sys.executable, __file__, name, "--one", "--runs", str(args.runs)]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+        arguments = [name, "--one", "--runs", str(args.runs)]
+        command = [sys.executable, "-m", "benchmarks.studies.networks", *arguments]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
         if done.returncode:
             print(f"{name}: failed", file=sys.stderr)
             failed = True

@@ -1,8 +1,8 @@
 """Write the pages about the results: Markdown, HTML and plots per processor, and tables of README and docs.
 
-    python benchmarks/report.py
+    python -m benchmarks.suite.report
 
-reads results/*/full.jsonl and writes everything again. `README.md` gets one short table,
+reads benchmarks/results/*/full.jsonl and writes everything again. `README.md` gets one short table,
 `docs/performance.md` a longer part. Both stand between the same two comments.
 """
 
@@ -12,21 +12,18 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-import plots
-import results
-import scaling
-from machine_results import MachineResults, crossover
-from results import Row
-
+from benchmarks.suite import plots, results, scaling
+from benchmarks.suite.machine_results import MachineResults, crossover
+from benchmarks.suite.rows import Ratio, Row
 from mirl_sparse.files import write_whole
 from mirl_sparse.performance.peers import DENSE, EAGER
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 PERFORMANCE = ROOT / "docs" / "performance.md"
 NOT_SHOWN = (
-    "This page shows one machine and one network, PromptIR; [networks.md](../../networks.md) has others."
-    " No GPU was measured."
+    "This page shows one machine and one network, PromptIR;"
+    " [networks.md](../../studies/networks.md) has others. No GPU was measured."
 )
 
 
@@ -34,7 +31,7 @@ def _ms(seconds: float) -> str:
     return f"{seconds:.2f} s" if seconds >= 1 else f"{seconds * 1e3:.{0 if seconds >= 0.1 else 1}f} ms"
 
 
-def _times(ratio: Row) -> str:
+def _times(ratio: Ratio) -> str:
     return f"**{ratio['ratio']:.2f}x** ({ratio['low']:.2f}-{ratio['high']:.2f})"
 
 
@@ -390,7 +387,7 @@ def _performance_cells(measured: MachineResults, row: Row) -> list[str]:
 
 def _put(path: Path, part: str) -> None:
     """Put a part between the two comments of a page."""
-    part = f"<!-- bench: written by benchmarks/report.py -->\n\n{part}\n<!-- /bench -->"
+    part = f"<!-- bench: written by benchmarks/suite/report.py -->\n\n{part}\n<!-- /bench -->"
     page = re.sub(r"<!-- bench.*<!-- /bench -->", lambda _: part, path.read_text(), flags=re.DOTALL)
     write_whole(path, page.encode())
 

@@ -14,15 +14,15 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
-import results
-
+from benchmarks.suite import results
+from benchmarks.suite.rows import Ratio, Row
 from mirl_sparse.performance.environment import environment
 from mirl_sparse.performance.timing import ratio
 
+ROOT = Path(__file__).parents[2]
 LOSS = 0.10
 _TRIES = 3
 _ONE_SIDED = 1.645 / 1.96  # from half a two-sided interval of 95% to a one-sided one
@@ -52,12 +52,12 @@ class Change(NamedTuple):
         return self.lost > LOSS + self.noise
 
 
-def _half_width(r: dict[str, float]) -> float:
+def _half_width(r: Ratio) -> float:
     """Return half the confidence interval of a ratio, relative to the ratio."""
     return (r["high"] - r["low"]) / 2 / r["ratio"]
 
 
-def change(before: results.Row, tries: list[list[results.Row]]) -> Change:
+def change(before: Row, tries: list[list[Row]]) -> Change:
     """Return how a speed-up changed.
 
     Args:
@@ -66,7 +66,7 @@ def change(before: results.Row, tries: list[list[results.Row]]) -> Change:
     """
     slow: list[float] = []
     fast: list[float] = []
-    speedup, missing = before["speedup"], {"left_out": "was not measured"}
+    speedup, missing = before["speedup"], Row(left_out="was not measured")
     for rows in tries:
         here = {row["contender"]: row for row in rows if row["case"] == before["case"]}
         if not here:
@@ -81,7 +81,8 @@ def change(before: results.Row, tries: list[list[results.Row]]) -> Change:
         fast += today["times"][:both]
     if not fast:
         return Change(1, 0, missing["left_out"])
-    now = asdict(ratio(slow, fast))
+    measured = ratio(slow, fast)
+    now = Ratio(ratio=measured.ratio, low=measured.low, high=measured.high)
     lost = 1 - now["ratio"] / speedup["ratio"]
     noise = _ONE_SIDED * (_half_width(speedup) ** 2 + _half_width(now) ** 2) ** 0.5
     message = (
@@ -91,9 +92,7 @@ def change(before: results.Row, tries: list[list[results.Row]]) -> Change:
     return Change(lost, noise, message)
 
 
-def worse(
-    before: list[results.Row], measure: Callable[[set[str]], list[results.Row]]
-) -> dict[tuple[str, str], str]:
+def worse(before: list[Row], measure: Callable[[set[str]], list[Row]]) -> dict[tuple[str, str], str]:
     """Return what got worse, and how, by case and contender.
 
     Args:
@@ -101,7 +100,7 @@ def worse(
         measure: Returns the rows of the named cases, measured now; of all cases if none is named.
     """
     compared = [row for row in before if "speedup" in row]
-    tries: list[list[results.Row]] = []
+    tries: list[list[Row]] = []
     again: set[str] = set()
     for _ in range(_TRIES):
         tries.append(measure(again))
@@ -112,7 +111,7 @@ def worse(
     return {key: changed.message for key, changed in changes.items() if changed.confirmed}
 
 
-def measure(cases: set[str]) -> list[results.Row]:
+def measure(cases: set[str]) -> list[Row]:
     """Measure the quick cases of these names, or all if there are none."""
     with tempfile.TemporaryDirectory() as folder:
         suite = str(Path(__file__).with_name("test_suite.py"))
@@ -120,7 +119,7 @@ def measure(cases: set[str]) -> list[results.Row]:
         command += ["--results", folder, "--benchmark-columns=median,rounds"]
         if cases:
             command += ["-k", " or ".join(f"({' and '.join(case.split())})" for case in sorted(cases))]
-        subprocess.run(command)  # a wrong result fails there; `change` reports it
+        subprocess.run(command, cwd=ROOT)  # a wrong result fails there; `change` reports it
         path = results.path("quick", Path(folder))
         return results.read(path) if path.exists() else []
 
@@ -132,11 +131,16 @@ def main() -> None:
             f"{path}: no results for this instruction set yet;"
             " make bench-quick writes them, for you to commit"
         )
-    before, here = results.read(path), environment().to_dict()
-    for key in ("processor", "threads", "torch"):
-        if (there := before[0][key]) != here[key]:
+    before, here = results.read(path), environment()
+    committed = before[0]
+    for name, there, today in (
+        ("processor", committed["processor"], here.processor),
+        ("threads", committed["threads"], here.threads),
+        ("torch", committed["torch"], here.torch),
+    ):
+        if there != today:
             print(
-                f"{key} is {here[key]}, the committed results are from {there}:"
+                f"{name} is {today}, the committed results are from {there}:"
                 " ratios may differ for that reason alone"
             )
     losses = worse(before, measure)

@@ -8,12 +8,12 @@ It times the first sparse contender of each case. The other contenders are timed
 
 from __future__ import annotations
 
-import cases
-import processes
 import pytest
 import torch
-from cases import Case
-from results import rows_of
+from pytest_benchmark.fixture import BenchmarkFixture
+
+from benchmarks.suite import cases, processes
+from benchmarks.suite.results import ResultStore, rows_of
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -24,19 +24,19 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("process", [] if quick else processes.PROCESSES, ids=str)
 
 
-def test_process(process: processes.Process, keep) -> None:
+def test_process(process: processes.Process, keep: ResultStore) -> None:
     """Measure processes first, while this one is small itself."""
     keep(process.measure())
 
 
 @pytest.mark.parametrize("network", cases.TICKETS)
-def test_profile(network: str, keep, pytestconfig) -> None:
+def test_profile(network: str, keep: ResultStore, pytestconfig: pytest.Config) -> None:
     if pytestconfig.getoption("--quick"):
         pytest.skip("not one of the quick ones")
     keep(cases.profile(network))
 
 
-def test_comparison(case: Case, benchmark, keep) -> None:
+def test_comparison(case: cases.Case, benchmark: BenchmarkFixture, keep: ResultStore) -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(case.threads or threads)
     try:
@@ -53,10 +53,10 @@ def test_comparison(case: Case, benchmark, keep) -> None:
         repeats = comparison.run(first)
         benchmark.pedantic(comparison.run, args=(first,), setup=time_others, rounds=case.runs)
         comparison.times[first] = [seconds / repeats for seconds in benchmark.stats.stats.data]
-        result = comparison.result().to_dict()
+        result = comparison.result()
     finally:
         torch.set_num_threads(threads)
-    for row in rows_of(result, facts, section=case.section, case=case.name, **case.facts):
+    for row in rows_of(result, facts, case.section, case.name, case.facts):
         keep(row)
-    wrong = {name: reason for name, reason in result["left_out"].items() if "differs" in reason}
+    wrong = {name: reason for name, reason in result.left_out.items() if "differs" in reason}
     assert not wrong.keys() & facts.keys(), wrong  # peers may be wrong, the sparse contenders may not

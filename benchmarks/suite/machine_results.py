@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from cases import SMALL
-from results import Row
 
+from benchmarks.suite.cases import SMALL
+from benchmarks.suite.rows import Row
 from mirl_sparse.performance.peers import DENSE
 
 

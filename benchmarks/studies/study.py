@@ -1,9 +1,9 @@
 """Check what lottery tickets of the tiny network hold, and what each criterion is worth in time.
 
-    python benchmarks/study.py train DATA [ROW ...] [--seed N]
-    python benchmarks/study.py classical DATA
-    python benchmarks/study.py clock
-    python benchmarks/study.py report
+    python -m benchmarks.studies.study train DATA [ROW ...] [--seed N]
+    python -m benchmarks.studies.study classical DATA
+    python -m benchmarks.studies.study clock
+    python -m benchmarks.studies.study report
 
 - `train` trains and scores what is missing, in runs/study, for hours. Stop it whenever you like.
 - `classical` scores what scikit-image and BM3D offer; BM3D takes an hour. It wants
@@ -12,7 +12,7 @@
 - `report` writes study.md and study.png.
 
 DATA holds train/ and test/ as training/configs/small.yaml and `mirl-sparse eval` expect them. ROW is a name
-of `ROWS`. Scores are JSON lines in benchmarks/study.jsonl.
+of `ROWS`. Scores are JSON lines in benchmarks/studies/study.jsonl.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ import itertools
 import json
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.util import find_spec
 from math import nan
 from pathlib import Path
 from statistics import mean, median, stdev
-from typing import Any
+from typing import Any, TypedDict, cast
 
 import numpy as np
 import torch
-from results import write
 from safetensors.torch import load_file
 from skimage import restoration
 from skimage.data import astronaut
 from skimage.metrics import peak_signal_noise_ratio
 
 from mirl_sparse.architectures.promptir.network import PromptIR
+from mirl_sparse.files import write_whole
 from mirl_sparse.performance.prices import cost_model
 from mirl_sparse.runtime.restorer import SparseRestorer
 from mirl_sparse.tickets import load_network
@@ -51,7 +51,7 @@ from mirl_training.runs import Run, RunConfig, load_config, read_log, save_weigh
 HERE = Path(__file__).parent
 RESULTS = HERE / "study.jsonl"
 WORK = Path("runs/study")
-TINY = load_config(HERE.parent / "training/configs/tiny.yaml")
+TINY = load_config(HERE.parents[1] / "training/configs/tiny.yaml")
 STEPS, REWIND = 800, 80  # of every round; the early step that tickets are rewound to
 EXEMPT = ("patch_embed.*", "output.*", "*linear_layer*")
 RATE, ROUNDS = 0.2, 15  # MIR-L's
@@ -182,6 +182,67 @@ def as_fast(seed: int, data: Path, criterion: str, faster: float = 1) -> Path:
     return gradual(seed, data, criterion, round(low, 3))
 
 
+class Score(TypedDict):
+    """Hold what every line of the results has.
+
+    Attributes:
+        row: Name of the ticket, one of `ROWS`, or of the classical method.
+        psnr: Mean PSNR in dB by test set.
+    """
+
+    row: str
+    psnr: dict[str, float]
+
+
+class Cost(TypedDict):
+    """Hold what training took, a round and all rounds before it.
+
+    Attributes:
+        steps: Number of steps.
+        hours: Hours of them.
+    """
+
+    steps: int
+    hours: float
+
+
+class Ticket(Score, Cost):
+    """Hold a trained ticket.
+
+    Attributes:
+        seed: Seed of the run.
+        folder: Folder of its last round.
+        density: Fraction of the prunable weights that are not zero.
+    """
+
+    seed: int
+    folder: str
+    density: float
+
+
+class TimedTicket(Ticket, total=False):
+    """Hold a ticket that may be timed.
+
+    Attributes:
+        ms: Median milliseconds for SIDE x SIDE pixels.
+    """
+
+    ms: float
+
+
+class Classical(Score, total=False):
+    """Hold a method without training.
+
+    Attributes:
+        seconds_per_megapixel: Median seconds for a megapixel.
+        over_ticket: Its time over the time of the ticket at 10.7%.
+    """
+
+    seconds_per_megapixel: float
+    over_ticket: float
+
+
+Entry = TimedTicket | Classical  # a line of the results
 Row = Callable[[int, Path], Path]
 Denoiser = Callable[[np.ndarray], np.ndarray]
 Point = tuple[str, float, float, float]  # name, density in %, ms, mean PSNR in dB
@@ -216,7 +277,7 @@ def psnr(restore: Callable[[Pixels], Pixels], data: Path, tasks: str = "") -> di
     return scores
 
 
-def cost(folder: Path) -> dict[str, float]:
+def cost(folder: Path) -> Cost:
     """Return the steps and hours of training of a round and all rounds before it."""
     last = int(folder.name.removeprefix("round_"))
     ends = {}  # a round that was stopped at its end has two lines
@@ -229,33 +290,45 @@ def cost(folder: Path) -> dict[str, float]:
     }
 
 
-def results() -> list[dict[str, Any]]:
+def results() -> list[Entry]:
     return [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
 
 
-def add(entry: dict[str, Any]) -> None:
+def add(entry: Entry) -> None:
     with RESULTS.open("a") as stream:
         stream.write(json.dumps(entry) + "\n")
     print(json.dumps(entry), flush=True)
 
 
+def tickets_of(entries: list[Entry]) -> list[TimedTicket]:
+    """Return the entries of tickets, in their order."""
+    return [cast(TimedTicket, entry) for entry in entries if "seed" in entry]
+
+
+def classical_of(entries: list[Entry]) -> list[Classical]:
+    """Return the entries of methods without training, in their order."""
+    return [cast(Classical, entry) for entry in entries if "seed" not in entry]
+
+
 def train(data: Path, rows: list[str], seeds: list[int]) -> None:
     for seed, name in itertools.product(seeds, rows or ROWS):
-        if any((r["row"], r.get("seed")) == (name, seed) for r in results()):
+        if any((r["row"], r["seed"]) == (name, seed) for r in tickets_of(results())):
             continue
         folder = ROWS[name](seed, data)
         network = load_network(folder / "weights.safetensors")
         density = Mask(load_file(folder / "mask.safetensors")).density
         scores = psnr(SparseRestorer(network).restore, data)
+        training = cost(folder)
         add(
-            {
-                "row": name,
-                "seed": seed,
-                "folder": str(folder),
-                "density": density,
-                **cost(folder),
-                "psnr": scores,
-            }
+            TimedTicket(
+                row=name,
+                seed=seed,
+                folder=str(folder),
+                density=density,
+                steps=training["steps"],
+                hours=training["hours"],
+                psnr=scores,
+            )
         )
 
 
@@ -266,8 +339,9 @@ def clock() -> None:
     skipped if one of its tickets is not here, since times of different runs of this command do not compare.
     """
     every = results()
-    for seed in {r["seed"] for r in every if "seed" in r}:
-        tickets = [r for r in every if r.get("seed") == seed]
+    trained_tickets = tickets_of(every)
+    for seed in {r["seed"] for r in trained_tickets}:
+        tickets = [r for r in trained_tickets if r["seed"] == seed]
         absent = [r["row"] for r in tickets if not Path(r["folder"]).exists()]
         if absent:
             print(f"seed {seed} is not timed, since tickets of it are not in {WORK}: {', '.join(absent)}")
@@ -275,8 +349,8 @@ def clock() -> None:
             for entry, taken in zip(tickets, timed(tickets), strict=True):
                 entry["ms"] = 1e3 * taken
     denoisers = _classical()
-    untrained = [r for r in every if r["row"] in denoisers]
-    tickets = [r for r in every if r["row"] == "imp 10.7%" and Path(r["folder"]).exists()]
+    untrained = [r for r in classical_of(every) if r["row"] in denoisers]
+    tickets = [r for r in trained_tickets if r["row"] == "imp 10.7%" and Path(r["folder"]).exists()]
     if not tickets:
         print(
             "what needs no training is not timed, since no ticket of imp 10.7% is in"
@@ -284,12 +358,10 @@ def clock() -> None:
         )
     elif any("over_ticket" not in r for r in untrained):
         _clock_classical(untrained, denoisers, tickets[0])
-    write(RESULTS, every)
+    write_whole(RESULTS, "".join(json.dumps(entry) + "\n" for entry in every).encode())
 
 
-def _clock_classical(
-    rows: list[dict[str, Any]], denoisers: dict[str, Denoiser], ticket: dict[str, Any]
-) -> None:
+def _clock_classical(rows: list[Classical], denoisers: dict[str, Denoiser], ticket: Ticket) -> None:
     """Time classical methods on a photo with noise of sigma 25.
 
     Their rows get the seconds per megapixel and how many times the ticket's time that is.
@@ -359,10 +431,10 @@ def classical(data: Path) -> None:
             restored = denoise(degraded.astype(np.float32) / np.float32(255))
             return np.rint(np.clip(restored, 0, 1) * 255).astype(np.uint8)
 
-        add({"row": name, "psnr": psnr(restore, data, "noise" if name == "BM3D" else "")})
+        add(Classical(row=name, psnr=psnr(restore, data, "noise" if name == "BM3D" else "")))
 
 
-def timed(entries: list[dict[str, Any]]) -> list[float]:
+def timed(entries: Sequence[Ticket]) -> list[float]:
     """Return the median seconds of each ticket for SIDE x SIDE pixels, timed in turns."""
     restorers = [SparseRestorer(load_network(Path(e["folder"]) / "weights.safetensors")) for e in entries]
     image = torch.rand(1, 3, SIDE, SIDE)
@@ -383,19 +455,19 @@ def _about(values: list[float]) -> str:
 
 def report() -> None:
     every = results()
-    tickets = [r for r in every if "seed" in r]
+    tickets = tickets_of(every)
     if not tickets:
-        raise SystemExit("nothing is trained yet: python benchmarks/study.py train DATA")
+        raise SystemExit("nothing is trained yet: python -m benchmarks.studies.study train DATA")
     tasks = list(tickets[0]["psnr"])
     lines, points = _ticket_table(tickets, tasks)
-    lines += ["", *_classical_table(every, tasks)]
+    lines += ["", *_classical_table(classical_of(every), tasks)]
     page = HERE / "study.md"
     before = page.read_text().split("<!-- tables -->")[0] if page.exists() else ""
     page.write_text(before + "<!-- tables -->\n\n" + "\n".join(lines) + "\n")
     _plot(points)
 
 
-def _ticket_table(tickets: list[dict[str, Any]], tasks: list[str]) -> tuple[list[str], list[Point]]:
+def _ticket_table(tickets: list[TimedTicket], tasks: list[str]) -> tuple[list[str], list[Point]]:
     """Return the table of the tickets in Markdown, and their points of the plot."""
     columns = ["row", "density", "ms", "against global", "steps", "hours", "seeds", "mean", "against global"]
     lines = [f"| {' | '.join([*columns, *tasks])} |", "|" + "---|" * (len(columns) + len(tasks))]
@@ -425,7 +497,7 @@ def _ticket_table(tickets: list[dict[str, Any]], tasks: list[str]) -> tuple[list
     return lines, points
 
 
-def _classical_table(rows: list[dict[str, Any]], tasks: list[str]) -> list[str]:
+def _classical_table(rows: list[Classical], tasks: list[str]) -> list[str]:
     """Return the table of the methods without training, in Markdown."""
     columns = ["without training", "s per megapixel", "of the 10.7% ticket's", *tasks]
     lines = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]

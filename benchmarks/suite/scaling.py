@@ -13,13 +13,40 @@ restored by one process per core.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
-from results import Row, sweep
 from scipy.optimize import nnls
+
+from benchmarks.suite.results import sweep
+from benchmarks.suite.rows import Row
 
 # Cores and bytes a second: a desktop, one socket of 8 memory channels, and one of 12.
 SERVERS = ((8, 80e9), (32, 200e9), (96, 460e9))
 PHOTO, PHOTOS = 2_000_000, 1_000_000
+
+
+@dataclass(frozen=True)
+class Model:
+    """Hold the model of one way to run a network.
+
+    Attributes:
+        fixed: Seconds for an image without pixels, on one thread.
+        per_pixel: Seconds per pixel, on one thread.
+        serial: Fraction of the time that more threads do not shorten.
+        bytes_per_pixel: Bytes that must move.
+        off: Largest relative distance of a measured point from the line.
+    """
+
+    fixed: float
+    per_pixel: float
+    serial: float
+    bytes_per_pixel: float
+    off: float
+
+    def alone(self, pixels: float) -> float:
+        """Return the seconds for one photo on one thread."""
+        return self.fixed + self.per_pixel * pixels
 
 
 def _seconds(row: Row, way: str) -> float:
@@ -27,14 +54,8 @@ def _seconds(row: Row, way: str) -> float:
     return float(row["median"] * (row["speedup"]["ratio"] if way == "dense" else 1))
 
 
-def fit(rows: list[Row], network: str) -> dict[str, Row]:
-    """Fit the model to a network's measured times.
-
-    Returns:
-        For "dense" and "sparse" the parameters: ``fixed`` seconds and seconds ``per_pixel``, both on one
-        thread; the ``serial`` fraction; ``bytes`` per pixel; and ``off``, the largest relative distance of a
-        measured point from the line.
-    """
+def fit(rows: list[Row], network: str) -> dict[str, Model]:
+    """Return the models that fit a network's measured times, for "dense" and "sparse"."""
     sizes, threads = sweep(rows, network, "size"), sweep(rows, network, "threads")
     models = {}
     for way in ("dense", "sparse"):
@@ -46,31 +67,22 @@ def fit(rows: list[Row], network: str) -> dict[str, Row]:
         most = max(by_threads)
         alone = by_threads[1] / by_threads[most]
         serial = min(1.0, max(0.0, (most / alone - 1) / (most - 1))) if most > 1 else 0.0
-        bytes_per_pixel = sizes[-1]["bytes"] / x[-1] if way == "sparse" else 0.0
+        bytes_per_pixel = float(sizes[-1]["bytes"] / x[-1]) if way == "sparse" else 0.0
         off = float(np.abs((fixed + per_pixel * x) / y - 1).max())
-        models[way] = {
-            "fixed": fixed * alone,
-            "per_pixel": per_pixel * alone,
-            "serial": serial,
-            "bytes": bytes_per_pixel,
-            "off": off,
-        }
+        models[way] = Model(fixed * alone, per_pixel * alone, serial, bytes_per_pixel, off)
     return models
 
 
-def latency(model: Row, pixels: float, cores: int, bandwidth: float) -> float:
+def latency(model: Model, pixels: float, cores: int, bandwidth: float) -> float:
     """Return the seconds for one photo on all cores."""
-    alone = model["fixed"] + model["per_pixel"] * pixels
-    return float(
-        max(alone * (model["serial"] + (1 - model["serial"]) / cores), model["bytes"] * pixels / bandwidth)
-    )
+    computing = model.alone(pixels) * (model.serial + (1 - model.serial) / cores)
+    return max(computing, model.bytes_per_pixel * pixels / bandwidth)
 
 
-def core_hours(model: Row, pixels: float, photos: float, cores: int, bandwidth: float) -> float:
+def core_hours(model: Model, pixels: float, photos: float, cores: int, bandwidth: float) -> float:
     """Return the core-hours for many photos, each on one core."""
-    alone = model["fixed"] + model["per_pixel"] * pixels
-    seconds = photos * max(alone / cores, model["bytes"] * pixels / bandwidth)
-    return float(seconds * cores / 3600)
+    seconds = photos * max(model.alone(pixels) / cores, model.bytes_per_pixel * pixels / bandwidth)
+    return seconds * cores / 3600
 
 
 def section(rows: list[Row]) -> list[str]:
@@ -84,9 +96,9 @@ def section(rows: list[Row]) -> list[str]:
         for way, m in fit(rows, network).items():
             times = " | ".join(f"{latency(m, PHOTO, c, b):.2f} s" for c, b in SERVERS)
             hours = " / ".join(f"{core_hours(m, PHOTO, PHOTOS, c, b):,.0f}" for c, b in SERVERS)
-            fitted = f"{m['fixed'] * 1e3:.1f} ms + {m['per_pixel'] * 1e6:.2f} s per Mpx"
+            fitted = f"{m.fixed * 1e3:.1f} ms + {m.per_pixel * 1e6:.2f} s per Mpx"
             lines.append(
-                f"| {network} | {way} | {fitted} | {m['serial']:.0%} | {m['off']:.0%} | {times} | {hours} |"
+                f"| {network} | {way} | {fitted} | {m.serial:.0%} | {m.off:.0%} | {times} | {hours} |"
             )
     return [*lines, ""]
 

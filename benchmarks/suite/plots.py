@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from machine_results import MachineResults, crossover
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
+from benchmarks.suite.machine_results import MachineResults, crossover
 from mirl_sparse.files import write_whole
 from mirl_sparse.performance.peers import DENSE, STOCK
 
@@ -68,9 +68,9 @@ def _stages(measured: MachineResults, *subplots: Any) -> None:
     for axes, row in zip(subplots, measured.section("profile"), strict=True):
         names = row["dense_stages"] | row["sparse_stages"]
         colours = dict(zip(names, colormaps["turbo"](np.linspace(0, 1, len(names))), strict=True))
-        for column, kind in enumerate(("dense_stages", "sparse_stages")):
+        for column, stages in enumerate((row["dense_stages"], row["sparse_stages"])):
             bottom = 0.0
-            for stage, seconds in row[kind].items():
+            for stage, seconds in stages.items():
                 label = None if column else stage
                 axes.bar(column, 1e3 * seconds, bottom=bottom, color=colours[stage], label=label)
                 bottom += 1e3 * seconds

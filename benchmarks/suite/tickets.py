@@ -1,6 +1,6 @@
 """Write full-size tickets of random weights to measure speed with; no training is needed.
 
-    python benchmarks/tickets.py FOLDER
+    python -m benchmarks.suite.tickets FOLDER
 
 This writes ``layerwise10.safetensors`` and the others in `TICKETS`. Weights are uniform within 1.6 /
 sqrt(fan_in). A layer-wise ticket has the same density in every layer. An uneven ticket applies one threshold

@@ -6,13 +6,14 @@ import json
 from collections.abc import Iterable
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import cast
 
+from benchmarks.suite.rows import Facts, Row, Section
 from mirl_kernels.core import cpu
 from mirl_sparse.files import write_whole
+from mirl_sparse.performance.comparison import ComparisonResult
 
-Row = dict[str, Any]
-FOLDER = Path(__file__).parent / "results"
+FOLDER = Path(__file__).parents[1] / "results"
 
 
 def now() -> str:
@@ -20,28 +21,32 @@ def now() -> str:
     return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%MZ")
 
 
-def rows_of(result: Row, facts: dict[str, Row], **case: Any) -> Iterable[Row]:
+def rows_of(
+    result: ComparisonResult, facts: dict[str, Facts], section: Section, case: str, of_case: Facts
+) -> Iterable[Row]:
     """Yield the rows of one comparison.
 
     Args:
-        result: A `mirl_sparse.performance.comparison.ComparisonResult` as a dictionary.
-        facts: What the row of a sparse contender says beside its times, by the contender's name.
-        case: What all rows say.
+        result: Result of the comparison.
+        facts: Facts of the sparse contenders, by name.
+        section: Section of the results.
+        case: Name of the case.
+        of_case: Facts that every row has.
     """
-    shared = {k: v for k, v in result.items() if k not in ("rows", "left_out", "strongest_dense")}
-    shared |= case | {"date": now()}
-    for name, row in result["rows"].items():
-        yield {"contender": name, **row, **facts.get(name, {}), **shared}
-    for name, reason in result["left_out"].items():
-        yield {"contender": name, "left_out": reason, **facts.get(name, {}), **shared}
+    conditions = result.to_dict()
+    shared = {k: v for k, v in conditions.items() if k not in ("rows", "left_out", "strongest_dense")}
+    shared |= {"section": section, "case": case, **of_case, "date": now()}
+    for name, row in result.rows.items():
+        yield cast(Row, {"contender": name, **row.to_dict(), **facts.get(name, {}), **shared})
+    for name, reason in result.left_out.items():
+        yield cast(Row, {"contender": name, "left_out": reason, **facts.get(name, {}), **shared})
 
 
-def subject(row: Row) -> tuple[Any, ...]:
+def subject(row: Row) -> tuple[object, ...]:
     """Return what a row is about: rows with the same subject are measured together."""
-    return tuple(
-        row.get(key)
-        for key in (("section", "case") if "case" in row else ("section", "network", "contender", "pixels"))
-    )
+    if "case" in row:
+        return row["section"], row["case"]
+    return row["section"], row.get("network"), row.get("contender"), row.get("pixels")
 
 
 def path(name: str, folder: Path = FOLDER) -> Path:
@@ -50,10 +55,12 @@ def path(name: str, folder: Path = FOLDER) -> Path:
 
 
 def write(path: Path, rows: Iterable[Row]) -> None:
+    """Write rows as JSON lines, all or nothing."""
     write_whole(path, "".join(json.dumps(row) + "\n" for row in rows).encode())
 
 
 def read(path: Path) -> list[Row]:
+    """Return the rows of a file."""
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 

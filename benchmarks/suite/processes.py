@@ -3,7 +3,7 @@
 That is the time until the first image, the peak of memory and, where valgrind is installed, the number of
 instructions of a restoration.
 
-    python benchmarks/processes.py KIND CONTENDER NETWORK HEIGHT WIDTH
+    python -m benchmarks.suite.processes KIND CONTENDER NETWORK HEIGHT WIDTH
 
 prints the figures of one process as JSON.
 """
@@ -23,8 +23,11 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import cast
 
+from benchmarks.suite.rows import Figures, Kind, Row
+
+ROOT = Path(__file__).parents[2]
 SPARSE, STOCK = "sparse cpu", "dense eager, stock allocator"  # neither tunes the allocator
 SMALL, FULL = "small", "full-size"
 _RUNS = 3
@@ -43,7 +46,7 @@ class Process:
         width: Of the image.
     """
 
-    kind: str
+    kind: Kind
     contender: str
     network: str
     height: int
@@ -52,43 +55,50 @@ class Process:
     def __str__(self) -> str:
         return f"{self.kind}: {self.contender}, {self.network} {self.height}x{self.width}"
 
-    def measure(self) -> dict[str, Any]:
+    def measure(self) -> Row:
         """Return the row of the results; where times count, they are medians of several processes."""
-        from results import now  # imports PyTorch, whose import is timed in the processes that this starts
+        # Imports PyTorch, whose import is timed in the processes that this starts.
+        from benchmarks.suite.results import now
 
         # Compiling takes a minute.
         runs = _RUNS if self.kind == "cold" and "compiled" not in self.contender else 1
-        row: dict[str, Any] = {
-            "section": self.kind,
-            "contender": self.contender,
-            "network": self.network,
-            "pixels": self.height * self.width,
-            "date": now(),
-        }
+        row = Row(
+            section=self.kind,
+            contender=self.contender,
+            network=self.network,
+            pixels=self.height * self.width,
+            date=now(),
+        )
         if self.kind == "instructions" and not shutil.which("valgrind"):
-            return row | {"left_out": "valgrind is not installed"}
+            return Row(**row, left_out="valgrind is not installed")
         try:
             figures = [self._run() for _ in range(runs)]
         except subprocess.CalledProcessError as error:
-            return row | {"left_out": _reason(error)}
-        times = {k: median(f[k] for f in figures) for k, v in figures[0].items() if isinstance(v, float)}
-        return row | figures[0] | times | {"runs": runs}
+            return Row(**row, left_out=_reason(error))
+        return cast(Row, {**row, **_medians(figures), "runs": runs})
 
-    def _run(self) -> dict[str, Any]:
+    def _run(self) -> Figures:
         arguments = [self.kind, self.contender, self.network, str(self.height), str(self.width)]
-        command = [sys.executable, __file__, *arguments]
+        command = [sys.executable, "-m", "benchmarks.suite.processes", *arguments]
         environment = dict(os.environ)
         if self.kind == "instructions":
             command = [*_INSTRUCTIONS, *command]
             environment["OMP_NUM_THREADS"] = "1"  # threads that wait for work count too
             environment["MIRL_CPU_ISA"] = "avx2"  # valgrind knows no AVX-512
             environment["ONEDNN_MAX_CPU_ISA"] = environment["ATEN_CPU_CAPABILITY"] = "avx2"
-        done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+        done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment, cwd=ROOT)
         if self.kind == "instructions":
             counted = next(line for line in done.stderr.splitlines() if "Collected :" in line)
-            return {"instructions": int(counted.split()[-1])}
-        figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+            return Figures(instructions=int(counted.split()[-1]))
+        figures: Figures = json.loads(done.stdout.splitlines()[-1])
         return figures
+
+
+def _medians(figures: list[Figures]) -> Figures:
+    """Return the first process's figures, with the medians of all processes' times."""
+    timed = [key for key, value in figures[0].items() if isinstance(value, float)]
+    times = {key: median(f[key] for f in figures) for key in timed}  # type: ignore[literal-required]
+    return cast(Figures, {**figures[0], **times})
 
 
 def _reason(error: subprocess.CalledProcessError) -> str:
@@ -147,7 +157,7 @@ def main() -> None:
     if name == SMALL:
         network = load_network(find_ticket(SMALL))
     else:
-        import tickets
+        from benchmarks.suite import tickets
 
         network = tickets.network("layerwise", 0.107)
     image = torch.rand(1, 3, *map(int, sides))
@@ -178,5 +188,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parent))
     main()

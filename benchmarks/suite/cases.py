@@ -7,20 +7,22 @@ Time depends on which weights are zero, not on the values of the others.
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache, partial
 from statistics import median
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
-from results import Row, now
-from tickets import network
 from torch import Tensor, nn
 
+from benchmarks.suite.results import now
+from benchmarks.suite.rows import Facts, Row, Section
+from benchmarks.suite.tickets import network
 from mirl_kernels import registry
+from mirl_kernels.core.cpu import PackedModule
 from mirl_kernels.core.roofline import measure
 from mirl_sparse.architectures.promptir.network import PromptIR
 from mirl_sparse.defaults import TICKET
@@ -49,7 +51,7 @@ class Sparse(NamedTuple):
 
     module: Callable[[Tensor], Tensor]
     stands_for: nn.Module
-    facts: dict[str, Any]
+    facts: Facts
 
 
 class Subjects(NamedTuple):
@@ -83,20 +85,20 @@ class Case:
         facts: What every row of the case says.
     """
 
-    section: str
+    section: Section
     name: str
     build: Callable[[], Subjects]
     runs: int
     dense: tuple[str, ...]
     ranked: str = ""
     threads: int | None = None
-    facts: dict[str, Any] = field(default_factory=dict)
+    facts: Facts = field(default_factory=lambda: Facts())
 
     def __str__(self) -> str:
         return f"{self.section}: {self.name}"
 
     @torch.no_grad()
-    def comparison(self, rows: list[Row]) -> tuple[Comparison, dict[str, dict[str, Any]]]:
+    def comparison(self, rows: list[Row]) -> tuple[Comparison, dict[str, Facts]]:
         """Build the contenders of this case and check their results.
 
         Args:
@@ -166,7 +168,7 @@ class Op(nn.Module):
         return self._function(x, *map(self._weights, self._shape), **self._options)
 
 
-def _build(name: str, c: int, density: float) -> tuple[nn.Module, nn.Module]:
+def _build(name: str, c: int, density: float) -> tuple[Op, PackedModule]:
     """Return an op of c channels as PyTorch runs it, and packed."""
     op = registry.OPS[name]
     example = op.example(c, density)
@@ -203,19 +205,21 @@ def _multiply(matrix: Tensor, x: Tensor) -> Tensor:
 def _op(name: str, c: int, side: int, densities: tuple[float, ...]) -> Subjects:
     """Return an op of c channels on a square image, sparse in several densities."""
     torch.manual_seed(0)
-    image, sparse, absent = torch.randn(1, c, side, side), {}, {}
+    image = torch.randn(1, c, side, side)
+    sparse: dict[str, Sparse] = {}
+    absent: dict[str, str] = {}
     dense, _ = _build(name, c, 1.0)
     for density in densities:
         stands_for, packed = _build(name, c, density)
         macs, moved = packed.work(1, side, side)
         sparse[f"sparse cpu {density:.1%}"] = Sparse(
-            packed, stands_for, {"density": density, "macs": macs, "bytes": moved}
+            packed, stands_for, Facts(density=density, macs=macs, bytes=moved)
         )
         if name == "pointwise":
-            convolutions, reasons = _torch_sparse(stands_for.weight0)
+            convolutions, reasons = _torch_sparse(stands_for.get_buffer("weight0"))
             absent |= reasons
             for other, call in convolutions.items():
-                sparse[f"{other} {density:.1%}"] = Sparse(call, stands_for, {"density": density})
+                sparse[f"{other} {density:.1%}"] = Sparse(call, stands_for, Facts(density=density))
     return Subjects(dense, image, sparse, absent)
 
 
@@ -231,12 +235,12 @@ def _restorers(tickets: tuple[tuple[str, float], ...], batch: int, height: int, 
     for criterion, density in tickets:
         pruned = _pruned(criterion, density)
         work = [op.work(*shape) for op, shape in CpuEngine(pruned).calls(batch, height, width)]
-        facts = {
-            "criterion": criterion,
-            "density": density,
-            "macs": sum(w.macs for w in work),
-            "bytes": sum(w.bytes for w in work),
-        }
+        facts = Facts(
+            criterion=criterion,
+            density=density,
+            macs=sum(w.macs for w in work),
+            bytes=sum(w.bytes for w in work),
+        )
         sparse[f"sparse cpu {criterion} {density:.1%}"] = Sparse(SparseRestorer(pruned, "cpu"), pruned, facts)
     return Subjects(_pruned(*tickets[0]), image, sparse)
 
@@ -260,7 +264,7 @@ OF_FULL = *OF_QUICK, "dense compiled", "dense compiled bfloat16"
 
 
 def _op_case(
-    section: str, op: str, c: int, densities: tuple[float, ...], runs: int, dense: tuple[str, ...]
+    section: Section, op: str, c: int, densities: tuple[float, ...], runs: int, dense: tuple[str, ...]
 ) -> Case:
     """Return the case of one op, with c channels."""
     build = partial(_op, op, c, SIDE[c], densities)
@@ -268,7 +272,7 @@ def _op_case(
 
 
 def _network_case(
-    section: str,
+    section: Section,
     name: str,
     setting: str,
     shape: tuple[int, int, int],
@@ -333,7 +337,7 @@ def profile(name: str, runs: int = 5) -> Row:
     with _timed_stages(dense, stages, dense_times):
         for run in range(runs + 1):
             dense(dense_image)
-            steps, seconds_by_stage, limit = engine.profile(image), Counter[str](), 0.0
+            steps, seconds_by_stage, limit = engine.profile(image), defaultdict[str, float](float), 0.0
             for step in steps:
                 seconds_by_stage[step.name.split(".")[0]] += step.seconds
                 limit += machine.limit(step.macs, step.bytes)
@@ -341,7 +345,7 @@ def profile(name: str, runs: int = 5) -> Row:
                 for stage, seconds in seconds_by_stage.items():
                     sparse_times.setdefault(stage, []).append(seconds)
     sparse_stages = {stage: median(times) for stage, times in sparse_times.items()}
-    return {
+    row = {
         "section": "profile",
         "network": name,
         "dense_stages": {stage: median(times[1:]) for stage, times in dense_times.items()},
@@ -354,6 +358,7 @@ def profile(name: str, runs: int = 5) -> Row:
         **environment().to_dict(),
         "date": now(),
     }
+    return cast(Row, row)
 
 
 @contextmanager

@@ -3,7 +3,8 @@
 from pathlib import Path
 
 import pytest
-import results
+
+from benchmarks.suite import results
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

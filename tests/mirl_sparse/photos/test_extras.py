@@ -1,0 +1,96 @@
+"""Text, XMP, IPTC, resolution and losslessness of a photo are kept."""
+
+from io import BytesIO
+
+import numpy as np
+import pytest
+from pictures import encoded
+from PIL import ExifTags, Image, PngImagePlugin
+
+from mirl_sparse.photos import read_photo, write_photo
+
+SMALL = np.random.default_rng(0).integers(0, 256, (12, 20, 3)).astype(np.uint8)
+XMP = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+
+
+def png_with(**text: str) -> BytesIO:
+    info = PngImagePlugin.PngInfo()
+    for key, value in text.items():
+        info.add_text(key, value, zip=len(value) > 1000)
+    return encoded(Image.fromarray(SMALL), "PNG", pnginfo=info)
+
+
+def test_text_of_a_png_is_kept_in_a_png(tmp_path):
+    write_photo(tmp_path / "a.png", read_photo(png_with(Title="Rain", Author="Zoë")))
+    with Image.open(tmp_path / "a.png") as image:
+        image.load()
+        assert image.text == {"Title": "Rain", "Author": "Zoë"}
+
+
+def test_text_that_inflates_to_megabytes_is_no_obstacle(tmp_path):
+    photo = read_photo(png_with(Comment="x" * 3_000_000))
+    np.testing.assert_array_equal(photo.pixels, SMALL)
+    write_photo(tmp_path / "a.png", photo)
+    np.testing.assert_array_equal(read_photo(tmp_path / "a.png").pixels, SMALL)
+
+
+def test_a_profile_of_megabytes_is_kept(tmp_path):
+    profile = b"\0" * 16 + b"RGB " + bytes(3_000_000)
+    photo = read_photo(encoded(Image.fromarray(SMALL), "PNG", icc_profile=profile))
+    assert photo.icc == profile
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".tif"])
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "TIFF"])
+def test_the_resolution_is_kept(tmp_path, format, suffix):
+    write_photo(tmp_path / f"a{suffix}", read_photo(encoded(Image.fromarray(SMALL), format, dpi=(300, 300))))
+    assert read_photo(tmp_path / f"a{suffix}").dpi == pytest.approx((300, 300), rel=1e-3)
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".tif", ".webp"])
+@pytest.mark.parametrize("format", ["JPEG", "WEBP"])
+def test_xmp_is_kept_and_says_that_the_photo_is_upright(tmp_path, format, suffix):
+    photo = read_photo(encoded(Image.fromarray(SMALL), format, xmp=XMP, lossless=True))
+    assert photo.pixels.shape == (20, 12, 3)
+    write_photo(tmp_path / f"a{suffix}", photo)
+    again = read_photo(tmp_path / f"a{suffix}")
+    assert again.xmp == XMP.replace(b'"6"', b'"1"')
+    assert again.pixels.shape == (20, 12, 3)
+
+
+def test_iptc_is_kept_in_a_jpeg(tmp_path):
+    segment = b"Photoshop 3.0\x008BIM\x04\x04\0\0\0\0\0\x0b\x1c\x02\x78\0\x06a note\0"
+    extra = b"\xff\xed" + (len(segment) + 2).to_bytes(2, "big") + segment
+    photo = read_photo(encoded(Image.fromarray(SMALL), "JPEG", extra=extra))
+    assert photo.iptc == segment
+    write_photo(tmp_path / "a.jpg", photo)
+    assert read_photo(tmp_path / "a.jpg").iptc == segment
+
+
+def test_adobe_rgb_that_exif_names_is_kept(tmp_path):
+    exif = Image.Exif()
+    exif[ExifTags.IFD.Exif] = {ExifTags.Base.ColorSpace: 65_535, ExifTags.IFD.Interop: {1: "R03"}}
+    photo = read_photo(encoded(Image.fromarray(SMALL), "JPEG", exif=exif.tobytes()))
+    write_photo(tmp_path / "a.jpg", photo)
+    with Image.open(tmp_path / "a.jpg") as image:
+        assert image.getexif().get_ifd(ExifTags.IFD.Interop)[1] == "R03"
+
+
+@pytest.mark.parametrize(("options", "is_lossless"), [({"lossless": True}, True), ({"quality": 80}, False)])
+def test_lossless_webp_stays_lossless(tmp_path, options, is_lossless):
+    photo = read_photo(encoded(Image.fromarray(SMALL), "WEBP", **options))
+    write_photo(tmp_path / "a.webp", photo)
+    assert np.array_equal(read_photo(tmp_path / "a.webp").pixels, photo.pixels) == is_lossless
+
+
+def test_the_gamma_of_a_png_is_kept_where_it_has_no_profile(tmp_path):
+    stored = BytesIO(encoded(Image.fromarray(SMALL), "PNG").getvalue())
+    gamma = b"\0\0\0\x04gAMA\0\x01\x86\xa0" + (0x31E8965F).to_bytes(4, "big")
+    data = stored.getvalue()
+    write_photo(tmp_path / "a.png", read_photo(BytesIO(data[:33] + gamma + data[33:])))
+    assert gamma in (tmp_path / "a.png").read_bytes()
+
+
+def test_metadata_can_be_dropped():
+    photo = read_photo(encoded(Image.fromarray(SMALL), "JPEG", xmp=XMP, dpi=(300, 300))).without_metadata()
+    assert (photo.exif, photo.xmp, photo.iptc, photo.dpi) == (b"", b"", b"", None)

@@ -1,0 +1,49 @@
+"""Formats that a plugin of Pillow reads, and files of formats that nothing here reads."""
+
+from importlib import import_module
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pictures import encoded, gradient
+from PIL import Image
+
+from mirl_sparse.photos import ImageError, list_jobs, read_photo
+from mirl_sparse.photos.formats import readable, readable_suffixes
+
+
+@pytest.mark.parametrize(
+    ("module", "format", "options", "tolerance"),
+    [
+        ("pillow_heif", "HEIF", {"quality": 100}, 12),
+        ("pillow_jxl", "JXL", {"lossless": True}, 0),
+    ],
+)
+def test_formats_of_plugins_are_read(module, format, options, tolerance):
+    pytest.importorskip(module)
+    readable()  # registers them
+    stored = encoded(Image.fromarray(gradient()), format, **options)
+    np.testing.assert_allclose(read_photo(stored).pixels.astype(int), gradient(), atol=tolerance)
+
+
+@pytest.mark.parametrize(
+    ("data", "name"), [(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "HEIC"), (b"\xff\n\xfa\x7f", "JPEG XL")]
+)
+def test_a_format_whose_plugin_is_missing_is_named(monkeypatch, data, name):
+    monkeypatch.setattr("mirl_sparse.photos.formats._installed", lambda: [])
+    readable.cache_clear()
+    try:
+        with pytest.raises(ImageError, match=rf"is {name}; to read it, run pip install '\.\[formats\]'"):
+            read_photo(BytesIO(data))
+    finally:
+        readable.cache_clear()
+
+
+def test_a_folder_gives_every_photo_that_can_be_read(tmp_path):
+    for name in ("a.png", "b.gif", "c.avif", "d.txt", "e.ppm"):
+        Path(tmp_path, name).touch()
+    jobs = list_jobs([str(tmp_path)], str(tmp_path / "out"))
+    assert [job.source.name for job in jobs] == ["a.png", "b.gif", "c.avif", "e.ppm"]
+    assert [job.target.name for job in jobs] == ["a.png", "b.png", "c.png", "e.png"]
+    assert ".heic" not in readable_suffixes() or import_module("pillow_heif")
