@@ -39,7 +39,7 @@ from mirl_sparse.photos.photo import (
 )
 from mirl_sparse.photos.png import SIGNATURE, PngExtras, split_extras
 from mirl_sparse.photos.sixteen_bits import decode_sixteen_bits, has_sixteen_bits, raw_mode
-from mirl_sparse.photos.tiff import expect_interleaved, full_scale, read_unusual_tiff
+from mirl_sparse.photos.tiff import read_planar_tiff, full_scale, read_unusual_tiff
 
 # Python would print what Pillow logs about broken files.
 logging.getLogger("PIL").addHandler(logging.NullHandler())
@@ -165,7 +165,7 @@ def _decode(data: bytes, name: str, is_deep: bool) -> Photo:
             return photo
         raise ImageError(f"{name}: {unknown_format(data)}") from None
     _check_single(image, name)
-    if (photo := expect_interleaved(image, data, name)) is not None:
+    if (photo := read_planar_tiff(image, data, name)) is not None:
         return photo
     pixels, alpha = _split_sixteen_bits(opener) if is_deep and has_sixteen_bits(image) else (None, None)
     image = upright(image)

@@ -20,7 +20,7 @@ _TURNS = {3: (2, False), 6: (3, False), 8: (1, False), 2: (0, True), 4: (2, True
 _NEARLY_ALL = 0.99  # of an image's values: highlights of an HDR image may lie above
 
 
-def expect_interleaved(image: Image.Image, data: bytes, name: str) -> Photo | None:
+def read_planar_tiff(image: Image.Image, data: bytes, name: str) -> Photo | None:
     """Return the photo of a planar TIFF of more than 8 bits, which Pillow misreads; None for all others.
 
     Raises:

@@ -13,7 +13,8 @@ class ShuffledStore {
   const int64_t r = a.shuffle;
   Vec even[WIDE];  // an even row of the product waits for the odd one, whose pixels go between
 
-  void put(int64_t channel, int64_t y, int64_t x, Vec value, int64_t valid) const {
+  __attribute__((always_inline)) void put(int64_t channel, int64_t y, int64_t x, Vec value,
+                                          int64_t valid) const {
     const Place to{0, 0, std::min(valid, a.width - x)};
     if (to.valid <= 0 || y >= a.height) return;
     if (a.residual.data) value += load(a.residual.at(step.b, channel, y, x), to);
@@ -52,7 +53,7 @@ class ShuffledStore {
   ShuffledStore(const MirlConv& a, const Step& step, const Place* at) : a(a), step(step), at(at) {}
 
   // Row o of the product for vector v. Rows come in order.
-  __attribute__((always_inline)) void operator()(int64_t o, int64_t v, Vec sum) {
+  void operator()(int64_t o, int64_t v, Vec sum) {
     const int64_t y = step.y + at[v].row, x = step.x0 + at[v].column, valid = at[v].valid;
     if (r == 1) put(o, y, x, sum, valid);
     else if (r == 2) spread_pairs(o, v, sum, y, x, valid);
