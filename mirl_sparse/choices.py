@@ -38,3 +38,11 @@ class Precision(Choice):
     FLOAT16 = "float16"
     BFLOAT16 = "bfloat16"
     FLOAT32 = "float32"
+
+
+class Weights(Choice):
+    """Name which weights of a checkpoint are read: averaged ones where there are any, or one kind alone."""
+
+    AUTO = "auto"
+    AVERAGED = "averaged"
+    RAW = "raw"

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 
 from mirl_sparse.architectures.promptir import PromptIR
+from mirl_sparse.choices import Weights
 from mirl_sparse.errors import UserError
 from mirl_sparse.runtime.restorer import SparseRestorer
 from mirl_sparse.tickets import (
     Report,
     describe,
-    load_network,
+    is_ticket,
     pack,
+    read_checkpoint,
+    read_ticket,
     remove_dead_channels,
     unpack,
     write_ticket,
@@ -23,7 +26,7 @@ from mirl_sparse.tickets import (
 TOLERANCE = 1e-4  # of the sparse result against the masked dense network, values in [0, 1]
 
 
-def convert(source: str | Path, target: str | Path) -> Report:
+def convert(source: str | Path, target: str | Path, weights: str = Weights.AUTO) -> Report:
     """Write the ticket of a checkpoint.
 
     What the packed ticket restores is compared with the masked dense network first.
@@ -31,6 +34,8 @@ def convert(source: str | Path, target: str | Path) -> Report:
     Args:
         source: A checkpoint, or a ticket to convert again.
         target: The ticket; another file than the checkpoint.
+        weights: "auto" (averaged ones where there are any), "averaged" or "raw": which weights of a
+            checkpoint are read.
 
     Returns:
         The report on the ticket's network.
@@ -53,12 +58,16 @@ def convert(source: str | Path, target: str | Path) -> Report:
         True
     """
     source, target = Path(source), Path(target)
-    dense = load_network(source)
+    if is_ticket(source):
+        dense, what = read_ticket(source)[0], "ticket"
+    else:
+        checkpoint = read_checkpoint(source, weights)
+        dense, what = checkpoint.network(), checkpoint.source
     if target.exists() and target.samefile(source):
         raise UserError(f"{target}: is the checkpoint itself; give another -o")
     network = PromptIR(dense.config)
     network.load_state_dict(dense.state_dict())
-    report = describe(network, remove_dead_channels(network))
+    report = replace(describe(network, remove_dead_channels(network)), source=what)
     difference = _difference(dense, network)
     if not difference <= TOLERANCE:
         raise UserError(

@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
-from mirl_sparse.choices import Precision
+from mirl_sparse.choices import Precision, Weights
 from mirl_sparse.cli.printing import print_report
+from mirl_sparse.errors import UserError
 
 
 def convert(
@@ -18,6 +19,9 @@ def convert(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="The ticket [default: NAME.ticket.safetensors].")
     ] = None,
+    weights: Annotated[
+        str, typer.Option(help=f"Which weights to read where there are several: {Weights.names()}.")
+    ] = Weights.AUTO.value,
     tune_for: Annotated[
         float | None,
         typer.Option("--tune", help="Then find what is fastest on this GPU, for so many seconds.", min=0),
@@ -26,13 +30,16 @@ def convert(
     """Pack a pruned checkpoint into a ticket, verified against the dense network."""
     from mirl_sparse import conversion
 
+    if weights not in list(Weights):
+        raise UserError(f"--weights is {weights!r}; expected {Weights.names()}")
     if tune_for is not None:
         from mirl_sparse.runtime.gpu import check_gpu
 
         check_gpu()
     target = output or checkpoint.parent / f"{checkpoint.stem}.ticket.safetensors"
-    report = conversion.convert(checkpoint, target)
+    report = conversion.convert(checkpoint, target, weights)
     print_report(report)
+    print(f"read {checkpoint}: {report.source}")
     print(
         f"removed {report.removed:,} weights of dead channels; wrote {target}"
         f" ({target.stat().st_size / 1e6:.1f} MB)"

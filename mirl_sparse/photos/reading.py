@@ -39,7 +39,7 @@ from mirl_sparse.photos.photo import (
 )
 from mirl_sparse.photos.png import SIGNATURE, PngExtras, split_extras
 from mirl_sparse.photos.sixteen_bits import decode_sixteen_bits, has_sixteen_bits, raw_mode
-from mirl_sparse.photos.tiff import read_planar_tiff, full_scale, read_unusual_tiff
+from mirl_sparse.photos.tiff import full_scale, read_planar_tiff, read_unusual_tiff
 
 # Python would print what Pillow logs about broken files.
 logging.getLogger("PIL").addHandler(logging.NullHandler())

@@ -7,13 +7,9 @@ A file is untrusted input: nothing in it is run, and whatever is wrong with it e
 from __future__ import annotations
 
 import json
-import pickle
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from itertools import dropwhile
 from pathlib import Path
-from zipfile import ZIP_STORED, ZipFile, is_zipfile
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -23,24 +19,16 @@ from mirl_sparse.architectures.promptir.config import PromptIRConfig
 from mirl_sparse.architectures.promptir.detection import ADVICE, SIGNATURE, check_shapes, infer_config, listed
 from mirl_sparse.architectures.promptir.network import PromptIR
 from mirl_sparse.architectures.promptir.topology import stages, unused_weights
+from mirl_sparse.choices import Weights
 from mirl_sparse.errors import FileContentError
+from mirl_sparse.tickets.candidates import Candidate, find_candidates, mappings
+from mirl_sparse.tickets.pickles import StandIn, code_refused, load_pickle
 from mirl_sparse.tickets.torch_pruning import split_masks
 
-WRAPPERS = frozenset({"net", "module", "model"})  # Lightning's, DataParallel's and trainers' own attribute
-COMPILED = "_orig_mod"  # torch.compile inserts it wherever it wrapped, also in the middle of a name
-# Where trainers keep the weights, in the order they are tried after any exponential moving average.
-CONTAINERS = (
-    "state_dict",
-    "model_state_dict",
-    "params",
-    "model",
-    "network",
-    "net",
-    "net_g",
-    "generator",
-    "module",
-)
-_EMA = re.compile(r"(^|_)ema(_|$)")
+_STAGES = frozenset(stage.name for stage in stages(PromptIRConfig()))  # in every config the same
+_PROMPTS = ("prompt1.", "prompt2.", "prompt3.")
+_COUNTERS = frozenset({"total_ops", "total_params", "num_batches_tracked"})  # of thop and batch norms
+
 _FLOATS = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
 _MASKS = _FLOATS | {torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}
 _SAFETENSORS_HEADER = 100_000_000  # the format's own limit, in bytes
@@ -79,14 +67,15 @@ class Checkpoint:
         return network.eval()
 
 
-def read_checkpoint(path: Path) -> Checkpoint:
+def read_checkpoint(path: Path, weights: str = Weights.AUTO) -> Checkpoint:
     """Return the PromptIR in a file.
 
-    Of several networks in a file the shallowest is read. At equal depth an exponential moving average comes
-    first, then `CONTAINERS` in order, then the file's own order.
+    It is found below any name, beside other tensors and objects. Of several networks an average is preferred
+    (`find_candidates`); `Checkpoint.source` says which one was read.
 
     Args:
         path: A Lightning ``.ckpt``, a ``.pt`` or ``.pth`` state dict, plain or nested, or a safetensors file.
+        weights: "auto", "averaged" or "raw": which weights are read where there are several.
 
     Raises:
         CheckpointError: The file cannot be read, is not safe to read, or holds no whole, finite,
@@ -94,7 +83,9 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """
     path = Path(path)
     try:
-        return _read(path)
+        if weights not in list(Weights):
+            raise CheckpointError(f"weights is {weights!r}; expected {Weights.names()}")
+        return _read(path, Weights(weights))
     except FileContentError as error:
         raise CheckpointError(f"{path}: {error}") from error.__cause__
 
@@ -106,34 +97,84 @@ class _Content:
     objects: object
     metadata: Mapping[str, str]
     kind: str
+    foreign: tuple[str, ...] = ()  # classes whose objects are left out
 
 
-def _read(path: Path) -> Checkpoint:
+@dataclass(frozen=True, eq=False)
+class _Network:
+    """Hold a network that was found: its config, its weights, and what it was stored beside and with."""
+
+    config: PromptIRConfig
+    state: dict[str, Tensor]
+    others: frozenset[str]
+    was_masked: bool
+
+
+def _read(path: Path, weights: Weights) -> Checkpoint:
     content = _load(path)
-    tensors, where = _find_network(content.objects)
-    weights, masks = split_masks(_publish(tensors))
-    config = infer_config(weights)
-    names = check_shapes(weights, config)
+    if not isinstance(content.objects, Mapping):
+        if isinstance(content.objects, StandIn):
+            raise CheckpointError(code_refused(content.objects.stands_for))
+        raise CheckpointError(
+            f"holds a {type(content.objects).__name__}; expected a state dict of a PromptIR; {ADVICE}"
+        )
+    candidates = find_candidates(content.objects, weights)
+    if not candidates:
+        raise CheckpointError(_nothing_found(content))
+    candidate, network = _first_whole(candidates)
+    config = network.config
     if stated := content.metadata.get("config"):
         config = _agreed(config, stated)
     unused = unused_weights(config)
     return Checkpoint(
         path=path,
         config=config,
-        state={name: _weight(name, weights[name], masks.get(name)) for name in names},
-        source=_source(content, where) + (" (torch.nn.utils.prune masks applied)" if masks else ""),
-        ignored=tuple(name for name in names if name in unused),
+        state=network.state,
+        source=_source(content, candidate, network),
+        ignored=tuple(name for name in network.state if name in unused),
     )
 
 
-def _source(content: _Content, where: str) -> str:
-    """Return what a file is whose network lies at the dotted path ``where``."""
-    if not where:
-        return content.kind
+def _first_whole(candidates: list[Candidate]) -> tuple[Candidate, _Network]:
+    """Return the first candidate that is a whole network; if none is, say what is wrong with the first."""
+    first_error: FileContentError | None = None
+    for candidate in candidates:
+        try:
+            return candidate, _network_in(candidate)
+        except FileContentError as error:
+            first_error = first_error or error
+    assert first_error is not None
+    raise first_error
+
+
+def _nothing_found(content: _Content) -> str:
+    assert isinstance(content.objects, Mapping)
+    most: list[str] = []
+    for _, mapping in mappings(content.objects):
+        names = [k for k, v in mapping.items() if isinstance(k, str) and isinstance(v, Tensor)]
+        most = max(most, names, key=len)
+    if content.foreign and not most:
+        return code_refused(content.foreign[0])
+    what = f"it holds {listed(most)}" if most else "it holds no tensors by name"
+    return f"not a PromptIR: expected a tensor {SIGNATURE}, and {what}; {ADVICE}"
+
+
+def _source(content: _Content, candidate: Candidate, network: _Network) -> str:
+    """Return what a file is, which of its weights were read, and what was left out."""
     lightning = isinstance(content.objects, Mapping) and "pytorch-lightning_version" in content.objects
-    if lightning and where == "state_dict":
-        return "Lightning checkpoint"
-    return f"nested state dict under {where!r}"
+    if not candidate.where:
+        text = content.kind
+    elif lightning and candidate.where == "state_dict":
+        text = "Lightning checkpoint"
+    else:
+        text = f"nested state dict under {candidate.where!r}"
+    if candidate.has_more or network.others:
+        text += f", its tensors below {candidate.prefix!r}" if candidate.prefix else ", its own tensors"
+    if candidate.is_average:
+        text += ", averaged weights"
+    if network.was_masked:
+        text += " (torch.nn.utils.prune masks applied)"
+    return text + (f"; left out objects of {listed(content.foreign)}" if content.foreign else "")
 
 
 def _load(path: Path) -> _Content:
@@ -142,7 +183,8 @@ def _load(path: Path) -> _Content:
     sized = int.from_bytes(head[:8], "little") <= _SAFETENSORS_HEADER and head[8:] == b"{"
     if sized or path.suffix.lower() == ".safetensors":
         return _load_safetensors(path)
-    return _Content(_load_pickle(path, head), {}, "state dict")
+    objects, foreign = load_pickle(path, head)
+    return _Content(objects, {}, "state dict", foreign)
 
 
 def _head(path: Path) -> bytes:
@@ -177,100 +219,48 @@ def _load_safetensors(path: Path) -> _Content:
         ) from error
 
 
-def _load_pickle(path: Path, head: bytes) -> object:
-    try:
-        if is_zipfile(path) and any(
-            record.compress_type != ZIP_STORED for record in ZipFile(path).infolist()
-        ):
-            raise CheckpointError(
-                "its records are compressed, which none of PyTorch's are; expected a file of torch.save"
-            )
-        # Not memory-mapped: a file that a training run rewrites meanwhile would end the process by a signal.
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except CheckpointError:
-        raise
-    except Exception as error:  # a damaged pickle raises anything, from struct.error to AssertionError
-        raise CheckpointError(_why_refused(head, error)) from error
+def _network_in(candidate: Candidate) -> _Network:
+    """Return the network of a candidate; every tensor must be dense, in memory and of its own size.
 
-
-def _why_refused(head: bytes, error: Exception) -> str:
-    """Return what is wrong with a file, by its first bytes and by what torch.load says of it."""
-    archive = head.startswith(b"PK\x03\x04")
-    if isinstance(error, pickle.UnpicklingError) and (archive or head.startswith(b"\x80")):
-        named = re.search(r"GLOBAL (\S+)", str(error))
-        what = f"pickled code ({named[1]})" if named else "pickled Python objects (or is damaged)"
-        return (
-            f"holds {what}, which is unsafe: to load it could run anything; expected tensors only, so save a"
-            " plain state dict, torch.save(network.state_dict(), 'weights.pt'), where you trust the file"
-        )
-    if archive:
-        return (
-            "a zip archive but no whole PyTorch checkpoint (truncated, damaged, TorchScript or another kind"
-            " of file); expected a state dict, so download or save it again"
-        )
-    return (
-        "neither a PyTorch checkpoint nor a safetensors file, or damaged;"
-        " expected a .ckpt, .pt, .pth or .safetensors"
-    )
-
-
-def _find_network(content: object) -> tuple[dict[str, Tensor], str]:
-    """Return the first mapping, breadth first, that has a PromptIR's patch embedding, and its dotted path."""
-
-    def rank(key: object) -> int:
-        if not isinstance(key, str):
-            return len(CONTAINERS)
-        if _EMA.search(key):
-            return -1
-        return CONTAINERS.index(key) if key in CONTAINERS else len(CONTAINERS)
-
-    if not isinstance(content, Mapping):
+    Raises:
+        FileContentError: It is no whole PromptIR.
+    """
+    weights, masks = split_masks(candidate.tensors)
+    if not any(name.startswith(_PROMPTS) for name in weights):
         raise CheckpointError(
-            f"holds a {type(content).__name__}; expected a state dict of a PromptIR; {ADVICE}"
+            "looks like a Restormer: a PromptIR without prompts; expected a PromptIR, so load the network"
+            " yourself and give it to mirl_sparse.sparsify"
         )
-    queue: list[tuple[str, Mapping[object, object]]] = [("", content)]
-    seen = {id(content)}
-    most: dict[str, Tensor] = {}
-    for where, mapping in queue:  # grows while it is read
-        tensors = {k: v for k, v in mapping.items() if isinstance(k, str) and isinstance(v, Tensor)}
-        if any(_published(name).removesuffix("_orig") == SIGNATURE for name in tensors):
-            return tensors, where
-        most = max(most, tensors, key=len)
-        for key in sorted(mapping, key=rank):
-            child = mapping[key]
-            if isinstance(child, Mapping) and id(child) not in seen:  # a pickle may contain itself
-                seen.add(id(child))
-                queue.append((f"{where}.{key}" if where else str(key), child))
-    what = f"it holds {listed(most)}" if most else "it holds no tensors by name"
-    raise CheckpointError(f"not a PromptIR: expected a tensor {SIGNATURE}, and {what}; {ADVICE}")
+    others = frozenset(name for name in weights if _is_beside(name, weights[name]))
+    weights = {name: tensor for name, tensor in weights.items() if name not in others}
+    for name, tensor in weights.items():
+        _check_plain(candidate.stored_as.get(name, name), tensor)
+    config = infer_config(weights)
+    names = check_shapes(weights, config)
+    state = {name: _weight(name, weights[name], masks.get(name)) for name in names}
+    return _Network(config, state, others, bool(masks))
 
 
-def _published(name: str) -> str:
-    """Return ``x`` for ``net._orig_mod.module.x``."""
-    parts = [part for part in name.split(".") if part != COMPILED]
-    return ".".join(dropwhile(WRAPPERS.__contains__, parts))
+def _is_beside(name: str, tensor: Tensor) -> bool:
+    """Return whether a tensor is none of the network's: a loss's, a metric's, or a counter of some tool."""
+    stage, _, inner = name.partition(".")
+    if stage not in _STAGES:
+        return True
+    return inner.rpartition(".")[2] in _COUNTERS and tensor.numel() == 1
 
 
-def _publish(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors by published name; every one must be dense, in memory and of its own size."""
-    stored_as: dict[str, str] = {}
-    for name, tensor in tensors.items():
-        if (other := stored_as.setdefault(_published(name), name)) != name:
-            raise CheckpointError(
-                f"{other} and {name} both name {_published(name)}; expected one network, so save only one"
-            )
-        plain = tensor.layout is torch.strided and not (tensor.is_nested or tensor.is_quantized)
-        if not plain or tensor.device.type != "cpu":
-            raise CheckpointError(
-                f"{name} is {'' if plain else 'a sparse, nested or quantised tensor '}on {tensor.device};"
-                " expected plain values, so save dense CPU tensors"
-            )
-        # A few bytes can claim any shape by repeating themselves; without this they would fill the memory.
-        if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-            raise CheckpointError(
-                f"{name} repeats its stored values; expected one per weight, so save .contiguous()"
-            )
-    return {published: tensors[name] for published, name in stored_as.items()}
+def _check_plain(name: str, tensor: Tensor) -> None:
+    plain = tensor.layout is torch.strided and not (tensor.is_nested or tensor.is_quantized)
+    if not plain or tensor.device.type != "cpu":
+        raise CheckpointError(
+            f"{name} is {'' if plain else 'a sparse, nested or quantised tensor '}on {tensor.device};"
+            " expected plain values, so save dense CPU tensors"
+        )
+    # A few bytes can claim any shape by repeating themselves; without this they would fill the memory.
+    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        raise CheckpointError(
+            f"{name} repeats its stored values; expected one per weight, so save .contiguous()"
+        )
 
 
 def _agreed(inferred: PromptIRConfig, text: str) -> PromptIRConfig:

@@ -60,12 +60,14 @@ class Report:
         parameters: Parameters that are not zero, of all that the forward pass uses.
         parameters_dense: Number of these parameters.
         removed: Weights of dead channels that were set to zero before.
+        source: What the file was that the network was read from, and which of its weights; may be empty.
     """
 
     layers: tuple[LayerReport, ...]
     parameters: int
     parameters_dense: int
     removed: int = 0
+    source: str = ""
 
     @property
     def statistics(self) -> dict[str, float]:

@@ -60,10 +60,11 @@ def test_convert_inspect_bench_and_restore(checkpoint, tmp_path):
         assert part in done.stdout
     assert lines[-1].startswith("removed ")
     assert "wrote t.safetensors" in lines[-1]
+    assert lines[-2] == f"read {checkpoint}: nested state dict under 'state_dict'"
 
     inspected = mirl("inspect", "t.safetensors", cwd=tmp_path)
     assert inspected.returncode == 0
-    assert inspected.stdout.splitlines() == lines[:-1]  # the same of the ticket as of its making
+    assert inspected.stdout.splitlines() == lines[:-2]  # the same of the ticket as of its making
 
     bench = ("bench", "t.safetensors", "--size", 32, "--runs", 2)
     eager = (*bench, "--no-compile", "--no-peers")

@@ -24,7 +24,7 @@ from torch.nn.utils import prune
 
 from mirl_sparse.architectures.promptir import PromptIRConfig
 from mirl_sparse.architectures.promptir.network import PromptIR
-from mirl_sparse.tickets import checkpoint
+from mirl_sparse.tickets import candidates
 from mirl_sparse.tickets.checkpoint import Checkpoint, CheckpointError, read_checkpoint
 
 State = dict[str, Tensor]
@@ -122,7 +122,6 @@ FORMS: dict[str, tuple[str, str, Callable[[State, Path], None]]] = {
         "state_dict",
         "model",
         "params",
-        "params_ema",
         "network",
         "net",
         "generator",
@@ -197,13 +196,18 @@ def test_the_choice_between_networks_is_stated(
     content = {key: {k: torch.full_like(v, i) for k, v in state.items()} for i, key in enumerate(keys)}
     torch.save(content, tmp_path / "a.pt")
     read = read_checkpoint(tmp_path / "a.pt")
-    assert read.source == f"nested state dict under {chosen!r}"
+    average = ", averaged weights" if "ema" in chosen.split("_") else ""
+    assert read.source == f"nested state dict under {chosen!r}{average}"
     assert read.state[QKV].unique().item() == list(keys).index(chosen)
 
 
-def test_the_shallowest_network_comes_first(state: State, tmp_path: Path) -> None:
-    torch.save({"ema": {"inner": state}, "odd": state}, tmp_path / "a.pt")
+def test_the_shallowest_network_comes_first_but_behind_averages(state: State, tmp_path: Path) -> None:
+    torch.save({"inner": {"model": state}, "odd": state}, tmp_path / "a.pt")
     assert read_checkpoint(tmp_path / "a.pt").source == "nested state dict under 'odd'"
+    torch.save({"ema": {"inner": dict(state)}, "odd": state}, tmp_path / "b.pt")
+    assert (
+        read_checkpoint(tmp_path / "b.pt").source == "nested state dict under 'ema.inner', averaged weights"
+    )
 
 
 def test_a_mapping_that_contains_itself_is_refused(tmp_path: Path) -> None:
@@ -372,10 +376,10 @@ BROKEN: dict[str, tuple[Callable[[State], State], tuple[str, ...]]] = {
     "missing": (without(QKV, "output.weight"), (f"missing {QKV}, output.weight",)),
     "missing, needed to infer": (without("prompt2.prompt_param"), ("prompt2.prompt_param is missing",)),
     "no patch embedding": (without("patch_embed.proj.weight"), ("not a PromptIR", "patch_embed.proj.weight")),
-    "extra": (with_(loss_fn__vgg__weight=torch.ones(2)), ("not of the network loss_fn.vgg.weight",)),
+    "extra": (with_(latent__1__weight=torch.ones(2)), ("not of the network latent.1.weight",)),
     "many extra": (
-        with_(**{f"loss{i}": torch.ones(1) for i in range(9)}),
-        ("loss0, loss1, loss2, loss3, loss4 and 4 more",),
+        with_(**{f"output__loss{i}": torch.ones(1) for i in range(9)}),
+        ("output.loss0, output.loss1, output.loss2, output.loss3, output.loss4 and 4 more",),
     ),
     "misshapen": (reshaped(QKV, 24, 7, 1, 1), (f"{QKV} is 24x7x1x1 (expected 24x8x1x1)",)),
     "misshapen gain": (reshaped("latent.0.norm1.body.weight", 31), ("is 31 (expected 32)",)),
@@ -400,8 +404,8 @@ BROKEN: dict[str, tuple[Callable[[State], State], tuple[str, ...]]] = {
     "no stage": (renamed(r"^refinement\..*", "x"), ("refinement.0 is missing",)),
     "half of the unused": (without("chnl_reduce2.weight"), ("missing chnl_reduce2.weight",)),
     "twice": (
-        lambda s: prefixed(s, "net.") | {"module.output.weight": s["output.weight"]},
-        ("net.output.weight and module.output.weight both name output.weight",),
+        lambda s: prefixed(s, "net.") | {"net._orig_mod.output.weight": s["output.weight"]},
+        ("net.output.weight and net._orig_mod.output.weight both name output.weight",),
     ),
     "orphan orig": (pair((3, 8, 3, 3), None), ("output.weight_orig has no output.weight_mask",)),
     "orphan mask": (pair(None, (3, 8, 3, 3)), ("output.weight_mask has no output.weight_orig",)),
@@ -434,7 +438,10 @@ BROKEN: dict[str, tuple[Callable[[State], State], tuple[str, ...]]] = {
         lambda s: s | {"patch_embed.proj.weight": torch.zeros(1).expand(10**10, 3, 3, 3)},
         ("patch_embed.proj.weight repeats",),
     ),
-    "control characters": (with_(**{"x\n\x1b[31m": torch.ones(1)}), (r"not of the network x\n\x1b[31m",)),
+    "control characters": (
+        with_(**{"latent.x\n\x1b[31m": torch.ones(2)}),
+        (r"not of the network latent.x\n\x1b[31m",),
+    ),
 }
 
 
@@ -523,7 +530,8 @@ def test_shapes_that_overflow_are_refused(state: State, tmp_path: Path) -> None:
 
 def test_names_of_many_parts_are_read_in_no_time() -> None:
     began = time.perf_counter()
-    assert checkpoint._published("net." * 300_000 + "x") == "x"
+    assert candidates._plain("net._orig_mod." * 300_000 + "x") == "net." * 300_000 + "x"
+    assert candidates._plain("a.parametrizations." * 300_000 + "x").endswith("x")
     assert time.perf_counter() - began < 2
 
 

@@ -1,0 +1,197 @@
+"""A network is found wherever trainers put it, and an average is preferred."""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import pathlib
+import types
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from configs import SMALL
+from torch import Tensor, nn
+
+from mirl_sparse.architectures.promptir import PromptIR
+from mirl_sparse.tickets import CheckpointError, read_checkpoint
+
+State = dict[str, Tensor]
+
+
+@pytest.fixture(scope="module")
+def network() -> PromptIR:
+    torch.manual_seed(0)
+    return PromptIR(SMALL).eval()
+
+
+@pytest.fixture
+def state(network: PromptIR) -> State:
+    return {name: value.clone() for name, value in network.state_dict().items()}
+
+
+def below(prefix: str, state: State) -> State:
+    return {prefix + name: value for name, value in state.items()}
+
+
+def shifted(state: State) -> State:
+    return {name: value + 1 for name, value in state.items()}
+
+
+def read(tmp_path: pathlib.Path, content: object, weights: str = "auto") -> tuple[State, str]:
+    torch.save(content, tmp_path / "a.pt")
+    checkpoint = read_checkpoint(tmp_path / "a.pt", weights)
+    return checkpoint.state, checkpoint.source
+
+
+def assert_same(got: State, want: State) -> None:
+    assert all(torch.equal(got[name], want[name]) for name in want)
+
+
+@pytest.mark.parametrize(
+    "prefix",
+    [
+        "generator.",
+        "netG.module.",
+        "restormer.",
+        "_fsdp_wrapped_module.",
+        "a.b.c.",
+        "model._fsdp_wrapped_module.",
+    ],
+)
+def test_any_prefix_is_stripped(prefix, state, tmp_path):
+    assert_same(read(tmp_path, {"state_dict": below(prefix, state)})[0], state)
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [
+        {"loss_fn.vgg.0.weight": torch.rand(8, 3, 3, 3), "loss_fn.vgg.0.bias": torch.rand(8)},
+        {"psnr.sum_squared_error": torch.tensor(0.0)},
+        {"net.total_ops": torch.zeros(1), "net.latent.0.total_params": torch.zeros(1)},
+    ],
+    ids=["a loss", "a metric", "counters"],
+)
+def test_tensors_beside_the_network_are_left_out_and_said(beside, state, tmp_path):
+    got, source = read(tmp_path, {"state_dict": below("net.", state) | beside})
+    assert_same(got, state)
+    assert got.keys() == state.keys()
+    assert source == "nested state dict under 'state_dict', its tensors below 'net.'"
+
+
+AVERAGES: dict[str, Callable[[State, State], object]] = {
+    "beside, by EMA": lambda raw, average: {"model": raw, "EMA": average},
+    "beside, by model_EMA": lambda raw, average: {"model": raw, "model_EMA": average},
+    "deeper": lambda raw, average: {"model": raw, "ema": {"decay": 0.999, "shadow": average}},
+    "torch's swa_utils": lambda raw, average: {
+        "state_dict": raw,
+        "averaged_model": below("module.", average),
+    },
+    "shadow": lambda raw, average: {"model": raw, "shadow": average},
+    "best": lambda raw, average: {"state_dict": raw, "best_state": average},
+    "ema_pytorch": lambda raw, average: {**below("online_model.", raw), **below("ema_model.", average)},
+    "Lightning": lambda raw, average: {"state_dict": {**below("net.", raw), **below("ema_net.", average)}},
+    "Lightning, inside": lambda raw, average: {
+        "state_dict": {**below("net.", raw), **below("ema.module.", average)}
+    },
+}
+
+
+@pytest.mark.parametrize("form", AVERAGES)
+def test_an_average_is_preferred_and_said(form, state, tmp_path):
+    content = AVERAGES[form](shifted(state), state)
+    got, source = read(tmp_path, content)
+    assert_same(got, state)
+    assert "averaged weights" in source
+    assert_same(read(tmp_path, content, "averaged")[0], state)
+    raw, source = read(tmp_path, content, "raw")
+    assert_same(raw, shifted(state))
+    assert "averaged" not in source
+
+
+def test_an_average_that_is_not_whole_gives_way(state, tmp_path):
+    part = {name: value for name, value in state.items() if not name.startswith("output")}
+    assert_same(read(tmp_path, {"model": state, "ema": part})[0], state)
+
+
+def test_weights_that_are_not_there_are_refused(state, tmp_path):
+    with pytest.raises(CheckpointError, match="holds no averaged weights; expected some, so choose other"):
+        read(tmp_path, {"model": state}, "averaged")
+
+
+@pytest.mark.parametrize(
+    "foreign",
+    [
+        argparse.Namespace(lr=1e-4, path=pathlib.Path("a")),
+        np.float64(31.2),
+        np.zeros(3),
+        pathlib.Path("conf.yaml"),
+        collections.defaultdict(list),
+        types.SimpleNamespace(a=1),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_objects_beside_the_network_are_left_out_and_named(foreign, state, tmp_path):
+    got, source = read(tmp_path, {"state_dict": state, "beside": foreign})
+    assert_same(got, state)
+    if "left out" not in source:  # PyTorch itself takes some of them
+        torch.load(tmp_path / "a.pt", weights_only=True)
+
+
+class Loud:
+    """Says so when it is made, or set up, by a loader that runs what a file names."""
+
+    heard: list[str] = []  # noqa: RUF012
+
+    def __init__(self) -> None:
+        self.heard.append("made")
+
+    def __setstate__(self, state: object) -> None:
+        self.heard.append("set up")
+
+
+def test_nothing_of_a_foreign_class_runs(state, tmp_path):
+    loud = Loud()
+    loud.note = 3
+    Loud.heard.clear()
+    got, source = read(tmp_path, {"state_dict": state, "beside": loud, "list": [loud, {"a": loud}]})
+    assert_same(got, state)
+    assert source.endswith("Loud")
+    assert Loud.heard == []
+    torch.load(tmp_path / "a.pt", weights_only=False)
+    assert Loud.heard == ["set up"]
+
+
+def test_masks_of_a_parametrization_are_applied(network, state, tmp_path):
+    class Masked(nn.Module):
+        def __init__(self, mask: Tensor) -> None:
+            super().__init__()
+            self.register_buffer("mask", mask)
+
+        def forward(self, weight: Tensor) -> Tensor:
+            return weight * self.mask
+
+    pruned = PromptIR(SMALL)
+    pruned.load_state_dict(state)
+    masks = {}
+    for name, m in pruned.named_modules():
+        if type(m) is nn.Conv2d:
+            masks[f"{name}.weight"] = (torch.rand(m.weight.shape) < 0.5).float()
+            nn.utils.parametrize.register_parametrization(m, "weight", Masked(masks[f"{name}.weight"]))
+    got, source = read(tmp_path, pruned.state_dict())
+    assert masks
+    assert "masks applied" in source
+    assert_same(got, {name: value * masks.get(name, 1) for name, value in state.items()})
+
+
+def test_a_torchscript_archive_is_named(tmp_path):
+    torch.jit.trace(nn.Conv2d(3, 3, 3), torch.rand(1, 3, 8, 8)).save(str(tmp_path / "a.pt"))
+    with pytest.raises(CheckpointError, match="a TorchScript archive, which holds code"):
+        read_checkpoint(tmp_path / "a.pt")
+
+
+def test_a_restormer_is_named(state, tmp_path):
+    prompts = ("prompt", "noise", "reduce_noise", "chnl")
+    with pytest.raises(CheckpointError, match="looks like a Restormer"):
+        read(tmp_path, {"params": {k: v for k, v in state.items() if not k.startswith(prompts)}})
