@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from hashlib import sha256
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -15,16 +17,14 @@ from mirl_sparse.defaults import TICKET
 from mirl_sparse.errors import UserError
 
 if TYPE_CHECKING:
-    from mirl_sparse.photos import Job
+    from mirl_sparse.photos import Job, Manner
 
 
 def restore(
     inputs: Annotated[list[str], typer.Argument(help="Files, folders, globs, or - for standard input.")],
     output: Annotated[
         str | None,
-        typer.Option(
-            "--output", "-o", help="A file, a folder, or - for standard output; earlier results are replaced."
-        ),
+        typer.Option("--output", "-o", help="A file, a folder, or - for standard output."),
     ] = None,
     ticket: Annotated[str, typer.Option(help="A ticket file or the name of a shipped one.")] = TICKET,
     backend: Annotated[
@@ -37,6 +37,12 @@ def restore(
     metadata: Annotated[
         bool, typer.Option(help="Keep EXIF, XMP, IPTC, resolution and text, or drop them.")
     ] = True,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Restore photos again whose results are up to date.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what would be restored to where; write nothing.")
+    ] = False,
     max_memory: Annotated[
         str | None,
         typer.Option(
@@ -45,11 +51,25 @@ def restore(
     ] = None,
 ) -> None:
     """Remove noise, rain, haze and the marks of JPEG and WebP from photos."""
-    from mirl_sparse.photos import Manner, list_jobs, run_jobs
+    from mirl_sparse.photos import Manner, Records, list_jobs, run_jobs
     from mirl_sparse.runtime.restorer import SparseRestorer
+    from mirl_sparse.tickets import find_ticket
 
+    memory = parse_bytes(max_memory)
+    manner = Manner(strength, metadata)
     jobs = list_jobs(inputs, output, format)
-    restorer = SparseRestorer.from_pretrained(ticket, backend, parse_bytes(max_memory))
+    records = Records(_digest(find_ticket(ticket), manner)) if len(jobs) > 1 else None
+    if records and not overwrite:
+        due = [job for job in jobs if not records.is_up_to_date(job)]
+        if len(due) < len(jobs):
+            kept = len(jobs) - len(due)
+            print(f"{kept} results are up to date; --overwrite makes them again", file=sys.stderr)
+        jobs = due
+    if dry_run:
+        for job in jobs:
+            print(f"{job} -> {job.target or 'standard output'}")
+        return
+    restorer = SparseRestorer.from_pretrained(ticket, backend, memory)
     done = 0
     with _progress(len(jobs)) as show:
 
@@ -59,9 +79,14 @@ def restore(
             outcome = f"failed: {error}" if error else f"{job}  {seconds:.2f} s"
             show(f"[{done}/{len(jobs)}] {outcome}")
 
-        failures = run_jobs(jobs, restorer, report, Manner(strength, metadata))
+        failures = run_jobs(jobs, restorer, report, manner, records)
     if failures:
         raise typer.Exit(1)
+
+
+def _digest(ticket: Path, manner: Manner) -> str:
+    """Return what tells results apart that the same photo can have."""
+    return sha256(ticket.read_bytes() + repr(manner).encode()).hexdigest()
 
 
 @contextmanager

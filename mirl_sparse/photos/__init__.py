@@ -5,6 +5,7 @@ from mirl_sparse.photos.formats import FORMATS, IMAGE_SUFFIXES
 from mirl_sparse.photos.jobs import Job, list_jobs
 from mirl_sparse.photos.photo import ImageError, Photo, Pixels
 from mirl_sparse.photos.reading import image_size, read_image, read_photo, to_rgb
+from mirl_sparse.photos.records import Records
 from mirl_sparse.photos.writing import write_image, write_photo
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "Manner",
     "Photo",
     "Pixels",
+    "Records",
     "Restorer",
     "image_size",
     "list_jobs",

@@ -13,6 +13,7 @@ from mirl_sparse.errors import UserError
 from mirl_sparse.photos.jobs import Job, file_identity
 from mirl_sparse.photos.photo import DeepPixels, ImageError, printable_path
 from mirl_sparse.photos.reading import read_photo
+from mirl_sparse.photos.records import Records
 from mirl_sparse.photos.writing import write_photo
 
 
@@ -52,6 +53,7 @@ def run_jobs(
     restorer: Restorer,
     on_progress: Callable[[Job, UserError | None, float], None],
     manner: Manner = _AS_USUAL,
+    records: Records | None = None,
 ) -> int:
     """Restore each photo and write it, whole or not at all; a failure does not stop the rest.
 
@@ -62,6 +64,7 @@ def run_jobs(
         on_progress: Is called after each job with the job, its error (one line) or None, and the seconds that
             it took.
         manner: How photos are restored and written.
+        records: Remembers the results.
 
     Returns:
         The number of failures.
@@ -76,6 +79,8 @@ def run_jobs(
             error: UserError | None = None
             try:
                 _run_job(job, restorer, manner, written)
+                if records:
+                    records.add(job)
             except UserError as problem:
                 error = problem
                 failures += 1

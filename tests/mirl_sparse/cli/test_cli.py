@@ -114,6 +114,33 @@ def test_restore_blends_by_strength_keeps_16_bits_and_drops_metadata(tmp_path):
     assert np.abs(results["0.5"] - (results["0"] + results["1"]) / 2)[whole].max() <= 1
 
 
+def test_restore_goes_on_where_a_folder_was_left(tmp_path):
+    for name in ("a.png", "b.jpg"):
+        write_photo(tmp_path / "in" / name, Photo(np.full((16, 24, 3), 100, np.uint8)))
+    command = ("restore", "in", "-o", "out")
+    planned = mirl(*command, "--dry-run", cwd=tmp_path)
+    assert planned.stdout.splitlines() == ["in/a.png -> out/a.png", "in/b.jpg -> out/b.jpg"]
+    assert not (tmp_path / "out").exists()
+
+    def restored(*more: str) -> list[str]:
+        done = mirl(*command, *more, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        return re.findall(r"in/(\w\.\w+)  ", done.stderr)
+
+    assert restored() == ["a.png", "b.jpg"]
+    assert restored() == []
+    assert restored("--strength", "0.5") == ["a.png", "b.jpg"]  # another way: another result
+    assert restored("--strength", "0.5", "--overwrite") == ["a.png", "b.jpg"]
+    write_photo(tmp_path / "in" / "c.png", Photo(np.full((16, 24, 3), 100, np.uint8)))
+    later = (tmp_path / "out" / "b.jpg").stat().st_mtime + 10
+    os.utime(tmp_path / "in" / "b.jpg", (later, later))
+    assert restored("--strength", "0.5") == ["b.jpg", "c.png"]
+    (tmp_path / "out" / "a.png").unlink()
+    with (tmp_path / "out" / ".mirl-sparse.jsonl").open("a") as file:
+        file.write('{"result": "c.p')  # a kill in the middle of a line
+    assert restored("--strength", "0.5") == ["a.png", "b.jpg"]
+
+
 def test_restore_shows_a_bar_of_several_photos_in_a_terminal(tmp_path):
     for name in ("a.png", "b.png"):
         Image.fromarray(np.full((20, 30, 3), 99, np.uint8)).save(tmp_path / name)
