@@ -134,9 +134,15 @@ class SparseRestorer(nn.Module):
         Raises:
             ValueError: If the image is of another shape.
             BackendError: If the image is of another dtype, or on another device than the weights.
-            UserError: If even small tiles would take more than ``max_memory``.
+            UserError: If even small tiles would take more than ``max_memory``, or the image requires a
+                gradient.
         """
         check_image(image)
+        if image.requires_grad and torch.is_grad_enabled():
+            raise UserError(
+                "the image requires a gradient, which the restorer does not compute; call it under"
+                " torch.no_grad(), or take the gradient through its dense network, restorer.network"
+            )
         if torch.compiler.is_compiling():  # one opaque op: nothing in it is worth another compiler's time
             weights, memory = list(self.network.parameters()), self.max_memory or 0
             return restore_op(image, weights, self._config, self.backend, memory, self.precision)

@@ -37,6 +37,17 @@ def test_a_network_of_half_resolution_takes_images_of_any_size(half_resolution_n
         restorer.engine()(IMAGE)
 
 
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_a_gradient_of_the_image_is_refused_and_never_cut(network, backend):
+    restorer, image = SparseRestorer(network, backend), IMAGE.clone().requires_grad_()
+    with pytest.raises(UserError, match=r"requires a gradient.*restorer\.network"):
+        restorer(image)
+    with torch.no_grad():
+        restorer(image)
+    network(image).mean().backward()
+    assert image.grad.any()
+
+
 def test_an_engine_of_packed_weights_is_made_anew_only_when_weights_change(network):
     restorer = SparseRestorer(network, "cpu")
     engine = restorer.engine()
