@@ -30,7 +30,8 @@ test: $(VENV)/.installed
 	TRITON_INTERPRET=1 $(PYTEST) -m 'not slow and not gpu' tests/triton
 
 test-all: $(VENV)/.installed
-	$(PYTEST) -m 'not gpu' --ignore=tests/triton
+	$(PYTEST) -m 'not gpu and not quiet' --ignore=tests/triton
+	$(BIN)/python -m pytest -q -m quiet --ignore=tests/triton
 	TRITON_INTERPRET=1 $(PYTEST) -m 'not gpu' tests/triton
 
 test-gpu: $(VENV)/.installed

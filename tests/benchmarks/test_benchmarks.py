@@ -52,6 +52,7 @@ def test_committed_comparisons_are_still_in_the_suite(path):
 
 
 @needs_kernels
+@pytest.mark.quiet
 @pytest.mark.slow
 def test_slow_downs_of_a_fifth_are_found(monkeypatch):
     case = gdfn_case(96, 128, cases.QUICK[0].runs)

@@ -204,6 +204,7 @@ def test_the_shipped_ticket_is_the_default(tmp_path):
     assert "refinement.0.ffn.project_out.weight" in mirl("inspect", "small", cwd=tmp_path).stdout
 
 
+@pytest.mark.quiet
 @pytest.mark.slow
 def test_inspect_predicts_what_a_ticket_costs_here(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))

@@ -175,6 +175,7 @@ def network(density: float) -> PromptIR:
     return made.eval()
 
 
+@pytest.mark.quiet
 @pytest.mark.slow
 def test_everything_has_a_price_and_none_is_negative(model):
     quantities = Counter()
@@ -184,6 +185,7 @@ def test_everything_has_a_price_and_none_is_negative(model):
     assert min(model.prices.values()) >= 0
 
 
+@pytest.mark.quiet
 @pytest.mark.slow
 def test_predictions_are_about_right_and_order_masks(model):
     """Within a third of what is measured on this machine, which others use as well."""
