@@ -106,7 +106,6 @@ def test_one_wrong_candidate_leaves_the_others_alone(network):
     assert "differs" in result.left_out["wrong"]
 
 
-@pytest.mark.quiet
 @pytest.mark.slow
 def test_compiled_contenders_are_timed(network):
     result = bench(network, IMAGE, runs=2, dense=[*EAGER, *COMPILED])
