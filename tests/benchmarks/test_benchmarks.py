@@ -43,7 +43,9 @@ def test_wrong_ops_have_no_speed_up(monkeypatch):
 
 
 @needs_kernels
-@pytest.mark.parametrize("path", sorted(results.FOLDER.glob("*/quick.jsonl")), ids=lambda path: path.parent.name)
+@pytest.mark.parametrize(
+    "path", sorted(results.FOLDER.glob("*/quick.jsonl")), ids=lambda path: path.parent.name
+)
 def test_committed_comparisons_are_still_in_the_suite(path):
     built = {(case.name, name) for case in cases.QUICK for name in case.build().sparse}
     committed = {(row["case"], row["contender"]) for row in results.read(path) if "speedup" in row}
