@@ -73,13 +73,13 @@ def find_candidates(content: Mapping[object, object], weights: Weights) -> list[
     Raises:
         FileContentError: There are some, but none of the wanted kind, or two tensors have one name.
     """
-    found = [c for where, mapping in mappings(content) for c in _in_mapping(where, mapping)]
+    every = [c for where, mapping in mappings(content) for c in _in_mapping(where, mapping)]
     wanted = {
-        Weights.AUTO: sorted(found, key=lambda c: not c.is_average),
-        Weights.AVERAGED: [c for c in found if c.is_average],
-        Weights.RAW: [c for c in found if not c.is_average],
+        Weights.AUTO: sorted(every, key=lambda c: not c.is_average),
+        Weights.AVERAGED: [c for c in every if c.is_average],
+        Weights.RAW: [c for c in every if not c.is_average],
     }[weights]
-    if found and not wanted:
+    if every and not wanted:
         raise FileContentError(f"holds no {weights} weights; expected some, so choose other --weights")
     return wanted
 
