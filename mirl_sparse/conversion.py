@@ -44,7 +44,7 @@ def convert(source: str | Path, target: str | Path, weights: str = Weights.AUTO)
         UserError: The checkpoint cannot be read, the ticket cannot be written, or the two results differ by
             more than `TOLERANCE`; nothing is written then.
 
-    Example:
+    Examples:
         >>> from tempfile import TemporaryDirectory
         >>> from mirl_sparse import PromptIR, PromptIRConfig, convert
         >>> config = PromptIRConfig(dim=8, num_blocks=(1, 1, 1, 1), prompt_dims=(4, 4, 8))

@@ -15,7 +15,7 @@ class FileContentError(UserError):
 def printable(message: str) -> str:
     r"""Return a message that quotes a file without newlines and without a terminal's escape sequences.
 
-    Example:
+    Examples:
         >>> printable("no layer\n\x1b[2J")
         'no layer\\n\\x1b[2J'
     """

@@ -29,7 +29,7 @@ def pad_to_multiple(image: Tensor, multiple: int) -> Tensor:
     Returns:
         A contiguous tensor. It is ``image`` itself if that is contiguous and needs no padding.
 
-    Example:
+    Examples:
         >>> pad_to_multiple(torch.tensor([[[[1.0, 2.0, 3.0]]]]), 4).tolist()[0][0][0]
         [1.0, 2.0, 3.0, 2.0]
     """

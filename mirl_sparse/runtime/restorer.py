@@ -62,7 +62,7 @@ class SparseRestorer(nn.Module):
         UserError: If the backend or its precision is not known.
         BackendError: If the backend cannot run here.
 
-    Example:
+    Examples:
         >>> from mirl_sparse import SparseRestorer
         >>> restorer = SparseRestorer.from_pretrained()
         >>> photo = np.full((30, 50, 3), 128, np.uint8)

@@ -61,7 +61,7 @@ def sparsify(
             for float16, 1e-1 for bfloat16 and 2e-3 for float32.
         BackendError: There is no GPU or no Triton for "triton", or the C++ kernels were not built.
 
-    Example:
+    Examples:
         >>> from torch.nn.utils import prune
         >>> from mirl_sparse import sparsify
         >>> from mirl_sparse.architectures.promptir.network import TransformerBlock

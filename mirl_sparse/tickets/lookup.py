@@ -13,7 +13,7 @@ SHIPPED = Path(__file__).parent / "shipped"
 def shipped_names() -> list[str]:
     """Return the names of the tickets that come with the package, sorted.
 
-    Example:
+    Examples:
         >>> shipped_names()
         ['small']
     """

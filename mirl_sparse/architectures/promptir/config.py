@@ -37,7 +37,7 @@ class PromptIRConfig:
     Raises:
         ConfigError: No network has these widths and depths.
 
-    Example:
+    Examples:
         >>> from mirl_sparse import PromptIRConfig
         >>> PromptIRConfig().multiple, PromptIRConfig(dim=24, unshuffle=2).multiple
         (8, 16)

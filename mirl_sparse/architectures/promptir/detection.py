@@ -163,7 +163,7 @@ def _least_factor(channels: int, hidden: int) -> float:
 def shape_text(shape: Sequence[int]) -> str:
     """Return a shape as messages show it.
 
-    Example:
+    Examples:
         >>> shape_text((24, 8, 1, 1)), shape_text(())
         ('24x8x1x1', 'a scalar')
     """
@@ -173,7 +173,7 @@ def shape_text(shape: Sequence[int]) -> str:
 def listed(names: Iterable[str], most: int = 5) -> str:
     """Return names as messages list them: the first ``most``, and how many more there are.
 
-    Example:
+    Examples:
         >>> listed("abc", most=2)
         'a, b and 1 more'
     """

@@ -189,7 +189,7 @@ class PromptIR(nn.Module):
     Attributes:
         config: The same.
 
-    Example:
+    Examples:
         >>> from mirl_sparse import PromptIR, PromptIRConfig
         >>> network = PromptIR(PromptIRConfig(dim=8, num_blocks=(1, 1, 1, 1)))
         >>> network(torch.rand(1, 3, 16, 24)).shape

@@ -240,7 +240,7 @@ _BLOCK_PARTS = {
 def layers(config: PromptIRConfig) -> tuple[Layer, ...]:
     """Return the convolutions and linear layers in the order in which their weights are stored.
 
-    Example:
+    Examples:
         >>> from mirl_sparse.architectures.promptir import PromptIRConfig
         >>> [layer.name for layer in layers(PromptIRConfig())][:3]
         ['patch_embed.proj', 'prompt1.linear_layer', 'prompt1.conv3x3']

@@ -24,7 +24,7 @@ def keep_largest(scores: Tensor, alive: Tensor, count: int) -> Tensor:
     Returns:
         (N,) of booleans.
 
-    Example:
+    Examples:
         >>> scores = torch.tensor([3.0, 9.0, 5.0, 5.0])
         >>> keep_largest(scores, torch.tensor([True, False, True, True]), 2).tolist()
         [False, False, True, True]

@@ -123,7 +123,7 @@ class PackedMatrix:
 
     Nothing is read before it is asked for, so that any tensor can be asked whether it `is_well_formed`.
 
-    Example:
+    Examples:
         >>> matrix = PackedMatrix(pack(torch.tensor([[0.0, 2.0, 0.0], [0.0, 0.0, 3.0]])))
         >>> matrix.shape, matrix.nnz, matrix.is_dense
         ((2, 3), 2, False)
