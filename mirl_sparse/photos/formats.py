@@ -19,6 +19,7 @@ FORMATS = {
     ".bmp": "BMP",
 }
 IMAGE_SUFFIXES = frozenset(FORMATS)
+_LOSSLESS = frozenset(("PNG", "TIFF", "BMP", "GIF", "PPM"))
 _ALSO_READ = frozenset((".gif", ".ppm", ".pgm", ".pnm", ".jp2", ".avif"))
 KNOWN_SUFFIXES = ", ".join(sorted(FORMATS))  # as messages list them
 # A fixed list: Pillow also knows formats that start other programs, such as EPS.
@@ -50,6 +51,17 @@ def readable_suffixes() -> frozenset[str]:
 
 def _installed() -> list[str]:
     return [module for module in _PLUGINS if find_spec(module)]
+
+
+def is_lossless(data: bytes, format: str | None) -> bool:
+    """Return whether a file stores its pixels without loss, as far as its format tells."""
+    if format != "WEBP":
+        return format in _LOSSLESS
+    at = 12  # behind RIFF, its size, WEBP; then chunks: kind, size, data of an even length
+    while at + 8 <= len(data) and data[at : at + 4] not in (b"VP8L", b"VP8 "):
+        size = int.from_bytes(data[at + 4 : at + 8], "little")
+        at += 8 + size + size % 2
+    return data[at : at + 4] == b"VP8L"
 
 
 def unknown_format(data: bytes) -> str:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from mirl_sparse.photos.formats import readable, unknown_format
+from mirl_sparse.photos.formats import is_lossless, readable, unknown_format
 from mirl_sparse.photos.metadata import (
     copied_exif,
     copied_iptc,
@@ -95,11 +95,14 @@ def image_size(path: Path) -> tuple[int, int]:
     name = printable_path(path)
 
     def size() -> tuple[int, int]:
-        image = _Opener(path.read_bytes())()
-        _check_single(image, name)
-        if image.format == "TIFF":
-            image.load()  # turns itself; until then Pillow may say either size
-        return (image.width, image.height) if is_sideways(image) else (image.height, image.width)
+        with path.open("rb") as stream:
+            is_png = stream.read(len(SIGNATURE)) == SIGNATURE
+            stream.seek(0)
+            image = _Opener(stream.read())() if is_png else Image.open(stream, formats=readable())
+            _check_single(image, name)
+            if image.format == "TIFF":
+                image.load()  # turns itself; until then Pillow may say either size
+            return (image.width, image.height) if is_sideways(image) else (image.height, image.width)
 
     return _decoding(name, size)
 
@@ -180,7 +183,7 @@ def _decode(data: bytes, name: str, is_deep: bool) -> Photo:
         iptc=copied_iptc(image),
         dpi=resolution(image),
         png=opener.extras,
-        lossless=image.format != "WEBP" or b"VP8L" in data[:64],
+        lossless=is_lossless(data, image.format),
     )
 
 

@@ -45,8 +45,8 @@ def read_unusual_tiff(data: bytes, name: str) -> Photo | None:
 def _read(data: bytes, name: str) -> Photo:
     if find_spec("tifffile") is None:
         raise ImageError(
-            f"{name}: is a TIFF of an unusual layout (planar, or floating point); install what reads it,"
-            " pip install tifffile imagecodecs, or save it as 8 or 16 bits, interleaved"
+            f"{name}: is a TIFF of an unusual layout (planar, or floating point); to read it, run"
+            " pip install '.[formats]' in the clone of mirl-sparse, or save it as 8 or 16 bits, interleaved"
         )
     import tifffile
 

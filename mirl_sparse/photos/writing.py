@@ -109,8 +109,8 @@ def _metadata_options(photo: Photo, format: str) -> dict[str, object]:
 
 def _png_chunks(photo: Photo) -> list[bytes]:
     """Return what a PNG says of its colours where it has no profile, and its text."""
-    text = photo.png.text or ((xmp_chunk(photo.xmp),) if photo.xmp else ())
-    return [*(() if photo.icc else photo.png.colour_space), *text]
+    xmp = (xmp_chunk(photo.xmp),) if photo.xmp else ()
+    return [*(() if photo.icc else photo.png.colour_space), *photo.png.text, *xmp]
 
 
 def _encode_sixteen_bits(photo: Photo, format: str) -> bytes:

@@ -4,7 +4,7 @@ from io import BytesIO
 
 import numpy as np
 import pytest
-from pictures import encoded
+from pictures import SRGB, encoded
 from PIL import ExifTags, Image, PngImagePlugin
 
 from mirl_sparse.photos import read_photo, write_photo
@@ -81,6 +81,27 @@ def test_lossless_webp_stays_lossless(tmp_path, options, is_lossless):
     photo = read_photo(encoded(Image.fromarray(SMALL), "WEBP", **options))
     write_photo(tmp_path / "a.webp", photo)
     assert np.array_equal(read_photo(tmp_path / "a.webp").pixels, photo.pixels) == is_lossless
+
+
+def test_a_profile_before_the_pixels_does_not_hide_that_webp_is_lossless():
+    assert read_photo(encoded(Image.fromarray(SMALL), "WEBP", lossless=True, icc_profile=SRGB)).lossless
+
+
+@pytest.mark.parametrize(("format", "is_lossless"), [("JPEG", False), ("AVIF", False), ("PNG", True)])
+def test_only_what_was_lossless_becomes_lossless_webp(tmp_path, format, is_lossless):
+    photo = read_photo(encoded(Image.fromarray(SMALL), format))
+    write_photo(tmp_path / "a.webp", photo)
+    assert np.array_equal(read_photo(tmp_path / "a.webp").pixels, photo.pixels) == is_lossless
+
+
+def test_a_png_keeps_its_xmp_beside_its_text(tmp_path):
+    info = PngImagePlugin.PngInfo()
+    info.add_text("Title", "Rain")
+    info.add_itxt("XML:com.adobe.xmp", XMP.decode().replace('"6"', '"1"'))
+    write_photo(tmp_path / "a.png", read_photo(encoded(Image.fromarray(SMALL), "PNG", pnginfo=info)))
+    again = read_photo(tmp_path / "a.png")
+    assert again.xmp == XMP.replace(b'"6"', b'"1"')
+    assert len(again.png.text) == 1
 
 
 def test_the_gamma_of_a_png_is_kept_where_it_has_no_profile(tmp_path):
