@@ -22,7 +22,7 @@ from benchmarks.suite.results import now
 from benchmarks.suite.rows import Facts, Row, Section
 from benchmarks.suite.tickets import network
 from mirl_kernels import registry
-from mirl_kernels.core.cpu import PackedModule
+from mirl_kernels.core.cpu import Packed
 from mirl_kernels.core.roofline import measure
 from mirl_sparse.architectures.promptir.network import PromptIR
 from mirl_sparse.defaults import TICKET
@@ -168,11 +168,12 @@ class Op(nn.Module):
         return self._function(x, *map(self._weights, self._shape), **self._options)
 
 
-def _build(name: str, c: int, density: float) -> tuple[Op, PackedModule]:
+def _build(name: str, c: int, density: float) -> tuple[Op, Packed]:
     """Return an op of c channels as PyTorch runs it, and packed."""
     op = registry.OPS[name]
     example = op.example(c, density)
     packed = op.packed.from_weights(*example.weights, **example.options)
+    assert isinstance(packed, Packed)
     return Op(op.reference, *example.weights, **example.options), packed
 
 

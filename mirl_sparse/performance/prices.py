@@ -71,11 +71,12 @@ class PriceStore:
     Prices of a busy machine are kept nowhere: the next call measures again.
 
     Args:
-        file: The JSON file; it is made at the first measurement. A broken one is written anew.
+        file: The JSON file; it is made at the first measurement. A broken one is written anew. None keeps
+            prices in memory alone.
         measure: Measures this machine where its prices are not known.
     """
 
-    def __init__(self, file: Path, measure: Callable[[], CostModel] = measure) -> None:
+    def __init__(self, file: Path | None, measure: Callable[[], CostModel] = measure) -> None:
         self._file, self._measure = file, measure
         self._models: dict[str, CostModel] = {}
 
@@ -100,12 +101,15 @@ class PriceStore:
                 )
                 return model
             known[machine] = model.prices
-            with contextlib.suppress(OSError):  # then it is measured again by the next process
-                write_whole(self._file, json.dumps(known).encode())
+            if self._file is not None:
+                with contextlib.suppress(OSError):  # then it is measured again by the next process
+                    write_whole(self._file, json.dumps(known).encode())
         self._models[machine] = model
         return model
 
     def _read(self) -> dict[str, dict[str, float]]:
+        if self._file is None:
+            return {}
         try:
             known = json.loads(self._file.read_text())
         except (OSError, ValueError):
@@ -136,9 +140,13 @@ def this_machine() -> str:
 
 
 @cache
-def _store(file: Path) -> PriceStore:
+def _store(file: Path | None) -> PriceStore:
     return PriceStore(file)
 
 
-def _cache_file() -> Path:
-    return user_cache_path("mirl-sparse") / "prices.json"
+def _cache_file() -> Path | None:
+    """Return the file of this user's prices, None for a user without a home folder."""
+    try:
+        return user_cache_path("mirl-sparse") / "prices.json"
+    except (RuntimeError, KeyError):
+        return None

@@ -15,9 +15,19 @@ from mirl_sparse.runtime.tiling import restore_by_tiles, tile_size
 _IMAGE_BYTES = 60  # per pixel, beside the engine's buffers: the image, padded, and its results
 
 
+def wants_gradients(*inputs: Tensor) -> bool:
+    """Return whether a result of the inputs would carry gradients, of reverse or forward mode."""
+    forward_mode = torch.autograd.forward_ad._current_level >= 0
+    return forward_mode or (torch.is_grad_enabled() and any(x.requires_grad for x in inputs))
+
+
 def check_image(image: Tensor) -> None:
-    """Raise ValueError unless an image has the shape (B, 3, H, W) and at least one pixel."""
-    if image.ndim != 4 or image.shape[1] != 3 or 0 in image.shape:
+    """Raise TypeError unless an image is a tensor, ValueError unless it is (B, 3, H, W) with pixels."""
+    if not isinstance(image, Tensor):
+        raise TypeError(
+            f"image is {type(image).__name__}; expected a tensor (B, 3, H, W), or a photo for .restore()"
+        )
+    if image.ndim != 4 or image.shape[1] != 3 or 0 in image.shape[2:]:
         raise ValueError(f"input of shape {tuple(image.shape)}; expected (B, 3, H, W) of 1x1 pixel or more")
 
 

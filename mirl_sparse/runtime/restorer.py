@@ -19,7 +19,7 @@ from mirl_sparse.photos import read_image, to_rgb
 from mirl_sparse.runtime.backends import AUTO, BACKENDS, choose_backend, choose_precision
 from mirl_sparse.runtime.compiled import forget_weights, restore_op
 from mirl_sparse.runtime.engine import Engine, weights_state
-from mirl_sparse.runtime.execution import check_image, restore_image
+from mirl_sparse.runtime.execution import check_image, restore_image, wants_gradients
 from mirl_sparse.runtime.tuning import Tuning, read_tuning
 from mirl_sparse.tickets import find_ticket, read_ticket, remove_pruning
 
@@ -126,23 +126,26 @@ class SparseRestorer(nn.Module):
         """Restore an image.
 
         Args:
-            image: (B, 3, H, W) float32 in [0, 1], H and W from 1 up.
+            image: (B, 3, H, W) float32 in [0, 1], B from 0 and H and W from 1 up.
 
         Returns:
             A tensor of the same shape, not clipped.
 
         Raises:
+            TypeError: If the image is no tensor.
             ValueError: If the image is of another shape.
             BackendError: If the image is of another dtype, or on another device than the weights.
             UserError: If even small tiles would take more than ``max_memory``, or the image requires a
                 gradient.
         """
         check_image(image)
-        if image.requires_grad and torch.is_grad_enabled():
+        if wants_gradients(image):
             raise UserError(
                 "the image requires a gradient, which the restorer does not compute; call it under"
                 " torch.no_grad(), or take the gradient through its dense network, restorer.network"
             )
+        if len(image) == 0:
+            return torch.empty_like(image)
         if torch.compiler.is_compiling():  # one opaque op: nothing in it is worth another compiler's time
             weights, memory = list(self.network.parameters()), self.max_memory or 0
             return restore_op(image, weights, self._config, self.backend, memory, self.precision)

@@ -289,13 +289,37 @@ def _naf_refusal(m: nn.Module, half: int, channels: int) -> str | None:
     return weight_refusal(scale, name)
 
 
+def _restormer_channels(weights: RestormerWeights) -> int:
+    return len(weights.attention.project_out)
+
+
+def _fuse_restormer(weights: RestormerWeights) -> nn.Module:
+    return PackedBlock(PackedMDTA(*weights.attention), PackedGDFN(*weights.feed_forward))
+
+
+def _prompt_channels(weights: PromptWeights) -> int:
+    return weights.linear_weight.shape[1]
+
+
+def _fuse_prompt(weights: PromptWeights) -> nn.Module:
+    return PackedPrompt(*weights)
+
+
+def _naf_channels(weights: NAFWeights) -> int:
+    return len(weights.beta)
+
+
+def _fuse_naf(weights: NAFWeights) -> nn.Module:
+    return PackedNAF(*weights)
+
+
 def restormer_kind(fuse: Callable[[RestormerWeights], nn.Module]) -> BlockKind:
     """Return the kind of Restormer's blocks, fused by a target's own function."""
     return BlockKind(
         "a Restormer block",
         find_restormer,
         fuse,
-        lambda weights: len(weights.attention.project_out),
+        _restormer_channels,
         (
             FusedPart("attn", "fused MDTA", "norm, convolutions, attention and residual in one op"),
             FusedPart("ffn", "fused GDFN", "norm, convolutions, gate and residual in one op"),
@@ -304,19 +328,19 @@ def restormer_kind(fuse: Callable[[RestormerWeights], nn.Module]) -> BlockKind:
 
 
 CPU_BLOCKS = (
-    restormer_kind(lambda w: PackedBlock(PackedMDTA(*w.attention), PackedGDFN(*w.feed_forward))),
+    restormer_kind(_fuse_restormer),
     BlockKind(
         "a prompt block",
         find_prompt,
-        lambda weights: PackedPrompt(*weights),
-        lambda weights: weights.linear_weight.shape[1],
+        _fuse_prompt,
+        _prompt_channels,
         (FusedPart("", "fused prompt", "mixture, resize and convolution in one op"),),
     ),
     BlockKind(
         "a NAFNet block",
         find_naf,
-        lambda weights: PackedNAF(*weights),
-        lambda weights: len(weights.beta),
+        _fuse_naf,
+        _naf_channels,
         (
             FusedPart(
                 "",

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 NOMINAL_SIDE = 64  # of the images that layers see, where no example input says more
 
@@ -44,9 +45,9 @@ def nominal_shape(layer: nn.Module) -> tuple[int, ...]:
     return 1, layer.in_channels, NOMINAL_SIDE, NOMINAL_SIDE
 
 
-def copied_arguments(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+def copied(arguments: Any) -> Any:
     """Return a copy of a network's arguments: there are networks that write to them."""
-    return tuple(a.detach().clone() if isinstance(a, Tensor) else copy.deepcopy(a) for a in arguments)
+    return tree_map(lambda x: x.detach().clone() if isinstance(x, Tensor) else copy.deepcopy(x), arguments)
 
 
 def tensors(result: Any) -> Iterator[Tensor]:
@@ -72,11 +73,21 @@ def difference(expected: Any, result: Any) -> float:
         result: The same of the other module.
 
     Returns:
-        The largest relative difference of a pair of tensors; infinite where their number or shapes differ.
+        The largest relative difference of a pair of tensors; infinite where their number or shapes differ,
+        or where one is NaN or infinite and the other is not.
     """
     pairs = list(zip_longest(tensors(expected), tensors(result)))
     if any(a is None or b is None or a.shape != b.shape for a, b in pairs):
         return math.inf
-    wide = [[t if t.is_complex() else t.double() for t in pair] for pair in pairs if pair[0].numel()]
-    differences = [((b - a).abs().max() / a.abs().max().clamp(1.0)).item() for a, b in wide]
-    return max((math.inf if math.isnan(x) else x for x in differences), default=0.0)
+    return max((_difference(*pair) for pair in pairs), default=0.0)
+
+
+def _difference(expected: Tensor, result: Tensor) -> float:
+    a, b = (t if t.is_complex() else t.double() for t in (expected, result))
+    finite = a.isfinite()
+    if not torch.equal(finite, b.isfinite()) or not torch.equal(
+        a[~finite].nan_to_num(), b[~finite].nan_to_num()
+    ):
+        return math.inf
+    a, b = a[finite], b[finite]
+    return ((b - a).abs().max() / a.abs().max().clamp(1.0)).item() if a.numel() else 0.0

@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mirl_kernels.core import cpu
 from mirl_kernels.ops.linear import PackedLinear
@@ -16,7 +16,7 @@ from mirl_sparse.performance.cost import CostModel, dense_quantities
 from mirl_sparse.performance.prices import cost_model
 from mirl_sparse.sparsification.blocks import CPU_BLOCKS
 from mirl_sparse.sparsification.layers import CPU_LAYERS
-from mirl_sparse.sparsification.target import BlockKind, CallShape, LayerForm, LayerForms
+from mirl_sparse.sparsification.target import BlockKind, CallShape, LayerForm, LayerForms, is_ordinary
 
 
 class CpuTarget:
@@ -58,9 +58,17 @@ class CpuTarget:
         """Return the network as it is."""
         return network
 
-    def run(self, module: nn.Module, *inputs: Any) -> Any:
+    def packable(self, module: nn.Module) -> nn.Module:
+        """Return the module as it is."""
+        return module
+
+    def takes(self, x: Tensor) -> bool:
+        """Return whether x is an ordinary float32 tensor on the CPU that holds something."""
+        return is_ordinary(x, torch.float32, "cpu")
+
+    def run(self, module: nn.Module, *inputs: Any, **named: Any) -> Any:
         """Run a module on its inputs."""
-        return module(*inputs)
+        return module(*inputs, **named)
 
     def seconds(self, dense: nn.Module, form: LayerForm, shape: tuple[int, ...]) -> tuple[float, float]:
         """Return the seconds that the cost model predicts; see `SparsificationTarget.seconds`."""

@@ -105,7 +105,8 @@ def prunable_weights(m: nn.Module) -> list[nn.Parameter]:
 def count_nonzero(weights: Iterable[torch.Tensor]) -> tuple[int, int]:
     """Return how many of the weights are not zero, and how many there are."""
     weights = list(weights)
-    return sum(int(w.count_nonzero()) for w in weights), sum(w.numel() for w in weights)
+    stored = [w if w.layout == torch.strided else w.to_dense() for w in weights]
+    return sum(int(w.count_nonzero()) for w in stored), sum(w.numel() for w in weights)
 
 
 def has_hooks(m: nn.Module) -> bool:
@@ -117,8 +118,13 @@ def weight_refusal(weight: torch.Tensor, name: str = "its weight") -> str | None
     """Return why the kernels do not take a weight, None where they do; the reason calls it ``name``."""
     if weight.dtype != torch.float32 or weight.device.type != "cpu":
         return f"{name} is {weight.dtype} on {weight.device}; the kernels take float32 on the CPU"
+    if weight.layout != torch.strided or type(weight) not in (torch.Tensor, nn.Parameter):
+        kind = type(weight).__name__ if weight.layout == torch.strided else weight.layout
+        return f"{name} is stored as {kind}; the kernels take ordinary tensors"
     if 0 in weight.shape:
         return "it has no weights"
+    if not weight.isfinite().all():
+        return f"{name} has values that are NaN or infinite"
     return None
 
 
@@ -129,9 +135,9 @@ def _refusal(m: nn.Module, base: type[nn.Module]) -> str | None:
             return f"{type(m).__name__} has its own {method}()"
     if nn.utils.parametrize.is_parametrized(m):
         return "its weight is computed (torch.nn.utils.parametrize)"
-    if has_hooks(m):
-        return "it has hooks"
-    return next(filter(None, map(weight_refusal, prunable_weights(m))), None)
+    if any(isinstance(value, torch.Tensor) for value in vars(m).values()):
+        return "its weight is computed at each call"
+    return next(filter(None, map(weight_refusal, m.parameters())), None)
 
 
 def sparse_layer(m: nn.Module, forms: LayerForms) -> LayerForm | Refusal:

@@ -1,179 +1,107 @@
-"""Record how a network calls its modules, swap them, and compare the results: the passes of `sparsify`."""
+"""Choose the modules of a network that pay as sparse forms, and set those: the passes of `sparsify`."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from mirl_sparse.errors import UserError
-from mirl_sparse.sparsification.comparison import (
-    NOMINAL_SIDE,
-    copied_arguments,
-    difference,
-    noise,
-    nominal_shape,
-    probes,
-    tensors,
-)
+from mirl_sparse.sparsification.comparison import NOMINAL_SIDE, difference, noise, nominal_shape, probes
+from mirl_sparse.sparsification.forward import SequentialForward, SparseForward, absorbed
 from mirl_sparse.sparsification.layers import (
     LAYER_TYPES,
-    absorb,
     count_nonzero,
     has_hooks,
     prunable_weights,
     sparse_layer,
 )
-from mirl_sparse.sparsification.report import DENSE, LAYER_BY_LAYER, SparsifiedLayer, SparsityReport
+from mirl_sparse.sparsification.recording import Recording, one_line
+from mirl_sparse.sparsification.report import DENSE, LAYER_BY_LAYER, SparsifiedLayer
 from mirl_sparse.sparsification.target import BlockKind, CallShape, LayerForm, Refusal, SparsificationTarget
 
 _NEVER_CALLED = "the example input never calls it"
 _CALLED_OTHERWISE = "it is called with more than its input, or by name"
-
-
-@dataclass(frozen=True)
-class Recording:
-    """Hold what an example input shows of a network.
-
-    Attributes:
-        calls: Input shapes of each module that was called, by the module's id.
-        called_otherwise: Ids of the modules that were called otherwise than with one positional argument.
-        results: Copies of the tensors in the network's result.
-    """
-
-    calls: Mapping[int, list[CallShape]]
-    called_otherwise: frozenset[int]
-    results: list[Tensor]
-
-
-def record_calls(network: nn.Module, example: tuple[Any, ...]) -> Recording:
-    """Run a network on an example input and record how it calls its modules.
-
-    Args:
-        network: The dense network.
-        example: The network's arguments, which are copied.
-
-    Raises:
-        UserError: There is no tensor in the network's result.
-    """
-    shapes: dict[int, Counter[tuple[int, ...]]] = {}
-    called_otherwise: set[int] = set()
-
-    def note(module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
-        first = next((x for x in (*args, *named.values()) if isinstance(x, Tensor)), None)
-        if first is not None:
-            shapes.setdefault(id(module), Counter())[tuple(first.shape)] += 1
-        if named or len(args) != 1:
-            called_otherwise.add(id(module))
-
-    hooks = [m.register_forward_pre_hook(note, with_kwargs=True) for m in network.modules()]
-    try:
-        result = network(*copied_arguments(example))
-    finally:
-        for hook in hooks:
-            hook.remove()
-    results = [t.clone() for t in tensors(result)]  # which the network may write to again
-    if not results:
-        raise UserError(
-            f"the network gives {type(result).__name__} for the example input; expected tensors, to compare"
-            " them"
-        )
-    calls = {key: [CallShape(*item) for item in counter.items()] for key, counter in shapes.items()}
-    return Recording(calls, frozenset(called_otherwise), results)
-
-
-def disable_fast_paths(network: nn.Module) -> None:
-    """Turn off the fast paths of PyTorch's transformer encoders, which read weights that will be packed."""
-    for m in network.modules():
-        if isinstance(m, nn.TransformerEncoderLayer):
-            m.activation_relu_or_gelu = 0
-        if isinstance(m, nn.TransformerEncoder):
-            m.use_nested_tensor = False
+_KEPT = "keep_dense names it"
 
 
 class Sparsification:
-    """Swap the modules of one network for their sparse forms.
+    """Set the sparse forms of the modules of one network.
 
     Args:
         target: The target that the network is to run on.
         recording: The recording of an example input, None without one.
-        reads: Modules that stay as they are because the network reads an attribute of theirs: the attribute,
-            by the module's name.
+        keep_dense: Names of modules that stay dense, with all that is inside.
+
+    Attributes:
+        rows: Rows of the report.
+        forwards: The forwards that were set, by the module's name.
     """
 
     def __init__(
-        self, target: SparsificationTarget, recording: Recording | None, reads: Mapping[str, str]
+        self, target: SparsificationTarget, recording: Recording | None, keep_dense: Collection[str]
     ) -> None:
-        self._target, self._recording, self._reads = target, recording, reads
-        self._names: dict[int, str] = {}  # of swapped modules, by the ids of what takes their place
-        self._rows: list[SparsifiedLayer] = []
-        self._visited: dict[int, nn.Module] = {}  # a module may be used in several places
+        self._target, self._recording, self._keep_dense = target, recording, frozenset(keep_dense)
+        self.rows: list[SparsifiedLayer] = []
+        self.forwards: dict[str, SparseForward] = {}
+        self._visited: set[int] = set()  # a module may be used in several places
 
     def run(self, network: nn.Module) -> nn.Module:
-        """Swap the modules of a network in place; return it with its ``report``, on its target."""
-        sparsified = self._target.place(self._visit(network, ""))
-        sparsified.report = SparsityReport(tuple(self._rows))  # type: ignore[assignment]
-        return sparsified
+        """Set the sparse forms in a network, and return it on its target."""
+        self._visit(network, "")
+        placed = self._target.place(network)
+        for forward in self.forwards.values():
+            forward.settle()
+        return placed
 
-    def read_attribute(self, sparsified: nn.Module, example: tuple[Any, ...]) -> tuple[str, str] | None:
-        """Compare a sparsified network with the recorded results.
+    def revert(self, name: str, by: float) -> None:
+        """Make a module dense again.
 
         Args:
-            sparsified: The network that `run` returned.
-            example: The arguments of the recording.
-
-        Returns:
-            None where the results are the same. Where the network reads an attribute of a swapped module: the
-            module's name and the attribute.
-
-        Raises:
-            UserError: The results differ by more than the target's tolerance.
+            name: Its name.
+            by: By how much its sparse form differs on what it gets from the example input.
         """
-        assert self._recording is not None
-        try:
-            results = list(tensors(self._target.run(sparsified, *copied_arguments(example))))
-        except AttributeError as error:
-            name = self._names.get(id(error.obj))
-            if name is None or name in self._reads:
-                raise
-            return name, error.name or "attributes"
-        by = difference(self._recording.results, results)
-        if by > self._target.tolerance:
-            raise UserError(
-                f"the sparsified network differs from the dense one by {by:.1e} of its largest value for the"
-                f" example input; expected at most {self._target.tolerance:.0e}: it may draw random numbers,"
-                f" or depend on more than its layers' results{self._target.doubt}"
-            )
-        return None
+        self.forwards.pop(name).remove()
+        reason = f"its sparse form differs by {by:.0e} on what it gets from the example input"
+        inside = f"{name}." if name else ""
+        self.rows = [
+            replace(row, implementation=DENSE, reason=reason)
+            if row.name == name or (inside and row.name.startswith(inside) and row.swapped)
+            else row
+            for row in self.rows
+        ]
 
-    def _visit(self, m: nn.Module, name: str) -> nn.Module:
-        """Return the module that takes the place of m."""
+    def _visit(self, m: nn.Module, name: str) -> None:
         if id(m) not in self._visited:
-            self._visited[id(m)] = m  # else a module that contains itself would never end
-            self._visited[id(m)] = self._swap(m, name)
-        return self._visited[id(m)]
+            self._visited.add(id(m))
+            self._swap(m, name)
 
-    def _swap(self, m: nn.Module, name: str) -> nn.Module:
+    def _swap(self, m: nn.Module, name: str) -> None:
         parameters = [p for p in m.parameters(recurse=False) if p.numel()]
+        if isinstance(m, torch.jit.ScriptModule):
+            self._add(
+                m, name, list(m.parameters()), DENSE, "it is TorchScript, whose layers cannot be swapped"
+            )
+            return
         reason = None
         for kind in self._target.blocks:
             weights = kind.recognise(m)
             if weights is None:
                 continue
-            fused = self._fuse(m, name, kind, weights)
-            if not isinstance(fused, Refusal):
-                return fused
-            reason = reason or f"not fused as {kind.name}: {fused.reason}"
+            refusal = self._fuse(m, name, kind, weights)
+            if refusal is None:
+                return
+            reason = reason or f"not fused as {kind.name}: {refusal.reason}"
         if reason is not None:
             self._add(m, name, parameters, LAYER_BY_LAYER, reason)
-            return self._swap_children(m, name)
-        return self._swap_layer(m, name, parameters) if parameters else self._swap_children(m, name)
+        elif parameters and not self._swap_layer(m, name, parameters):
+            return
+        self._visit_children(m, name)
 
-    def _fuse(self, m: nn.Module, name: str, kind: BlockKind, weights: Any) -> nn.Module | Refusal:
-        """Return the fused form of a block, or why it is not to be used."""
+    def _fuse(self, m: nn.Module, name: str, kind: BlockKind, weights: Any) -> Refusal | None:
+        """Fuse a block, or return why it is not to be fused."""
         if reason := self._use_refusal(m, name):
             return Refusal(reason)
         if isinstance(weights, Refusal):
@@ -195,101 +123,106 @@ class Sparsification:
             where = ".".join(filter(None, (name, part.name)))
             module = m.get_submodule(part.name)
             self._add(module, where, prunable_weights(module), part.implementation, part.reason)
-        self._names[id(fused)] = name
-        return fused
+        self._visited |= set(map(id, m.modules()))
+        self.forwards[name] = SparseForward(m, self._target, kind, self._target.place(fused))
+        return None
 
     def _use_refusal(self, m: nn.Module, name: str) -> str | None:
         """Return why a block cannot be one op in this network, whatever it computes."""
-        if name in self._reads:
-            return f"the network reads its {self._reads[name]}"
+        if self._is_kept(name):
+            return _KEPT
         if self._recording is not None and id(m) in self._recording.called_otherwise:
             return _CALLED_OTHERWISE
-        hooked = next((n for n, part in m.named_modules() if has_hooks(part)), None)
-        if hooked is not None:
-            return f"its {hooked} has hooks" if hooked else "it has hooks"
+        for inner, part in m.named_modules():
+            if "forward" in vars(part):
+                return f"{f'its {inner}' if inner else 'it'} has its own forward()"
+            if inner and has_hooks(part):
+                return f"its {inner} has hooks"
         return None
+
+    def _is_kept(self, name: str) -> bool:
+        """Return whether keep_dense names a module, or one that it is inside of."""
+        return any(name == kept or name.startswith(f"{kept}.") for kept in self._keep_dense)
 
     def _mismatch(self, dense: nn.Module, sparse: nn.Module, *inputs: Tensor) -> str | None:
         """Return why a sparse form cannot stand for a module, None where both give the same."""
         try:
-            expected = dense(*inputs)
+            expected = type(dense).forward(dense, *inputs)  # without the hooks of the module's owner
         except (RuntimeError, TypeError, ValueError) as error:  # the network's own code may refuse our inputs
             shapes = ", ".join(str(tuple(x.shape)) for x in inputs)
-            return f"it cannot be compared on inputs {shapes}: {_line(error)}"
+            return f"it cannot be compared on inputs {shapes}: {one_line(error)}"
         try:
             result = self._target.run(sparse, *inputs)
         except self._target.launch_errors as error:
-            return _line(error)
+            return one_line(error)
         same = difference(expected, result) <= self._target.tolerance
         return None if same else "its sparse form does not give the same"
 
-    def _swap_children(self, m: nn.Module, name: str) -> nn.Module:
-        before = list(m._modules.items())
-        for child_name, child in before:
-            if child is not None:
-                m._modules[child_name] = self._visit(child, f"{name}.{child_name}" if name else child_name)
-        if type(m).forward is nn.Sequential.forward:
-            self._absorb_followers(m, name, before)
-        return m
+    def _visit_children(self, m: nn.Module, name: str) -> None:
+        for child_name, child in m.named_children():
+            self._visit(child, f"{name}.{child_name}" if name else child_name)
+        if type(m).forward is nn.Sequential.forward and "forward" not in vars(m):
+            self._absorb_followers(m, name)
 
-    def _absorb_followers(
-        self, m: nn.Module, name: str, before: Sequence[tuple[str, nn.Module | None]]
-    ) -> None:
-        """Move activations and pixel shuffles of an nn.Sequential into the layers before them."""
-        last = None  # layer that absorbs what follows
-        for child_name, child in before:
-            if child is None or not self._runs_with(child, m):
-                last = None
-            elif last and absorb(m._modules[last], child):
-                m._modules[child_name] = nn.Identity()
-                self._add_follower(f"{name}.{last}" if name else last, child)
-            else:
-                last = child_name if isinstance(child, LAYER_TYPES) else None
+    def _absorb_followers(self, m: nn.Module, name: str) -> None:
+        """Let the layers of an nn.Sequential do the work of activations and pixel shuffles behind them."""
+        assert isinstance(m, nn.Sequential)
+        names, children = list(m._modules), list(m)
+        followers: dict[int, int] = {}
+        for i, child in enumerate(children):
+            forward = vars(child).get("forward")
+            if not isinstance(forward, SparseForward):
+                continue
+            behind = children[i + 1 :]
+            while behind and absorbed(forward.op, behind) is None:
+                behind.pop()
+            if behind:
+                followers[i] = len(behind)
+                self._add_followers(f"{name}.{names[i]}" if name else names[i], behind)
+        if followers:
+            SequentialForward(m, followers)
 
-    def _add_follower(self, name: str, follower: nn.Module) -> None:
+    def _add_followers(self, name: str, followers: Sequence[nn.Module]) -> None:
         """Name what a layer absorbs in its row of the report."""
-        for i, row in enumerate(self._rows):
+        for i, row in enumerate(self.rows):
             if row.name == name:
-                implementation = f"{row.implementation} + {type(follower).__name__}"
-                self._rows[i] = replace(row, implementation=implementation)
+                parts = (row.implementation, *(type(follower).__name__ for follower in followers))
+                self.rows[i] = replace(row, implementation=" + ".join(parts))
 
-    def _runs_with(self, child: nn.Module, parent: nn.Module) -> bool:
-        """Return whether the example shows that a child runs when, and only when, its parent does."""
-        if self._recording is None:
-            return False
-        runs, parents = (
-            sum(times for _, times in self._recording.calls.get(id(m), [])) for m in (child, parent)
-        )
-        return runs > 0 and runs == parents
+    def _swap_layer(self, m: nn.Module, name: str, parameters: Sequence[Tensor]) -> bool:
+        """Set the sparse form of a module with parameters, or put the reason why not into the report.
 
-    def _swap_layer(self, m: nn.Module, name: str, parameters: Sequence[Tensor]) -> nn.Module:
-        """Return the sparse form of a module with parameters, or the module with its reason in the report."""
+        Returns:
+            Whether the modules inside are to be visited, too.
+        """
         form = self._form(m, name)
         if isinstance(form, Refusal):
             self._add(m, name, parameters, DENSE, form.reason)
-            return m if isinstance(m, LAYER_TYPES) else self._swap_children(m, name)
+            return not isinstance(m, LAYER_TYPES)
         weights = prunable_weights(m)
         if self._recording is not None and id(m) not in self._recording.calls:
             self._add(m, name, weights, DENSE, _NEVER_CALLED)
-            return m
+            return False
         if reason := self._mismatch(m, form.module, *probes(m)):
             self._add(m, name, weights, DENSE, reason)
-            return m
+            return False
         sparse = dense = 0.0
         for shape, times in self._shapes(m):
             each = self._target.seconds(m, form, shape)
             sparse, dense = sparse + times * each[0], dense + times * each[1]
         if sparse > dense:
             self._add(m, name, weights, DENSE, "dense is faster", sparse * 1e3, dense * 1e3)
-            return m
+            return False
         self._add(m, name, weights, form.implementation, "sparse is faster", sparse * 1e3, dense * 1e3)
-        self._names |= dict.fromkeys(map(id, (form.module, *form.ops)), name)
-        return form.module
+        self.forwards[name] = SparseForward(m, self._target, None, self._target.place(form.module))
+        return False
 
     def _form(self, m: nn.Module, name: str) -> LayerForm | Refusal:
         """Return the sparse form of a layer, or why it cannot be used in this network."""
-        if name in self._reads:
-            return Refusal(f"the network reads its {self._reads[name]}")
+        if self._is_kept(name):
+            return Refusal(_KEPT)
+        if {"forward", "_conv_forward"} & vars(m).keys():
+            return Refusal("it has its own forward()")
         if (
             self._recording is not None
             and id(m) in self._recording.called_otherwise
@@ -313,9 +246,4 @@ class Sparsification:
     ) -> None:
         """Add a row to the report; ``times`` are ms of the sparse and of the dense form."""
         counts = count_nonzero(weights)
-        self._rows.append(SparsifiedLayer(name, type(m).__name__, *counts, implementation, reason, *times))
-
-
-def _line(error: Exception) -> str:
-    """Return an error's message on one line."""
-    return " ".join(str(error).split())[:200]
+        self.rows.append(SparsifiedLayer(name, type(m).__name__, *counts, implementation, reason, *times))

@@ -56,9 +56,11 @@ class SparsityReport:
 
     Attributes:
         layers: One entry for each of them. ``str(report)`` is a table of all.
+        comparison: How the results were compared with the dense network's, and by how much they differ.
     """
 
     layers: tuple[SparsifiedLayer, ...]
+    comparison: str = "each module by itself, on noise: no example input was given"
 
     @property
     def density(self) -> float:
@@ -74,4 +76,5 @@ class SparsityReport:
         )
         swapped = sum(x.swapped for x in self.layers)
         modules = sum(x.total > 0 for x in self.layers)
-        return "\n".join([*lines, f"{swapped} of {modules} swapped, density {self.density:.2%}"])
+        summary = f"{swapped} of {modules} swapped, density {self.density:.2%}"
+        return "\n".join([*lines, summary, f"compared: {self.comparison}"])

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,23 @@ class CallShape(NamedTuple):
     times: int
 
 
+def is_ordinary(x: Tensor, dtype: torch.dtype, device_type: str) -> bool:
+    """Return whether a tensor is dense, not empty, of this type, and used outside of autocast.
+
+    Args:
+        x: The tensor.
+        dtype: The type that it must have.
+        device_type: The kind of device that it must be on, such as "cpu".
+    """
+    return (
+        x.dtype == dtype
+        and x.device.type == device_type
+        and x.layout == torch.strided
+        and x.numel() > 0
+        and not torch.is_autocast_enabled(device_type)
+    )
+
+
 LayerForms = Mapping[type[nn.Module], Callable[[Any], LayerForm | Refusal]]
 
 
@@ -118,15 +135,32 @@ class SparsificationTarget(Protocol):
         ...
 
     def place(self, network: nn.Module) -> nn.Module:
-        """Return the network where it is to run."""
+        """Return the network, or a packed op, where it is to run."""
         ...
 
-    def run(self, module: nn.Module, *inputs: Any) -> Any:
+    def packable(self, module: nn.Module) -> nn.Module:
+        """Return a placed module with its weights as the ops pack them: in float32 on the CPU.
+
+        Args:
+            module: The module, which stays as it is.
+        """
+        ...
+
+    def takes(self, x: Tensor) -> bool:
+        """Return whether the packed ops take a tensor of this type, layout and device, and not an empty one.
+
+        Args:
+            x: A tensor of floating-point numbers.
+        """
+        ...
+
+    def run(self, module: nn.Module, *inputs: Any, **named: Any) -> Any:
         """Run a module on the target.
 
         Args:
             module: The module, which may be moved to the target.
             *inputs: Its arguments, as `prepare` returns them.
+            **named: Its arguments by name.
 
         Returns:
             Its result, as `prepare` returns tensors.

@@ -19,8 +19,16 @@ from mirl_sparse.errors import UserError
 from mirl_sparse.runtime.gpu import check_gpu, device, seconds
 from mirl_sparse.runtime.triton_network import PRECISIONS, workspace
 from mirl_sparse.sparsification.blocks import RestormerWeights, restormer_kind
+from mirl_sparse.sparsification.forward import remove_sparse_forms
 from mirl_sparse.sparsification.layers import split_padding
-from mirl_sparse.sparsification.target import BlockKind, CallShape, LayerForm, LayerForms, Refusal
+from mirl_sparse.sparsification.target import (
+    BlockKind,
+    CallShape,
+    LayerForm,
+    LayerForms,
+    Refusal,
+    is_ordinary,
+)
 
 _TOLERANCES = {
     "float16": 2e-2,
@@ -176,7 +184,18 @@ class TritonTarget:
         _cast(network, self._dtype)
         return network.to(self.device)
 
-    def run(self, module: nn.Module, *inputs: Any) -> Any:
+    def packable(self, module: nn.Module) -> nn.Module:
+        """Return a copy of the module in float32 on the CPU."""
+        copied = deepcopy(module)
+        remove_sparse_forms(copied)
+        prepared: nn.Module = self.prepare(copied)
+        return prepared
+
+    def takes(self, x: Tensor) -> bool:
+        """Return whether x is an ordinary tensor of the target's precision on its device, and not empty."""
+        return is_ordinary(x, self._dtype, self.device.type)
+
+    def run(self, module: nn.Module, *inputs: Any, **named: Any) -> Any:
         """Run a module on the GPU, on inputs from the CPU; return its result in float32 on the CPU."""
 
         def moved(x: Any) -> Any:
@@ -184,7 +203,8 @@ class TritonTarget:
                 return x
             return x.to(self.device, self._dtype if x.is_floating_point() else x.dtype)
 
-        return tree_map(self.prepare, self.place(module)(*tree_map(moved, inputs)))
+        result = self.place(module)(*tree_map(moved, inputs), **tree_map(moved, named))
+        return tree_map(self.prepare, result)
 
     def seconds(self, dense: nn.Module, form: LayerForm, shape: tuple[int, ...]) -> tuple[float, float]:
         """Return the seconds that both are measured to take; see `SparsificationTarget.seconds`."""

@@ -13,6 +13,7 @@ from mirl_kernels.core.triton import Workspace
 from mirl_sparse.architectures.promptir.network import TransformerBlock
 from mirl_sparse.errors import UserError
 from mirl_sparse.sparsification import triton as gpu_sparsification
+from mirl_sparse.sparsification.forward import forwards
 
 
 class Net(nn.Module):
@@ -88,19 +89,23 @@ def test_a_sparsified_network_gives_the_same_result(net, precision, tolerance, d
 def test_ops_of_a_network_share_memory_that_a_copy_does_not_share(net, monkeypatch):
     faster(monkeypatch, *SPARSE)
     sparsified = mirl_sparse.sparsify(net, torch.rand(1, 3, 14, 18), backend="triton")
+    copied = deepcopy(sparsified)
     shared = [
-        {m.workspaces for m in n.modules() if isinstance(m, gpu_sparsification.TritonOp)}
-        for n in (sparsified, deepcopy(sparsified))
+        {part.workspaces for f in forwards(n) for part in f.op.modules() if hasattr(part, "workspaces")}
+        for n in (sparsified, copied)
     ]
     assert [len(workspaces) for workspaces in shared] == [1, 1]
     assert shared[0] != shared[1]
+    x = torch.rand(1, 3, 14, 18).to(sparsified.head.weight)
+    assert torch.equal(copied(x)["image"], sparsified(x)["image"])  # packed anew from the copy's weights
+    assert all(f._packs for f in forwards(copied))
 
 
 def test_the_output_of_a_linear_layer_can_be_viewed_as_pytorchs(device, monkeypatch):
     faster(monkeypatch, *SPARSE)
     linear, x = nn.Linear(6, 5), torch.rand(2, 7, 6)
     sparsified = mirl_sparse.sparsify(nn.Sequential(linear), x, backend="triton", precision="float32")
-    assert isinstance(sparsified[0], gpu_sparsification.TokenOp)
+    assert isinstance(sparsified[0].forward.op, gpu_sparsification.TokenOp)
     torch.testing.assert_close(
         sparsified(x.to(device)).view(2, 35).cpu(), linear(x).view(2, 35).detach(), atol=1e-2, rtol=0
     )

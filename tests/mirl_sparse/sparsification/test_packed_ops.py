@@ -106,5 +106,3 @@ def test_an_image_smaller_than_the_kernel_is_refused(layer):
     for side in (3, 2):
         with pytest.raises(BackendError, match="is smaller than the kernel"):
             sparsified(rand(1, 3, side, side))
-    with pytest.raises(BackendError, match="a pixel or more"):
-        sparsified(rand(0, 3, 9, 9))

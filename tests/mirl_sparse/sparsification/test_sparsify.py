@@ -23,7 +23,6 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 import mirl_sparse
-from mirl_kernels.errors import BackendError
 from mirl_sparse import SparseRestorer, UserError
 
 
@@ -85,20 +84,20 @@ class AsksItsLayers(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.plain(self.named(input=self.read(x.to(self.read.weight.dtype)))) / self.read.out_channels
         x = self.up(self.block(x), output_size=[2 * n for n in x.shape[2:]]) * self.block.scale
+        x = x + self.read.weight.mean() + self.block.attn.qkv.weight.mean()
         tokens = x.flatten(2).transpose(1, 2)
         return self.attention(query=tokens, key=tokens, value=tokens)[0]
 
 
-def test_layers_whose_attributes_are_read_or_that_are_called_by_name_stay_dense():
+def test_a_network_may_read_its_layers_and_layers_called_by_name_stay_dense():
     dense, x = pruned(AsksItsLayers(), 0.5), rand(1, 4, 6, 6)
     sparsified = sparsify(dense, x)
     layers = {layer.name: layer for layer in sparsified.report.layers}
-    assert layers["read"].reason == "the network reads its weight"
     assert (
         layers["named"].reason == layers["up"].reason == "it is called with more than its input, or by name"
     )
-    assert layers["plain"].implementation == layers["block.attn.qkv"].implementation == "sparse 1x1"
-    assert layers["block"].reason == "not fused as a Restormer block: the network reads its scale"
+    assert layers["read"].implementation == layers["plain"].implementation == "sparse 1x1"
+    assert layers["block.attn"].implementation == "fused MDTA"
     assert layers["attention"].implementation == "sparse projections"
     same(sparsified, dense, x)
 
@@ -106,16 +105,16 @@ def test_layers_whose_attributes_are_read_or_that_are_called_by_name_stay_dense(
 @pytest.mark.parametrize("wrapped", [lambda y: (y, y > 0), lambda y: {"a": [y]}, lambda y: Result(y, "name")])
 def test_results_of_any_kind_are_compared(wrapped):
     class Wraps(nn.Module):
-        def __init__(self, noise: float) -> None:
+        def __init__(self, steepness: float) -> None:
             super().__init__()
-            self.conv, self.noise = nn.Conv2d(3, 3, 1), noise
+            self.conv, self.steepness = nn.Conv2d(3, 3, 3), steepness
 
         def forward(self, x: Tensor) -> object:
-            return wrapped(self.conv(x) + self.noise * torch.rand(1))
+            return wrapped(torch.sin(self.steepness * self.conv(x)))
 
-    sparsify(pruned(Wraps(0.0), 0.5), IMAGE)
-    with pytest.raises(UserError, match="differs from the dense one"):
-        sparsify(pruned(Wraps(1.0), 0.5), IMAGE)
+    assert sparsify(pruned(Wraps(1.0), 0.5), IMAGE).report.comparison.startswith("with the dense network")
+    with pytest.raises(UserError, match="so the network makes rounding large"):
+        sparsify(pruned(Wraps(1e7), 0.5), IMAGE)
 
 
 @dataclass
@@ -124,7 +123,7 @@ class Result:
     name: str
 
 
-def test_a_result_without_tensors_is_refused():
+def test_a_network_without_tensors_in_its_result_is_compared_layer_by_layer():
     class Counts(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -133,8 +132,13 @@ def test_a_result_without_tensors_is_refused():
         def forward(self, x: Tensor) -> float:
             return float(self.conv(x).sum())
 
-    with pytest.raises(UserError, match="gives float for the example input; expected tensors"):
-        sparsify(pruned(Counts()), IMAGE)
+    dense = pruned(Counts())
+    sparsified = sparsify(dense, IMAGE)
+    assert implementations(sparsified) == {"conv": "sparse 1x1"}
+    assert sparsified.report.comparison.startswith("each module on what it gets from the example input")
+    assert "the network gives float, without tensors to compare" in str(sparsified.report)
+    with torch.no_grad():
+        assert sparsified(IMAGE) == pytest.approx(dense(IMAGE), rel=1e-5)
 
 
 def test_layers_are_chosen_by_the_prices_of_this_machine(zoo, monkeypatch):
@@ -173,52 +177,6 @@ def test_copies_pickles_and_loaded_states_give_the_same(zoo):
             assert torch.equal(twin(IMAGE), sparsified(IMAGE))
 
 
-def test_the_state_of_another_layer_is_refused():
-    for one, other in (
-        (nn.Conv2d(3, 8, 3), nn.Conv2d(4, 8, 3)),
-        (nn.Conv2d(3, 8, 3), nn.Conv2d(3, 9, 3)),
-        (nn.Linear(3, 8), nn.Linear(4, 8)),
-        (nn.Conv2d(3, 8, 1), nn.Conv2d(4, 8, 1)),
-        (Block(8), Block(16)),
-        (nn.ConvTranspose2d(3, 8, 2, 2), nn.ConvTranspose2d(5, 8, 2, 2)),
-        (nn.Conv2d(6, 6, 3, groups=6), nn.Conv2d(8, 8, 3, groups=8)),
-        (nn.Conv2d(3, 8, 3), nn.Conv2d(3, 8, 5)),
-        (nn.ConvTranspose2d(3, 8, 4, 2), nn.ConvTranspose2d(3, 8, 8, 2)),
-    ):
-        a, b = (sparsify(nn.Sequential(pruned(m, 1.0))) for m in (one, other))
-        before = copy.deepcopy(a.state_dict())
-        with pytest.raises(RuntimeError, match="layer of another shape"):
-            a.load_state_dict(b.state_dict())
-        for name, value in a.state_dict().items():
-            assert torch.equal(value, before[name])
-
-
-@pytest.mark.parametrize(("name", "value"), [("q_index", 8), ("v_index", -1), ("qkv", 0)])
-def test_a_state_with_indices_outside_the_weights_is_refused(name, value):
-    sparsified = sparsify(pruned(Block(8), 1.0))
-    state = sparsified.state_dict()
-    state[f"mdta.{name}"] = torch.full_like(state[f"mdta.{name}"], value)
-    with pytest.raises(RuntimeError, match="layer of another shape"):
-        sparsified.load_state_dict(state)
-
-
-def test_a_state_of_fewer_values_is_refused(network):
-    sparsified = sparsify(nn.Sequential(copy.deepcopy(network.prompt1)))
-    with pytest.raises(RuntimeError, match="size mismatch"):
-        sparsified.load_state_dict({"0.linear_bias": torch.zeros(1)}, strict=False)
-
-
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
-def test_weights_that_were_cast_are_refused(network, dtype):
-    for module, channels in (
-        (Block(8), 8),
-        (copy.deepcopy(network.prompt1), network.prompt1.linear_layer.in_features),
-    ):
-        sparsified = sparsify(nn.Sequential(pruned(module, 0.5)))
-        with pytest.raises(BackendError, match=f"weights are {dtype}.*expected float32"):
-            sparsified.to(dtype)(rand(1, channels, 9, 9))
-
-
 def test_a_compiled_network_gives_the_same(zoo):
     torch._dynamo.reset()
     sparsified = sparsify(zoo, IMAGE)
@@ -237,12 +195,6 @@ def test_an_exported_network_can_be_saved_and_takes_any_size(zoo):
     loaded = torch.export.load(file).module()
     for image in (IMAGE, rand(2, 3, 30, 10)):
         same(loaded, zoo, image)
-
-
-def test_a_sparsified_network_follows_its_dtype_to_a_clear_error(zoo):
-    sparsified = sparsify(zoo, IMAGE).double()
-    with pytest.raises(BackendError, match="expected float32"):
-        sparsified(IMAGE.double())
 
 
 def test_a_network_may_write_to_its_input():
@@ -267,21 +219,3 @@ def test_modules_that_cannot_be_sparsified_are_refused(zoo):
     for function in (sparsify, mirl_sparse.sparsify):
         with pytest.raises(UserError, match="module is str; expected"):
             function("network.pt")
-
-    class Random(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.conv = nn.Conv2d(3, 3, 1)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.conv(x) + torch.rand(1)
-
-    with pytest.raises(UserError, match="differs from the dense one"):
-        sparsify(pruned(Random()), IMAGE)
-
-
-def test_gradients_through_a_sparsified_network_are_refused(zoo):
-    x = IMAGE.clone().requires_grad_(True)
-    result = sparsify(zoo, IMAGE)(x)
-    with pytest.raises(RuntimeError, match="mirl"):
-        result.sum().backward()

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from ctypes import Structure, c_double, c_int64
 from typing import Any, NamedTuple, TypeVar
 
-import torch
 from torch import Tensor, nn
 
 from mirl_kernels.core.cpu.library import Call
-from mirl_kernels.core.cpu.packed_matrix import PackedMatrix
 from mirl_kernels.core.cpu.quantities import call_quantities
 from mirl_kernels.errors import BackendError
 
@@ -73,58 +71,19 @@ class PackedModule(nn.Module, ABC):
         """Return the module for what the op's definition takes after x."""
         return cls(*weights, **options)
 
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            raise AttributeError(
-                f"this {type(self).__name__} replaces a layer and has no {name}. If the network reads {name},"
-                " give sparsify an example input: the layer then stays dense",
-                name=name,
-                obj=self,
-            ) from None
-
     @abstractmethod
     def matrices(self) -> Sequence[Tensor]:
         """Return the packed matrices among the buffers."""
 
-    @abstractmethod
     def _fits(self) -> bool:
-        """Return whether the buffers belong to this module and to each other; no kernel checks it."""
+        """Return whether the buffers belong to each other, where several were packed; no kernel checks it."""
+        return True
 
     def _expect_fit(self, **weights: Tensor) -> None:
         """Raise a ValueError unless the buffers, just packed from these weights, fit."""
         if not self._fits():
             shapes = ", ".join(f"{name} {tuple(w.shape)}" for name, w in weights.items())
             raise ValueError(f"weights do not belong together, or to a {type(self).__name__}: {shapes}")
-
-    def _load_from_state_dict(
-        self,
-        state_dict: Mapping[str, Any],
-        prefix: str,
-        local_metadata: dict[str, Any],
-        strict: bool,
-        missing: list[str],
-        unexpected: list[str],
-        errors: list[str],
-    ) -> None:
-        """Load the buffers, of which those of another mask have other lengths."""
-        before = dict(self._buffers)
-        for name, buffer in before.items():
-            stored = state_dict.get(prefix + name)
-            if (
-                isinstance(stored, Tensor)
-                and buffer is not None
-                and stored.dtype == buffer.dtype == torch.int32
-            ):
-                self._buffers[name] = torch.empty_like(stored, device=buffer.device)
-        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing, unexpected, errors)
-        well_formed = all(PackedMatrix(matrix).is_well_formed for matrix in self.matrices())
-        if not (well_formed and self._fits()):
-            self._buffers.update(before)
-            errors.append(
-                f"the packed weights of {prefix.removesuffix('.')} are those of a layer of another shape"
-            )
 
 
 class Packed(PackedModule):

@@ -200,9 +200,6 @@ class PackedConv(PackedWindow):
         packed = cpu.pack_taps([(m, taps[order] + g * first) for g, m in enumerate(matrices)], bias)
         self.register_buffer("packed", packed)
 
-    def _fits(self) -> bool:
-        return taps_fit(self.packed, self.outputs, self.inputs * self.window.phases, self.window.taps())
-
     def _shape(self, x: Tensor) -> tuple[int, int, int]:
         """Return channels, height and width of the result."""
         height, width = self.window.result(*x.shape[2:])

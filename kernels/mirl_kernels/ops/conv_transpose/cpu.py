@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mirl_kernels.core import cpu
 from mirl_kernels.core.cpu import PackedMatrix
-from mirl_kernels.ops.conv.cpu import conv_quantities, prepare, taps_fit
+from mirl_kernels.ops.conv.cpu import conv_quantities, prepare
 from mirl_kernels.ops.conv.cpu import op as conv_op
 
 
@@ -54,7 +54,6 @@ class PackedConvTranspose(cpu.Packed):
         ]
         reads = [_reads(n, stride, p, d) for n, p, d in zip(kernel, padding, dilation, strict=True)]
         rows, columns = (sorted({at for _, _, at in axis}) for axis in reads)
-        self.window = [(0, dy, dx) for dy in rows for dx in columns]
         near = self.inputs // groups
         taps = torch.tensor([(c, dy, dx) for c in range(near) for dy in rows for dx in columns])
         packed = []
@@ -70,9 +69,6 @@ class PackedConvTranspose(cpu.Packed):
     def matrices(self) -> tuple[Tensor]:
         """Return the packed matrices among the buffers."""
         return (self.packed,)
-
-    def _fits(self) -> bool:
-        return taps_fit(self.packed, self.outputs * self.stride**2, self.inputs, self.window)
 
     def _shape(self, x: Tensor) -> tuple[int, int, int]:
         """Return channels, height and width of the result."""

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from mirl_kernels.core import cpu
 from mirl_kernels.core.cpu import PackedMatrix, Quantity
-from mirl_kernels.ops.conv.cpu import taps_fit
 from mirl_kernels.ops.conv.window import PackedWindow, Window
 
 
@@ -139,9 +138,6 @@ class PackedDepthwise(PackedWindow):
         self.inputs = self.outputs if inputs is None else inputs
         taps = torch.tensor(self.window.taps())
         self.register_buffer("packed", cpu.pack_taps([(weight.detach().flatten(1), taps)], bias, chunk=None))
-
-    def _fits(self) -> bool:
-        return taps_fit(self.packed, self.outputs, self.window.phases, self.window.taps())
 
     def _shape(self, x: Tensor) -> tuple[int, int, int]:
         """Return channels, height and width of the result."""

@@ -115,9 +115,6 @@ class PackedLinear(cpu.PackedModule):
         """Return the packed matrices among the buffers."""
         return (self.packed,)
 
-    def _fits(self) -> bool:
-        return PackedMatrix(self.packed).shape == (self.outputs, self.inputs)
-
     def quantities(self, tokens: int) -> Counter[str]:
         """Return how often a call on (tokens, C) does what has a price in the cost model.
 

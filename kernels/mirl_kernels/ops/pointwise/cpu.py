@@ -86,9 +86,6 @@ class PackedPointwise(cpu.Packed):
         """Return the packed matrices among the buffers."""
         return (self.packed,)
 
-    def _fits(self) -> bool:
-        return PackedMatrix(self.packed).shape == (self.outputs, self.inputs)
-
     def work(self, batch: int, height: int, width: int) -> cpu.Work:
         """Return what a call on (batch, C, height, width) must do."""
         pixels, nnz = batch * height * width, PackedMatrix(self.packed).nnz
