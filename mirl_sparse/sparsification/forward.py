@@ -8,6 +8,7 @@ the dense network.
 from __future__ import annotations
 
 import copy
+import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -44,6 +45,14 @@ def _contents(m: nn.Module) -> list[_Seen]:
     """Return all parameters, buffers and modules inside a module."""
     owners = [x for part in m.modules() for x in (part._parameters, part._buffers, part._modules)]
     return [_Seen(owner, name, v, _version(v)) for owner in owners for name, v in owner.items()]
+
+
+def _checksum(m: nn.Module) -> int:
+    """Return a checksum of a module's weights."""
+    checksum = 0
+    for t in (*m.parameters(), *m.buffers()):
+        checksum = zlib.crc32(t.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data, checksum)
+    return checksum
 
 
 def is_observed(modules: Iterable[nn.Module]) -> bool:
@@ -97,13 +106,15 @@ class SparseForward(_Unscriptable):
         self._inner = tuple(module.modules())[1:]
         self._packs = True
         self.steps: list[Step] = []
-        self._seen: list[_Seen] | None  # None in a copy, which packs at its first call
+        self._seen: list[_Seen] | None  # None in a copy, which looks at its weights at the first call
+        self._checksum: int | None = None  # of the weights of the op that a copy holds
         self.settle()
         module.forward = self
         module.register_load_state_dict_post_hook(_pack_loaded)
 
     def __getstate__(self) -> dict[str, Any]:
-        return vars(self) | {"_seen": None}
+        checksum = _checksum(self.module) if self._is_settled() else None
+        return vars(self) | {"_seen": None, "_checksum": self._checksum if self._seen is None else checksum}
 
     def remove(self) -> None:
         """Give the module its dense forward back."""
@@ -140,7 +151,10 @@ class SparseForward(_Unscriptable):
         if self.module.training or is_observed(self._inner) or not self._takes(args, named):
             return None
         if not torch.compiler.is_compiling() and not self._is_settled():
-            self.pack()
+            if self._seen is None and self._checksum == _checksum(self.module):
+                self.settle()
+            else:
+                self.pack()
         return self.op if self._packs and not wants_gradients(*self._weights) else None
 
     def _is_settled(self) -> bool:
