@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
+from time import perf_counter
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -57,7 +59,11 @@ def restore(
 
     memory = parse_bytes(max_memory)
     manner = Manner(strength, metadata)
-    jobs = list_jobs(inputs, output, format)
+    left_out: Counter[str] = Counter()
+    jobs = list_jobs(inputs, output, format, left_out)
+    if left_out:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in left_out.most_common())
+        print(f"left out {left_out.total()} files that are no readable images: {kinds}", file=sys.stderr)
     records = Records(_digest(find_ticket(ticket), manner)) if len(jobs) > 1 else None
     if records and not overwrite:
         due = [job for job in jobs if not records.is_up_to_date(job)]
@@ -96,15 +102,18 @@ def _progress(photos: int) -> Iterator[Callable[[str], None]]:
         yield lambda line: print(line, file=sys.stderr)
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    rate = TextColumn("{task.fields[rate]}")
+    columns = (BarColumn(), MofNCompleteColumn(), rate, TimeRemainingColumn())
     # Standard output is left alone: a photo may be written to it.
     with Progress(*columns, console=Console(stderr=True), redirect_stdout=False) as progress:
-        task = progress.add_task("photos", total=photos)
+        task, start, done = progress.add_task("photos", total=photos, rate=""), perf_counter(), 0
 
         def show(line: str) -> None:
             progress.console.print(line, markup=False, highlight=False, emoji=False, soft_wrap=True)
-            progress.advance(task)
+            nonlocal done
+            done += 1
+            progress.update(task, advance=1, rate=f"{done / (perf_counter() - start):.2g} photos/s")
 
         yield show

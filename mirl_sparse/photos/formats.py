@@ -18,14 +18,18 @@ FORMATS = {
     ".tiff": "TIFF",
     ".bmp": "BMP",
 }
+KNOWN_SUFFIXES = ", ".join(sorted(FORMATS))  # as messages list them
+FORMATS |= dict.fromkeys((".jpe", ".jfif", ".jif", ".pjpeg", ".pjp"), "JPEG")
 IMAGE_SUFFIXES = frozenset(FORMATS)
 _LOSSLESS = frozenset(("PNG", "TIFF", "BMP", "GIF", "PPM"))
-_ALSO_READ = frozenset((".gif", ".ppm", ".pgm", ".pnm", ".jp2", ".avif"))
-KNOWN_SUFFIXES = ", ".join(sorted(FORMATS))  # as messages list them
+_ALSO_READ = frozenset(
+    (".gif", ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".jpx", ".avif", ".apng", ".dib")
+)
 # A fixed list: Pillow also knows formats that start other programs, such as EPS.
 _READABLE = (*dict.fromkeys(FORMATS.values()), "GIF", "PPM", "JPEG2000", "AVIF")
 # Modules that add a format to Pillow: its name there, and its suffixes.
 _PLUGINS = {"pillow_heif": ("HEIF", (".heic", ".heif")), "pillow_jxl": ("JXL", (".jxl",))}
+INSTALL = "run pip install '.[formats]' in the clone of mirl-sparse"
 # How a file of a format begins that Pillow does not know by itself, and what it is called.
 _SIGNATURES = {
     "HEIC": re.compile(rb".{4}ftyp(?:heic|heix|hevc|heim|heis|mif1|msf1)", re.DOTALL),
@@ -49,6 +53,15 @@ def readable_suffixes() -> frozenset[str]:
     return IMAGE_SUFFIXES.union(_ALSO_READ, *(_PLUGINS[module][1] for module in _installed()))
 
 
+def missing_plugin(suffix: str) -> bool:
+    """Return whether files of a suffix could be read if the extra ``formats`` were installed.
+
+    Args:
+        suffix: The suffix, in lower case.
+    """
+    return any(suffix in suffixes for _, suffixes in _PLUGINS.values()) and suffix not in readable_suffixes()
+
+
 def _installed() -> list[str]:
     return [module for module in _PLUGINS if find_spec(module)]
 
@@ -68,7 +81,7 @@ def unknown_format(data: bytes) -> str:
     """Return what to say of a file that no known format begins like."""
     for name, signature in _SIGNATURES.items():
         if signature.match(data):
-            return f"is {name}; to read it, run pip install '.[formats]' in the clone of mirl-sparse"
+            return f"is {name}; to read it, {INSTALL}"
     return "not an image in a known format (PNG, JPEG, WebP, TIFF, BMP, GIF, PPM, JPEG 2000, AVIF)"
 
 

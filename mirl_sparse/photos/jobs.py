@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,20 +37,26 @@ class Job:
         return "standard input" if self.source is None else printable_path(self.source)
 
 
-def list_jobs(inputs: Sequence[str], output: str | None, format: str | None = None) -> list[Job]:
+def list_jobs(
+    inputs: Sequence[str],
+    output: str | None,
+    format: str | None = None,
+    left_out: Counter[str] | None = None,
+) -> list[Job]:
     """Return one job for every photo that the inputs name, in their order; nothing is read, written or made.
 
     Existing outputs are overwritten, inputs never are.
 
     Args:
         inputs: Files, folders (searched to the bottom, their tree is kept below the output), globs with `**`,
-            or `-` alone for standard input. Hidden files are ignored, and so are unknown suffixes in folders
-            and globs. Files of an output inside of an input folder are no inputs, nor is NAME_restored beside
-            NAME when there is no output.
+            or `-` alone for standard input. Hidden files are ignored. Files of an output inside of an input
+            folder are no inputs, nor is NAME_restored beside NAME when there is no output.
         output: A file (for one photo), a folder, `-` for standard output, or None: beside each photo, as
             NAME_restored, and standard output for standard input.
         format: A suffix such as "png" for every result; by default each photo keeps its own, and an unknown
             one becomes PNG.
+        left_out: Counts the files in folders and globs that are no readable images, by their kind: the
+            suffix, and what would make them readable.
 
     Raises:
         UserError: In one line, if an input is missing or holds no image, if two photos would be written to
@@ -59,7 +66,8 @@ def list_jobs(inputs: Sequence[str], output: str | None, format: str | None = No
     suffix = None if format is None else _suffix(format)
     if STANDARD_STREAM in inputs:
         return [_stream_job(inputs, output, suffix)]
-    sources = find_sources(inputs, None if output in (None, STANDARD_STREAM) else Path(str(output)))
+    folder = None if output in (None, STANDARD_STREAM) else Path(str(output))
+    sources = find_sources(inputs, folder, Counter() if left_out is None else left_out)
     if output is None:
         jobs = _jobs_beside(sources, suffix)
     elif output == STANDARD_STREAM:

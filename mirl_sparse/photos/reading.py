@@ -45,6 +45,15 @@ from mirl_sparse.photos.tiff import full_scale, read_planar_tiff, read_unusual_t
 logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 
+def is_image(path: Path) -> bool:
+    """Return whether a file begins as an image of a readable format; nothing is decoded."""
+    try:
+        with Image.open(path, formats=readable()):
+            return True
+    except Exception:  # whatever Pillow raises about a file that is none
+        return False
+
+
 def read_image(source: str | Path | IO[bytes]) -> Pixels:
     """Decode an image to upright RGB uint8 (H, W, 3), transparency laid on white.
 

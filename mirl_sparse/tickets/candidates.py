@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -33,7 +33,10 @@ CONTAINERS = (
 _AVERAGE = re.compile(r"(^|[._])(ema|ewma|avg|averaged?|swa|shadow|best)([._]|$)", re.IGNORECASE)
 _PARAMETRIZED_MASK = re.compile(r"\d+\.mask")
 _MOST_NETWORKS = 16  # in one mapping: a hostile file may name millions
-_SIGNATURES = (SIGNATURE, f"{SIGNATURE}_orig")  # the second is torch.nn.utils.prune's
+# The others are those of torch.nn.utils: prune and weight_norm.
+_SIGNATURES = (SIGNATURE, f"{SIGNATURE}_orig", f"{SIGNATURE}_v")
+_MASKS = re.compile(r"(.*[._])?masks?", re.IGNORECASE)
+_PARAMETRIZED_NORM = {"original0": "g", "original1": "v"}
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,41 @@ def find_candidates(content: Mapping[object, object], weights: Weights) -> list[
     return wanted
 
 
+def with_masks(candidate: Candidate, content: Mapping[object, object]) -> Candidate:
+    """Return a candidate with the masks that a file keeps in a mapping of their own, such as "masks".
+
+    Args:
+        candidate: The weights.
+        content: Of the file.
+
+    Returns:
+        The candidate; ``x`` is ``x_orig`` and ``x_mask`` where there is a mask of x.
+
+    Raises:
+        FileContentError: No mask of such a mapping belongs to a weight of the candidate.
+    """
+    for where, mapping in mappings(content):
+        if not _MASKS.fullmatch(where):
+            continue
+        found = {
+            _plain(key).removeprefix(candidate.prefix).removesuffix(".mask").removesuffix("_mask"): value
+            for key, value in mapping.items()
+            if isinstance(key, str) and isinstance(value, Tensor)
+        }
+        masks = {name: mask for name, mask in found.items() if name in candidate.tensors}
+        if found and not masks:
+            raise FileContentError(
+                f"the masks under {where!r} name no weight of the network, such as {next(iter(found))};"
+                " expected masks by its weights' names, so save them so, or remove them"
+            )
+        if masks:
+            tensors = {name: t for name, t in candidate.tensors.items() if name not in masks}
+            for name, mask in masks.items():
+                tensors |= {f"{name}_orig": candidate.tensors[name], f"{name}_mask": mask}
+            return replace(candidate, tensors=tensors)
+    return candidate
+
+
 def mappings(content: Mapping[object, object]) -> Iterator[tuple[str, Mapping[object, object]]]:
     """Yield all mappings and their dotted paths, breadth first."""
     queue: list[tuple[str, Mapping[object, object]]] = [("", content)]
@@ -130,6 +168,8 @@ def _plain(name: str) -> str:
     parameter, _, role = rest.partition(".")
     if is_parametrized and role == "original":
         return f"{module}.{parameter}_orig"
+    if is_parametrized and role in _PARAMETRIZED_NORM:
+        return f"{module}.{parameter}_{_PARAMETRIZED_NORM[role]}"
     if is_parametrized and _PARAMETRIZED_MASK.fullmatch(role):
         return f"{module}.{parameter}_mask"
     return plain

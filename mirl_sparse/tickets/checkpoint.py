@@ -21,9 +21,9 @@ from mirl_sparse.architectures.promptir.network import PromptIR
 from mirl_sparse.architectures.promptir.topology import stages, unused_weights
 from mirl_sparse.choices import Weights
 from mirl_sparse.errors import FileContentError
-from mirl_sparse.tickets.candidates import Candidate, find_candidates, mappings
+from mirl_sparse.tickets.candidates import Candidate, find_candidates, mappings, with_masks
 from mirl_sparse.tickets.pickles import StandIn, code_refused, load_pickle
-from mirl_sparse.tickets.torch_pruning import split_masks
+from mirl_sparse.tickets.torch_pruning import merge_weight_norm, split_masks
 
 _STAGES = frozenset(stage.name for stage in stages(PromptIRConfig()))  # in every config the same
 _PROMPTS = ("prompt1.", "prompt2.", "prompt3.")
@@ -121,7 +121,7 @@ def _read(path: Path, weights: Weights) -> Checkpoint:
     candidates = find_candidates(content.objects, weights)
     if not candidates:
         raise CheckpointError(_nothing_found(content))
-    candidate, network = _first_whole(candidates)
+    candidate, network = _first_whole(candidates, content.objects)
     config = network.config
     if stated := content.metadata.get("config"):
         config = _agreed(config, stated)
@@ -135,12 +135,12 @@ def _read(path: Path, weights: Weights) -> Checkpoint:
     )
 
 
-def _first_whole(candidates: list[Candidate]) -> tuple[Candidate, _Network]:
+def _first_whole(candidates: list[Candidate], content: Mapping[object, object]) -> tuple[Candidate, _Network]:
     """Return the first candidate that is a whole network; if none is, say what is wrong with the first."""
     first_error: FileContentError | None = None
     for candidate in candidates:
         try:
-            return candidate, _network_in(candidate)
+            return candidate, _network_in(with_masks(candidate, content))
         except FileContentError as error:
             first_error = first_error or error
     assert first_error is not None
@@ -173,7 +173,7 @@ def _source(content: _Content, candidate: Candidate, network: _Network) -> str:
     if candidate.is_average:
         text += ", averaged weights"
     if network.was_masked:
-        text += " (torch.nn.utils.prune masks applied)"
+        text += " (masks applied)"
     return text + (f"; left out objects of {listed(content.foreign)}" if content.foreign else "")
 
 
@@ -225,16 +225,16 @@ def _network_in(candidate: Candidate) -> _Network:
     Raises:
         FileContentError: It is no whole PromptIR.
     """
-    weights, masks = split_masks(candidate.tensors)
-    if not any(name.startswith(_PROMPTS) for name in weights):
+    others = frozenset(name for name, tensor in candidate.tensors.items() if _is_beside(name, tensor))
+    tensors = {name: tensor for name, tensor in candidate.tensors.items() if name not in others}
+    if not any(name.startswith(_PROMPTS) for name in tensors):
         raise CheckpointError(
             "looks like a Restormer: a PromptIR without prompts; expected a PromptIR, so load the network"
             " yourself and give it to mirl_sparse.sparsify"
         )
-    others = frozenset(name for name in weights if _is_beside(name, weights[name]))
-    weights = {name: tensor for name, tensor in weights.items() if name not in others}
-    for name, tensor in weights.items():
+    for name, tensor in tensors.items():
         _check_plain(candidate.stored_as.get(name, name), tensor)
+    weights, masks = split_masks(merge_weight_norm(tensors))
     config = infer_config(weights)
     names = check_shapes(weights, config)
     state = {name: _weight(name, weights[name], masks.get(name)) for name in names}

@@ -1,16 +1,21 @@
-"""Read and remove the masks of torch.nn.utils.prune, which stores ``x`` as ``x_orig`` and ``x_mask``."""
+"""Read what torch.nn.utils stores instead of a weight ``x``, and remove its masks.
+
+Its prune stores ``x_orig`` and ``x_mask``, its weight_norm ``x_g`` and ``x_v``.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from mirl_sparse.architectures.promptir.detection import shape_text
 from mirl_sparse.errors import FileContentError
 
+_NORMED = re.compile(r"(.+weight)_(g|v)")
 _PAIR = re.compile(r"(.+)_(orig|mask)")
 
 
@@ -32,6 +37,32 @@ def remove_pruning(module: nn.Module) -> bool:
     for m, name in masked:
         prune.remove(m, name)
     return bool(masked)
+
+
+def merge_weight_norm(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return a state dict in which weights of torch.nn.utils.weight_norm are plain weights.
+
+    Args:
+        state: Plain weights, and pairs ``x_g`` (lengths, (O, 1, ...)) and ``x_v`` (directions, (O, ...)).
+
+    Raises:
+        FileContentError: Half of a pair is missing, or the two do not belong together.
+    """
+    merged = {name: tensor for name, tensor in state.items() if not _NORMED.fullmatch(name)}
+    for name in dict.fromkeys(pair[1] for pair in map(_NORMED.fullmatch, state) if pair):
+        lengths, directions = state.get(f"{name}_g"), state.get(f"{name}_v")
+        if lengths is None or directions is None:
+            raise FileContentError(
+                f"{name}_g or {name}_v is missing; expected both, as weight_norm stores them"
+            )
+        expected = (*directions.shape[:1], *(1 for _ in directions.shape[1:]))
+        if not directions.is_floating_point() or lengths.shape != expected:
+            raise FileContentError(
+                f"{name}_g is {shape_text(lengths.shape)}; expected floating-point {shape_text(expected)},"
+                " as weight_norm stores it"
+            )
+        merged[name] = torch._weight_norm(directions.float(), lengths.float(), 0)
+    return merged
 
 
 def split_masks(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

@@ -1,5 +1,6 @@
 """Formats that a plugin of Pillow reads, and files of formats that nothing here reads."""
 
+from collections import Counter
 from importlib import import_module
 from io import BytesIO
 from pathlib import Path
@@ -47,3 +48,25 @@ def test_a_folder_gives_every_photo_that_can_be_read(tmp_path):
     assert [job.source.name for job in jobs] == ["a.png", "b.gif", "c.avif", "e.ppm"]
     assert [job.target.name for job in jobs] == ["a.png", "b.png", "c.png", "e.png"]
     assert ".heic" not in readable_suffixes() or import_module("pillow_heif")
+
+
+def test_files_that_a_folder_leaves_out_are_counted_by_kind(tmp_path, monkeypatch):
+    monkeypatch.setattr("mirl_sparse.photos.formats._installed", lambda: [])
+    readable_suffixes.cache_clear()
+    (tmp_path / "picture").write_bytes(encoded(Image.fromarray(gradient()), "PNG").getvalue())
+    for name in ("a.PNG", "b.jfif", "c.txt", "d.TXT", "e.heic", "noext", ".hidden", "._a.png", "f.mov"):
+        (tmp_path / name).touch()
+    left_out = Counter()
+    try:
+        for inputs in ([str(tmp_path)], [str(tmp_path / "*")]):
+            left_out.clear()
+            jobs = list_jobs(inputs, str(tmp_path / "out"), left_out=left_out)
+            assert [job.target.name for job in jobs] == ["a.PNG", "b.jfif", "picture.png"]
+            assert left_out == {
+                ".txt": 2,
+                ".heic (to read them, run pip install '.[formats]' in the clone of mirl-sparse)": 1,
+                "without a suffix": 1,
+                ".mov": 1,
+            }
+    finally:
+        readable_suffixes.cache_clear()

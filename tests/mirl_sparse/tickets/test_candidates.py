@@ -195,3 +195,42 @@ def test_a_restormer_is_named(state, tmp_path):
     prompts = ("prompt", "noise", "reduce_noise", "chnl")
     with pytest.raises(CheckpointError, match="looks like a Restormer"):
         read(tmp_path, {"params": {k: v for k, v in state.items() if not k.startswith(prompts)}})
+
+
+@pytest.mark.parametrize("where", ["masks", "mask", "pruning_mask"])
+@pytest.mark.parametrize("named", ["{}", "model.{}", "{}_mask", "{}.mask"])
+def test_masks_in_a_mapping_of_their_own_are_applied(where, named, state, tmp_path):
+    masks = {name: torch.rand(w.shape) < 0.3 for name, w in state.items() if w.ndim > 1}
+    content = {"model": below("model.", state), where: {named.format(n): m for n, m in masks.items()}}
+    got, source = read(tmp_path, content)
+    assert_same(got, {name: w * masks.get(name, 1) for name, w in state.items()})
+    assert source.endswith("(masks applied)")
+
+
+def test_masks_that_belong_to_no_weight_or_do_not_fit_are_refused(state, tmp_path):
+    with pytest.raises(
+        CheckpointError, match="the masks under 'masks' name no weight of the network"
+    ):
+        read(tmp_path, {"model": state, "masks": {"0": torch.ones(3)}})
+    with pytest.raises(CheckpointError, match="expected equal shapes"):
+        read(tmp_path, {"model": state, "masks": {"patch_embed.proj.weight": torch.ones(3)}})
+
+
+@pytest.mark.parametrize("names", [("weight_g", "weight_v"), ("original0", "original1")])
+def test_weights_of_weight_norm_are_computed(names, state, tmp_path):
+    stored = {}
+    for name, w in state.items():
+        if name.endswith(".weight") and w.ndim == 4:
+            module = name.removesuffix("weight")
+            inner = module if names[0] == "weight_g" else f"{module}parametrizations.weight."
+            stored |= {inner + names[0]: w.flatten(1).norm(dim=1).view(-1, 1, 1, 1), inner + names[1]: 3 * w}
+        else:
+            stored[name] = w
+    got, _ = read(tmp_path, {"state_dict": stored})
+    for name, w in state.items():
+        torch.testing.assert_close(got[name], w)
+    some = next(name for name in stored if name.endswith(names[0]))
+    with pytest.raises(CheckpointError, match="is missing; expected both, as weight_norm stores them"):
+        read(tmp_path, {k: v for k, v in stored.items() if k != some})
+    with pytest.raises(CheckpointError, match="expected floating-point"):
+        read(tmp_path, stored | {some: torch.ones(2)})

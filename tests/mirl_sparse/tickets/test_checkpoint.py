@@ -231,7 +231,7 @@ def test_prune_masks_are_applied(network: PromptIR, state: State, tmp_path: Path
     assert QKV not in stored and "prompt1.linear_layer.bias_orig" in stored
     torch.save({"state_dict": prefixed(stored, "net.")}, tmp_path / "a.ckpt")
     read = read_checkpoint(tmp_path / "a.ckpt")
-    assert read.source == "nested state dict under 'state_dict' (torch.nn.utils.prune masks applied)"
+    assert read.source == "nested state dict under 'state_dict' (masks applied)"
     expected = {
         name: stored[f"{name}_orig"] * stored[f"{name}_mask"] if f"{name}_orig" in stored else stored[name]
         for name in state
