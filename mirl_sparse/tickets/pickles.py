@@ -17,6 +17,7 @@ import torch
 from mirl_sparse.errors import FileContentError
 
 _TORCHSCRIPT = ("constants.pkl", "code/")
+_MOST_CLASSES = 64
 
 
 class PickleError(FileContentError):
@@ -63,30 +64,44 @@ def load_pickle(path: Path, head: bytes) -> tuple[object, tuple[str, ...]]:
         # Not memory-mapped: a file that a training run rewrites meanwhile would end the process by a signal.
         try:
             return torch.load(path, map_location="cpu", weights_only=True), ()
-        except pickle.UnpicklingError:
-            if not (names := _foreign(path)):
-                raise
-            return _load_with_stand_ins(path, names), names
+        except pickle.UnpicklingError as error:
+            return _load_with_stand_ins(path, error)
     except PickleError:
         raise
     except Exception as error:  # a damaged pickle raises anything, from struct.error to AssertionError
         raise PickleError(_why_refused(head, error)) from error
 
 
-def _load_with_stand_ins(path: Path, names: tuple[str, ...]) -> object:
-    # A class of its own for each name: PyTorch tells them apart.
-    stand_ins: list[Any] = [(type("Named", (StandIn,), {"stands_for": name}), name) for name in names]
-    try:
-        with torch.serialization.safe_globals(stand_ins):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # what the file does with its objects, stand-ins cannot
-        raise PickleError(code_refused(names[0])) from error
+def _load_with_stand_ins(path: Path, error: pickle.UnpicklingError) -> tuple[object, tuple[str, ...]]:
+    """Load a file with stand-ins for the classes that PyTorch refuses: of a zip archive it names all at once.
+
+    Args:
+        path: The file.
+        error: What PyTorch said of it.
+
+    Returns:
+        What the file holds, and the names of the classes.
+    """
+    tell = getattr(torch.serialization, "get_unsafe_globals_in_checkpoint", None)  # PyTorch 2.6
+    names = sorted(tell(path)) if tell and is_zipfile(path) else _refused(error)
+    while names and len(names) <= _MOST_CLASSES:
+        # A class of its own for each name: PyTorch tells them apart.
+        stand_ins: list[Any] = [(type("Named", (StandIn,), {"stands_for": name}), name) for name in names]
+        try:
+            with torch.serialization.safe_globals(stand_ins):
+                return torch.load(path, map_location="cpu", weights_only=True), tuple(names)
+        except pickle.UnpicklingError as another:
+            if not (more := [name for name in _refused(another) if name not in names]):
+                raise PickleError(code_refused(names[0])) from another
+            names += more
+        except Exception as failure:  # what the file does with its objects, stand-ins cannot
+            raise PickleError(code_refused(names[0])) from failure
+    raise error
 
 
-def _foreign(path: Path) -> tuple[str, ...]:
-    """Return the names of what a file asks for beside tensors; nothing if PyTorch is too old to tell."""
-    tell = getattr(torch.serialization, "get_unsafe_globals_in_checkpoint", None)
-    return tuple(sorted(tell(path))) if tell and is_zipfile(path) else ()
+def _refused(error: Exception) -> list[str]:
+    """Return the class that PyTorch's restricted unpickler refuses, if it says so."""
+    return re.findall(r"GLOBAL (\S+)", str(error))[:1]
 
 
 def _check_archive(path: Path) -> None:
@@ -109,8 +124,7 @@ def _why_refused(head: bytes, error: Exception) -> str:
     """Return what is wrong with a file, by its first bytes and by what torch.load says of it."""
     archive = head.startswith(b"PK\x03\x04")
     if isinstance(error, pickle.UnpicklingError) and (archive or head.startswith(b"\x80")):
-        named = re.search(r"GLOBAL (\S+)", str(error))
-        return code_refused(named[1] if named else "")
+        return code_refused("".join(_refused(error)))
     if archive:
         return (
             "a zip archive but no whole PyTorch checkpoint (truncated, damaged or another kind of file);"

@@ -208,9 +208,7 @@ def test_masks_in_a_mapping_of_their_own_are_applied(where, named, state, tmp_pa
 
 
 def test_masks_that_belong_to_no_weight_or_do_not_fit_are_refused(state, tmp_path):
-    with pytest.raises(
-        CheckpointError, match="the masks under 'masks' name no weight of the network"
-    ):
+    with pytest.raises(CheckpointError, match="the masks under 'masks' name no weight of the network"):
         read(tmp_path, {"model": state, "masks": {"0": torch.ones(3)}})
     with pytest.raises(CheckpointError, match="expected equal shapes"):
         read(tmp_path, {"model": state, "masks": {"patch_embed.proj.weight": torch.ones(3)}})

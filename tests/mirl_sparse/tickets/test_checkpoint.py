@@ -488,7 +488,7 @@ def test_contents_without_names_are_refused(content: object, part: str, tmp_path
         ("a.ckpt", b"", "empty file"),
         ("a.safetensors", b"", "empty file"),
         ("a.pt", b"hello, world\n", "neither a PyTorch checkpoint"),
-        ("a.pt", b"cos\nsystem\n(S'true'\ntR.", "neither a PyTorch checkpoint"),
+        ("a.pt", b"cos\nsystem\n(S'true'\ntR.", "holds pickled code (os.system)"),
         ("a.pt", b"{}", "neither a PyTorch checkpoint"),
         ("a.txt", b"\xff\xfe" * 500, "neither a PyTorch checkpoint"),
         ("a.pt", b"PK\x05\x06" + bytes(18), "neither a PyTorch checkpoint"),

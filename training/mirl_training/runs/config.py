@@ -94,7 +94,7 @@ class RunConfig(Settings):
             training.warmup_steps or training.warmup_epochs,
             "steps" if training.steps else "epochs",
         )
-        for index in range(pruning.rounds + 1):
+        for index in sorted({0, min(1, pruning.rounds), pruning.rounds}):  # those between are alike
             if warmup and warmup >= self.length_of_round(index):
                 raise ConfigError(
                     f"round {index} is {self.length_of_round(index)} {unit} long, and"
@@ -155,7 +155,7 @@ def load_config(path: Path) -> RunConfig:
     """
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: cannot be read as YAML ({' '.join(str(error).split())})") from None
     if not isinstance(values, dict):
         raise ConfigError(
@@ -167,5 +167,5 @@ def load_config(path: Path) -> RunConfig:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "config"
         raise ConfigError(f"{path}: {where}: {first['msg']}") from None
-    except (ConfigError, TypeError, OverflowError) as error:
+    except (ConfigError, TypeError, OverflowError, RecursionError) as error:
         raise ConfigError(f"{path}: {error}") from None
