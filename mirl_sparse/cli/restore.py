@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from hashlib import sha256
@@ -53,39 +52,37 @@ def restore(
     ] = None,
 ) -> None:
     """Remove noise, rain, haze and the marks of JPEG and WebP from photos."""
-    from mirl_sparse.photos import Manner, Records, list_jobs, run_jobs
+    from mirl_sparse.photos import Jobs, Manner, Records, run_jobs
     from mirl_sparse.runtime.restorer import SparseRestorer
     from mirl_sparse.tickets import find_ticket
 
     memory = parse_bytes(max_memory)
     manner = Manner(strength, metadata)
-    left_out: Counter[str] = Counter()
-    jobs = list_jobs(inputs, output, format, left_out)
-    if left_out:
-        kinds = ", ".join(f"{count} {kind}" for kind, count in left_out.most_common())
-        print(f"left out {left_out.total()} files that are no readable images: {kinds}", file=sys.stderr)
+    jobs = Jobs(inputs, output, format)
+    if jobs.left_out:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in jobs.left_out.most_common())
+        print(f"left out {jobs.left_out.total()} files that are no readable images: {kinds}", file=sys.stderr)
     records = Records(_digest(find_ticket(ticket), manner)) if len(jobs) > 1 else None
-    if records and not overwrite:
-        due = [job for job in jobs if not records.is_up_to_date(job)]
-        if len(due) < len(jobs):
-            kept = len(jobs) - len(due)
-            print(f"{kept} results are up to date; --overwrite makes them again", file=sys.stderr)
-        jobs = due
+    is_kept = records.is_up_to_date if records and not overwrite else lambda job: False
+    kept = sum(map(is_kept, jobs))
+    if kept:
+        print(f"{kept} results are up to date; --overwrite makes them again", file=sys.stderr)
+    due = (job for job in jobs if not is_kept(job))
     if dry_run:
-        for job in jobs:
+        for job in due:
             print(f"{job} -> {job.target or 'standard output'}")
         return
     restorer = SparseRestorer.from_pretrained(ticket, backend, memory)
-    done = 0
-    with _progress(len(jobs)) as show:
+    done, total = 0, len(jobs) - kept
+    with _progress(total) as show:
 
         def report(job: Job, error: UserError | None, seconds: float) -> None:
             nonlocal done
             done += 1
             outcome = f"failed: {error}" if error else f"{job}  {seconds:.2f} s"
-            show(f"[{done}/{len(jobs)}] {outcome}")
+            show(f"[{done}/{total}] {outcome}")
 
-        failures = run_jobs(jobs, restorer, report, manner, records)
+        failures = run_jobs(due, restorer, report, manner, records)
     if failures:
         raise typer.Exit(1)
 

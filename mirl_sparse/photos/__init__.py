@@ -2,7 +2,7 @@
 
 from mirl_sparse.photos.batches import Manner, Restorer, run_jobs
 from mirl_sparse.photos.formats import FORMATS, IMAGE_SUFFIXES
-from mirl_sparse.photos.jobs import Job, list_jobs
+from mirl_sparse.photos.jobs import Job, Jobs
 from mirl_sparse.photos.photo import ImageError, Photo, Pixels
 from mirl_sparse.photos.reading import image_size, read_image, read_photo, to_rgb
 from mirl_sparse.photos.records import Records
@@ -13,13 +13,13 @@ __all__ = [
     "IMAGE_SUFFIXES",
     "ImageError",
     "Job",
+    "Jobs",
     "Manner",
     "Photo",
     "Pixels",
     "Records",
     "Restorer",
     "image_size",
-    "list_jobs",
     "read_image",
     "read_photo",
     "run_jobs",

@@ -70,7 +70,7 @@ def run_jobs(
         The number of failures.
     """
     failures = 0
-    written: set[tuple[int, int] | str] = set()
+    written: set[int] = set()  # hashes of the files of results
     with warnings.catch_warnings():
         # Pillow warns of large photos; `read_photo` refuses those that are too large.
         warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -88,9 +88,9 @@ def run_jobs(
     return failures
 
 
-def _run_job(job: Job, restorer: Restorer, manner: Manner, written: set[tuple[int, int] | str]) -> None:
-    """Restore one photo; ``written`` are the files of earlier results, this one is added to them."""
-    if job.target and file_identity(job.target) in written:  # where case does not count
+def _run_job(job: Job, restorer: Restorer, manner: Manner, written: set[int]) -> None:
+    """Restore one photo; ``written`` are hashes of earlier results' files, this one's is added to them."""
+    if job.target and hash(file_identity(job.target)) in written:  # where case does not count
         raise UserError(
             f"{job}: would be written over the result of another photo,"
             f" {printable_path(job.target)}; rename one"
@@ -102,7 +102,7 @@ def _run_job(job: Job, restorer: Restorer, manner: Manner, written: set[tuple[in
         photo = photo.without_metadata()
     write_photo(sys.stdout.buffer if job.target is None else job.target, photo, job.format)
     if job.target:
-        written.add(file_identity(job.target))
+        written.add(hash(file_identity(job.target)))
 
 
 def _restore(pixels: DeepPixels, job: Job, restore: Callable[[DeepPixels], DeepPixels]) -> DeepPixels:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -29,8 +29,10 @@ class Source:
     below: Path
 
 
-def find_sources(inputs: Sequence[str], output: Path | None, left_out: Counter[str]) -> list[Source]:
-    """Return the photos that the inputs name, in their order, each of them once.
+def find_sources(inputs: Sequence[str], output: Path | None, left_out: Counter[str]) -> Iterator[Source]:
+    """Yield the photos that the inputs name, in their order, each of them once.
+
+    Folders are listed one by one, so that one of millions of files takes little memory.
 
     Args:
         inputs: Files, folders (searched to the bottom), and globs with `**`. Hidden files are ignored. Of
@@ -44,7 +46,15 @@ def find_sources(inputs: Sequence[str], output: Path | None, left_out: Counter[s
     """
     if not inputs:
         raise UserError("nothing to restore; give files, folders, globs, or - for standard input")
-    return list(_unique(source for name in inputs for source in _named_by(name, output, left_out)))
+    seen: set[str] = set()
+    for name in inputs:
+        for source in _named_by(name, output, left_out):
+            if len(inputs) > 1:  # `a.png *.png` names a.png twice
+                place = os.path.abspath(source.path)
+                if place in seen:
+                    continue
+                seen.add(place)
+            yield source
 
 
 def real_path(path: Path) -> Path:
@@ -52,37 +62,39 @@ def real_path(path: Path) -> Path:
     return Path(os.path.realpath(path))
 
 
-def _named_by(name: str, output: Path | None, left_out: Counter[str]) -> list[Source]:
+def _named_by(name: str, output: Path | None, left_out: Counter[str]) -> Iterator[Source]:
     path = Path(name)
     if os.path.isdir(name):  # unlike Path.is_dir, never raises: the name may be too long
         sources, fault = _in_folder(path, output, left_out), f"holds no image ({KNOWN_SUFFIXES})"
     elif os.path.exists(name):
-        sources, fault = [Source(path, Path(path.name))], ""
+        sources, fault = iter([Source(path, Path(path.name))]), ""
     elif glob.has_magic(name):
         sources, fault = _matching(name, output, left_out), f"matches no image ({KNOWN_SUFFIXES})"
     else:
-        sources, fault = [], "no such file or folder"
-    if not sources:
+        sources, fault = iter([]), "no such file or folder"
+    first = next(sources, None)
+    if first is None:
         raise UserError(f"{printable_path(name)}: {fault}")
-    return sources
+    yield first
+    yield from sources
 
 
-def _in_folder(folder: Path, output: Path | None, left_out: Counter[str]) -> list[Source]:
-    paths = (path for path in _walk(folder) if not _is_output(path, folder, output))
-    return [Source(path, path.relative_to(folder)) for path in paths if _is_taken(path, left_out)]
+def _in_folder(folder: Path, output: Path | None, left_out: Counter[str]) -> Iterator[Source]:
+    for path in _walk(folder, _inside(folder, output)):
+        if _is_taken(path, left_out):
+            yield Source(path, path.relative_to(folder))
 
 
-def _matching(pattern: str, output: Path | None, left_out: Counter[str]) -> list[Source]:
+def _matching(pattern: str, output: Path | None, left_out: Counter[str]) -> Iterator[Source]:
     path = Path(pattern)
     root = next(parent for parent in path.parents if not glob.has_magic(str(parent)))
     asked = path.suffix.lower()  # `*.xyz` does ask for such files
-    matches = (Path(match) for match in sorted(glob.glob(pattern, recursive=True)))
-    files = (match for match in matches if os.path.isfile(match) and not _is_output(match, root, output))
-    return [
-        Source(file, Path(file.name))
-        for file in files
-        if (asked and file.suffix.lower() == asked) or _is_taken(file, left_out)
-    ]
+    results = _inside(root, output)
+    for file in map(Path, sorted(glob.glob(pattern, recursive=True))):
+        if not os.path.isfile(file) or (results and real_path(file).is_relative_to(results)):
+            continue
+        if (asked and file.suffix.lower() == asked) or _is_taken(file, left_out):
+            yield Source(file, Path(file.name))
 
 
 def _is_taken(path: Path, left_out: Counter[str]) -> bool:
@@ -95,27 +107,25 @@ def _is_taken(path: Path, left_out: Counter[str]) -> bool:
     return False
 
 
-def _walk(folder: Path) -> Iterator[Path]:
+def _walk(folder: Path, results: Path | None) -> Iterator[Path]:
+    """Yield the files of a folder and those below, in order, without hidden ones and ``results``."""
+
     def fail(error: OSError) -> NoReturn:  # os.walk would ignore what it cannot list
         raise UserError(f"{printable_path(error.filename)}: cannot be listed ({error.strerror})")
 
     for root, folders, files in os.walk(folder, onerror=fail):
+        here = Path(root)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from (Path(root, name) for name in sorted(files) if not name.startswith("."))
+        if results:
+            folders[:] = [name for name in folders if real_path(here / name) != results]
+        for name in sorted(files):
+            if not name.startswith(".") and not (results and real_path(here / name) == results):
+                yield here / name
 
 
-def _is_output(path: Path, root: Path, output: Path | None) -> bool:
-    """Return whether the path is in an output inside of root; root itself, or a folder above it, is none."""
+def _inside(root: Path, output: Path | None) -> Path | None:
+    """Return the real path of an output inside of root; None for root itself, or a folder above it."""
     if output is None:
-        return False
+        return None
     out, inside = real_path(output), real_path(root)
-    return out != inside and out.is_relative_to(inside) and real_path(path).is_relative_to(out)
-
-
-def _unique(sources: Iterable[Source]) -> Iterator[Source]:
-    """Yield each file once: `a.png *.png` names a.png twice."""
-    seen: set[str] = set()
-    for source in sources:
-        if (place := os.path.abspath(source.path)) not in seen:
-            seen.add(place)
-            yield source
+    return out if out != inside and out.is_relative_to(inside) else None

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from mirl_sparse.errors import UserError
@@ -37,15 +38,10 @@ class Job:
         return "standard input" if self.source is None else printable_path(self.source)
 
 
-def list_jobs(
-    inputs: Sequence[str],
-    output: str | None,
-    format: str | None = None,
-    left_out: Counter[str] | None = None,
-) -> list[Job]:
-    """Return one job for every photo that the inputs name, in their order; nothing is read, written or made.
+class Jobs:
+    """List the jobs of a call one by one, as often as it is asked, so that millions take little memory.
 
-    Existing outputs are overwritten, inputs never are.
+    Nothing is read, written or made. Existing outputs are overwritten, inputs never are.
 
     Args:
         inputs: Files, folders (searched to the bottom, their tree is kept below the output), globs with `**`,
@@ -55,35 +51,81 @@ def list_jobs(
             NAME_restored, and standard output for standard input.
         format: A suffix such as "png" for every result; by default each photo keeps its own, and an unknown
             one becomes PNG.
-        left_out: Counts the files in folders and globs that are no readable images, by their kind: the
-            suffix, and what would make them readable.
+
+    Attributes:
+        left_out: Number of files in folders and globs that are no readable images, by their kind: the suffix,
+            and what would make them readable.
 
     Raises:
         UserError: In one line, if an input is missing or holds no image, if two photos would be written to
             one file or a photo over an input, if a suffix is unknown, or if `-` is asked for what it cannot
             do.
     """
-    suffix = None if format is None else _suffix(format)
-    if STANDARD_STREAM in inputs:
-        return [_stream_job(inputs, output, suffix)]
-    folder = None if output in (None, STANDARD_STREAM) else Path(str(output))
-    sources = find_sources(inputs, folder, Counter() if left_out is None else left_out)
-    if output is None:
-        jobs = _jobs_beside(sources, suffix)
-    elif output == STANDARD_STREAM:
-        _expect_one(sources, "standard output")
-        _expect_no_terminal()
-        source = sources[0].path
-        jobs = [Job(source, None, FORMATS[suffix or _own_suffix(source).lower()])]
-    elif _names_file(output, suffix):
-        _expect_one(sources, printable_path(output))
-        jobs = [_job(sources[0].path, Path(output))]
-    else:
-        jobs = [
-            _job(s.path, (Path(output) / s.below).with_suffix(suffix or _own_suffix(s.path))) for s in sources
-        ]
-    _refuse_clashes(jobs)
-    return jobs
+
+    def __init__(self, inputs: Sequence[str], output: str | None, format: str | None = None) -> None:
+        self._inputs, self._output = inputs, output
+        self._suffix = None if format is None else _suffix(format)
+        self.left_out: Counter[str] = Counter()
+        self._is_counted = False  # what is left out
+        self._is_result: Callable[[Path], bool] = lambda path: False
+        if STANDARD_STREAM in inputs:
+            self._count = sum(1 for _ in self)
+            return
+        self._targets = self._find_targets()
+        if output is None:
+            self._is_result = self._earlier_results()
+        self._count = _refuse_clashes(self)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[Job]:
+        if STANDARD_STREAM in self._inputs:
+            yield _stream_job(self._inputs, self._output, self._suffix)
+            return
+        results: set[str] = set()  # beside the photos of one input, perhaps below another input
+        for source in self._sources(Counter() if self._is_counted else self.left_out):
+            if self._is_result(source.path) or os.path.abspath(source.path) in results:
+                continue
+            target = self._targets(source)
+            if target and self._output is None and len(self._inputs) > 1:
+                results.add(os.path.abspath(target))
+            suffix = self._suffix or _own_suffix(source.path)
+            yield Job(source.path, target, FORMATS[(target.suffix if target else suffix).lower()])
+        self._is_counted = True
+
+    def _sources(self, left_out: Counter[str] | None = None) -> Iterator[Source]:
+        folder = None if self._output in (None, STANDARD_STREAM) else Path(str(self._output))
+        return find_sources(self._inputs, folder, Counter() if left_out is None else left_out)
+
+    def _find_targets(self) -> Callable[[Source], Path | None]:
+        """Return the function that names the result of a photo."""
+        output, suffix = self._output, self._suffix
+        if output is None:
+            return lambda s: s.path.with_name(s.path.stem + BESIDE + (suffix or _own_suffix(s.path)))
+        if output == STANDARD_STREAM:
+            self._expect_one("standard output")
+            _expect_no_terminal()
+            return lambda s: None
+        if _names_file(output, suffix):
+            self._expect_one(printable_path(output))
+            return lambda s: Path(output)
+        return lambda s: (Path(output) / s.below).with_suffix(suffix or _own_suffix(s.path))
+
+    def _expect_one(self, output: str) -> None:
+        count = sum(1 for _ in self._sources())
+        if count > 1:
+            raise UserError(f"{output}: holds one image, but {count} are given; expected a folder as output")
+
+    def _earlier_results(self) -> Callable[[Path], bool]:
+        """Return the function that tells whether a photo is the result of another one, beside that."""
+
+        def photo_of(path: Path) -> Path:
+            return path.parent / path.stem.removesuffix(BESIDE)
+
+        results = {photo_of(s.path) for s in self._sources() if s.path.stem.endswith(BESIDE)}
+        photos = {stem for s in self._sources() if (stem := s.path.with_suffix("")) in results}
+        return lambda path: path.stem.endswith(BESIDE) and photo_of(path) in photos
 
 
 def file_identity(path: Path) -> tuple[int, int] | str:
@@ -93,20 +135,6 @@ def file_identity(path: Path) -> tuple[int, int] | str:
     except OSError:
         return str(real_path(path))
     return status.st_dev, status.st_ino
-
-
-def _jobs_beside(sources: Sequence[Source], suffix: str | None) -> list[Job]:
-    paths = [source.path for source in sources]
-    stems = {path.with_suffix("") for path in paths}
-
-    def is_result(path: Path) -> bool:  # of an earlier run, beside its source
-        return path.stem.endswith(BESIDE) and path.parent / path.stem.removesuffix(BESIDE) in stems
-
-    return [
-        _job(path, path.with_name(path.stem + BESIDE + (suffix or _own_suffix(path))))
-        for path in paths
-        if not is_result(path)
-    ]
 
 
 def _stream_job(inputs: Sequence[str], output: str | None, suffix: str | None) -> Job:
@@ -120,11 +148,8 @@ def _stream_job(inputs: Sequence[str], output: str | None, suffix: str | None) -
             f"{printable_path(str(output))}: standard input has no name; expected a file"
             f" ({KNOWN_SUFFIXES}) or - as output"
         )
-    return _job(None, Path(str(output)))
-
-
-def _job(source: Path | None, target: Path) -> Job:
-    return Job(source, target, FORMATS[target.suffix.lower()])
+    target = Path(str(output))
+    return Job(None, target, FORMATS[target.suffix.lower()])
 
 
 def _own_suffix(path: Path) -> str:
@@ -157,33 +182,56 @@ def _names_file(output: str, suffix: str | None) -> bool:
     return False
 
 
-def _expect_one(sources: Sequence[Source], output: str) -> None:
-    if len(sources) > 1:
-        raise UserError(
-            f"{output}: holds one image, but {len(sources)} are given; expected a folder as output"
-        )
-
-
 def _expect_no_terminal() -> None:
     if sys.stdout.isatty():
         raise UserError("standard output is a terminal; redirect it or name an output file")
 
 
-def _refuse_clashes(jobs: Sequence[Job]) -> None:
-    inputs = {file_identity(job.source) for job in jobs if job.source is not None}
-    taken: dict[tuple[int, int] | str, Job] = {}
+def _refuse_clashes(jobs: Iterable[Job]) -> int:
+    """Refuse two photos that would be written to one file, and a result over an input; return their number.
+
+    Args:
+        jobs: They are listed up to three times. Hashes of files are remembered, not files: there may be
+            millions.
+    """
+    count, taken, replaced = 0, set[int](), set[int]()
+    clash: Job | None = None
+    real_parent = cache(real_path)
+
+    def place(target: Path) -> tuple[int, int] | str:
+        try:
+            status = target.stat()
+        except OSError:
+            return str(real_parent(target.parent) / target.name)
+        replaced.add(hash((status.st_dev, status.st_ino)))
+        return status.st_dev, status.st_ino
+
     for job in jobs:
+        count += 1
         if job.target is None:
             continue
-        place = file_identity(job.target)
-        if place in inputs:
+        at = hash(place(job.target))
+        if at in taken:
+            clash = clash or job
+        taken.add(at)
+    if replaced:
+        for job in jobs:
+            if job.source is not None and hash(source := file_identity(job.source)) in replaced:
+                _refuse_to_replace(jobs, source)
+    if clash and clash.target:
+        first = next(job for job in jobs if job.target and place(job.target) == place(clash.target))
+        raise UserError(
+            f"{first} and {clash} would both be written to {printable_path(clash.target)}; "
+            "rename one, or give their folder as input to keep its tree"
+        )
+    return count
+
+
+def _refuse_to_replace(jobs: Iterable[Job], source: tuple[int, int] | str) -> None:
+    """Refuse jobs of which one would be written over an input of this identity."""
+    for job in jobs:
+        if job.target and file_identity(job.target) == source:
             raise UserError(
                 f"{printable_path(job.target)}: is an input, and inputs are never replaced; choose"
                 " another output"
             )
-        if place in taken:
-            raise UserError(
-                f"{taken[place]} and {job} would both be written to {printable_path(job.target)}; "
-                "rename one, or give their folder as input to keep its tree"
-            )
-        taken[place] = job

@@ -38,7 +38,7 @@ _COPIED_TAGS = (
     ExifTags.Base.Rating,
 )
 _STALE_TAGS = (ExifTags.Base.ExifImageWidth, ExifTags.Base.ExifImageHeight)  # wrong once the image is turned
-_BROKEN_EXIF = (
+BROKEN_EXIF = (
     ArithmeticError,
     AttributeError,
     LookupError,
@@ -49,7 +49,7 @@ _BROKEN_EXIF = (
     struct.error,
 )
 _XMP_ORIENTATION = re.compile(rb"(tiff:Orientation\s*(?:=\s*[\"']|>)\s*)[0-9]")
-_PHOTOSHOP = b"Photoshop 3.0\0"
+PHOTOSHOP = b"Photoshop 3.0\0"
 _PROFILE_SPACES = {"CMYK": b"CMYK", "L": b"GRAY"}  # the colour space of a profile, by mode of the image
 
 
@@ -69,14 +69,14 @@ def _orientation(image: Image.Image) -> object:
     """Return EXIF's orientation; None if it says nothing, or nothing that can be read."""
     try:
         return image.getexif().get(ExifTags.Base.Orientation)
-    except _BROKEN_EXIF:
+    except BROKEN_EXIF:
         return None
 
 
-def copied_exif(image: Image.Image) -> bytes:
+def copied_exif(source: Image.Image | Image.Exif) -> bytes:
     """Return the EXIF that a restored photo keeps; empty if there is none, or none that can be read."""
     try:
-        source, copy = image.getexif(), Image.Exif()
+        source, copy = source if isinstance(source, Image.Exif) else source.getexif(), Image.Exif()
         for tag in _COPIED_TAGS:
             if tag in source:
                 copy[tag] = source[tag]
@@ -86,7 +86,7 @@ def copied_exif(image: Image.Image) -> bytes:
                     entries[ExifTags.IFD.Interop] = dict(source.get_ifd(ExifTags.IFD.Interop))
                 copy[group] = entries
         return copy.tobytes() if len(copy) else b""
-    except _BROKEN_EXIF:  # a photo is worth more than its EXIF
+    except BROKEN_EXIF:  # a photo is worth more than its EXIF
         return b""
 
 
@@ -104,7 +104,7 @@ def upright_xmp(packet: bytes) -> bytes:
 def copied_iptc(image: Image.Image) -> bytes:
     """Return the application segment 13 of a JPEG, where Photoshop and IPTC keep theirs; empty if none."""
     segments = getattr(image, "applist", [])
-    return next((data for name, data in segments if name == "APP13" and data.startswith(_PHOTOSHOP)), b"")
+    return next((data for name, data in segments if name == "APP13" and data.startswith(PHOTOSHOP)), b"")
 
 
 def resolution(image: Image.Image) -> tuple[float, float] | None:
@@ -113,6 +113,11 @@ def resolution(image: Image.Image) -> tuple[float, float] | None:
         across, down = (float(n) for n in image.info.get("dpi", ()))
     except (TypeError, ValueError, ZeroDivisionError):
         return None
+    return valid_resolution(across, down)
+
+
+def valid_resolution(across: float, down: float) -> tuple[float, float] | None:
+    """Return pixels per inch that can be meant; None for others."""
     return (across, down) if 0 < across < 1e6 and 0 < down < 1e6 else None
 
 

@@ -39,7 +39,7 @@ from mirl_sparse.photos.photo import (
 )
 from mirl_sparse.photos.png import SIGNATURE, PngExtras, split_extras
 from mirl_sparse.photos.sixteen_bits import decode_sixteen_bits, has_sixteen_bits, raw_mode
-from mirl_sparse.photos.tiff import full_scale, read_planar_tiff, read_unusual_tiff
+from mirl_sparse.photos.tiff import full_scale, iptc_of, read_planar_tiff, read_unusual_tiff
 
 # Python would print what Pillow logs about broken files.
 logging.getLogger("PIL").addHandler(logging.NullHandler())
@@ -189,7 +189,7 @@ def _decode(data: bytes, name: str, is_deep: bool) -> Photo:
         exif=copied_exif(image),
         icc=rgb_profile(image),
         xmp=upright_xmp(opener.extras.xmp or copied_xmp(image)),
-        iptc=copied_iptc(image),
+        iptc=copied_iptc(image) or iptc_of(getattr(image, "tag_v2", {})),
         dpi=resolution(image),
         png=opener.extras,
         lossless=is_lossless(data, image.format),

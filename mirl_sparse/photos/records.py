@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -60,5 +61,5 @@ def _read(path: Path) -> dict[str, str]:
     for line in lines:
         with suppress(ValueError, TypeError, KeyError):
             row = json.loads(line)
-            made[str(row["result"])] = str(row["made_by"])
+            made[str(row["result"])] = sys.intern(str(row["made_by"]))
     return made

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Mapping
 from importlib.util import find_spec
 from io import BytesIO
 from typing import Any
@@ -11,11 +12,19 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, TiffImagePlugin
 
+from mirl_sparse.photos.metadata import (
+    BROKEN_EXIF,
+    PHOTOSHOP,
+    copied_exif,
+    upright_xmp,
+    valid_resolution,
+)
 from mirl_sparse.photos.photo import ImageError, Photo
 
 _SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _PLANAR = 2
-XMP_TAG = 700
+_XMP = 700
+_PHOTOSHOP, _IPTC = 34377, 33723
 _TURNS = {3: (2, False), 6: (3, False), 8: (1, False), 2: (0, True), 4: (2, True), 5: (3, True), 7: (1, True)}
 _NEARLY_ALL = 0.99  # of an image's values: highlights of an HDR image may lie above
 
@@ -70,7 +79,46 @@ def _read(data: bytes, name: str) -> Photo:
     wide = _in_sixteen_bits(values, name)
     colours, has_alpha = (wide, False) if channels in (1, 3) else (wide[..., :-1], True)
     pixels = np.repeat(colours, 3, axis=2) if colours.shape[2] == 1 else np.ascontiguousarray(colours)
-    return Photo(pixels, np.ascontiguousarray(wide[..., -1]) if has_alpha else None, lossless=True)
+    alpha = np.ascontiguousarray(wide[..., -1]) if has_alpha else None
+    return Photo(pixels, alpha, lossless=True, **_metadata(data))
+
+
+def _metadata(data: bytes) -> dict[str, Any]:
+    """Return the fields of a `Photo` that the first directory of a TIFF fills."""
+    try:
+        directory = Image.Exif()
+        directory.load(b"Exif\0\0" + data)
+        tags: dict[int, Any] = dict(directory)
+    except BROKEN_EXIF:
+        return {}
+    unit = {2: 1.0, 3: 2.54}.get(tags.get(ExifTags.Base.ResolutionUnit, 2))
+    density = [tags.get(tag, 0) for tag in (ExifTags.Base.XResolution, ExifTags.Base.YResolution)]
+    profile = bytes(tags.get(ExifTags.Base.InterColorProfile) or b"")
+    return {
+        "exif": copied_exif(directory),
+        "icc": profile if profile[16:20] == b"RGB " else b"",
+        "xmp": upright_xmp(bytes(tags.get(_XMP) or b"")),
+        "iptc": iptc_of(tags),
+        "dpi": valid_resolution(*(float(d) * unit for d in density)) if unit and all(density) else None,
+    }
+
+
+def iptc_of(tags: Mapping[int, Any]) -> bytes:
+    """Return what Photoshop and IPTC store in the tags of a TIFF, as the segment of a JPEG that holds it."""
+    stored, iptc = tags.get(_PHOTOSHOP), tags.get(_IPTC)
+    if isinstance(stored, bytes) and stored:
+        return PHOTOSHOP + stored
+    if isinstance(iptc, tuple):  # of longs, as old programs write it
+        iptc = b"".join(int(n).to_bytes(4, "little") for n in iptc)
+    if not isinstance(iptc, bytes) or not iptc:
+        return b""
+    return PHOTOSHOP + b"8BIM\x04\x04\0\0" + len(iptc).to_bytes(4, "big") + iptc + bytes(len(iptc) % 2)
+
+
+def tags_of(photo: Photo) -> dict[int, bytes]:
+    """Return the tags of a TIFF for a photo's XMP and IPTC."""
+    tags = {_XMP: photo.xmp, _PHOTOSHOP: photo.iptc.removeprefix(PHOTOSHOP)}
+    return {tag: value for tag, value in tags.items() if value}
 
 
 def _upright(values: NDArray[Any], orientation: Any) -> NDArray[Any]:
@@ -134,8 +182,8 @@ def encode_tiff(pixels: NDArray[np.uint16], photo: Photo) -> bytes:
         directory[base.ExtraSamples] = 2  # alpha that the colours are not multiplied by
     if photo.icc:
         directory[base.InterColorProfile] = photo.icc
-    if photo.xmp:
-        directory[XMP_TAG] = photo.xmp
+    for tag, value in tags_of(photo).items():
+        directory[tag] = value
     if photo.dpi:
         directory[base.ResolutionUnit] = 2  # inches
         directory[base.XResolution], directory[base.YResolution] = photo.dpi

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import IO
@@ -15,7 +16,8 @@ from mirl_sparse.files import write_whole
 from mirl_sparse.photos.formats import FORMATS, KNOWN_SUFFIXES, WRITTEN
 from mirl_sparse.photos.photo import ImageError, Photo, Pixels, on_white, printable_path, reason
 from mirl_sparse.photos.png import chunk, encode_sixteen_bits, with_chunks, xmp_chunk
-from mirl_sparse.photos.tiff import XMP_TAG, encode_tiff
+from mirl_sparse.photos.profiles import profile_of_chunks
+from mirl_sparse.photos.tiff import encode_tiff, tags_of
 
 
 def write_image(path: Path, image: Pixels) -> None:
@@ -92,19 +94,26 @@ def _encode(photo: Photo, format: str) -> bytes:
 def _metadata_options(photo: Photo, format: str) -> dict[str, object]:
     """Return what Pillow is to write beside the pixels, as far as the format holds it."""
     limit, options = WRITTEN[format].segment_limit, dict[str, object]()
-    if photo.icc:
-        options["icc_profile"] = photo.icc
+    if icc := _profile(photo, format):
+        options["icc_profile"] = icc
     if photo.exif and len(photo.exif) <= limit:
         options["exif"] = photo.exif
     if photo.dpi and format != "WEBP":
         options["dpi"] = photo.dpi
     if photo.xmp and len(photo.xmp) <= limit and format in ("JPEG", "WEBP"):
         options["xmp"] = photo.xmp
-    if photo.xmp and format == "TIFF":
-        options["tiffinfo"] = {XMP_TAG: photo.xmp}
-    if photo.iptc and format == "JPEG":
+    if format == "TIFF" and (tags := tags_of(photo)):
+        options["exif"] = exif = Image.Exif()
+        exif.load(photo.exif)
+        exif.update(tags)
+    if photo.iptc and len(photo.iptc) <= limit and format == "JPEG":
         options["extra"] = b"\xff\xed" + (len(photo.iptc) + 2).to_bytes(2, "big") + photo.iptc
     return options
+
+
+def _profile(photo: Photo, format: str) -> bytes:
+    """Return the colour profile that a format is to hold; PNG keeps its chunks."""
+    return photo.icc or (b"" if format == "PNG" else profile_of_chunks(photo.png.colour_space))
 
 
 def _png_chunks(photo: Photo) -> list[bytes]:
@@ -117,7 +126,7 @@ def _encode_sixteen_bits(photo: Photo, format: str) -> bytes:
     pixels = photo.pixels if photo.alpha is None else np.dstack([photo.pixels, photo.alpha])
     if format == "PNG":
         return encode_sixteen_bits(pixels, [*_binary_chunks(photo), *_png_chunks(photo)])
-    return encode_tiff(pixels, photo)
+    return encode_tiff(pixels, replace(photo, icc=_profile(photo, format)))
 
 
 def _binary_chunks(photo: Photo) -> Iterator[bytes]:

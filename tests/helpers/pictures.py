@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageCms
 
-from mirl_sparse.photos import IMAGE_SUFFIXES, write_image
+from mirl_sparse.photos import IMAGE_SUFFIXES, Job, Jobs, write_image
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 
@@ -59,3 +59,11 @@ def make_files(*names: str) -> None:
 def files() -> list[str]:
     """Return all files below the current folder."""
     return sorted(str(p) for p in Path().rglob("*") if not p.is_dir())
+
+
+def list_jobs(inputs: list[str], output: str | None, format: str | None = None) -> list[Job]:
+    """Return all jobs of a call, which may not change when it is listed again."""
+    jobs = Jobs(inputs, output, format)
+    assert list(jobs) == list(jobs)
+    assert len(jobs) == len(list(jobs))
+    return list(jobs)

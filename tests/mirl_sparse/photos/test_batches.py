@@ -16,15 +16,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from pictures import files, make_files, plain
+from pictures import files, list_jobs, make_files, plain
 from PIL import Image
 
 from mirl_sparse.errors import UserError
 from mirl_sparse.photos import (
     ImageError,
     Job,
+    Jobs,
     Photo,
-    list_jobs,
     read_image,
     read_photo,
     run_jobs,
@@ -134,6 +134,12 @@ class TestRun:
                 list_jobs(["*.png"], "out"), Inverter(lambda image: kind() if image[0, 0, 0] else None), Log()
             )
         assert files() == ["a.png", "b.png", "out/a.png"]
+
+    def test_results_beside_photos_are_not_restored_again_below_another_input(self) -> None:
+        make_files("in/sub/a.png", "in/b.png")
+        log = Log()
+        assert run_jobs(Jobs(["in/sub", "in"], None), Inverter(), log) == 0
+        assert [str(job.source) for job in log.jobs] == ["in/sub/a.png", "in/b.png"]
 
     def test_destination_that_cannot_be_written(self) -> None:
         make_files("a.png", "b.png", "file")
@@ -264,10 +270,10 @@ class TestStreams:
 
     def test_real_pipes(self) -> None:
         script = (
-            "from mirl_sparse.photos import list_jobs, run_jobs\n"
+            "from mirl_sparse.photos import Jobs, run_jobs\n"
             "class R:\n"
             "    def restore(self, image, strength): return 255 - image\n"
-            "raise SystemExit(run_jobs(list_jobs(['-'], '-'), R(), lambda *_: None))"
+            "raise SystemExit(run_jobs(Jobs(['-'], '-'), R(), lambda *_: None))"
         )
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
         done = subprocess.run(

@@ -1,16 +1,15 @@
 """Formats that a plugin of Pillow reads, and files of formats that nothing here reads."""
 
-from collections import Counter
 from importlib import import_module
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pytest
-from pictures import encoded, gradient
+from pictures import encoded, gradient, list_jobs
 from PIL import Image
 
-from mirl_sparse.photos import ImageError, list_jobs, read_photo
+from mirl_sparse.photos import ImageError, Jobs, read_photo
 from mirl_sparse.photos.formats import readable, readable_suffixes
 
 
@@ -56,13 +55,11 @@ def test_files_that_a_folder_leaves_out_are_counted_by_kind(tmp_path, monkeypatc
     (tmp_path / "picture").write_bytes(encoded(Image.fromarray(gradient()), "PNG").getvalue())
     for name in ("a.PNG", "b.jfif", "c.txt", "d.TXT", "e.heic", "noext", ".hidden", "._a.png", "f.mov"):
         (tmp_path / name).touch()
-    left_out = Counter()
     try:
         for inputs in ([str(tmp_path)], [str(tmp_path / "*")]):
-            left_out.clear()
-            jobs = list_jobs(inputs, str(tmp_path / "out"), left_out=left_out)
+            jobs = Jobs(inputs, str(tmp_path / "out"))
             assert [job.target.name for job in jobs] == ["a.PNG", "b.jfif", "picture.png"]
-            assert left_out == {
+            assert jobs.left_out == {
                 ".txt": 2,
                 ".heic (to read them, run pip install '.[formats]' in the clone of mirl-sparse)": 1,
                 "without a suffix": 1,

@@ -8,10 +8,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from pictures import files, make_files
+from pictures import files, list_jobs, make_files
 
 from mirl_sparse.errors import UserError
-from mirl_sparse.photos import Job, list_jobs
+from mirl_sparse.photos import Job
 
 pytestmark = pytest.mark.usefixtures("here")
 

@@ -1,0 +1,111 @@
+"""Make colour profiles of what a PNG says of its colours, for formats that hold nothing but profiles.
+
+The sources are ICC.1:2001-04 (profiles of version 2) and the PNG specification, third edition (W3C, 2025).
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable
+
+import numpy as np
+from numpy.typing import NDArray
+
+_SRGB = ((0.3127, 0.3290), (0.64, 0.33), (0.30, 0.60), (0.15, 0.06))  # x and y of white, red, green, blue
+# By the codes of ITU-T H.273, which cICP uses.
+_PRIMARIES = {
+    1: _SRGB,
+    9: ((0.3127, 0.3290), (0.708, 0.292), (0.170, 0.797), (0.131, 0.046)),  # BT.2020
+    12: ((0.3127, 0.3290), (0.680, 0.320), (0.265, 0.690), (0.150, 0.060)),  # Display P3
+}
+_TRANSFERS = {1: 2.4, 4: 2.2, 6: 2.4, 8: 1.0, 13: None, 14: 2.4, 15: 2.4}  # exponents; None is sRGB's curve
+_D50 = np.array([0.9642, 1.0, 0.8249])
+_BRADFORD = np.array([[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0389, -0.0685, 1.0296]])
+_NEAR = 0.01  # of gamma and of chromaticities: as good as sRGB
+_CURVE_POINTS = 1024
+
+
+def profile_of_chunks(chunks: Iterable[bytes]) -> bytes:
+    """Return the colour profile that a PNG's chunks describe; empty for sRGB, and where nothing is said.
+
+    Of several chunks the first of cICP, sRGB, and gAMA with cHRM counts, as the specification says.
+
+    Args:
+        chunks: Whole chunks of the kinds cICP, sRGB, gAMA and cHRM.
+    """
+    said = {chunk[4:8]: chunk[8:-4] for chunk in chunks}
+    primaries: tuple[tuple[float, float], ...] = _SRGB
+    exponent: float | None = None
+    if len(code := said.get(b"cICP", b"")) == 4 and code[0] in _PRIMARIES and code[1] in _TRANSFERS:
+        primaries, exponent = _PRIMARIES[code[0]], _TRANSFERS[code[1]]
+    elif b"sRGB" in said:
+        return b""
+    else:
+        if len(stored := said.get(b"cHRM", b"")) == 32:
+            numbers = [n / 100_000 for n in struct.unpack(">8I", stored)]
+            primaries = tuple(zip(numbers[::2], numbers[1::2], strict=True))
+        if len(stored := said.get(b"gAMA", b"")) == 4 and (gamma := int.from_bytes(stored, "big")):
+            exponent = 100_000 / gamma
+    if exponent is not None and abs(exponent - 2.2) < _NEAR:
+        exponent = None  # what programs write that mean sRGB
+    if exponent is None and np.abs(np.subtract(primaries, _SRGB)).max() < _NEAR:
+        return b""
+    return _profile(primaries, exponent)
+
+
+def _profile(primaries: tuple[tuple[float, float], ...], exponent: float | None) -> bytes:
+    """Return a profile of version 2; empty if the primaries span no colours."""
+    white, *colours = (_xyz(x, y) for x, y in primaries)
+    try:
+        columns = np.stack(colours, 1)
+        columns = columns * np.linalg.solve(columns, white)
+        matrix = _adaptation(white) @ columns
+    except np.linalg.LinAlgError:
+        return b""
+    if not np.isfinite(matrix).all() or np.abs(matrix).max() >= 2:
+        return b""
+    text = b"from the chunks of a PNG"
+    description = b"desc" + bytes(4) + struct.pack(">I", len(text) + 1) + text + bytes(1 + 4 + 4 + 2 + 1 + 67)
+    tags = {
+        b"desc": description,
+        b"cprt": b"text" + bytes(4) + b"public domain\0",
+        b"wtpt": _xyz_tag(_D50),
+        **{name: _xyz_tag(matrix[:, i]) for i, name in enumerate((b"rXYZ", b"gXYZ", b"bXYZ"))},
+        **dict.fromkeys((b"rTRC", b"gTRC", b"bTRC"), _curve_tag(exponent)),
+    }
+    at, table, body = 128 + 4 + 12 * len(tags), b"", b""
+    for name, data in tags.items():
+        table += name + struct.pack(">II", at + len(body), len(data))
+        body += data + bytes(-len(data) % 4)
+    header = struct.pack(">I", at + len(body)) + bytes(4) + b"\x02\x40\0\0mntrRGB XYZ " + bytes(12) + b"acsp"
+    header = header.ljust(68, b"\0") + _numbers(_D50)
+    return header.ljust(128, b"\0") + struct.pack(">I", len(tags)) + table + body
+
+
+def _xyz(x: float, y: float) -> NDArray[np.float64]:
+    return np.array([x, y, 1 - x - y]) / y if y else np.full(3, np.inf)
+
+
+def _adaptation(white: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the matrix that adapts colours under a white to D50, by Bradford's method."""
+    scale = (_BRADFORD @ _D50) / (_BRADFORD @ white)
+    adapted: NDArray[np.float64] = np.linalg.solve(_BRADFORD, scale[:, None] * _BRADFORD)
+    return adapted
+
+
+def _numbers(values: NDArray[np.float64]) -> bytes:
+    return struct.pack(">3i", *(round(float(v) * 65_536) for v in values))
+
+
+def _xyz_tag(values: NDArray[np.float64]) -> bytes:
+    return b"XYZ " + bytes(4) + _numbers(values)
+
+
+def _curve_tag(exponent: float | None) -> bytes:
+    stored = np.linspace(0, 1, _CURVE_POINTS)
+    if exponent is None:
+        linear = np.where(stored <= 0.04045, stored / 12.92, ((stored + 0.055) / 1.055) ** 2.4)
+    else:
+        linear = stored**exponent
+    points = np.rint(linear * 65_535).astype(">u2").tobytes()
+    return b"curv" + bytes(4) + struct.pack(">I", _CURVE_POINTS) + points
