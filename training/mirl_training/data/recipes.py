@@ -193,6 +193,8 @@ class Recipe(_Settings):
             sharper.
         grey: Probability that both photos become grey (a fifth of them tinted, as sepia is).
         graphics: Probability that drawn text and shapes take the place of a clean photo.
+        matte: Probability that the tones of grey and drawn photos are squeezed into a part of the range, as
+            in scans and pale screenshots. Such photos look hazy, and are not.
         shuffle: True draws the order of the steps.
         steps: The steps that degrade the photo; no steps leave a clean photo that must stay as it is.
     """
@@ -201,6 +203,7 @@ class Recipe(_Settings):
     smaller: Probability = 0
     grey: Probability = 0
     graphics: Probability = 0
+    matte: Probability = 0
     shuffle: bool = False
     steps: tuple[Step, ...] = ()
 
@@ -243,7 +246,8 @@ class Recipe(_Settings):
 
     def _drawn_or_grey(self, pair: list[Image], rng: np.random.Generator) -> tuple[list[Image], bool]:
         """Return the photos, or graphics in their place, and whether they were made grey."""
-        if rng.random() < self.graphics:
+        is_drawn = rng.random() < self.graphics
+        if is_drawn:
             height, width = pair[0].shape[:2]
             pair = [draw_graphics(height, width, rng)]
         is_grey = bool(rng.random() < self.grey)
@@ -252,6 +256,9 @@ class Recipe(_Settings):
             if rng.random() < 0.2:
                 tint = 1.0, float(rng.uniform(0.7, 1)), float(rng.uniform(0.5, 1))
             pair = [grey(image, tint) for image in pair]
+        if self.matte and (is_grey or is_drawn) and rng.random() < self.matte:
+            low, high = float(rng.uniform(0, 0.5)), float(rng.uniform(0.5, 1))
+            pair = [np.rint((low + (high - low) * image) * 255).astype(np.float32) / 255 for image in pair]
         return pair, is_grey
 
     def _cut(self, pair: list[Image], size: tuple[int, int], rng: np.random.Generator) -> list[Image]:

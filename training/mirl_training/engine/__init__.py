@@ -10,7 +10,7 @@ from mirl_training.engine.settings import (
     TrainingPrecision,
     TrainingSettings,
 )
-from mirl_training.engine.trainer import Computation, Diverged, Trainer, psnr_loss
+from mirl_training.engine.trainer import Computation, Diverged, Trainer, harm, psnr_loss
 from mirl_training.engine.world import World
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "World",
     "choose_engine",
     "fuse",
+    "harm",
     "optimizers",
     "orthogonalised",
     "psnr_loss",

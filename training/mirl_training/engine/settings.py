@@ -62,6 +62,9 @@ class TrainingSettings(Settings):
             shifts whole images, drowns fine noise.
         psnr_ceiling: Highest PSNR of an image in "psnr", in dB. Clean photos, which are nearly right, gain
             less by a lower one.
+        harm_weight: Weight of the harm that is added to the loss: the square, in dB, of how much further from
+            the clean photo an image is than the degraded one was, up to psnr_ceiling. The loss alone hardly
+            sees a clean photo that comes back 20 dB off among many that come back nearly right.
         optimizer: "muon" steps whole matrices by Muon, and everything else by AdamW, as "adamw" does
             throughout. After a step of Muon, pruned weights are set to zero again.
         batch_size: Images per batch.
@@ -89,6 +92,7 @@ class TrainingSettings(Settings):
     epochs: Positive | None = None
     loss: Loss = Loss.L1
     psnr_ceiling: Annotated[float, Field(gt=0)] = 50
+    harm_weight: Annotated[float, Field(ge=0)] = 0
     optimizer: OptimizerName = OptimizerName.ADAMW
     batch_size: Positive = 8
     patch_size: Patch = 64

@@ -36,6 +36,22 @@ def psnr_loss(restored: Tensor, clean: Tensor, ceiling: float = 50) -> Tensor:
     return 10 * ((restored - clean).square().mean((1, 2, 3)) + 10 ** (-ceiling / 10)).log10().mean()
 
 
+def harm(restored: Tensor, degraded: Tensor, clean: Tensor, ceiling: float) -> Tensor:
+    """Return the mean square, in dB, of how much further from the clean images the restored ones are.
+
+    Args:
+        restored: (B, 3, H, W).
+        degraded: (B, 3, H, W) in [0, 1]. An image that is better restored than degraded counts 0.
+        clean: (B, 3, H, W) in [0, 1].
+        ceiling: Highest PSNR of an image, in dB: what is nearer to the clean one counts as equal to it.
+    """
+    levels = [
+        10 * ((image - clean).square().mean((1, 2, 3)) + 10 ** (-ceiling / 10)).log10()
+        for image in (restored, degraded)
+    ]
+    return (levels[0] - levels[1]).relu().square().mean()
+
+
 class Diverged(Exception):
     """Report a gradient that is not finite."""
 
@@ -174,6 +190,9 @@ class Trainer:
         with torch.autocast(self._device.type, dtype, enabled=is_bfloat16):
             restored = (self._parallel or self.network)(degraded)
         loss = self._distance(restored.float(), clean)
+        if self.settings.harm_weight:
+            worse = harm(restored.float(), degraded, clean, self.settings.psnr_ceiling)
+            loss = loss + self.settings.harm_weight * worse
         if self._teacher is not None:
             with torch.no_grad():
                 taught = self._teacher(degraded.cpu()).to(self._device)

@@ -142,8 +142,9 @@ class RunConfig(Settings):
             del values["regrow"]
         if values["network"] and values["network"]["unshuffle"] == 1:
             del values["network"]["unshuffle"]
-        if values["training"]["psnr_ceiling"] == TrainingSettings.model_fields["psnr_ceiling"].default:
-            del values["training"]["psnr_ceiling"]
+        for name in ("psnr_ceiling", "harm_weight"):
+            if values["training"][name] == TrainingSettings.model_fields[name].default:
+                del values["training"][name]
         return json.dumps(values)
 
 
