@@ -155,6 +155,19 @@ def test_graphics_take_the_place_of_photos(photo):
     )
 
 
+def test_matte_photos_are_grey_or_drawn_and_stay_as_they_are(photo):
+    for recipe in (Recipe(grey=1, matte=1), Recipe(graphics=1, matte=1)):
+        for seed in range(5):
+            bad, good = recipe.pair(None, photo, (32, 32), rng(seed))
+            np.testing.assert_array_equal(bad, good)
+            np.testing.assert_allclose(good * 255, np.rint(good * 255), atol=1e-4)
+    grey, pale = (Recipe(grey=1, matte=m).pair(None, photo, (32, 32), rng(1))[1] for m in (0, 1))
+    assert np.ptp(pale) < 0.9 * np.ptp(grey)
+    np.testing.assert_array_equal(
+        *(Recipe(matte=m).pair(None, photo, (32, 32), rng(1))[1] for m in (0, 1))  # a colour photo
+    )
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
