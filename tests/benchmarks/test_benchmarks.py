@@ -93,8 +93,8 @@ def timed(contender: str, seconds: float, noise: float = 0.0) -> Row:
     [(1.2, 0.02, True), (1.08, 0.02, False), (1.2, 0.2, False), (0.5, 0.02, False)],
 )
 def test_losses_beyond_a_tenth_and_the_noise_fail_at_any_speed_of_the_machine(factor, noise, is_worse):
-    before = [row("dense eager", 1.0), row("sparse", 0.1, speedup=speedup(10, noise))]
-    now = [timed("dense eager", 3.0), timed("sparse", 0.3 * factor)]
+    before = [row("dense eager", 1.0), row("sparse cpu", 0.1, speedup=speedup(10, noise))]
+    now = [timed("dense eager", 3.0), timed("sparse cpu", 0.3 * factor)]
     assert bool(check.worse(before, lambda _: now)) == is_worse
 
 
@@ -104,9 +104,9 @@ def losses_and_tries(*sparse_seconds: float) -> tuple[dict[tuple[str, str], str]
 
     def measure(names: set[str]) -> list[Row]:
         tries.append(names)
-        return [timed("dense eager", 1.0, 0.3), timed("sparse", remaining.pop(0), 0.3)]
+        return [timed("dense eager", 1.0, 0.3), timed("sparse cpu", remaining.pop(0), 0.3)]
 
-    losses = check.worse([row("sparse", 0.1, speedup=speedup(10, 0.01))], measure)
+    losses = check.worse([row("sparse cpu", 0.1, speedup=speedup(10, 0.01))], measure)
     return losses, tries
 
 
@@ -125,9 +125,14 @@ def test_losses_hidden_by_the_noise_of_one_try_are_found_in_three():
 
 
 def test_missing_contenders_fail_the_check():
-    before = [row("dense eager", 1.0), row("sparse", 0.1, speedup=speedup(10))]
-    for now in ([timed("dense eager", 1.0)], [timed("sparse", 0.1)], []):
-        assert "not measured" in check.worse(before, lambda _, now=now: now)["an op", "sparse"]
+    before = [row("dense eager", 1.0), row("sparse cpu", 0.1, speedup=speedup(10))]
+    for now in ([timed("dense eager", 1.0)], [timed("sparse cpu", 0.1)], []):
+        assert "not measured" in check.worse(before, lambda _, now=now: now)["an op", "sparse cpu"]
+
+
+def test_formats_of_pytorch_are_not_judged():
+    before = [row("torch CSR 10.0%", 0.1, speedup=speedup(10))]
+    assert check.worse(before, lambda _: [timed("dense eager", 1.0), timed("torch CSR 10.0%", 3.0)]) == {}
 
 
 def test_sweeps_use_the_strongest_dense_runs():

@@ -71,6 +71,10 @@ class PackedModule(nn.Module, ABC):
         """Return the module for what the op's definition takes after x."""
         return cls(*weights, **options)
 
+    def register_buffer(self, name: str, tensor: Tensor | None, persistent: bool = False) -> None:
+        """Keep a buffer; it is no state, for no kernel checks what a file would put into it."""
+        super().register_buffer(name, tensor, persistent)
+
     @abstractmethod
     def matrices(self) -> Sequence[Tensor]:
         """Return the packed matrices among the buffers."""
