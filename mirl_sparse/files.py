@@ -1,4 +1,4 @@
-"""Write files whole or not at all."""
+"""Write files whole or not at all, and recognise those that were not downloaded."""
 
 from __future__ import annotations
 
@@ -7,6 +7,19 @@ import tempfile
 import uuid
 from collections.abc import Callable
 from pathlib import Path
+
+
+def not_the_file(head: bytes) -> str | None:
+    """Return what a file is that a download left in the place of another one, and what to do; or None.
+
+    Args:
+        head: How the file begins, 64 bytes or more of it.
+    """
+    if head.startswith(b"version https://git-lfs."):
+        return "a Git LFS pointer, not the file itself; run git lfs pull where you cloned it"
+    if head.lstrip().lower().startswith((b"<!doctype html", b"<html")):
+        return "a web page, not the file itself; download it again"
+    return None
 
 
 def write_whole(path: Path, write: bytes | Callable[[Path], object]) -> None:

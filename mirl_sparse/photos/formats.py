@@ -8,6 +8,9 @@ from dataclasses import dataclass, field
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
+from typing import NamedTuple
+
+from mirl_sparse.files import not_the_file
 
 FORMATS = {
     ".png": "PNG",
@@ -27,13 +30,26 @@ _ALSO_READ = frozenset(
 )
 # A fixed list: Pillow also knows formats that start other programs, such as EPS.
 _READABLE = (*dict.fromkeys(FORMATS.values()), "GIF", "PPM", "JPEG2000", "AVIF")
-# Modules that add a format to Pillow: its name there, and its suffixes.
-_PLUGINS = {"pillow_heif": ("HEIF", (".heic", ".heif")), "pillow_jxl": ("JXL", (".jxl",))}
 INSTALL = "run pip install '.[formats]' in the clone of mirl-sparse"
-# How a file of a format begins that Pillow does not know by itself, and what it is called.
-_SIGNATURES = {
-    "HEIC": re.compile(rb".{4}ftyp(?:heic|heix|hevc|heim|heis|mif1|msf1)", re.DOTALL),
-    "JPEG XL": re.compile(rb"\xff\n|\0\0\0\x0cJXL "),
+
+
+class _Plugin(NamedTuple):
+    """Describe a format that a module adds to Pillow: its names, suffixes, and how its files begin."""
+
+    format: str
+    title: str
+    suffixes: tuple[str, ...]
+    signature: re.Pattern[bytes]
+
+
+_PLUGINS = {
+    "pillow_heif": _Plugin(
+        "HEIF",
+        "HEIC",
+        (".heic", ".heif"),
+        re.compile(rb".{4}ftyp(?:heic|heix|hevc|heim|heis|mif1|msf1)", re.DOTALL),
+    ),
+    "pillow_jxl": _Plugin("JXL", "JPEG XL", (".jxl",), re.compile(rb"\xff\n|\0\0\0\x0cJXL ")),
 }
 
 
@@ -44,13 +60,13 @@ def readable() -> tuple[str, ...]:
         plugin = import_module(module)
         if module == "pillow_heif":
             plugin.register_heif_opener()
-    return (*_READABLE, *(_PLUGINS[module][0] for module in _installed()))
+    return (*_READABLE, *(_PLUGINS[module].format for module in _installed()))
 
 
 @cache
 def readable_suffixes() -> frozenset[str]:
     """Return the suffixes of all files that can be read here; those of installed plugins are among them."""
-    return IMAGE_SUFFIXES.union(_ALSO_READ, *(_PLUGINS[module][1] for module in _installed()))
+    return IMAGE_SUFFIXES.union(_ALSO_READ, *(_PLUGINS[module].suffixes for module in _installed()))
 
 
 def missing_plugin(suffix: str) -> bool:
@@ -59,7 +75,9 @@ def missing_plugin(suffix: str) -> bool:
     Args:
         suffix: The suffix, in lower case.
     """
-    return any(suffix in suffixes for _, suffixes in _PLUGINS.values()) and suffix not in readable_suffixes()
+    return (
+        any(suffix in plugin.suffixes for plugin in _PLUGINS.values()) and suffix not in readable_suffixes()
+    )
 
 
 def _installed() -> list[str]:
@@ -78,10 +96,14 @@ def is_lossless(data: bytes, format: str | None) -> bool:
 
 
 def unknown_format(data: bytes) -> str:
-    """Return what to say of a file that no known format begins like."""
-    for name, signature in _SIGNATURES.items():
-        if signature.match(data):
-            return f"is {name}; to read it, {INSTALL}"
+    """Return what to say of a file that no reader takes."""
+    if reason := not_the_file(data[:64]):
+        return reason
+    for module, plugin in _PLUGINS.items():
+        if plugin.signature.match(data):
+            if module in _installed():
+                return f"begins like {plugin.title}, but {module} cannot read it; it may be damaged"
+            return f"is {plugin.title}; to read it, {INSTALL}"
     return "not an image in a known format (PNG, JPEG, WebP, TIFF, BMP, GIF, PPM, JPEG 2000, AVIF)"
 
 

@@ -21,6 +21,7 @@ from mirl_sparse.architectures.promptir.network import PromptIR
 from mirl_sparse.architectures.promptir.topology import stages, unused_weights
 from mirl_sparse.choices import Weights
 from mirl_sparse.errors import FileContentError
+from mirl_sparse.files import not_the_file
 from mirl_sparse.tickets.candidates import Candidate, find_candidates, mappings, with_masks
 from mirl_sparse.tickets.pickles import StandIn, code_refused, load_pickle
 from mirl_sparse.tickets.torch_pruning import merge_weight_norm, split_masks
@@ -180,7 +181,7 @@ def _source(content: _Content, candidate: Candidate, network: _Network) -> str:
 def _load(path: Path) -> _Content:
     head = _head(path)
     # A safetensors file begins with its header's length, then the header, a JSON object.
-    sized = int.from_bytes(head[:8], "little") <= _SAFETENSORS_HEADER and head[8:] == b"{"
+    sized = int.from_bytes(head[:8], "little") <= _SAFETENSORS_HEADER and head[8:9] == b"{"
     if sized or path.suffix.lower() == ".safetensors":
         return _load_safetensors(path)
     objects, foreign = load_pickle(path, head)
@@ -188,13 +189,13 @@ def _load(path: Path) -> _Content:
 
 
 def _head(path: Path) -> bytes:
-    """Return the first nine bytes of a regular file that is not empty."""
+    """Return how a regular file begins that is not empty and could be a checkpoint."""
     try:
         regular = path.is_file() or not path.exists()
         head = b""
         if regular:
             with path.open("rb") as file:
-                head = file.read(9)
+                head = file.read(64)
     except FileNotFoundError as error:
         raise CheckpointError("no such file; expected a checkpoint, so check the path") from error
     except (OSError, ValueError) as error:  # ValueError: a null byte in the path
@@ -205,6 +206,8 @@ def _head(path: Path) -> bytes:
         raise CheckpointError("not a regular file; expected a checkpoint, so name the file itself")
     if not head:
         raise CheckpointError("an empty file; expected a checkpoint, so download or save it again")
+    if reason := not_the_file(head):
+        raise CheckpointError(reason)
     return head
 
 

@@ -12,6 +12,6 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 
 
 class Settings(BaseModel):
-    """Read a section of a YAML file; unknown names are refused, and nothing can be changed later."""
+    """Read a section of a YAML file; unknown names and infinite values are refused; nothing can be changed."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)

@@ -40,6 +40,20 @@ def test_a_format_whose_plugin_is_missing_is_named(monkeypatch, data, name):
         readable.cache_clear()
 
 
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "begins like HEIC, but pillow_heif cannot read it"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "run git lfs pull"),
+        (b"<html><body>404 Not Found", "a web page.*download it again"),
+    ],
+)
+def test_files_that_hold_no_image_are_named(data, message):
+    pytest.importorskip("pillow_heif")
+    with pytest.raises(ImageError, match=message):
+        read_photo(BytesIO(data))
+
+
 def test_a_folder_gives_every_photo_that_can_be_read(tmp_path):
     for name in ("a.png", "b.gif", "c.avif", "d.txt", "e.ppm"):
         Path(tmp_path, name).touch()

@@ -495,6 +495,12 @@ def test_contents_without_names_are_refused(content: object, part: str, tmp_path
         ("a.safetensors", b"hello, world\n", "not a whole safetensors file"),
         ("a.bin", (2).to_bytes(8, "little") + b"{}", "no tensors"),
         ("a.bin", (2).to_bytes(8, "little") + b"{", "not a whole safetensors file"),
+        (
+            "a.safetensors",
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n",
+            "git lfs pull",
+        ),
+        ("a.ckpt", b"\n<!DOCTYPE html><html><title>Quota exceeded</title></html>", "a web page"),
     ],
 )
 def test_other_files_are_refused(name: str, content: bytes, part: str, tmp_path: Path) -> None:

@@ -68,6 +68,30 @@ def test_two_targets_of_one_stem_are_named(tmp_path, other):
     assert other in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("degraded", "clean"),
+    [
+        ("a_HAZY.PNG", "a_GT.png"),
+        ("a.png", "a.jpg"),
+        ("0025_0.8_0.2.jpg", "0025.png"),  # RESIDE's outdoor set: airlight and scattering
+        ("1400_10.png", "1400.png"),  # its indoor set
+        ("scene_1_0.8_0.2.png", "scene_1.png"),
+    ],
+)
+def test_names_of_published_pairs_are_known(tmp_path, degraded, clean):
+    pair = photo(tmp_path / "input" / degraded), photo(tmp_path / "target" / clean)
+    photo(tmp_path / "target/scene.png")
+    assert list_pairs(tmp_path, "hazy") == [pair]
+
+
+def test_the_target_of_the_longest_name_is_taken(tmp_path):
+    pairs = [
+        (photo(tmp_path / "input/a_1.png"), photo(tmp_path / "target/a_1.png")),
+        (photo(tmp_path / "input/a_2.png"), photo(tmp_path / "target/a.png")),
+    ]
+    assert list_pairs(tmp_path, "hazy") == pairs
+
+
 def test_an_input_without_a_target_is_named(tmp_path):
     photo(tmp_path / "input/b_hazy.png")
     photo(tmp_path / "target/a_gt.png")

@@ -22,7 +22,8 @@ def changed(*path, value):
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        (("training", "stesp"), 5, "stesp"),
+        (("training", "patchsize"), 5, r"training\.patchsize: no such setting; did you mean patch_size\?"),
+        (("training", "learning_rate"), float("inf"), "learning_rate: .* finite"),
         (("nework",), {}, "nework"),
         (("network", "dim"), 7, "dim is 7"),
         (("network", "depth"), 7, "unknown network setting 'depth'"),
@@ -40,7 +41,7 @@ def changed(*path, value):
         (("pruning", "rewind"), 9, "at most training.steps"),
         (("training", "warmup_steps"), 4, "round 0 is 4 steps long.*expected a shorter warm-up"),
         (("pruning", "final_steps"), 1, "round 2 is 1 steps long"),
-        (("data", "tasks"), {"snow": 1}, "snow"),
+        (("data", "tasks"), {"snow": 1}, "data: tasks asks for 'snow'"),
         (("data", "haze"), None, "names no folder"),
     ],
 )
@@ -50,6 +51,15 @@ def test_wrong_settings_are_refused_in_one_line(tmp_path, path, value, message):
     with pytest.raises(ConfigError, match=message) as caught:
         load_config(file)
     assert str(caught.value).startswith(str(file))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["data: {}\ndata: {}\n", "data: {clean: a, memory: 1, clean: b}"])
+def test_a_setting_given_twice_is_refused(tmp_path, text):
+    file = tmp_path / "run.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=r"a second (data|clean); expected one in .*line") as caught:
+        load_config(file)
     assert "\n" not in str(caught.value)
 
 

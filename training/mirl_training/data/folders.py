@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -54,7 +55,8 @@ def list_pairs(folder: Path, suffix: str) -> list[tuple[Path, Path]]:
     """Return the pairs of a folder, sorted by the input's name.
 
     Args:
-        folder: The folder, with ``input/NAME_<suffix>.*`` and ``target/NAME_gt.*``.
+        folder: The folder, with ``input/NAME_<suffix>.*`` and ``target/NAME_gt.*``. Both endings may be left
+            out, and inputs may be named as in RESIDE, ``NAME_<airlight>_<scattering>.*``.
         suffix: One of `PAIR_SUFFIXES`.
 
     Returns:
@@ -65,7 +67,7 @@ def list_pairs(folder: Path, suffix: str) -> list[tuple[Path, Path]]:
     """
     targets: dict[str, Path] = {}
     for path in list_images(folder / "target"):
-        name = path.stem.removesuffix("_gt")
+        name = re.sub("_gt$", "", path.stem, flags=re.IGNORECASE)
         if name in targets:
             raise DataError(
                 f"{targets[name]} and {path}: are both the target of {name}; expected one, remove the other"
@@ -73,8 +75,17 @@ def list_pairs(folder: Path, suffix: str) -> list[tuple[Path, Path]]:
         targets[name] = path
     pairs = []
     for path in list_images(folder / "input"):
-        name = path.stem.removesuffix(f"_{suffix}")
-        if name not in targets:
-            raise DataError(f"{path}: has no {name}_gt.* in {folder / 'target'}")
-        pairs.append((path, targets[name]))
+        names = _names(path.stem, suffix)
+        target = next((targets[name] for name in names if name in targets), None)
+        if target is None:
+            raise DataError(f"{path}: has no {names[0]}_gt.* in {folder / 'target'}")
+        pairs.append((path, target))
     return pairs
+
+
+def _names(stem: str, suffix: str) -> list[str]:
+    """Return the names that the target of an input may have, the likeliest first."""
+    names = [re.sub(f"_{suffix}$", "", stem, flags=re.IGNORECASE)]
+    while (shorter := re.sub(r"_\d+(\.\d+)?$", "", names[-1])) != names[-1]:
+        names.append(shorter)
+    return names

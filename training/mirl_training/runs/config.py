@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Hashable
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +32,7 @@ class RunConfig(Settings):
         pruning: The rounds after the dense one.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
+    model_config = ConfigDict(arbitrary_types_allowed=True)
     network: PromptIRConfig | None = None
     start: str | None = None
     regrow: Regrowth | None = None
@@ -148,6 +150,26 @@ class RunConfig(Settings):
         return json.dumps(values)
 
 
+class _Loader(yaml.SafeLoader):
+    """Read YAML as SafeLoader does, and refuse a name that stands twice in a section."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen: set[str] = set()
+        for name, _ in node.value:
+            if isinstance(name, yaml.ScalarNode):
+                if name.value in seen:
+                    raise yaml.constructor.ConstructorError(
+                        problem=f"a second {name.value}; expected one", problem_mark=name.start_mark
+                    )
+                seen.add(name.value)
+        return super().construct_mapping(node, deep)
+
+
+def _names(settings: type[Settings]) -> set[str]:
+    """Return the names of all settings of a class and its subclasses."""
+    return set(settings.model_fields).union(*map(_names, settings.__subclasses__()))
+
+
 def load_config(path: Path) -> RunConfig:
     """Read the settings of a run.
 
@@ -155,7 +177,7 @@ def load_config(path: Path) -> RunConfig:
         ConfigError: The file cannot be read or a setting does not serve; one line that names the file.
     """
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: cannot be read as YAML ({' '.join(str(error).split())})") from None
     if not isinstance(values, dict):
@@ -167,6 +189,10 @@ def load_config(path: Path) -> RunConfig:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "config"
-        raise ConfigError(f"{path}: {where}: {first['msg']}") from None
+        message = first["msg"].removeprefix("Value error, ")
+        if first["type"] == "extra_forbidden":
+            like = get_close_matches(str(first["loc"][-1]), _names(Settings), 1)
+            message = "no such setting" + (f"; did you mean {like[0]}?" if like else "")
+        raise ConfigError(f"{path}: {where}: {message}") from None
     except (ConfigError, TypeError, OverflowError, RecursionError) as error:
         raise ConfigError(f"{path}: {error}") from None
