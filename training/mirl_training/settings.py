@@ -12,6 +12,6 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 
 
 class Settings(BaseModel):
-    """Read a section of a YAML file; unknown names and infinite values are refused; nothing can be changed."""
+    """Read a section of a YAML file; unknown names and infinite values are refused, changes too."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
