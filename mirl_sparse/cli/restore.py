@@ -82,7 +82,12 @@ def restore(
             outcome = f"failed: {error}" if error else f"{job}  {seconds:.2f} s"
             show(f"[{done}/{total}] {outcome}")
 
-        failures = run_jobs(due, restorer, report, manner, records)
+        try:
+            failures = run_jobs(due, restorer, report, manner, records)
+        except KeyboardInterrupt:
+            if records:
+                print(f"stopped after {done} of {total}; the same command goes on", file=sys.stderr)
+            raise
     if failures:
         raise typer.Exit(1)
 

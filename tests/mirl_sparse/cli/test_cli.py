@@ -4,6 +4,7 @@ import json
 import os
 import pty
 import re
+import signal
 import subprocess
 import sys
 from contextlib import suppress
@@ -139,6 +140,31 @@ def test_restore_goes_on_where_a_folder_was_left(tmp_path):
     with (tmp_path / "out" / ".mirl-sparse.jsonl").open("a") as file:
         file.write('{"result": "c.p')  # a kill in the middle of a line
     assert restored("--strength", "0.5") == ["a.png", "b.jpg"]
+
+
+def test_restore_leaves_whole_files_when_it_is_stopped_and_goes_on(tmp_path):
+    (tmp_path / "in").mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8)
+    for i in range(40):
+        write_photo(tmp_path / f"in/{i:02}.png", Photo(pixels))
+    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    code += "from mirl_sparse.cli.app import main; main()"
+    command = [sys.executable, "-c", code, "restore", "in", "-o", "out"]
+    running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+    assert running.stderr
+    for _ in range(2):
+        assert "in/" in running.stderr.readline()
+    running.send_signal(signal.SIGINT)
+    last = running.communicate(timeout=300)[1].splitlines()[-1]
+    assert running.returncode == 130
+    results = set((tmp_path / "out").iterdir()) - {tmp_path / "out/.mirl-sparse.jsonl"}
+    assert 2 <= len(results) < 40
+    for result in results:
+        assert read_photo(result).pixels.shape == pixels.shape
+    assert re.fullmatch(r"stopped after \d+ of 40; the same command goes on", last)
+    again = mirl("restore", "in", "-o", "out", cwd=tmp_path)
+    assert again.stderr.startswith(f"{len(results)} results are up to date")
+    assert len(list((tmp_path / "out").glob("*.png"))) == 40
 
 
 def test_restore_shows_a_bar_of_several_photos_in_a_terminal(tmp_path):
