@@ -94,7 +94,7 @@ class SparseAttention(nn.Module):
         result = self.out(mixed.transpose(1, 2).reshape(query.shape))
         if not batched:
             return result[0], None if weights is None else weights[0]
-        return result if self.batch_first else result.transpose(0, 1), weights
+        return result if self.batch_first else result.transpose(0, 1).contiguous(), weights
 
     def _split(self, t: Tensor) -> Tensor:
         """Return (B, tokens, C) as (B, heads, tokens, C / heads)."""

@@ -51,18 +51,25 @@ def copied(arguments: Any) -> Any:
 
 
 def tensors(result: Any) -> Iterator[Tensor]:
-    """Yield all tensors in nested lists, tuples, dicts and dataclasses."""
+    """Yield all tensors in nested lists, tuples, dicts and dataclasses, as plain ones."""
     if isinstance(result, Tensor):
-        yield result
+        yield from result.unbind() if result.is_nested else [_plain(result)]
     elif isinstance(result, dict):
         for value in result.values():
             yield from tensors(value)
     elif isinstance(result, (list, tuple)):
         for value in result:
             yield from tensors(value)
-    elif is_dataclass(result):
+    elif is_dataclass(result) and not isinstance(result, type):
         for part in fields(result):
             yield from tensors(getattr(result, part.name))
+
+
+def _plain(t: Tensor) -> Tensor:
+    """Return a quantised or sparse tensor as a plain one."""
+    if t.is_quantized:
+        return t.dequantize()
+    return t if t.layout == torch.strided else t.to_dense()
 
 
 def difference(expected: Any, result: Any) -> float:
@@ -83,7 +90,7 @@ def difference(expected: Any, result: Any) -> float:
 
 
 def _difference(expected: Tensor, result: Tensor) -> float:
-    a, b = (t if t.is_complex() else t.double() for t in (expected, result))
+    a, b = (torch.view_as_real(t).double() if t.is_complex() else t.double() for t in (expected, result))
     finite = a.isfinite()
     if not torch.equal(finite, b.isfinite()) or not torch.equal(
         a[~finite].nan_to_num(), b[~finite].nan_to_num()

@@ -8,56 +8,31 @@ the dense network.
 from __future__ import annotations
 
 import copy
-import zlib
-from collections.abc import Iterable, Iterator
+import inspect
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from types import CodeType, MethodType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mirl_sparse.runtime.execution import wants_gradients
-from mirl_sparse.sparsification.layers import absorb, has_hooks, sparse_layer
+from mirl_sparse.sparsification.forms import block_form, layer_form
+from mirl_sparse.sparsification.layers import absorb, has_hooks
+from mirl_sparse.sparsification.snapshot import Snapshot, checksum
 from mirl_sparse.sparsification.target import BlockKind, Refusal, SparsificationTarget
-
-
-class _Seen(NamedTuple):
-    """Remember a tensor or a module as it was when the op was packed."""
-
-    owner: dict[str, Any]  # of parameters, buffers or modules
-    name: str
-    value: Any
-    version: tuple[int, ...]
-
-    def is_unchanged(self) -> bool:
-        value = self.owner.get(self.name)
-        return value is self.value and _version(value) == self.version
-
-
-def _version(value: Any) -> tuple[int, ...]:
-    """Return what changes when somebody writes to a tensor."""
-    if not isinstance(value, Tensor):
-        return ()
-    return value.data_ptr(), 0 if value.is_inference() else value._version
-
-
-def _contents(m: nn.Module) -> list[_Seen]:
-    """Return all parameters, buffers and modules inside a module."""
-    owners = [x for part in m.modules() for x in (part._parameters, part._buffers, part._modules)]
-    return [_Seen(owner, name, v, _version(v)) for owner in owners for name, v in owner.items()]
-
-
-def _checksum(m: nn.Module) -> int:
-    """Return a checksum of a module's weights."""
-    checksum = 0
-    for t in (*m.parameters(), *m.buffers()):
-        checksum = zlib.crc32(t.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data, checksum)
-    return checksum
 
 
 def is_observed(modules: Iterable[nn.Module]) -> bool:
     """Return whether a hook wants to see the call of one of the modules."""
-    return bool(nn.modules.module._global_forward_hooks) or any(map(has_hooks, modules))
+    everywhere = nn.modules.module._global_forward_hooks or nn.modules.module._global_forward_pre_hooks
+    return bool(everywhere) or any(map(has_hooks, modules))
+
+
+def _is_transformed() -> bool:
+    """Return whether torch.func or torch.jit.trace runs the network."""
+    return torch.jit.is_tracing() or torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def _suits(m: nn.Module, x: Tensor) -> bool:
@@ -71,22 +46,31 @@ def _suits(m: nn.Module, x: Tensor) -> bool:
     return x.ndim == 4
 
 
-class _Unscriptable:
-    """Say to torch.jit.script that it cannot compile a forward, where it asks for the globals of one."""
+class _Forward:
+    """Be the attribute ``forward`` of a module, with the signature of its dense one."""
+
+    module: nn.Module
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        return inspect.signature(MethodType(type(self.module).forward, self.module))
+
+    @property
+    def __code__(self) -> CodeType:
+        return type(self.module).forward.__code__
 
     @property
     def __globals__(self) -> dict[str, Any]:
-        raise AttributeError(
-            "a sparsified network cannot be scripted; give it to torch.jit.trace, or script the dense network"
-        )
+        raise AttributeError("a sparsified network cannot be scripted; script the dense network")
 
 
-class SparseForward(_Unscriptable):
+class SparseForward(_Forward):
     """Run a module by its packed op.
 
-    The dense forward runs instead in training mode, where gradients are wanted, under autocast, on an input
-    that the op does not take (another type, device or rank, a batch of 0, further arguments), and where a
-    hook waits inside a block. Weights that were written to or replaced are packed again at the next call.
+    The dense forward runs instead in training mode, where gradients are wanted, under autocast, torch.func
+    and torch.jit.trace, on an input that the op does not take (another type, device or rank, a batch of 0,
+    further arguments), and where a hook waits inside a block. A module that was changed is packed again at
+    the next call.
 
     Args:
         module: The module; its attribute ``forward`` is set.
@@ -103,18 +87,16 @@ class SparseForward(_Unscriptable):
     ) -> None:
         self.module, self.op = module, op
         self._target, self._kind = target, kind
-        self._inner = tuple(module.modules())[1:]
         self._packs = True
         self.steps: list[Step] = []
-        self._seen: list[_Seen] | None  # None in a copy, which looks at its weights at the first call
-        self._checksum: int | None = None  # of the weights of the op that a copy holds
-        self.settle()
+        self._checksum: int | None = None  # of the weights of the op, where the snapshot may miss a change
         module.forward = self
         module.register_load_state_dict_post_hook(_pack_loaded)
+        self.settle()
 
     def __getstate__(self) -> dict[str, Any]:
-        checksum = _checksum(self.module) if self._is_settled() else None
-        return vars(self) | {"_seen": None, "_checksum": self._checksum if self._seen is None else checksum}
+        self._doubt()
+        return vars(self) | {"_snapshot": Snapshot()}
 
     def remove(self) -> None:
         """Give the module its dense forward back."""
@@ -124,11 +106,13 @@ class SparseForward(_Unscriptable):
             del hooks[key]
 
     def settle(self) -> None:
-        """Take the weights as they are now for those of the op."""
-        self._seen, self._weights = _contents(self.module), tuple(self.module.parameters())
+        """Take the module as it is now for what the op computes."""
+        self._snapshot, self._checksum = Snapshot(self.module), None
+        self._inner = tuple(self.module.modules())[1:]
 
     def pack(self) -> None:
         """Pack the weights as they are now; where there is no op for them, the dense forward runs."""
+        self._snapshot, self._checksum = Snapshot(), None  # also after an error
         packed = packed_form(self._target.packable(self.module), self._target, self._kind)
         self._packs = not isinstance(packed, Refusal)
         if not isinstance(packed, Refusal):
@@ -148,27 +132,53 @@ class SparseForward(_Unscriptable):
 
     def op_for(self, *args: Any, **named: Any) -> nn.Module | None:
         """Return the op that gives the module's result for these arguments, None where none does."""
-        if self.module.training or is_observed(self._inner) or not self._takes(args, named):
+        if torch.compiler.is_compiling():
+            if torch.compiler.is_dynamo_compiling():
+                self._catch_up()
+            weights = self._snapshot.tensors
+            frozen = not any(
+                t.requires_grad for t in weights
+            )  # else a trained network would have old weights
+            return self.op if frozen and self._packs and self._is_inference(args, named, weights) else None
+        if _is_transformed():
             return None
-        if not torch.compiler.is_compiling() and not self._is_settled():
-            if self._seen is None and self._checksum == _checksum(self.module):
-                self.settle()
-            else:
-                self.pack()
-        return self.op if self._packs and not wants_gradients(*self._weights) else None
+        current = self._snapshot.is_current()
+        weights = self._snapshot.tensors if current else [*self.module.parameters(), *self.module.buffers()]
+        if not self._is_inference(args, named, weights):
+            self._doubt()  # a fused optimizer may follow, which the snapshot may miss
+            return None
+        if not current:
+            self._catch_up()
+        return self.op if self._packs else None
 
-    def _is_settled(self) -> bool:
-        return self._seen is not None and all(x.is_unchanged() for x in self._seen)
+    @torch.compiler.assume_constant_result
+    def _catch_up(self) -> None:
+        """Pack the weights as they are now, unless they are those of the op; torch.compile runs it at once."""
+        if self._snapshot.is_current():
+            return
+        if self._checksum is not None and self._checksum == checksum(self.module):
+            self.settle()
+        else:
+            self.pack()
 
-    def _takes(self, args: tuple[Any, ...], named: dict[str, Any]) -> bool:
-        """Return whether the op takes these arguments, and nobody wants gradients of the result."""
+    def _doubt(self) -> None:
+        """Compare the weights with those of the op, by a checksum, before the op is used again."""
+        if self._snapshot.is_current():
+            self._snapshot, self._checksum = Snapshot(), checksum(self.module)
+
+    def _is_inference(
+        self, args: tuple[Any, ...], named: dict[str, Any], weights: Collection[Tensor]
+    ) -> bool:
+        """Return whether the op takes these arguments, and nobody wants more than the module's result."""
+        if self.module.training or any(m.training for m in self._inner) or is_observed(self._inner):
+            return False
         if not isinstance(self.module, nn.MultiheadAttention) and (named or len(args) != 1):
             return False
         inputs = [x for x in (*args, *named.values()) if isinstance(x, Tensor)]
         if not inputs or not _suits(self.module, inputs[0]):
             return False
         return all(self._target.takes(x) for x in inputs if x.is_floating_point()) and not wants_gradients(
-            *inputs
+            *inputs, *weights
         )
 
 
@@ -190,13 +200,10 @@ def packed_form(m: nn.Module, target: SparsificationTarget, kind: BlockKind | No
     Returns:
         The op, or why there is none.
     """
-    if kind is None:
-        form = sparse_layer(m, target.layers)
-        return form if isinstance(form, Refusal) else form.module
-    weights = kind.recognise(m)
-    if weights is None or isinstance(weights, Refusal):
-        return weights or Refusal(f"it is not {kind.name}")
-    return kind.fuse(weights)
+    if kind is not None:
+        return block_form(m, target, kind)
+    form = layer_form(m, target)
+    return form if isinstance(form, Refusal) else form.module
 
 
 class Step:
@@ -219,7 +226,13 @@ class Step:
         Args:
             op: The op without its followers.
         """
-        self._op = absorbed(op, self.followers)
+        self._op, self._snapshot = absorbed(op, self.followers), Snapshot(*self.followers)
+
+    def _op_now(self, forward: SparseForward) -> nn.Module | None:
+        """Return the op for the followers as they are now, None where it cannot do the work of all."""
+        if not torch.compiler.is_compiling() and not self._snapshot.is_current():
+            self.absorb(forward.op)
+        return self._op
 
     def __call__(self, x: Any) -> Any:
         """Return the result of the layer and its followers."""
@@ -228,9 +241,9 @@ class Step:
             isinstance(forward, SparseForward)
             and not is_observed((self.layer, *self.followers))
             and forward.op_for(x) is not None
-            and self._op is not None
+            and (op := self._op_now(forward)) is not None
         ):
-            return self._op(x)
+            return op(x)
         x = self.layer(x)
         for follower in self.followers:
             x = follower(x)
@@ -253,13 +266,15 @@ def absorbed(op: nn.Module, followers: Iterable[nn.Module]) -> nn.Module | None:
     return op if all(absorb(op, follower) for follower in followers) else None
 
 
-class SequentialForward(_Unscriptable):
+class SequentialForward(_Forward):
     """Run an nn.Sequential whose layers do the work of what follows them.
 
     Args:
         sequential: The module; its attribute ``forward`` is set.
         followers: How many modules each of some layers absorbs, by the layer's place.
     """
+
+    module: nn.Sequential
 
     def __init__(self, sequential: nn.Sequential, followers: dict[int, int]) -> None:
         self.module, self._children = sequential, tuple(sequential)

@@ -173,7 +173,7 @@ def absorb(layer: nn.Module | None, follower: nn.Module) -> bool:
     """
     if isinstance(layer, nn.Sequential):  # a padding and the layer
         layer = layer[-1]
-    if not isinstance(layer, _ABSORBING) or has_hooks(follower):
+    if not isinstance(layer, _ABSORBING) or has_hooks(follower) or "forward" in vars(follower):
         return False
     free = layer.activation == "none"
     if type(follower) is nn.ReLU and free:

@@ -4,23 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mirl_sparse.sparsification.comparison import NOMINAL_SIDE, difference, noise, nominal_shape, probes
+from mirl_sparse.sparsification.comparison import NOMINAL_SIDE, nominal_shape
+from mirl_sparse.sparsification.forms import block_form, layer_form
 from mirl_sparse.sparsification.forward import SequentialForward, SparseForward, absorbed
-from mirl_sparse.sparsification.layers import (
-    LAYER_TYPES,
-    count_nonzero,
-    has_hooks,
-    prunable_weights,
-    sparse_layer,
-)
-from mirl_sparse.sparsification.recording import Recording, one_line
+from mirl_sparse.sparsification.layers import LAYER_TYPES, count_nonzero, prunable_weights
+from mirl_sparse.sparsification.recording import Recording
 from mirl_sparse.sparsification.report import DENSE, LAYER_BY_LAYER, SparsifiedLayer
-from mirl_sparse.sparsification.target import BlockKind, CallShape, LayerForm, Refusal, SparsificationTarget
+from mirl_sparse.sparsification.target import BlockKind, CallShape, Refusal, SparsificationTarget
 
 _NEVER_CALLED = "the example input never calls it"
 _CALLED_OTHERWISE = "it is called with more than its input, or by name"
@@ -43,13 +37,16 @@ class Sparsification:
     def __init__(
         self, target: SparsificationTarget, recording: Recording | None, keep_dense: Collection[str]
     ) -> None:
-        self._target, self._recording, self._keep_dense = target, recording, frozenset(keep_dense)
+        self._target, self._recording, self._keep_dense = target, recording, keep_dense
+        self._kept: set[int] = set()
         self.rows: list[SparsifiedLayer] = []
         self.forwards: dict[str, SparseForward] = {}
         self._visited: set[int] = set()  # a module may be used in several places
 
     def run(self, network: nn.Module) -> nn.Module:
         """Set the sparse forms in a network, and return it on its target."""
+        kept = (m for name in self._keep_dense for m in network.get_submodule(name).modules())
+        self._kept = set(map(id, kept))
         self._visit(network, "")
         placed = self._target.place(network)
         for forward in self.forwards.values():
@@ -87,10 +84,9 @@ class Sparsification:
             return
         reason = None
         for kind in self._target.blocks:
-            weights = kind.recognise(m)
-            if weights is None:
+            if kind.recognise(m) is None:
                 continue
-            refusal = self._fuse(m, name, kind, weights)
+            refusal = self._fuse(m, name, kind)
             if refusal is None:
                 return
             reason = reason or f"not fused as {kind.name}: {refusal.reason}"
@@ -100,23 +96,19 @@ class Sparsification:
             return
         self._visit_children(m, name)
 
-    def _fuse(self, m: nn.Module, name: str, kind: BlockKind, weights: Any) -> Refusal | None:
+    def _fuse(self, m: nn.Module, name: str, kind: BlockKind) -> Refusal | None:
         """Fuse a block, or return why it is not to be fused."""
-        if reason := self._use_refusal(m, name):
+        if reason := self._use_refusal(m):
             return Refusal(reason)
-        if isinstance(weights, Refusal):
-            return weights
-        channels = kind.channels(weights)
+        fused = block_form(m, self._target, kind)
+        if isinstance(fused, Refusal):
+            return fused
+        channels = kind.channels(kind.recognise(m))
         calls: Sequence[CallShape] = [CallShape((1, channels, NOMINAL_SIDE, NOMINAL_SIDE), 1)]
         if self._recording is not None:
             calls = self._recording.calls.get(id(m), [])
             if not calls:
                 return Refusal(_NEVER_CALLED)
-        fused = kind.fuse(weights)
-        probe = noise(1, channels, 17, 23)
-        # Dark images show what small numbers a norm adds.
-        if reason := self._mismatch(m, fused, probe) or self._mismatch(m, fused, probe * 1e-3):
-            return Refusal(reason)
         if not self._target.block_pays(m, fused, calls):
             return Refusal("layer by layer is faster")
         for part in kind.parts:
@@ -127,36 +119,19 @@ class Sparsification:
         self.forwards[name] = SparseForward(m, self._target, kind, self._target.place(fused))
         return None
 
-    def _use_refusal(self, m: nn.Module, name: str) -> str | None:
-        """Return why a block cannot be one op in this network, whatever it computes."""
-        if self._is_kept(name):
+    def _use_refusal(self, m: nn.Module) -> str | None:
+        """Return why a module cannot be one op in this network, whatever it computes."""
+        if id(m) in self._kept:
             return _KEPT
-        if self._recording is not None and id(m) in self._recording.called_otherwise:
+        if "forward" in vars(m):
+            return "it has its own forward()"
+        if (
+            self._recording is not None
+            and id(m) in self._recording.called_otherwise
+            and not isinstance(m, nn.MultiheadAttention)
+        ):
             return _CALLED_OTHERWISE
-        for inner, part in m.named_modules():
-            if "forward" in vars(part):
-                return f"{f'its {inner}' if inner else 'it'} has its own forward()"
-            if inner and has_hooks(part):
-                return f"its {inner} has hooks"
         return None
-
-    def _is_kept(self, name: str) -> bool:
-        """Return whether keep_dense names a module, or one that it is inside of."""
-        return any(name == kept or name.startswith(f"{kept}.") for kept in self._keep_dense)
-
-    def _mismatch(self, dense: nn.Module, sparse: nn.Module, *inputs: Tensor) -> str | None:
-        """Return why a sparse form cannot stand for a module, None where both give the same."""
-        try:
-            expected = type(dense).forward(dense, *inputs)  # without the hooks of the module's owner
-        except (RuntimeError, TypeError, ValueError) as error:  # the network's own code may refuse our inputs
-            shapes = ", ".join(str(tuple(x.shape)) for x in inputs)
-            return f"it cannot be compared on inputs {shapes}: {one_line(error)}"
-        try:
-            result = self._target.run(sparse, *inputs)
-        except self._target.launch_errors as error:
-            return one_line(error)
-        same = difference(expected, result) <= self._target.tolerance
-        return None if same else "its sparse form does not give the same"
 
     def _visit_children(self, m: nn.Module, name: str) -> None:
         for child_name, child in m.named_children():
@@ -171,7 +146,7 @@ class Sparsification:
         followers: dict[int, int] = {}
         for i, child in enumerate(children):
             forward = vars(child).get("forward")
-            if not isinstance(forward, SparseForward):
+            if not isinstance(forward, SparseForward) or type(child).__call__ is not nn.Module.__call__:
                 continue
             behind = children[i + 1 :]
             while behind and absorbed(forward.op, behind) is None:
@@ -195,16 +170,14 @@ class Sparsification:
         Returns:
             Whether the modules inside are to be visited, too.
         """
-        form = self._form(m, name)
+        reason = self._use_refusal(m)
+        form = Refusal(reason) if reason else layer_form(m, self._target)
         if isinstance(form, Refusal):
             self._add(m, name, parameters, DENSE, form.reason)
             return not isinstance(m, LAYER_TYPES)
         weights = prunable_weights(m)
         if self._recording is not None and id(m) not in self._recording.calls:
             self._add(m, name, weights, DENSE, _NEVER_CALLED)
-            return False
-        if reason := self._mismatch(m, form.module, *probes(m)):
-            self._add(m, name, weights, DENSE, reason)
             return False
         sparse = dense = 0.0
         for shape, times in self._shapes(m):
@@ -216,20 +189,6 @@ class Sparsification:
         self._add(m, name, weights, form.implementation, "sparse is faster", sparse * 1e3, dense * 1e3)
         self.forwards[name] = SparseForward(m, self._target, None, self._target.place(form.module))
         return False
-
-    def _form(self, m: nn.Module, name: str) -> LayerForm | Refusal:
-        """Return the sparse form of a layer, or why it cannot be used in this network."""
-        if self._is_kept(name):
-            return Refusal(_KEPT)
-        if {"forward", "_conv_forward"} & vars(m).keys():
-            return Refusal("it has its own forward()")
-        if (
-            self._recording is not None
-            and id(m) in self._recording.called_otherwise
-            and not isinstance(m, nn.MultiheadAttention)
-        ):
-            return Refusal(_CALLED_OTHERWISE)
-        return sparse_layer(m, self._target.layers)
 
     def _shapes(self, m: nn.Module) -> list[CallShape]:
         """Return the calls for which a layer is chosen."""

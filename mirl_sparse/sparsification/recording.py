@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from mirl_sparse.errors import UserError
 from mirl_sparse.sparsification.comparison import copied, tensors
+from mirl_sparse.sparsification.snapshot import unchanged
 from mirl_sparse.sparsification.target import CallShape
 
 
@@ -93,8 +94,9 @@ def record_calls(network: nn.Module, example: Example) -> Recording:
     ]
     args, named = copied(example)
     try:
-        with seeded(torch.device("cpu")):
+        with seeded(torch.device("cpu")), unchanged(network):
             result = network(*args, **named)
+            results = [t.clone() for t in tensors(result)]  # which the network may write to again
     except Exception as error:
         raise UserError(
             f"the network fails on the example input ({type(error).__name__}: {one_line(error)}); give one"
@@ -104,7 +106,6 @@ def record_calls(network: nn.Module, example: Example) -> Recording:
         for hook in hooks:
             hook.remove()
     calls = {key: [CallShape(*item) for item in counter.items()] for key, counter in shapes.items()}
-    results = [t.clone() for t in tensors(result)]  # which the network may write to again
     return Recording(calls, frozenset(called_otherwise), results, type(result).__name__)
 
 

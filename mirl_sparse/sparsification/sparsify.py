@@ -27,7 +27,7 @@ from mirl_sparse.sparsification.fast_paths import without_fast_paths
 from mirl_sparse.sparsification.forward import remove_sparse_forms
 from mirl_sparse.sparsification.layers import has_hooks
 from mirl_sparse.sparsification.passes import Sparsification
-from mirl_sparse.sparsification.recording import Example, record_calls
+from mirl_sparse.sparsification.recording import Example, one_line, record_calls
 from mirl_sparse.sparsification.report import SparsifiedLayer, SparsityReport
 from mirl_sparse.sparsification.target import SparsificationTarget
 from mirl_sparse.sparsification.verification import Verification
@@ -51,9 +51,14 @@ def sparsify(
     `SparseRestorer` and needs no example.
 
     The copy is used like the network: its modules keep their types, names, weights, hooks and state_dict. A
-    swapped module runs densely where only that is right: in training mode, for gradients, under autocast, in
-    another precision, for a batch of 0. Weights that change are packed anew. The copy can be copied, pickled,
+    swapped module runs densely where only that is right: in training mode, for gradients, under autocast,
+    torch.func and torch.jit.trace, in another precision, for a batch of 0. The copy can be copied, pickled,
     compiled by torch.compile and exported.
+
+    Weights and modules that change are packed anew at the next call. Two limits: single weights written
+    through ``.data`` or numpy may be missed (call sparsify again); and torch.compile and torch.export take
+    the weights of the last call or load_state_dict (compile again after a change). Pruned weights are
+    skipped: a NaN or an infinity in the input spreads to fewer pixels than by the dense layer.
 
     On the CPU the sparse kernels run in float32. The fast path of torch.nn.TransformerEncoder, which makes
     padded positions zero, is turned off where a layer inside is swapped.
@@ -135,15 +140,12 @@ def sparsify_for(
             sparsified.report = SparsityReport(tuple(sparsification.rows))  # type: ignore[assignment]
             return sparsified
         example = _example(network, example_input, target)
-        buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
         recording = record_calls(network, example)
         sparsification = Sparsification(target, recording, keep_dense)
         sparsified = sparsification.run(network)
         limit = target.tolerance if tolerance is None else tolerance
         verification = Verification(target, sparsified, example, recording, limit)
         comparison = verification.run(sparsification.forwards, sparsification.revert)
-        for name, buffer in sparsified.named_buffers():
-            buffer.copy_(buffers[name])  # which a call of the network may write to
         report = SparsityReport(tuple(sparsification.rows), comparison)
         sparsified.report = report  # type: ignore[assignment]
         return sparsified
@@ -159,6 +161,10 @@ def _checked(module: object) -> nn.Module:
         )
     compiled = getattr(module, "_orig_mod", None)  # of torch.compile
     network = compiled if isinstance(compiled, nn.Module) else module
+    if not isinstance(getattr(network, "report", None), (SparsityReport, type(None))):
+        raise UserError(
+            f"{type(network).__name__} has a report of its own, where sparsify puts its report; rename it"
+        )
     for name, value in (*network.named_parameters(), *network.named_buffers()):
         if is_lazy(value):
             raise UserError(f"{name} has no shape yet; run the network once, or load its weights, before")
@@ -226,7 +232,14 @@ def _prepared(module: nn.Module, target: SparsificationTarget) -> nn.Module:
         for p in module.parameters()
         if p.layout != torch.strided
     }
-    copied = copy.deepcopy(module, computed)
+    try:
+        copied = copy.deepcopy(module, computed)
+    except Exception as error:  # of any object that the network holds
+        raise UserError(
+            f"the network cannot be copied ({type(error).__name__}: {one_line(error)})"
+        ) from error
+    if copied is module:
+        raise UserError(f"copy.deepcopy of {type(module).__name__} gives no copy; expected one")
     remove_sparse_forms(copied)
     remove_pruning(copied)
     network: nn.Module = target.prepare(copied.eval().requires_grad_(False))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -11,7 +12,8 @@ from torch import nn
 from mirl_sparse.errors import UserError
 from mirl_sparse.sparsification.comparison import copied, difference
 from mirl_sparse.sparsification.forward import SparseForward, dense_forwards
-from mirl_sparse.sparsification.recording import Example, Recording, seeded
+from mirl_sparse.sparsification.recording import Example, Recording, one_line, seeded
+from mirl_sparse.sparsification.snapshot import unchanged
 from mirl_sparse.sparsification.target import SparsificationTarget
 
 
@@ -36,6 +38,7 @@ class Verification:
     ) -> None:
         self._target, self._network, self._example = target, network, example
         self._recording, self._tolerance = recording, tolerance
+        self._failure: Exception | None = None
 
     def run(self, forwards: dict[str, SparseForward], revert: Callable[[str, float], None]) -> str:
         """Compare the results; where they differ, or cannot be compared, compare layer by layer.
@@ -65,6 +68,11 @@ class Verification:
             return _whole(by)
         if difference(first, second) > self._tolerance:
             return self._layers(forwards, revert, "the network gives another result at each call")
+        if self._failure is not None:
+            raise UserError(
+                f"the sparsified network fails on the example input ({type(self._failure).__name__}:"
+                f" {one_line(self._failure)}), the dense one does not; name modules in keep_dense"
+            ) from self._failure
         raise UserError(
             f"the sparsified network differs from the dense one by {by:.1e} of its largest value for the"
             f" example input; expected at most {self._tolerance:.0e}. Each layer differs by at most"
@@ -74,11 +82,17 @@ class Verification:
 
     def _result(self) -> Any:
         args, named = copied(self._example)
-        with seeded(self._target.device):
+        with seeded(self._target.device), unchanged(self._network):
             return self._target.run(self._network, *args, **named)
 
     def _difference(self, expected: Any) -> float:
-        return difference(expected, self._result())
+        """Return by how much the results differ; infinite where the sparsified network fails."""
+        try:
+            result = self._result()
+        except Exception as error:  # of the network's own code
+            self._failure = error
+            return math.inf
+        return difference(expected, result)
 
     def _layers(
         self, forwards: dict[str, SparseForward], revert: Callable[[str, float], None], why: str
@@ -101,7 +115,7 @@ class Verification:
             for name, forward in forwards.items()
         ]
         try:
-            self._result()
+            self._difference(None)
         finally:
             for hook in hooks:
                 hook.remove()
