@@ -18,8 +18,9 @@ from mirl_sparse.errors import UserError
 from mirl_sparse.photos import read_image, to_rgb
 from mirl_sparse.runtime.backends import AUTO, BACKENDS, choose_backend, choose_precision
 from mirl_sparse.runtime.compiled import forget_weights, restore_op
-from mirl_sparse.runtime.engine import Engine, weights_state
+from mirl_sparse.runtime.engine import Engine
 from mirl_sparse.runtime.execution import check_image, restore_image, wants_gradients
+from mirl_sparse.runtime.snapshot import Snapshot
 from mirl_sparse.runtime.tuning import Tuning, read_tuning
 from mirl_sparse.tickets import find_ticket, read_ticket, remove_pruning
 
@@ -30,7 +31,7 @@ class SparseRestorer(nn.Module):
     """Restore RGB images of any size with a pruned PromptIR, on any backend.
 
     On "cpu" and "triton" the weights are packed at the first call, and again whenever they have changed.
-    PyTorch does not count changes made through ``.data``: call `repack` after them. Masks of
+    Of changes through ``.data`` or numpy, those of single weights may be missed: call `repack`. Masks of
     torch.nn.utils.prune are made permanent. The network is put in eval mode, and its weights want no
     gradients.
 
@@ -87,8 +88,8 @@ class SparseRestorer(nn.Module):
         self.network = network.eval().requires_grad_(False)
         self.max_memory, self.tuning = max_memory, tuning
         self._config = json.dumps(network.config.to_dict())  # as the op takes it
-        # The engine, behind the state of the weights that it was packed from.
-        self._packed: tuple[object, Engine] | None = None
+        # The engine, behind the network as it was packed.
+        self._packed: tuple[Snapshot, Engine] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_packed": None}  # a copy packs the weights anew
@@ -176,7 +177,10 @@ class SparseRestorer(nn.Module):
         return y.numpy().astype(array.dtype, "C")
 
     def repack(self) -> None:
-        """Pack the weights anew at the next call; that of a compiled or exported model counts as well."""
+        """Pack the weights anew at the next call; that of a compiled or exported model counts as well.
+
+        A compiled model needs it after every change through ``.data``, numpy or a fused optimizer.
+        """
         self._packed = None
         forget_weights(list(self.network.parameters()))
 
@@ -185,17 +189,12 @@ class SparseRestorer(nn.Module):
         kind = BACKENDS[self.backend]
         if not kind.packs:
             return kind.make_engine(self.network, self.precision, self.tuning)
-        state = self._weights_state()
-        if self._packed is None or self._packed[0] != state:
+        if self._packed is None or not self._packed[0].is_current():
             if remove_pruning(self.network):
                 self.network.requires_grad_(False)
-                state = self._weights_state()
-            self._packed = state, kind.make_engine(self.network, self.precision, self.tuning)
+            engine = kind.make_engine(self.network, self.precision, self.tuning)
+            self._packed = Snapshot(self.network), engine
         return self._packed[1]
-
-    def _weights_state(self) -> object:
-        names, weights = zip(*self.network.named_parameters(), strict=True)
-        return names, weights_state(weights)
 
 
 def _rgb_array(image: str | Path | Image.Image | NDArray[Any]) -> NDArray[Any]:

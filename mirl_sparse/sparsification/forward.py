@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from mirl_sparse.runtime.execution import wants_gradients
 from mirl_sparse.sparsification.forms import block_form, layer_form
 from mirl_sparse.sparsification.layers import absorb, has_hooks
-from mirl_sparse.sparsification.snapshot import Snapshot, checksum
+from mirl_sparse.runtime.snapshot import Snapshot, checksum
 from mirl_sparse.sparsification.target import BlockKind, Refusal, SparsificationTarget
 
 

@@ -13,7 +13,7 @@ from mirl_sparse.errors import UserError
 from mirl_sparse.sparsification.comparison import copied, difference
 from mirl_sparse.sparsification.forward import SparseForward, dense_forwards
 from mirl_sparse.sparsification.recording import Example, Recording, one_line, seeded
-from mirl_sparse.sparsification.snapshot import unchanged
+from mirl_sparse.runtime.snapshot import unchanged
 from mirl_sparse.sparsification.target import SparsificationTarget
 
 

@@ -61,13 +61,34 @@ def test_masks_of_torch_take_effect_whenever_they_are_applied(network):
         assert torch.equal(torch.compile(model, fullgraph=True)(x), restored)
     compiled = torch.compile(model, fullgraph=True)
     layer.weight.data.zero_()  # which PyTorch does not count
-    assert torch.equal(model(x), restored)
+    expected = SparseRestorer(network, "reference")(x)
+    assert not torch.equal(expected, restored)
+    torch.testing.assert_close(model(x), expected, rtol=0, atol=1e-5)
     assert torch.equal(compiled(x), restored)
+    model.repack()
+    torch.testing.assert_close(compiled(x), expected, rtol=0, atol=1e-5)
+
+
+def test_single_weights_written_uncounted_take_effect_after_repack(network):
+    model, x = SparseRestorer(network), torch.rand(1, 3, 16, 24)
+    restored = model(x)
+    weight = network.output.weight.data
+    weight.view(-1)[weight.flatten().nonzero()[-1]] *= 100
+    assert torch.equal(model(x), restored)
     model.repack()
     expected = SparseRestorer(network, "reference")(x)
     assert not torch.equal(expected, restored)
     torch.testing.assert_close(model(x), expected, rtol=0, atol=1e-5)
-    torch.testing.assert_close(compiled(x), expected, rtol=0, atol=1e-5)
+
+
+def test_weights_of_a_fused_optimizer_take_effect(network):
+    model, x = SparseRestorer(network), torch.rand(1, 3, 16, 24)
+    model(x)
+    steps = torch.optim.Adam(network.requires_grad_().parameters(), 1e-2, fused=True)
+    network(x).square().mean().backward()
+    steps.step()
+    with torch.no_grad():
+        torch.testing.assert_close(model(x), network(x), rtol=0, atol=1e-5)
 
 
 def test_an_unknown_backend_is_refused(network):

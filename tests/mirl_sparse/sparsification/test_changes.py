@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from mirl_sparse import UserError
-from mirl_sparse.sparsification.snapshot import Snapshot
+from mirl_sparse.runtime.snapshot import Snapshot
 
 X = rand(1, 8, 12, 14)
 
