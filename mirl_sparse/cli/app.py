@@ -6,6 +6,8 @@ nor the kernels.
 
 from __future__ import annotations
 
+import io
+import os
 import sys
 import warnings
 from importlib.metadata import entry_points
@@ -18,6 +20,7 @@ from mirl_sparse.cli.bench import bench
 from mirl_sparse.cli.convert import convert
 from mirl_sparse.cli.doctor import doctor
 from mirl_sparse.cli.inspect import inspect
+from mirl_sparse.cli.printing import printable
 from mirl_sparse.cli.restore import restore
 from mirl_sparse.cli.tune import tune
 from mirl_sparse.errors import UserError
@@ -45,6 +48,7 @@ def build() -> typer.Typer:
 def main() -> None:
     """Run the command; an error that the user can mend is one line and exit status 2."""
     warnings.formatwarning = lambda message, *_, **__: f"mirl-sparse: {message}\n"
+    _prepare_streams()
     try:
         build()()
     except (UserError, BackendError) as error:
@@ -67,8 +71,17 @@ def main() -> None:
         _end(f"not enough memory ({reason}); give less at once, such as a smaller image")
 
 
+def _prepare_streams() -> None:
+    """Let any text be printed: escaped where the terminal's encoding lacks it, nowhere if closed."""
+    if sys.stderr is None:  # print would choose standard output, which may take a photo
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115  # as long as the process lives
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def _end(message: str) -> NoReturn:
-    print(f"mirl-sparse: {message}", file=sys.stderr)
+    print(f"mirl-sparse: {printable(message)}", file=sys.stderr)
     sys.exit(2)
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from mirl_sparse.choices import Precision, Weights
-from mirl_sparse.cli.printing import print_report
+from mirl_sparse.cli.printing import print_report, printable
 from mirl_sparse.errors import UserError
 
 
@@ -17,7 +17,7 @@ def convert(
         Path, typer.Argument(help="A PromptIR or MIR-L checkpoint (.ckpt, .pt, .pth, .safetensors).")
     ],
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="The ticket [default: NAME.ticket.safetensors].")
+        Path | None, typer.Option("--output", "-o", help="The ticket, by default NAME.ticket.safetensors.")
     ] = None,
     weights: Annotated[
         str, typer.Option(help=f"Which weights to read where there are several: {Weights.names()}.")
@@ -39,9 +39,9 @@ def convert(
     target = output or checkpoint.parent / f"{checkpoint.stem}.ticket.safetensors"
     report = conversion.convert(checkpoint, target, weights)
     print_report(report)
-    print(f"read {checkpoint}: {report.source}")
+    print(f"read {printable(checkpoint)}: {printable(report.source)}")
     print(
-        f"removed {report.removed:,} weights of dead channels; wrote {target}"
+        f"removed {report.removed:,} weights of dead channels; wrote {printable(target)}"
         f" ({target.stat().st_size / 1e6:.1f} MB)"
     )
     if tune_for is not None:

@@ -18,7 +18,12 @@ def show(table: Table) -> None:
     """Print a table as wide as the terminal; into a pipe, without wrapping."""
     from rich.console import Console
 
-    Console(width=None if sys.stdout.isatty() else 200).print(table)
+    Console(width=None if sys.stdout and sys.stdout.isatty() else 200).print(table)
+
+
+def printable(text: object) -> str:
+    """Return a text, such as a path, with its control characters escaped: they would reach the terminal."""
+    return re.sub(r"[\0-\x1f\x7f-\x9f]", lambda match: repr(match[0])[1:-1], str(text))
 
 
 def print_report(report: Report) -> None:
@@ -49,10 +54,10 @@ def parse_bytes(size: str | None) -> int | None:
     """Return how many bytes a size means; None stays None.
 
     Args:
-        size: Such as "4G", "500M", "300k" (powers of 1000), "4GiB" (of 1024), or plain bytes.
+        size: Such as "4G", "500M", "3000k" (powers of 1000), "4GiB" (of 1024), or plain bytes.
 
     Raises:
-        UserError: This is no size, or less than one byte, or more than 2**63.
+        UserError: This is no size, or less than a megabyte, or more than 2**63.
     """
     if size is None:
         return None
@@ -60,6 +65,6 @@ def parse_bytes(size: str | None) -> int | None:
     bytes = 0.0
     if match is not None:
         bytes = float(match[1]) * (1024 if match[3] else 1000) ** " kmgt".index(match[2] or " ")
-    if not 1 <= bytes < 2**63:
-        raise UserError(f"--max-memory is {size!r}; expected a size such as 4G or 500M")
+    if not 1e6 <= bytes < 2**63:
+        raise UserError(f"--max-memory is {size!r}; expected a size such as 4G or 500M, at least 1M")
     return int(bytes)

@@ -47,12 +47,14 @@ def restore(
     max_memory: Annotated[
         str | None,
         typer.Option(
-            help="Such as 4G or 500M; beyond it, photos are restored in tiles. [default: what is left]"
+            help="Such as 4G or 500M, by default what is left; beyond it, photos are restored in tiles."
         ),
     ] = None,
 ) -> None:
     """Remove noise, rain, haze and the marks of JPEG and WebP from photos."""
     from mirl_sparse.photos import Jobs, Manner, Records, run_jobs
+    from mirl_sparse.photos.inputs import listed
+    from mirl_sparse.photos.photo import printable_path
     from mirl_sparse.runtime.restorer import SparseRestorer
     from mirl_sparse.tickets import find_ticket
 
@@ -60,17 +62,17 @@ def restore(
     manner = Manner(strength, metadata)
     jobs = Jobs(inputs, output, format)
     if jobs.left_out:
-        kinds = ", ".join(f"{count} {kind}" for kind, count in jobs.left_out.most_common())
-        print(f"left out {jobs.left_out.total()} files that are no readable images: {kinds}", file=sys.stderr)
-    records = Records(_digest(find_ticket(ticket), manner)) if len(jobs) > 1 else None
-    is_kept = records.is_up_to_date if records and not overwrite else lambda job: False
+        print(f"left out what holds no readable image: {listed(jobs.left_out)}", file=sys.stderr)
+    many = len(jobs) > 1
+    records = Records(_digest(find_ticket(ticket), manner), is_new=many)
+    is_kept = records.is_up_to_date if many and not overwrite else lambda job: False
     kept = sum(map(is_kept, jobs))
     if kept:
         print(f"{kept} results are up to date; --overwrite makes them again", file=sys.stderr)
     due = (job for job in jobs if not is_kept(job))
     if dry_run:
         for job in due:
-            print(f"{job} -> {job.target or 'standard output'}")
+            print(f"{job} -> {printable_path(job.target) if job.target else 'standard output'}")
         return
     restorer = SparseRestorer.from_pretrained(ticket, backend, memory)
     done, total = 0, len(jobs) - kept
@@ -85,7 +87,7 @@ def restore(
         try:
             failures = run_jobs(due, restorer, report, manner, records)
         except KeyboardInterrupt:
-            if records:
+            if many:
                 print(f"stopped after {done} of {total}; the same command goes on", file=sys.stderr)
             raise
     if failures:

@@ -6,6 +6,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -59,8 +60,9 @@ def run_jobs(
 
     Args:
         jobs: What is restored.
-        restorer: What restores it. Where it cannot (UserError, RuntimeError, MemoryError), the job fails;
-            other exceptions are bugs and pass through.
+        restorer: What restores it. Where it cannot (UserError, RuntimeError, MemoryError), the job fails, as
+            it does where the memory is too small to read the photo or to write it; other exceptions are bugs
+            and pass through.
         on_progress: Is called after each job with the job, its error (one line) or None, and the seconds that
             it took.
         manner: How photos are restored and written.
@@ -78,12 +80,13 @@ def run_jobs(
             start = time.perf_counter()
             error: UserError | None = None
             try:
-                _run_job(job, restorer, manner, written)
-                if records:
-                    records.add(job)
+                with records.recording(job) if records else nullcontext():
+                    _run_job(job, restorer, manner, written)
             except UserError as problem:
                 error = problem
-                failures += 1
+            except MemoryError:
+                error = ImageError(f"{job}: cannot be read or written (not enough memory)")
+            failures += error is not None
             on_progress(job, error, time.perf_counter() - start)
     return failures
 

@@ -24,13 +24,29 @@ FORMATS = {
 KNOWN_SUFFIXES = ", ".join(sorted(FORMATS))  # as messages list them
 FORMATS |= dict.fromkeys((".jpe", ".jfif", ".jif", ".pjpeg", ".pjp"), "JPEG")
 IMAGE_SUFFIXES = frozenset(FORMATS)
-_LOSSLESS = frozenset(("PNG", "TIFF", "BMP", "GIF", "PPM"))
+_LOSSLESS = frozenset(("PNG", "TIFF", "BMP", "DIB", "GIF", "PPM"))
 _ALSO_READ = frozenset(
-    (".gif", ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".jpx", ".avif", ".apng", ".dib")
+    (".gif", ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".jpx", ".avif", ".apng", ".dib", ".pfm", ".pam")
 )
 # A fixed list: Pillow also knows formats that start other programs, such as EPS.
-_READABLE = (*dict.fromkeys(FORMATS.values()), "GIF", "PPM", "JPEG2000", "AVIF")
+_READABLE = (*dict.fromkeys(FORMATS.values()), "GIF", "PPM", "DIB", "JPEG2000", "AVIF")
 INSTALL = "run pip install '.[formats]' in the clone of mirl-sparse"
+CAMERA_RAW = "is a camera raw; develop it first (with the program of the camera, darktable, RawTherapee)"
+_CONVERT = "which is not read here; convert it to PNG or TIFF"
+# What files of other formats begin with, and what is said of them.
+_REFUSED = (
+    (rb"FUJIFILMCCD-RAW|IIU\0|IIR[OS]|MMOR|FOVb|\0MRM|.{4}ftypcrx", CAMERA_RAW),
+    (rb".{4}ftypavi[fs]", "begins like AVIF, but cannot be read; it may be damaged"),
+    (rb".{4}ftyp", "is a video (MP4, MOV or alike); save one of its frames as PNG"),
+    (rb"8BPS", f"is a document of Photoshop (PSD), {_CONVERT}"),
+    (rb"qoif", f"is QOI, {_CONVERT}"),
+    (rb"#\?(?:RADIANCE|RGBE)", f"is Radiance HDR, {_CONVERT}"),
+    (rb"v/1\x01", f"is OpenEXR, {_CONVERT}"),
+    (rb"II\xbc", f"is JPEG XR, {_CONVERT}"),
+    (rb"\0\0[\1\2]\0", f"is an icon (ICO, CUR), {_CONVERT}"),
+    (rb"%PDF", f"is PDF, {_CONVERT}"),
+    (rb"\s*<svg", f"is SVG, {_CONVERT}"),
+)
 
 
 class _Plugin(NamedTuple):
@@ -104,7 +120,27 @@ def unknown_format(data: bytes) -> str:
             if module in _installed():
                 return f"begins like {plugin.title}, but {module} cannot read it; it may be damaged"
             return f"is {plugin.title}; to read it, {INSTALL}"
+    if kind := _unusual_jpeg(data):
+        return f"is {kind}, {_CONVERT}"
+    for signature, answer in _REFUSED:
+        if re.match(signature, data[:64], re.DOTALL):
+            return answer
     return "not an image in a known format (PNG, JPEG, WebP, TIFF, BMP, GIF, PPM, JPEG 2000, AVIF)"
+
+
+def _unusual_jpeg(data: bytes) -> str:
+    """Return the name of a kind of JPEG that Pillow does not know; empty for all other files."""
+    at = 2 if data.startswith(b"\xff\xd8\xff") else len(data)
+    while at + 5 <= len(data) and data[at] == 0xFF:
+        marker, bits = data[at + 1], data[at + 4]
+        if marker == 0xF7:
+            return "JPEG-LS"
+        if marker in (0xC3, 0xC7, 0xCB, 0xCF):
+            return f"lossless JPEG of {bits} bits"
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            return f"JPEG of {bits} bits" if bits != 8 else ""
+        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return ""
 
 
 @dataclass(frozen=True)
@@ -127,11 +163,11 @@ class Format:
 
 
 # libjpeg would complain on standard error about longer sides; EXIF and XMP lie in one segment of a JPEG each.
-# Pillow writes BMP of 32 bits, but reads its alpha as padding.
+# Pillow writes BMP of 32 bits, but neither it nor most programs read its alpha.
 WRITTEN = {
     "PNG": Format(alpha=True, sixteen_bits=True),
     "JPEG": Format({"quality": 95, "subsampling": 0}, longest_side=65_500, segment_limit=65_500),
     "WEBP": Format({"quality": 95, "method": 4}, alpha=True, longest_side=16_383),
-    "TIFF": Format({"compression": "tiff_deflate"}, alpha=True, sixteen_bits=True),
+    "TIFF": Format(alpha=True, sixteen_bits=True),
     "BMP": Format(),
 }

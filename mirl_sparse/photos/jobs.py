@@ -12,7 +12,7 @@ from pathlib import Path
 
 from mirl_sparse.errors import UserError
 from mirl_sparse.photos.formats import FORMATS, KNOWN_SUFFIXES
-from mirl_sparse.photos.inputs import Source, find_sources, real_path
+from mirl_sparse.photos.inputs import Source, find_sources, may_repeat, real_path
 from mirl_sparse.photos.photo import printable_path
 
 STANDARD_STREAM = "-"
@@ -53,8 +53,8 @@ class Jobs:
             one becomes PNG.
 
     Attributes:
-        left_out: Number of files in folders and globs that are no readable images, by their kind: the suffix,
-            and what would make them readable.
+        left_out: Number of what is left out in folders and globs, by its kind: of files that are no readable
+            images the suffix, and what would make them readable.
 
     Raises:
         UserError: In one line, if an input is missing or holds no image, if two photos would be written to
@@ -88,7 +88,7 @@ class Jobs:
             if self._is_result(source.path) or os.path.abspath(source.path) in results:
                 continue
             target = self._targets(source)
-            if target and self._output is None and len(self._inputs) > 1:
+            if target and self._output is None and may_repeat(self._inputs):
                 results.add(os.path.abspath(target))
             suffix = self._suffix or _own_suffix(source.path)
             yield Job(source.path, target, FORMATS[(target.suffix if target else suffix).lower()])
@@ -140,6 +140,8 @@ def file_identity(path: Path) -> tuple[int, int] | str:
 def _stream_job(inputs: Sequence[str], output: str | None, suffix: str | None) -> Job:
     if len(inputs) > 1:
         raise UserError("- (standard input) goes alone; restore the other inputs in a second call")
+    if sys.stdin is None:
+        raise UserError("standard input is closed; redirect it or name a file")
     if output in (None, STANDARD_STREAM):
         _expect_no_terminal()
         return Job(None, None, FORMATS[suffix or _DEFAULT_SUFFIX])
@@ -178,11 +180,14 @@ def _names_file(output: str, suffix: str | None) -> bool:
             " or / behind a folder"
         )
     if os.path.exists(output):
-        raise UserError(f"{name}: is a file; expected a folder, or a file with a suffix ({KNOWN_SUFFIXES})")
+        kind = "a file" if os.path.isfile(output) else "no folder"
+        raise UserError(f"{name}: is {kind}; expected a folder, or a file with a suffix ({KNOWN_SUFFIXES})")
     return False
 
 
 def _expect_no_terminal() -> None:
+    if sys.stdout is None:
+        raise UserError("standard output is closed; redirect it or name an output file")
     if sys.stdout.isatty():
         raise UserError("standard output is a terminal; redirect it or name an output file")
 

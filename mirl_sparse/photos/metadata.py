@@ -5,8 +5,14 @@ from __future__ import annotations
 import re
 import struct
 from io import BytesIO
+from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageCms
+
+from mirl_sparse.photos.exif import EXIF, LAST_TYPE, MAIN, PREFIX, pack_directories, read_directories
+from mirl_sparse.photos.profiles import grey_levels
 
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -16,6 +22,16 @@ _UPRIGHT = {
     6: Image.Transpose.ROTATE_270,
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
+}
+# Quarter turns, counted as numpy does, and whether the image is mirrored then.
+_TURNS: dict[object, tuple[int, bool]] = {
+    2: (0, True),
+    3: (2, False),
+    4: (2, True),
+    5: (3, True),
+    6: (3, False),
+    7: (1, True),
+    8: (1, False),
 }
 _SIDEWAYS = (5, 6, 7, 8)  # orientations that exchange height and width
 # About the picture, not about how its bytes lie in the old file (orientation, strips, thumbnail).
@@ -38,7 +54,7 @@ _COPIED_TAGS = (
     ExifTags.Base.Rating,
 )
 _STALE_TAGS = (ExifTags.Base.ExifImageWidth, ExifTags.Base.ExifImageHeight)  # wrong once the image is turned
-BROKEN_EXIF = (
+_BROKEN_EXIF = (
     ArithmeticError,
     AttributeError,
     LookupError,
@@ -50,7 +66,11 @@ BROKEN_EXIF = (
 )
 _XMP_ORIENTATION = re.compile(rb"(tiff:Orientation\s*(?:=\s*[\"']|>)\s*)[0-9]")
 PHOTOSHOP = b"Photoshop 3.0\0"
-_PROFILE_SPACES = {"CMYK": b"CMYK", "L": b"GRAY"}  # the colour space of a profile, by mode of the image
+_PROFILE_SPACES = {
+    "CMYK": b"CMYK",
+    "L": b"GRAY",
+    "LA": b"GRAY",
+}  # the colour space of a profile, by mode of the image
 
 
 def upright(image: Image.Image) -> Image.Image:
@@ -58,6 +78,18 @@ def upright(image: Image.Image) -> Image.Image:
     image.load()  # TIFF turns itself here; PNG may hold its EXIF behind the pixels
     orientation = _orientation(image)
     return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
+
+
+def turned(values: NDArray[Any], image: Image.Image) -> NDArray[Any]:
+    """Turn pixels (H, W, C), which lie as in the file of an image, as its EXIF says."""
+    return turned_by(values, _orientation(image))
+
+
+def turned_by(values: NDArray[Any], orientation: object) -> NDArray[Any]:
+    """Turn pixels (H, W, C) by an orientation of EXIF; others than 2 to 8 do nothing."""
+    turns, is_mirrored = _TURNS.get(orientation, (0, False))
+    values = np.rot90(values, turns)
+    return np.flip(values, 1) if is_mirrored else values
 
 
 def is_sideways(image: Image.Image) -> bool:
@@ -69,25 +101,30 @@ def _orientation(image: Image.Image) -> object:
     """Return EXIF's orientation; None if it says nothing, or nothing that can be read."""
     try:
         return image.getexif().get(ExifTags.Base.Orientation)
-    except BROKEN_EXIF:
+    except _BROKEN_EXIF:
         return None
 
 
-def copied_exif(source: Image.Image | Image.Exif) -> bytes:
-    """Return the EXIF that a restored photo keeps; empty if there is none, or none that can be read."""
-    try:
-        source, copy = source if isinstance(source, Image.Exif) else source.getexif(), Image.Exif()
-        for tag in _COPIED_TAGS:
-            if tag in source:
-                copy[tag] = source[tag]
-        for group in (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo):
-            if entries := {tag: v for tag, v in source.get_ifd(group).items() if tag not in _STALE_TAGS}:
-                if ExifTags.IFD.Interop in entries:  # cameras say there that the colours are Adobe RGB
-                    entries[ExifTags.IFD.Interop] = dict(source.get_ifd(ExifTags.IFD.Interop))
-                copy[group] = entries
-        return copy.tobytes() if len(copy) else b""
-    except BROKEN_EXIF:  # a photo is worth more than its EXIF
-        return b""
+def copied_exif(data: bytes) -> bytes:
+    """Return the EXIF that a restored photo keeps; empty if there is none, or none that can be read.
+
+    Args:
+        data: EXIF, or a whole TIFF.
+    """
+    source = read_directories(data)
+    copies = {
+        group: {tag: entry for tag, entry in entries.items() if entry.type <= LAST_TYPE}
+        for group, entries in source.entries.items()
+    }
+    copies[MAIN] = {tag: entry for tag, entry in copies[MAIN].items() if tag in _COPIED_TAGS}
+    for tag in _STALE_TAGS:
+        copies.get(EXIF, {}).pop(tag, None)
+    return PREFIX + pack_directories(source._replace(entries=copies)) if any(copies.values()) else b""
+
+
+def stored_exif(image: Image.Image, data: bytes) -> bytes:
+    """Return the EXIF of a loaded image; a TIFF, whose file ``data`` is, is its own EXIF."""
+    return data if image.format == "TIFF" else bytes(image.info.get("exif") or b"")
 
 
 def copied_xmp(image: Image.Image) -> bytes:
@@ -102,9 +139,25 @@ def upright_xmp(packet: bytes) -> bytes:
 
 
 def copied_iptc(image: Image.Image) -> bytes:
-    """Return the application segment 13 of a JPEG, where Photoshop and IPTC keep theirs; empty if none."""
+    """Return what Photoshop and IPTC keep in a JPEG (application segments 13), joined; empty if nothing."""
     segments = getattr(image, "applist", [])
-    return next((data for name, data in segments if name == "APP13" and data.startswith(PHOTOSHOP)), b"")
+    parts = [data for name, data in segments if name == "APP13" and data.startswith(PHOTOSHOP)]
+    return PHOTOSHOP + b"".join(part.removeprefix(PHOTOSHOP) for part in parts) if parts else b""
+
+
+def photoshop_of(iptc: bytes) -> bytes:
+    """Return bare IPTC, or what Photoshop stores, as the segment of a JPEG that holds it; empty if empty."""
+    if not iptc or iptc.startswith(PHOTOSHOP):
+        return iptc
+    if not iptc.startswith(b"8BIM"):
+        iptc = b"8BIM\x04\x04\0\0" + len(iptc).to_bytes(4, "big") + iptc + bytes(len(iptc) % 2)
+    return PHOTOSHOP + iptc
+
+
+def copied_comment(image: Image.Image) -> bytes:
+    """Return the comment of a JPEG; empty if there is none."""
+    comment = image.info.get("comment")
+    return comment if isinstance(comment, bytes) else b""
 
 
 def resolution(image: Image.Image) -> tuple[float, float] | None:
@@ -113,7 +166,14 @@ def resolution(image: Image.Image) -> tuple[float, float] | None:
         across, down = (float(n) for n in image.info.get("dpi", ()))
     except (TypeError, ValueError, ZeroDivisionError):
         return None
-    return valid_resolution(across, down)
+    return None if _is_assumed_resolution(image) else valid_resolution(across, down)
+
+
+def _is_assumed_resolution(image: Image.Image) -> bool:
+    """Return whether the resolution is what Pillow assumes of a JPEG whose EXIF names none."""
+    if image.format not in ("JPEG", "MPO") or image.info.get("jfif_unit") in (1, 2):
+        return False
+    return ExifTags.Base.XResolution not in read_directories(image.info.get("exif", b"")).entries[MAIN]
 
 
 def valid_resolution(across: float, down: float) -> tuple[float, float] | None:
@@ -128,23 +188,51 @@ def rgb_profile(image: Image.Image) -> bytes:
 
 
 def to_srgb(image: Image.Image) -> Image.Image:
-    """Convert an image of ink or grey to sRGB by its profile; return any other as it is."""
+    """Convert an image of ink, or of grey of 8 bits, to sRGB by its profile; return any other as it is.
+
+    Transparency stays. Grey of 16 bits, which Pillow cannot convert, is for `grey_to_srgb`.
+    """
     profile = _profile(image)
-    if profile[16:20] != _PROFILE_SPACES.get(image.mode) or "transparency" in image.info:
+    if profile[16:20] != _PROFILE_SPACES.get(image.mode):
         return image
+    if image.mode == "L" and "transparency" in image.info:
+        image = image.convert("LA")
     try:
-        converted = ImageCms.profileToProfile(
-            image,
-            ImageCms.ImageCmsProfile(BytesIO(profile)),
-            ImageCms.createProfile("sRGB"),
-            ImageCms.Intent.RELATIVE_COLORIMETRIC,
-            "RGB",
-            flags=ImageCms.Flags.BLACKPOINTCOMPENSATION,
-        )
+        if image.mode == "CMYK":
+            return _converted(image, profile)
+        converted = _converted_grey(image.getchannel("L"), profile)
     except (ImageCms.PyCMSError, OSError):  # a broken profile
         return image
+    if image.mode == "LA":
+        converted.putalpha(image.getchannel("A"))
+    return converted
+
+
+def _converted_grey(image: Image.Image, profile: bytes) -> Image.Image:
+    """Convert by the curve, which ImageCms follows badly in dark parts, or by ImageCms if there is none."""
+    if (levels := grey_levels(profile, 256)) is None:
+        return _converted(image, profile)
+    return Image.merge("RGB", [image.point(np.rint(levels * 255).astype(int).tolist())] * 3)
+
+
+def _converted(image: Image.Image, profile: bytes) -> Image.Image:
+    converted = ImageCms.profileToProfile(
+        image,
+        ImageCms.ImageCmsProfile(BytesIO(profile)),
+        ImageCms.createProfile("sRGB"),
+        ImageCms.Intent.RELATIVE_COLORIMETRIC,
+        "RGB",
+        flags=ImageCms.Flags.BLACKPOINTCOMPENSATION,
+    )
     assert converted is not None
     return converted
+
+
+def grey_to_srgb(values: NDArray[Any], profile: bytes) -> NDArray[Any]:
+    """Convert grey, uint8 or uint16, to sRGB by the curve of its profile; without one return it as it is."""
+    top = np.iinfo(values.dtype).max
+    levels = grey_levels(profile, top + 1)
+    return values if levels is None else np.rint(levels * top).astype(values.dtype)[values]
 
 
 def _profile(image: Image.Image) -> bytes:

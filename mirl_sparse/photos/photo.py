@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -33,10 +34,11 @@ class Photo:
             multiplied by it.
         alpha: Transparency (H, W) of the same type, opaque where it is highest; None if the image has none.
         exif: EXIF without orientation, as Pillow takes it; empty if there is none.
-        icc: RGB colour profile; empty if there is none. Pixels of CMYK and of opaque grey of 8 bits are
-            converted to sRGB by their own profile; that of other grey is dropped.
+        icc: RGB colour profile; empty if there is none. Pixels of CMYK and of grey are converted to sRGB by
+            their own profile. Where that cannot be done (a grey profile without a curve), it is dropped.
         xmp: XMP packet; empty if there is none.
         iptc: IPTC and what else Photoshop stores in a JPEG (application segment 13); empty if there is none.
+        comment: Comment of a JPEG; empty if there is none.
         dpi: Pixels per inch, across and down; None if the file does not say.
         png: Text and colour space of a PNG file.
         lossless: Whether the file stores its pixels without loss.
@@ -48,13 +50,15 @@ class Photo:
     icc: bytes = b""
     xmp: bytes = b""
     iptc: bytes = b""
+    comment: bytes = b""
     dpi: tuple[float, float] | None = None
     png: PngExtras = field(default_factory=PngExtras)
     lossless: bool = False
 
     def without_metadata(self) -> Photo:
         """Return the photo with nothing but its pixels, their transparency and their colour space."""
-        return replace(self, exif=b"", xmp=b"", iptc=b"", dpi=None, png=self.png._replace(text=(), xmp=b""))
+        png = PngExtras(colour_space=self.png.colour_space)
+        return replace(self, exif=b"", xmp=b"", iptc=b"", comment=b"", dpi=None, png=png)
 
     def in_eight_bits(self) -> Photo:
         """Return the photo with 8 bits a channel."""
@@ -80,8 +84,10 @@ def on_white(pixels: Pixels, alpha: Pixels | None) -> Pixels:
 
 
 def printable_path(path: str | Path) -> str:
-    """Return a path as it is printed in one line, even if it holds line breaks or bytes that are no UTF-8."""
-    return " ".join(os.fsencode(path).decode("utf-8", "replace").splitlines())
+    """Return a path as it is printed in one line: control characters, and bytes not of UTF-8, are escaped."""
+    text = os.fsencode(path).decode("utf-8", "backslashreplace")
+    plain = (c.isprintable() or unicodedata.category(c) == "Zs" for c in text)  # Zs: spaces of any width
+    return "".join(c if p else c.encode("unicode_escape").decode() for c, p in zip(text, plain, strict=True))
 
 
 def reason(error: Exception) -> str:

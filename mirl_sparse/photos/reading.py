@@ -7,6 +7,7 @@ the original: its depth, its transparency, its metadata and its colour profile.
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
@@ -18,16 +19,21 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from mirl_sparse.photos.formats import is_lossless, readable, unknown_format
 from mirl_sparse.photos.metadata import (
+    copied_comment,
     copied_exif,
     copied_iptc,
     copied_xmp,
+    grey_to_srgb,
     is_sideways,
+    photoshop_of,
     resolution,
     rgb_profile,
+    stored_exif,
     to_srgb,
     upright,
     upright_xmp,
 )
+from mirl_sparse.photos.netpbm import read_netpbm
 from mirl_sparse.photos.photo import (
     DeepPixels,
     ImageError,
@@ -38,11 +44,24 @@ from mirl_sparse.photos.photo import (
     reason,
 )
 from mirl_sparse.photos.png import SIGNATURE, PngExtras, split_extras
-from mirl_sparse.photos.sixteen_bits import decode_sixteen_bits, has_sixteen_bits, raw_mode
-from mirl_sparse.photos.tiff import full_scale, iptc_of, read_planar_tiff, read_unusual_tiff
+from mirl_sparse.photos.profiles import colour_chunk, profile_of_chunks
+from mirl_sparse.photos.scaling import full_scale, scaled
+from mirl_sparse.photos.sixteen_bits import (
+    decode_jpeg2000,
+    decode_jpeg_xl,
+    decode_sixteen_bits,
+    has_sixteen_bits,
+    raw_mode,
+)
+from mirl_sparse.photos.tiff import iptc_of, read_misread_tiff, read_unusual_tiff, refuse_unfit_tiff
 
 # Python would print what Pillow logs about broken files.
 logging.getLogger("PIL").addHandler(logging.NullHandler())
+
+
+_BASE = ExifTags.Base
+# What Pillow widens to signed integers of 32 bits, by the tags of bits and sample format.
+_STORED_TYPES = {(32, 1): np.uint32, (16, 2): np.int16}
 
 
 def is_image(path: Path) -> bool:
@@ -63,7 +82,7 @@ def read_image(source: str | Path | IO[bytes]) -> Pixels:
     Raises:
         ImageError: It cannot be read, or holds no image that can be decoded.
     """
-    photo = _read(source, is_deep=False)
+    photo = _read(source, is_deep=False).in_eight_bits()
     return on_white(photo.pixels, photo.alpha)
 
 
@@ -96,7 +115,7 @@ def image_size(path: Path) -> tuple[int, int]:
     """Return (height, width) of what `read_image` returns for a file.
 
     PNG and TIFF, which may say at their end how they are turned, are decoded for it; of other formats the
-    header is enough.
+    header is enough, unless Pillow does not know it.
 
     Raises:
         ImageError: The file cannot be read, or holds no image.
@@ -107,9 +126,13 @@ def image_size(path: Path) -> tuple[int, int]:
         with path.open("rb") as stream:
             is_png = stream.read(len(SIGNATURE)) == SIGNATURE
             stream.seek(0)
-            image = _Opener(stream.read())() if is_png else Image.open(stream, formats=readable())
+            try:
+                image = _Opener(stream.read())() if is_png else Image.open(stream, formats=readable())
+            except UnidentifiedImageError:
+                return read_image(path).shape[:2]
             _check_single(image, name)
             if image.format == "TIFF":
+                refuse_unfit_tiff(path.read_bytes(), name)
                 image.load()  # turns itself; until then Pillow may say either size
             return (image.width, image.height) if is_sideways(image) else (image.height, image.width)
 
@@ -134,8 +157,8 @@ def _decoding(name: str, decode: Callable[[], Any]) -> Any:
 def to_rgb(image: Image.Image) -> Pixels:
     """Convert a PIL image of any mode to upright RGB uint8 (H, W, 3), transparency laid on white.
 
-    Grey of more than 8 bits is scaled to 0..255: from 0..65535 in modes I;16, and in modes I and F from the
-    first of 0..1 (F only), 0..255 and 0..65535 that holds nearly every value, or else from 0..maximum.
+    Grey of more than 8 bits is scaled to 0..255: from 0..65535 in modes I;16, and in modes I and F as
+    `full_scale` says.
 
     Raises:
         ImageError: It holds values below 0.
@@ -169,6 +192,9 @@ def _scale_transparent_grey(image: Image.Image) -> None:
 
 
 def _decode(data: bytes, name: str, is_deep: bool) -> Photo:
+    refuse_unfit_tiff(data, name)
+    if (photo := read_netpbm(data, name)) is not None:
+        return photo
     opener = _Opener(data)
     try:
         image = opener()
@@ -177,33 +203,55 @@ def _decode(data: bytes, name: str, is_deep: bool) -> Photo:
             return photo
         raise ImageError(f"{name}: {unknown_format(data)}") from None
     _check_single(image, name)
-    if (photo := read_planar_tiff(image, data, name)) is not None:
+    if (photo := read_misread_tiff(image, data, name)) is not None:
         return photo
-    pixels, alpha = _split_sixteen_bits(opener) if is_deep and has_sixteen_bits(image) else (None, None)
-    image = upright(image)
-    if pixels is None:
-        pixels, alpha = _split(to_srgb(image), name, is_deep)
+    split = _split_deep(image, opener, data, name, is_deep)
+    turned = upright(image)
+    pixels, alpha = split or _split(to_srgb(turned), name, is_deep)
+    extras, icc = opener.extras, rgb_profile(image)
+    if extras.icc:  # the profile counts, not what a PNG says beside it
+        extras = extras._replace(colour_space=())
+    elif image.format in ("AVIF", "HEIF"):
+        extras = extras._replace(colour_space=colour_chunk(data))
+        icc = profile_of_chunks(extras.colour_space)
+    is_tiff = image.format == "TIFF"
     return Photo(
         pixels,
         alpha,
-        exif=copied_exif(image),
-        icc=rgb_profile(image),
-        xmp=upright_xmp(opener.extras.xmp or copied_xmp(image)),
-        iptc=copied_iptc(image) or iptc_of(getattr(image, "tag_v2", {})),
+        exif=copied_exif(stored_exif(image, data)),
+        icc=icc,
+        xmp=upright_xmp(extras.xmp or copied_xmp(image)),
+        iptc=copied_iptc(image) or (iptc_of(data) if is_tiff else photoshop_of(extras.iptc)),
+        comment=copied_comment(image),
         dpi=resolution(image),
-        png=opener.extras,
+        png=extras,
         lossless=is_lossless(data, image.format),
     )
 
 
-def _split_sixteen_bits(opener: _Opener) -> tuple[DeepPixels, DeepPixels | None]:
-    values = decode_sixteen_bits(opener)
-    key = opener().info.get("transparency")
-    if values.shape[2] == 4:
-        return np.ascontiguousarray(values[..., :3]), np.ascontiguousarray(values[..., 3])
-    if isinstance(key, tuple):  # one colour of a PNG is transparent
-        return values, np.where((values == key).all(axis=2), 0, 65_535).astype(np.uint16)
-    return values, None
+def _split_deep(
+    image: Image.Image, opener: _Opener, data: bytes, name: str, is_deep: bool
+) -> tuple[DeepPixels, DeepPixels | None] | None:
+    """Return upright RGB and alpha, or None, of images whose 16 bits Pillow does not decode; else None."""
+    wide = decode_jpeg2000(image, data, name)
+    if wide is None and is_deep:
+        if has_sixteen_bits(image):
+            wide = decode_sixteen_bits(opener)
+        elif raw_mode(image).startswith("CMYK;16"):
+            warnings.warn(f"{name}: has 16 bits of each ink; 8 of them are kept", stacklevel=2)
+        else:
+            wide = decode_jpeg_xl(image, data)
+    if wide is None:
+        return None
+    count = 1 if wide.shape[2] < 3 else 3
+    colours, alpha = np.ascontiguousarray(wide[..., :count]), None
+    if wide.shape[2] > count:
+        alpha = np.ascontiguousarray(wide[..., count])
+    elif isinstance(key := image.info.get("transparency"), tuple):  # one colour of a PNG is transparent
+        alpha = np.where((colours == key).all(axis=2), 0, 65_535).astype(np.uint16)
+    if count == 1:
+        colours = np.repeat(grey_to_srgb(colours, image.info.get("icc_profile") or b""), 3, axis=2)
+    return colours, alpha
 
 
 def _check_single(image: Image.Image, name: str) -> None:
@@ -221,34 +269,38 @@ def _split(image: Image.Image, name: str, is_deep: bool) -> tuple[Any, Any]:
     if image.mode == "La":
         image = image.convert("LA")
     rgba = np.array(image.convert("RGBA"))
-    return np.ascontiguousarray(rgba[..., :3]), np.ascontiguousarray(rgba[..., 3])
+    colours, alpha = np.ascontiguousarray(rgba[..., :3]), np.ascontiguousarray(rgba[..., 3])
+    if image.format in ("BMP", "DIB") and not alpha.any():  # most programs write 0 for "unused"
+        return colours, None
+    return colours, alpha
 
 
 def _split_wide_grey(image: Image.Image, name: str, is_deep: bool) -> tuple[Any, Any]:
     """Return the same of grey with more than 8 bits, which Pillow's convert() would clip, not scale."""
+    tags = getattr(image, "tag_v2", {})  # of TIFF, whose levels Pillow leaves as they lie
+    bits, kind = (tags.get(tag, (0,))[0] for tag in (_BASE.BitsPerSample, _BASE.SampleFormat))
     values = np.asarray(image)
-    if image.mode == "I" and values.min() < 0:
-        raise ImageError(f"{name}: holds values down to {values.min()}; expected 0 or more, add an offset")
+    values = values.astype(_STORED_TYPES.get((bits, kind or 1), values.dtype))
     key = image.info.get("transparency")
-    grey = _scaled_grey(image, values, 65_535 if is_deep else 255)
+    grey = _scaled_grey(image, values, name, 65_535 if is_deep else 255)
     opaque = np.iinfo(grey.dtype).max
     alpha = np.where(values == key, 0, opaque).astype(grey.dtype) if isinstance(key, int) else None
-    tags = getattr(image, "tag_v2", {})  # of TIFF, whose levels Pillow leaves as they lie
-    if tags.get(ExifTags.Base.PhotometricInterpretation) == 0:  # white is zero
+    if tags.get(_BASE.PhotometricInterpretation) == 0:  # white is zero
         grey = opaque - grey
+    grey = grey_to_srgb(grey, image.info.get("icc_profile") or b"")
     return np.repeat(grey[..., None], 3, axis=2), alpha
 
 
-def _scaled_grey(image: Image.Image, values: NDArray[np.generic], top: int) -> NDArray[Any]:
+def _scaled_grey(image: Image.Image, values: NDArray[Any], name: str, top: int) -> NDArray[Any]:
     """Return grey as uint8, or as uint16 if ``top`` is 65535 and the image has more than 8 bits."""
-    tags = getattr(image, "tag_v2", {})
     if image.mode.startswith("I;16"):
-        bits = tags.get(ExifTags.Base.BitsPerSample, (16,))[0]
+        bits = getattr(image, "tag_v2", {}).get(_BASE.BitsPerSample, (16,))[0]
         wide = values.astype(np.uint32)
         if top == 255:
             return (wide >> (bits - 8)).astype(np.uint8)  # as Pillow reads 16-bit colour
         return (wide * 65_535 // ((1 << bits) - 1)).astype(np.uint16)
-    full = 65_535 if image.format == "PPM" else full_scale(values, image.mode == "F")
-    scale = top if full != 255 else 255
-    finite = np.nan_to_num(values.astype(np.float64), nan=0.0, posinf=full, neginf=0.0)
-    return np.rint(finite.clip(0, full) * (scale / full)).astype(np.uint8 if scale == 255 else np.uint16)
+    if values.dtype == np.uint32:
+        full = float(2**32 - 1)
+    else:
+        full = 65_535 if image.format == "PPM" and image.mode == "I" else full_scale(values, name)
+    return scaled(values, full, top if full != 255 else 255)

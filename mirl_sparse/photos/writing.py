@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 import zlib
 from collections.abc import Iterator
 from dataclasses import replace
@@ -14,10 +15,11 @@ from PIL import Image
 
 from mirl_sparse.files import write_whole
 from mirl_sparse.photos.formats import FORMATS, KNOWN_SUFFIXES, WRITTEN
+from mirl_sparse.photos.metadata import PHOTOSHOP
 from mirl_sparse.photos.photo import ImageError, Photo, Pixels, on_white, printable_path, reason
-from mirl_sparse.photos.png import chunk, encode_sixteen_bits, with_chunks, xmp_chunk
+from mirl_sparse.photos.png import chunk, encode_sixteen_bits, iptc_chunk, with_chunks, xmp_chunk
 from mirl_sparse.photos.profiles import profile_of_chunks
-from mirl_sparse.photos.tiff import encode_tiff, tags_of
+from mirl_sparse.photos.tiff import encode_tiff
 
 
 def write_image(path: Path, image: Pixels) -> None:
@@ -32,12 +34,12 @@ def write_image(path: Path, image: Pixels) -> None:
 def write_photo(target: Path | IO[bytes], photo: Photo, format: str | None = None) -> None:
     """Write a photo; to a file whole or not at all.
 
-    Where the format has no transparency (JPEG, BMP), the photo is laid on white; where it has no 16 bits a
-    channel (all but PNG and TIFF), it is rounded to 8.
+    Where the format has no transparency (JPEG, BMP), the photo is laid on white, with a warning; where it has
+    no 16 bits a channel (all but PNG and TIFF), it is rounded to 8.
 
     Args:
         target: A file, whose folder is made if need be, or a binary stream.
-        photo: What is written; EXIF and profile as far as the format holds them.
+        photo: What is written; metadata and profile as far as the format holds them.
         format: One of the values of FORMATS; by default what the suffix names, and PNG on a stream.
 
     Raises:
@@ -51,6 +53,12 @@ def write_photo(target: Path | IO[bytes], photo: Photo, format: str | None = Non
         raise ImageError(
             f"{name}: {width}x{height} pixels are too many; {format} holds {limit} a side, choose PNG"
         )
+    if (
+        photo.alpha is not None
+        and not WRITTEN[format].alpha
+        and photo.alpha.min() < np.iinfo(photo.alpha.dtype).max
+    ):
+        warnings.warn(f"{name}: {format} holds no transparency; the photo is laid on white", stacklevel=2)
     try:
         data = _encode(photo, format)
     except Exception as error:  # what a format or the memory cannot hold comes as nearly any exception
@@ -74,20 +82,23 @@ def _format_of(path: Path, name: str) -> str:
 
 def _encode(photo: Photo, format: str) -> bytes:
     written = WRITTEN[format]
-    if photo.pixels.dtype == np.uint16 and written.sixteen_bits:
-        return _encode_sixteen_bits(photo, format)
-    photo = photo.in_eight_bits()
-    if photo.alpha is not None and written.alpha:
-        image = Image.fromarray(np.dstack([photo.pixels, photo.alpha]))
+    if not (photo.pixels.dtype == np.uint16 and written.sixteen_bits):
+        photo = photo.in_eight_bits()
+    if photo.alpha is None:
+        pixels = photo.pixels
+    elif written.alpha:
+        pixels = np.dstack([photo.pixels, photo.alpha])
     else:
-        image = Image.fromarray(on_white(photo.pixels, photo.alpha))
+        pixels = on_white(photo.pixels, photo.alpha)
+    if format == "TIFF":
+        return encode_tiff(pixels, replace(photo, icc=_profile(photo, format)))
+    if pixels.dtype == np.uint16:
+        return encode_sixteen_bits(pixels, [*_binary_chunks(photo), *_png_chunks(photo)])
     options = dict(written.options) | _metadata_options(photo, format)
     if format == "WEBP" and photo.lossless:
-        options["lossless"] = True
-    if "exif" in options:
-        options.pop("compression", None)  # libtiff, which compresses, cannot write EXIF's nested directories
+        options |= {"lossless": True, "exact": True}  # exact: with the colours of transparent pixels
     stream = BytesIO()
-    image.save(stream, format, **options)
+    Image.fromarray(pixels).save(stream, format, **options)
     return with_chunks(stream.getvalue(), _png_chunks(photo)) if format == "PNG" else stream.getvalue()
 
 
@@ -102,13 +113,18 @@ def _metadata_options(photo: Photo, format: str) -> dict[str, object]:
         options["dpi"] = photo.dpi
     if photo.xmp and len(photo.xmp) <= limit and format in ("JPEG", "WEBP"):
         options["xmp"] = photo.xmp
-    if format == "TIFF" and (tags := tags_of(photo)):
-        options["exif"] = exif = Image.Exif()
-        exif.load(photo.exif)
-        exif.update(tags)
-    if photo.iptc and len(photo.iptc) <= limit and format == "JPEG":
-        options["extra"] = b"\xff\xed" + (len(photo.iptc) + 2).to_bytes(2, "big") + photo.iptc
+    if format == "JPEG":
+        options["extra"] = _photoshop_segments(photo.iptc, limit - len(PHOTOSHOP))
+        if photo.comment and len(photo.comment) <= limit:
+            options["comment"] = photo.comment
     return options
+
+
+def _photoshop_segments(iptc: bytes, size: int) -> bytes:
+    """Return the segments of a JPEG that hold what Photoshop and IPTC store, ``size`` bytes each."""
+    stored = iptc.removeprefix(PHOTOSHOP)
+    parts = [PHOTOSHOP + stored[at : at + size] for at in range(0, len(stored), size)]
+    return b"".join(b"\xff\xed" + (len(part) + 2).to_bytes(2, "big") + part for part in parts)
 
 
 def _profile(photo: Photo, format: str) -> bytes:
@@ -119,14 +135,8 @@ def _profile(photo: Photo, format: str) -> bytes:
 def _png_chunks(photo: Photo) -> list[bytes]:
     """Return what a PNG says of its colours where it has no profile, and its text."""
     xmp = (xmp_chunk(photo.xmp),) if photo.xmp else ()
-    return [*(() if photo.icc else photo.png.colour_space), *photo.png.text, *xmp]
-
-
-def _encode_sixteen_bits(photo: Photo, format: str) -> bytes:
-    pixels = photo.pixels if photo.alpha is None else np.dstack([photo.pixels, photo.alpha])
-    if format == "PNG":
-        return encode_sixteen_bits(pixels, [*_binary_chunks(photo), *_png_chunks(photo)])
-    return encode_tiff(pixels, replace(photo, icc=_profile(photo, format)))
+    iptc = (iptc_chunk(photo.iptc.removeprefix(PHOTOSHOP)),) if photo.iptc else ()
+    return [*(() if photo.icc else photo.png.colour_space), *photo.png.text, *xmp, *iptc]
 
 
 def _binary_chunks(photo: Photo) -> Iterator[bytes]:

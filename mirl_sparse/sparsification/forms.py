@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from mirl_sparse.runtime.snapshot import unchanged
 from mirl_sparse.sparsification.comparison import difference, noise, probes
 from mirl_sparse.sparsification.layers import has_hooks, sparse_layer
 from mirl_sparse.sparsification.recording import one_line
-from mirl_sparse.runtime.snapshot import unchanged
 from mirl_sparse.sparsification.target import BlockKind, LayerForm, Refusal, SparsificationTarget
 
 

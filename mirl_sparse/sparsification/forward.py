@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from mirl_sparse.runtime.execution import wants_gradients
+from mirl_sparse.runtime.snapshot import Snapshot, checksum
 from mirl_sparse.sparsification.forms import block_form, layer_form
 from mirl_sparse.sparsification.layers import absorb, has_hooks
-from mirl_sparse.runtime.snapshot import Snapshot, checksum
 from mirl_sparse.sparsification.target import BlockKind, Refusal, SparsificationTarget
 
 
@@ -153,7 +153,7 @@ class SparseForward(_Forward):
 
     @torch.compiler.assume_constant_result
     def _catch_up(self) -> None:
-        """Pack the weights as they are now, unless they are those of the op; torch.compile runs it at once."""
+        """Pack the weights as they are now, unless the op has them; torch.compile runs it at once."""
         if self._snapshot.is_current():
             return
         if self._checksum is not None and self._checksum == checksum(self.module):

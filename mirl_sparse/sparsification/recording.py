@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from mirl_sparse.errors import UserError
-from mirl_sparse.sparsification.comparison import copied, tensors
 from mirl_sparse.runtime.snapshot import unchanged
+from mirl_sparse.sparsification.comparison import copied, tensors
 from mirl_sparse.sparsification.target import CallShape
 
 

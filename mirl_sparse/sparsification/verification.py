@@ -10,10 +10,10 @@ from typing import Any
 from torch import nn
 
 from mirl_sparse.errors import UserError
+from mirl_sparse.runtime.snapshot import unchanged
 from mirl_sparse.sparsification.comparison import copied, difference
 from mirl_sparse.sparsification.forward import SparseForward, dense_forwards
 from mirl_sparse.sparsification.recording import Example, Recording, one_line, seeded
-from mirl_sparse.runtime.snapshot import unchanged
 from mirl_sparse.sparsification.target import SparsificationTarget
 
 

@@ -113,6 +113,8 @@ class _Network:
 
 def _read(path: Path, weights: Weights) -> Checkpoint:
     content = _load(path)
+    if isinstance(content.objects, (list, tuple)) and any(isinstance(x, Mapping) for x in content.objects):
+        content = replace(content, objects=dict(enumerate(content.objects)))
     if not isinstance(content.objects, Mapping):
         if isinstance(content.objects, StandIn):
             raise CheckpointError(code_refused(content.objects.stands_for))
@@ -122,26 +124,31 @@ def _read(path: Path, weights: Weights) -> Checkpoint:
     candidates = find_candidates(content.objects, weights)
     if not candidates:
         raise CheckpointError(_nothing_found(content))
-    candidate, network = _first_whole(candidates, content.objects)
+    candidate, network, broken = _first_whole(candidates, content.objects)
     config = network.config
-    if stated := content.metadata.get("config"):
+    if stated := _stated_config(content.metadata):
         config = _agreed(config, stated)
     unused = unused_weights(config)
     return Checkpoint(
         path=path,
         config=config,
         state=network.state,
-        source=_source(content, candidate, network),
+        source=_source(content, candidate, network, broken),
         ignored=tuple(name for name in network.state if name in unused),
     )
 
 
-def _first_whole(candidates: list[Candidate], content: Mapping[object, object]) -> tuple[Candidate, _Network]:
-    """Return the first candidate that is a whole network; if none is, say what is wrong with the first."""
+def _first_whole(
+    candidates: list[Candidate], content: Mapping[object, object]
+) -> tuple[Candidate, _Network, list[Candidate]]:
+    """Return the first candidate that is a whole network, that network, and the candidates before it.
+
+    If none is whole, say what is wrong with the first.
+    """
     first_error: FileContentError | None = None
-    for candidate in candidates:
+    for i, candidate in enumerate(candidates):
         try:
-            return candidate, _network_in(with_masks(candidate, content))
+            return candidate, _network_in(with_masks(candidate, content)), candidates[:i]
         except FileContentError as error:
             first_error = first_error or error
     assert first_error is not None
@@ -160,7 +167,7 @@ def _nothing_found(content: _Content) -> str:
     return f"not a PromptIR: expected a tensor {SIGNATURE}, and {what}; {ADVICE}"
 
 
-def _source(content: _Content, candidate: Candidate, network: _Network) -> str:
+def _source(content: _Content, candidate: Candidate, network: _Network, broken: list[Candidate]) -> str:
     """Return what a file is, which of its weights were read, and what was left out."""
     lightning = isinstance(content.objects, Mapping) and "pytorch-lightning_version" in content.objects
     if not candidate.where:
@@ -175,6 +182,8 @@ def _source(content: _Content, candidate: Candidate, network: _Network) -> str:
         text += ", averaged weights"
     if network.was_masked:
         text += " (masks applied)"
+    if averages := [str(c) for c in broken if c.is_average]:
+        text += f"; averaged weights under {listed(averages)} cannot be used (--weights averaged says why)"
     return text + (f"; left out objects of {listed(content.foreign)}" if content.foreign else "")
 
 
@@ -266,15 +275,25 @@ def _check_plain(name: str, tensor: Tensor) -> None:
         )
 
 
-def _agreed(inferred: PromptIRConfig, text: str) -> PromptIRConfig:
+def _stated_config(metadata: Mapping[str, str]) -> dict[str, object] | None:
+    """Return the config in a file's metadata; None if there is none, or that of another program."""
+    try:
+        stated = json.loads(metadata.get("config", ""))
+    except (ValueError, RecursionError):
+        return None
+    known = {f.name for f in fields(PromptIRConfig)}
+    return stated if isinstance(stated, dict) and not known.isdisjoint(stated) else None
+
+
+def _agreed(inferred: PromptIRConfig, settings: dict[str, object]) -> PromptIRConfig:
     """Return the inferred config with the exact ffn_expansion of the stated one; the two must agree."""
     try:
-        stated = PromptIRConfig.from_dict(json.loads(text))
+        stated = PromptIRConfig.from_dict(settings)
         widths = [stage.inputs for stage in stages(inferred) if stage.depth]
         # Many factors give the same widths.
         if all(int(c * stated.ffn_expansion) == int(c * inferred.ffn_expansion) for c in widths):
             inferred = replace(inferred, ffn_expansion=stated.ffn_expansion)
-    except (ValueError, TypeError, OverflowError, RecursionError) as error:
+    except (ValueError, TypeError, OverflowError) as error:
         raise CheckpointError(
             f"the config in its metadata is no PromptIR's ({error}); correct or remove it"
         ) from error
@@ -296,6 +315,8 @@ def _weight(name: str, tensor: Tensor, mask: Tensor | None) -> Tensor:
         )
     if mask is not None and mask.dtype not in _MASKS:
         raise CheckpointError(f"{name}_mask is {mask.dtype}; expected zeros and ones, so save it as float32")
+    if mask is not None and not ((mask == 0) | (mask == 1)).all():
+        raise CheckpointError(f"the mask of {name} holds other values than 0 and 1; expected a mask of those")
     weight = tensor.detach().to(torch.float32, copy=True, memory_format=torch.contiguous_format)
     if mask is not None:
         weight *= mask.detach().to(torch.float32)

@@ -33,4 +33,5 @@ def find_ticket(source: str | Path) -> Path:
         return Path(source)
     if str(source) in shipped_names():
         return SHIPPED / f"{source}.safetensors"
-    raise TicketError(f"{source}: no such file, nor a shipped ticket ({', '.join(shipped_names())})")
+    problem = "a folder, no file" if os.path.isdir(source) else "no such file"
+    raise TicketError(f"{source}: {problem}, nor a shipped ticket ({', '.join(shipped_names())})")

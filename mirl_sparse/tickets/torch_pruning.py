@@ -46,10 +46,16 @@ def merge_weight_norm(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         state: Plain weights, and pairs ``x_g`` (lengths, (O, 1, ...)) and ``x_v`` (directions, (O, ...)).
 
     Raises:
-        FileContentError: Half of a pair is missing, or the two do not belong together.
+        FileContentError: Half of a pair is missing, the two do not belong together, or spectral_norm stored
+            the weight.
     """
     merged = {name: tensor for name, tensor in state.items() if not _NORMED.fullmatch(name)}
     for name in dict.fromkeys(pair[1] for pair in map(_NORMED.fullmatch, state) if pair):
+        if f"{name}_u" in state:
+            raise FileContentError(
+                f"{name} is stored by spectral_norm; expected a plain weight, so remove that from the network"
+                " (torch.nn.utils.remove_spectral_norm) and save it again"
+            )
         lengths, directions = state.get(f"{name}_g"), state.get(f"{name}_v")
         if lengths is None or directions is None:
             raise FileContentError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -67,3 +68,30 @@ def list_jobs(inputs: list[str], output: str | None, format: str | None = None) 
     assert list(jobs) == list(jobs)
     assert len(jobs) == len(list(jobs))
     return list(jobs)
+
+
+def stored_tiff(values: NDArray[np.generic], **options: object) -> io.BytesIO:
+    """A TIFF as tifffile writes it."""
+    import tifffile
+
+    stream = io.BytesIO()
+    tifffile.imwrite(stream, values, **options)
+    return io.BytesIO(stream.getvalue())
+
+
+def grey_profile(curve: bytes, connection: bytes = b"XYZ ") -> bytes:
+    """A colour profile of grey with a curve (ICC.1:2001-04)."""
+    white = struct.pack(">3i", 63190, 65536, 54061)
+    header = b"\x02\x40\0\0mntrGRAY" + connection + bytes(12) + b"acsp" + bytes(28) + white
+    size = 128 + 4 + 24 + 20 + len(curve)
+    tags = struct.pack(">I4sII4sII", 2, b"wtpt", 156, 20, b"kTRC", 176, len(curve))
+    profile = (struct.pack(">I", size) + bytes(4) + header).ljust(128, b"\0") + tags
+    return profile + b"XYZ " + bytes(4) + white + curve
+
+
+LINEAR = grey_profile(b"curv" + bytes(4) + struct.pack(">IHxx", 1, 256))
+
+
+def to_srgb(light: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return sRGB of 0..1 for linear light (IEC 61966-2-1)."""
+    return np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from typer.main import get_command
 
 from mirl_kernels.core import cpu
 from mirl_sparse.cli import app as cli
@@ -139,7 +140,7 @@ def test_restore_goes_on_where_a_folder_was_left(tmp_path):
     (tmp_path / "out" / "a.png").unlink()
     with (tmp_path / "out" / ".mirl-sparse.jsonl").open("a") as file:
         file.write('{"result": "c.p')  # a kill in the middle of a line
-    assert restored("--strength", "0.5") == ["a.png", "b.jpg"]
+    assert restored("--strength", "0.5") == ["a.png"]
 
 
 def test_restore_leaves_whole_files_when_it_is_stopped_and_goes_on(tmp_path):
@@ -190,6 +191,87 @@ def test_restore_shows_a_bar_of_several_photos_in_a_terminal(tmp_path):
     assert done.stdout == b""
     for part in ("[1/2] a.png", "[2/2] b.png", "━"):
         assert part in said
+
+
+def shell(script, cwd, **environment) -> subprocess.CompletedProcess[bytes]:
+    """Run a script of bash in which mirl is the command."""
+    mirl = f"mirl() {{ '{sys.executable}' -c 'from mirl_sparse.cli.app import main; main()' \"$@\"; }}\n"
+    return subprocess.run(
+        ["bash", "-c", mirl + script], capture_output=True, cwd=cwd, env=os.environ | environment, timeout=300
+    )
+
+
+@pytest.mark.parametrize("encoding", ["utf-8:strict", "ascii:strict"])
+def test_names_of_any_kind_are_printed_on_any_terminal(encoding, tmp_path):
+    for name in (b"\xff\xfe.png", "日本é.png".encode(), b"a\nb\x1b[31m.png", b"c.x\x1by"):
+        with open(os.path.join(os.fsencode(tmp_path), name), "wb") as file:
+            Image.new("RGB", (8, 8)).save(file, "PNG")
+    planned = shell("mirl restore . -o out --dry-run", tmp_path, PYTHONIOENCODING=encoding)
+    assert planned.returncode == 0, planned.stderr
+    lines = planned.stdout.decode().splitlines()
+    assert r"a\nb\x1b[31m.png -> out/a\nb\x1b[31m.png" in lines
+    assert r"\xff\xfe.png -> out/\xff\xfe.png" in lines
+    japanese = "日本é" if "utf" in encoding else r"\u65e5\u672c\xe9"
+    assert f"{japanese}.png -> out/{japanese}.png" in lines
+    assert planned.stderr.decode() == "left out what holds no readable image: 1 .x\\x1by\n"
+    for command in (
+        "restore .",
+        "restore $'\\x1b[31m\\xff'",
+        "inspect $'\\x1b[31m\\xff'",
+        "convert $'\\x1b[31m\\xff'",
+    ):
+        done = shell(f"mirl {command}", tmp_path, PYTHONIOENCODING=encoding)
+        assert done.returncode == (0 if command == "restore ." else 2)
+        assert b"Traceback" not in done.stderr
+        assert b"\x1b" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("script", "status", "message"),
+    [
+        (
+            "mirl restore - -o x.png <&-",
+            2,
+            b"mirl-sparse: standard input is closed; redirect it or name a file\n",
+        ),
+        ("mirl restore a.png -o - >&-", 2, b"mirl-sparse: standard output is closed;"),
+        ("mirl inspect small >&-", 0, b""),
+        ("mirl restore a.png -o - 2>&- | cmp - b.png", 0, b""),
+        ("mirl restore nothing.png 2>&-", 2, b""),
+    ],
+)
+def test_closed_streams_are_one_line(script, status, message, tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    assert mirl("restore", "a.png", "-o", "b.png", cwd=tmp_path).returncode == 0
+    done = shell(f"set -o pipefail; {script}", tmp_path)
+    assert done.returncode == status, done.stderr
+    assert done.stderr.startswith(message)
+    assert done.stderr.count(b"\n") == bool(message)
+    assert done.stdout == b""
+
+
+def test_a_photo_restored_alone_is_not_taken_for_the_earlier_result(tmp_path):
+    for name in ("a.png", "b.png"):
+        write_photo(tmp_path / "in" / name, Photo(np.full((16, 24, 3), 100, np.uint8)))
+    for arguments, done in [
+        (["in", "-o", "out"], "ab"),
+        (["in/a.png", "-o", "out", "--strength", "0"], "a"),
+        (["in", "-o", "out"], "a"),
+        (["in", "-o", "out"], ""),
+    ]:
+        said = mirl("restore", *arguments, cwd=tmp_path).stderr
+        assert "".join(re.findall(r"in/(\w)\.png  ", said)) == done
+
+
+def test_help_shows_every_word(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "400")
+    monkeypatch.setenv("TERMINAL_WIDTH", "400")
+    for name, command in get_command(cli.build()).commands.items():
+        with pytest.raises(SystemExit):
+            command.main(["--help"], prog_name=name)
+        said = capsys.readouterr().out
+        for parameter in command.params:
+            assert parameter.help in said or parameter.help.startswith("Show this message")
 
 
 HEAVY = ("torch", "numpy", "skimage", "scipy", "matplotlib", "yaml", "PIL", "safetensors")
@@ -280,6 +362,7 @@ no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there")
         (("restore", "a.png", "--backend", "gpu"), "expected one of auto, cpu, reference"),
         (("restore", "a.png", "--max-memory", "much"), "expected a size such as 4G or 500M"),
         (("restore", "a.png", "--max-memory", "0.5"), "expected a size such as 4G or 500M"),
+        (("restore", "a.png", "--max-memory", "1k"), "expected a size such as 4G or 500M, at least 1M"),
         (("restore", "a.png", "--max-memory", "9" * 310), "expected a size such as 4G or 500M"),
         (("bench", "mirl.ckpt", "--size", "30"), "multiple of 8"),
         (("bench", "mirl.ckpt", "--backend", "gpu"), "expected cpu or"),

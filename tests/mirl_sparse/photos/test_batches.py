@@ -25,6 +25,7 @@ from mirl_sparse.photos import (
     Job,
     Jobs,
     Photo,
+    batches,
     read_image,
     read_photo,
     run_jobs,
@@ -124,6 +125,22 @@ class TestRun:
         assert run_jobs(list_jobs(["*.png"], "out"), restorer, log) == 1
         assert str(log.errors[1]) == "b.png: 5x3 pixels could not be restored (out of memory)"
         assert isinstance(log.errors[1].__cause__, kind) if log.errors[1] else False
+        assert files() == ["a.png", "b.png", "c.png", "out/a.png", "out/c.png"]
+
+    @pytest.mark.parametrize("step", ["read_photo", "write_photo"])
+    def test_a_photo_too_large_for_the_memory(self, step: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        make_files("a.png", "b.png", "c.png")
+        real, calls = getattr(batches, step), iter(range(3))
+
+        def run(*arguments: object) -> object:
+            if next(calls) == 1:
+                raise MemoryError
+            return real(*arguments)
+
+        monkeypatch.setattr(batches, step, run)
+        log = Log()
+        assert run_jobs(list_jobs(["*.png"], "out"), Inverter(), log) == 1
+        assert str(log.errors[1]) == "b.png: cannot be read or written (not enough memory)"
         assert files() == ["a.png", "b.png", "c.png", "out/a.png", "out/c.png"]
 
     @pytest.mark.parametrize("kind", [KeyboardInterrupt, AssertionError, TypeError])

@@ -1,5 +1,6 @@
 """Text, XMP, IPTC, resolution and losslessness of a photo are kept."""
 
+import zlib
 from io import BytesIO
 
 import numpy as np
@@ -115,3 +116,104 @@ def test_the_gamma_of_a_png_is_kept_where_it_has_no_profile(tmp_path):
 def test_metadata_can_be_dropped():
     photo = read_photo(encoded(Image.fromarray(SMALL), "JPEG", xmp=XMP, dpi=(300, 300))).without_metadata()
     assert (photo.exif, photo.xmp, photo.iptc, photo.dpi) == (b"", b"", b"", None)
+
+
+def whole(kind: bytes, data: bytes) -> bytes:
+    return len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
+
+
+def raw_profile(kind: str, data: bytes) -> bytes:
+    """A profile as ImageMagick stores it."""
+    digits = "\n".join(data.hex()[i : i + 72] for i in range(0, 2 * len(data), 72))
+    text = f"\n{kind}\n{len(data):8d}\n{digits}\n".encode()
+    return whole(b"zTXt", b"Raw profile type " + kind.encode() + b"\0\0" + zlib.compress(text))
+
+
+def png_around(*before: bytes, after: bytes = b"") -> BytesIO:
+    """A PNG with chunks behind its header, and bytes in the place of its last chunk."""
+    data = encoded(Image.fromarray(SMALL), "PNG").getvalue()
+    return BytesIO(data[:33] + b"".join(before) + (data[33:-12] + after if after else data[33:]))
+
+
+IPTC = b"8BIM\x04\x04\0\0\0\0\0\x0c\x1c\x02\x78\0\x07caption"
+TEXT = whole(b"tEXt", b"Comment\0hello world hello")
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [png_around(TEXT[:-1] + b"\0"), png_around(after=TEXT[:-10]), png_around(after=TEXT[:10])],
+    ids=["checksum", "cut text", "cut keyword"],
+)
+def test_damaged_text_does_not_damage_the_result(tmp_path, stored):
+    write_photo(tmp_path / "a.png", read_photo(stored))
+    with Image.open(tmp_path / "a.png") as image:
+        image.load()
+        np.testing.assert_array_equal(np.asarray(image), SMALL)
+        assert not image.text
+
+
+@pytest.mark.parametrize("kind", ["iptc", "8bim"])
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".tif"])
+def test_iptc_of_a_png_is_kept(tmp_path, kind, suffix):
+    content = IPTC if kind == "8bim" else b"\x1c\x02\x78\0\x07caption"
+    write_photo(tmp_path / f"a{suffix}", read_photo(png_around(raw_profile(kind, content))))
+    assert b"\x1c\x02\x78\0\x07caption" in read_photo(tmp_path / f"a{suffix}").iptc
+
+
+def test_a_profile_of_megabytes_in_text_is_no_obstacle():
+    photo = read_photo(png_around(raw_profile("8bim", b"8BIM" + bytes(700_000))))
+    np.testing.assert_array_equal(photo.pixels, SMALL)
+
+
+@pytest.mark.parametrize(
+    "chunk",
+    [
+        raw_profile("xmp", XMP),
+        raw_profile("APP1", b"http://ns.adobe.com/xap/1.0/\0" + XMP),
+        whole(b"tEXt", b"XML:com.adobe.xmp\0" + XMP),
+        whole(b"zTXt", b"XML:com.adobe.xmp\0\0" + zlib.compress(XMP)),
+    ],
+    ids=["raw profile", "segment", "tEXt", "zTXt"],
+)
+def test_xmp_of_a_png_is_kept_wherever_it_lies(tmp_path, chunk):
+    write_photo(tmp_path / "a.png", read_photo(png_around(chunk)))
+    assert read_photo(tmp_path / "a.png").xmp == XMP.replace(b'"6"', b'"1"')
+
+
+def test_exif_in_the_text_of_a_png_is_kept():
+    exif = Image.Exif()
+    exif[ExifTags.Base.Make], exif[ExifTags.Base.Orientation] = "Maker", 6
+    photo = read_photo(png_around(raw_profile("exif", exif.tobytes())))
+    assert photo.pixels.shape == (20, 12, 3)
+    assert b"Maker" in photo.exif
+
+
+def app13(data: bytes) -> bytes:
+    return b"\xff\xed" + (len(data) + 2).to_bytes(2, "big") + data
+
+
+def test_all_segments_of_photoshop_are_kept(tmp_path):
+    parts = [b"Photoshop 3.0\0" + bytes([n]) * 60_000 for n in (1, 2, 3)]
+    photo = read_photo(encoded(Image.fromarray(SMALL), "JPEG", extra=b"".join(map(app13, parts))))
+    assert photo.iptc == b"Photoshop 3.0\0" + b"\1" * 60_000 + b"\2" * 60_000 + b"\3" * 60_000
+    write_photo(tmp_path / "a.jpg", photo)
+    assert read_photo(tmp_path / "a.jpg").iptc == photo.iptc
+
+
+def test_a_turned_photo_keeps_its_iptc_and_stays_lossless(tmp_path):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    segment = app13(b"Photoshop 3.0\0" + IPTC)
+    assert (
+        IPTC in read_photo(encoded(Image.fromarray(SMALL), "JPEG", extra=segment, exif=exif.tobytes())).iptc
+    )
+    photo = read_photo(encoded(Image.fromarray(SMALL), "WEBP", lossless=True, exif=exif.tobytes()))
+    write_photo(tmp_path / "a.webp", photo)
+    np.testing.assert_array_equal(read_photo(tmp_path / "a.webp").pixels, np.rot90(SMALL, -1))
+
+
+def test_the_comment_of_a_jpeg_is_kept_in_a_jpeg(tmp_path):
+    photo = read_photo(encoded(Image.fromarray(SMALL), "JPEG", comment=b"a comment"))
+    write_photo(tmp_path / "a.jpg", photo)
+    assert read_photo(tmp_path / "a.jpg").comment == b"a comment"
+    assert photo.without_metadata().comment == b""

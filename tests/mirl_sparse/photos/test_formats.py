@@ -46,6 +46,17 @@ def test_a_format_whose_plugin_is_missing_is_named(monkeypatch, data, name):
         (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "begins like HEIC, but pillow_heif cannot read it"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "run git lfs pull"),
         (b"<html><body>404 Not Found", "a web page.*download it again"),
+        (b"FUJIFILMCCD-RAW 0201", "is a camera raw; develop it first"),
+        (b"\0\0\0\x18ftypcrx \0\0\0\1", "is a camera raw; develop it first"),
+        (b"\0\0\0\x20ftypisom\0\0\2\0", "is a video .*save one of its frames"),
+        (b"\0\0\0\x20ftypavif\0\0\0\0", "begins like AVIF, but cannot be read"),
+        (b"8BPS\0\1" + bytes(20), r"is a document of Photoshop \(PSD\), .*convert it to PNG or TIFF"),
+        (b"qoif" + bytes(20), "is QOI, "),
+        (b"#?RADIANCE\nFORMAT=32-bit_rle_rgbe\n", "is Radiance HDR, "),
+        (b"v/1\1\2\0\0\0", "is OpenEXR, "),
+        (b"\xff\xd8\xff\xe8\0\4ab\xff\xf7\0\x0b\x08" + bytes(9), "is JPEG-LS, "),
+        (b"\xff\xd8\xff\xc1\0\x0b\x0c" + bytes(9), "is JPEG of 12 bits, "),
+        (b"\xff\xd8\xff\xc3\0\x0b\x10" + bytes(9), "is lossless JPEG of 16 bits, "),
     ],
 )
 def test_files_that_hold_no_image_are_named(data, message):
@@ -81,3 +92,8 @@ def test_files_that_a_folder_leaves_out_are_counted_by_kind(tmp_path, monkeypatc
             }
     finally:
         readable_suffixes.cache_clear()
+
+
+def test_a_bitmap_without_its_file_header_is_read():
+    stored = encoded(Image.fromarray(gradient()), "DIB")
+    np.testing.assert_array_equal(read_photo(stored).pixels, gradient())

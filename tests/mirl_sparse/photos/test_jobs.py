@@ -11,7 +11,7 @@ import pytest
 from pictures import files, list_jobs, make_files
 
 from mirl_sparse.errors import UserError
-from mirl_sparse.photos import Job
+from mirl_sparse.photos import Job, Jobs
 
 pytestmark = pytest.mark.usefixtures("here")
 
@@ -116,8 +116,8 @@ class TestFolders:
             "one/a.png": "out/a.png",
         }
 
-    def test_a_folder_that_cannot_be_listed_is_not_passed_over(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        make_files("in/a.png", "in/sub/b.png")
+    def test_a_folder_below_that_cannot_be_listed_is_counted(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        make_files("in/a.png", "in/sub/b.png", "in/x.png")
         scandir = os.scandir
 
         def denied(path: str) -> object:
@@ -126,20 +126,41 @@ class TestFolders:
             return scandir(path)
 
         monkeypatch.setattr(os, "scandir", denied)
-        assert refusal(["in"], "out") == "in/sub: cannot be listed (Permission denied)"
+        for inputs in (["in"], ["i*"]):
+            assert routes(inputs, "out") == {"in/a.png": "out/a.png", "in/x.png": "out/x.png"}
+            assert Jobs(inputs, "out").left_out == {"folder(s) that cannot be read": 1}
+        assert refusal(["in/sub"], "out") == "in/sub: cannot be listed (Permission denied)"
 
     def test_links(self) -> None:
         make_files("in/a.png", "elsewhere/b.png")
         Path("in/link.png").symlink_to("a.png")
         Path("in/loop").symlink_to(".")
+        Path("in/other").symlink_to("../elsewhere")
         assert routes(["in"], "out") == {"in/a.png": "out/a.png", "in/link.png": "out/link.png"}
+        assert Jobs(["in"], "out").left_out == {"folder(s) behind a link": 2}
+        assert routes(["in/other"], "out") == {"in/other/b.png": "out/b.png"}
+
+    @pytest.mark.parametrize("pipe", ["in/pipe", "in/pipe.png"])
+    def test_only_files_are_taken_that_are_not_named_alone(self, pipe: str) -> None:
+        make_files("in/a.png")
+        os.mkfifo(pipe)
+        Path("in/link.png").symlink_to(Path(pipe).name)
+        for inputs in (["in"], ["in/*"]):
+            assert routes(inputs, "out") == {"in/a.png": "out/a.png"}
+            assert Jobs(inputs, "out").left_out == {"pipe(s) or other special file(s)": 2}
+        assert routes([pipe], "out") == {pipe: "out/pipe.png"}
+
+    def test_a_link_to_nothing_is_not_passed_over(self) -> None:
+        make_files("in/a.png")
+        Path("in/b.png").symlink_to("gone.png")
+        assert routes(["in"], "out") == {"in/a.png": "out/a.png", "in/b.png": "out/b.png"}
 
 
 class TestGlobs:
     def test_quoted(self) -> None:
         make_files("in/a.png", "in/b.jpg", "in/c.txt", "in/noext", "in/sub/d.png", "in/.e.png")
         assert routes(["in/*.png"], "out") == {"in/a.png": "out/a.png"}
-        assert routes(["in/*"], "out") == {"in/a.png": "out/a.png", "in/b.jpg": "out/b.jpg"}
+        assert routes(["in/[a-c]*"], "out") == {"in/a.png": "out/a.png", "in/b.jpg": "out/b.jpg"}
         assert routes(["in/**/*.png"], "out") == {"in/a.png": "out/a.png", "in/sub/d.png": "out/d.png"}
         assert routes(["**"], "out") == {
             "in/a.png": "out/a.png",
@@ -147,6 +168,21 @@ class TestGlobs:
             "in/sub/d.png": "out/d.png",
         }
         assert routes(["in/[ab].*"]) == {"in/a.png": "in/a_restored.png", "in/b.jpg": "in/b_restored.jpg"}
+
+    def test_folders_that_match_are_searched_as_if_they_were_named(self) -> None:
+        make_files("one/a.png", "one/deep/b.png", "other/c.png", "o.png", "one/.d.png")
+        expected = {"one/a.png": "out/a.png", "one/deep/b.png": "out/deep/b.png", "other/c.png": "out/c.png"}
+        assert routes(["o[nt]*"], "out") == expected
+        assert routes(["o*"], "out") == expected | {"o.png": "out/o.png"}
+        assert routes(["o*/"], "out") == expected
+        assert len(routes(["**/*"], "out")) == 4  # each of them once
+
+    @pytest.mark.parametrize("folder", ["[2024]", "[2024] trip", "a*b"])
+    def test_folders_that_exist_as_written_are_no_pattern(self, folder: str, here: Path) -> None:
+        make_files(f"{folder}/sub/a.png", f"{folder}/b.png", "2/c.png", "axb/d.png")
+        assert routes([f"{folder}/*.png"], "out") == {f"{folder}/b.png": "out/b.png"}
+        assert routes([f"{folder}/**/a.*"], "out") == {f"{folder}/sub/a.png": "out/a.png"}
+        assert len(routes([f"{here}/{folder}/*.png"], "out")) == 1
 
     def test_a_suffix_asked_for_is_taken(self) -> None:
         make_files("a.gif", "b.png")
@@ -167,6 +203,8 @@ class TestRefusals:
         assert refusal([], "out").startswith("nothing to restore")
         assert refusal(["a.png", "missing.png"], "out") == "missing.png: no such file or folder"
         assert refusal(["a.png", "empty"], "out").startswith("empty: holds no image (")
+        for inputs in (["empty"], ["emp*"]):
+            assert refusal(inputs, "out").endswith("; left out 1 .txt")
         assert refusal(["*.webp"], "out").startswith("*.webp: matches no image (")
         assert "no such file" in refusal([""], "out")
         assert "no such file" in refusal(["x" * 5000], "out")
@@ -216,6 +254,7 @@ class TestRefusals:
         )
         assert "is not named as the format png" in refusal(["a.png"], "b.jpg", "png")
         assert refusal(["a.png"], "file").startswith("file: is a file; expected a folder")
+        assert refusal(["a.png"], "/dev/full").startswith("/dev/full: is no folder; expected a folder")
         assert "holds one image, but 2 are given" in refusal(["a.png", "b.png"], "c.png")
         assert "holds one image, but 2 are given" in refusal(["."], "-")
 
@@ -234,3 +273,18 @@ class TestRefusals:
         for inputs, output in ((["-"], None), (["-"], "-"), (["a.png"], "-")):
             assert "standard output is a terminal" in refusal(inputs, output)
         assert len(list_jobs(["-"], "b.png")) == 1
+
+    def test_closed_streams(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        make_files("a.png")
+        monkeypatch.setattr(sys, "stdout", None)
+        assert refusal(["a.png"], "-").startswith("standard output is closed")
+        assert refusal(["-"]).startswith("standard output is closed")
+        monkeypatch.setattr(sys, "stdin", None)
+        assert refusal(["-"], "b.png").startswith("standard input is closed")
+
+    def test_no_control_character_of_a_name_is_printed(self) -> None:
+        name = "a\n\x1b[31m\u2028\x9b\udcff\u65e5\u3000.x\x1by"
+        escaped = "a\\n\\x1b[31m\\u2028\\x9b\\xff\u65e5\u3000.x\\x1by"
+        assert str(Job(Path(name), None)) == escaped
+        make_files(f"in/{name}")
+        assert refusal(["in"], "out").endswith("; left out 1 .x\\x1by")

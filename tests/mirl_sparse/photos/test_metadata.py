@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import struct
 import warnings
+from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +15,16 @@ from pictures import exif as make_exif
 from PIL import ExifTags, Image
 
 from mirl_sparse.photos import image_size, read_image, read_photo, write_photo
+from mirl_sparse.photos.exif import (
+    EXIF,
+    GPS,
+    INTEROP,
+    MAIN,
+    Directories,
+    Entry,
+    pack_directories,
+    read_directories,
+)
 
 # Where a 2x3 image [[0, 1, 2], [3, 4, 5]] stored with an orientation belongs once upright.
 UPRIGHT = {
@@ -100,3 +113,92 @@ class TestMetadata:
         assert len(photo.exif) > 70_000
         write_photo(tmp_path / "a.jpg", photo)
         assert read_photo(tmp_path / "a.jpg").exif == b""
+
+
+def entries_of(stored: bytes, group: int = MAIN) -> dict[int, Entry]:
+    return read_directories(stored).entries.get(group, {})
+
+
+def main_exif(*entries: tuple[int, Entry], group: int = MAIN, order: str = "<") -> bytes:
+    directories = {MAIN: {}, group: dict(entries)}
+    return b"Exif\0\0" + pack_directories(Directories(order, directories))
+
+
+ASCII = 2
+TEXTS = ["© 2024 Jörg Müller\0".encode(), "© Müller\0".encode("latin-1"), "日本\0".encode()]
+
+
+class TestExif:
+    @pytest.mark.parametrize("text", TEXTS, ids=["utf-8", "latin-1", "japanese"])
+    @pytest.mark.parametrize("source", ["JPEG", "PNG", "WEBP"])
+    @pytest.mark.parametrize("target", ["JPEG", "PNG", "WEBP", "TIFF"])
+    def test_text_stays_as_it_is(self, text: bytes, source: str, target: str) -> None:
+        lens = int(ExifTags.Base.LensModel)
+        stored = b"Exif\0\0" + pack_directories(
+            Directories("<", {MAIN: {0x8298: Entry(ASCII, text)}, EXIF: {lens: Entry(ASCII, text)}})
+        )
+        written = rewritten(encoded(Image.fromarray(gradient()), source, exif=stored), target)
+        assert entries_of(written)[0x8298] == Entry(ASCII, text)
+        assert entries_of(written, EXIF)[lens] == Entry(ASCII, text)
+
+    def test_an_odd_value_costs_no_other(self) -> None:
+        resolution, make = int(ExifTags.Base.XResolution), int(ExifTags.Base.Make)
+        entries = {make: Entry(ASCII, b"Maker\0"), resolution: Entry(ASCII, b"72\0")}
+        exif = main_exif(*entries.items())
+        written = rewritten(encoded(Image.fromarray(gradient()), "JPEG", exif=exif), "JPEG")
+        assert entries_of(written)[make] == Entry(ASCII, b"Maker\0")
+
+    def test_a_value_outside_of_the_file_costs_no_other(self) -> None:
+        make, model = (int(ExifTags.Base[name]) for name in ("Make", "Model"))
+        exif = bytearray(main_exif((make, Entry(ASCII, b"A long maker\0")), (model, Entry(ASCII, b"M1\0"))))
+        at = exif.index(struct.pack("<HH", make, ASCII)) + 8
+        exif[at : at + 4] = b"\xff\xff\xff\x7f"
+        written = rewritten(encoded(Image.fromarray(gradient()), "JPEG", exif=bytes(exif)), "JPEG")
+        assert entries_of(written) == {model: Entry(ASCII, b"M1\0")}
+
+    @pytest.mark.parametrize("order", ["<", ">"])
+    @pytest.mark.parametrize("target", ["JPEG", "TIFF"])
+    @pytest.mark.parametrize("deep", [False, True])
+    def test_nested_directories_stay_whole(self, order: str, target: str, deep: bool) -> None:
+        interop = {1: Entry(ASCII, b"R03\0"), 2: Entry(7, b"0100")}
+        groups = {
+            MAIN: {},
+            EXIF: {0x9000: Entry(7, b"0231")},
+            GPS: {1: Entry(ASCII, b"N\0")},
+            INTEROP: interop,
+        }
+        exif = b"Exif\0\0" + pack_directories(Directories(order, groups))
+        photo = read_photo(encoded(Image.fromarray(gradient()), "PNG", exif=exif))
+        if deep:
+            photo = replace(photo, pixels=photo.pixels.astype(np.uint16) * 257)
+        stream = BytesIO()
+        write_photo(stream, photo, target)
+        stored = exif_of(stream)
+        stream.seek(0)
+        for group in (EXIF, GPS, INTEROP):
+            assert groups[group].items() <= entries_of(stored, group).items()
+        np.testing.assert_allclose(read_image(stream).astype(int), gradient(), atol=8)
+
+    def test_directories_that_overlap_are_no_bomb(self) -> None:
+        entry = struct.pack("<HHII", 0x10F, 7, 60_000, 8)
+        data = b"II*\0\x08\0\0\0" + struct.pack("<H", 5000) + entry * 5000
+        assert len(read_directories(data).entries[MAIN]) <= 1
+        for cut in range(0, 60):
+            read_directories(data[:cut])
+
+
+def exif_of(stream: BytesIO) -> bytes:
+    """The EXIF of a written file; a TIFF is its own."""
+    data = stream.getvalue()
+    return data if data.startswith((b"II", b"MM")) else Image.open(BytesIO(data)).info["exif"]
+
+
+def rewritten(stored: BytesIO, format: str) -> bytes:
+    stream = BytesIO()
+    write_photo(stream, read_photo(stored), format)
+    return exif_of(stream)
+
+
+def test_a_jpeg_without_resolution_gets_none() -> None:
+    photo = read_photo(encoded(Image.fromarray(gradient()), "JPEG", exif=make_exif().tobytes()))
+    assert photo.dpi is None

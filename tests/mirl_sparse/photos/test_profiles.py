@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import struct
+import zlib
 from io import BytesIO
 
 import numpy as np
 import pytest
-from pictures import encoded, gradient
+from pictures import LINEAR, encoded, gradient, grey_profile, stored_tiff, to_srgb
 from PIL import Image, ImageCms
 
 from mirl_sparse.photos import read_photo, write_photo
-from mirl_sparse.photos.png import chunk, with_chunks
-from mirl_sparse.photos.profiles import profile_of_chunks
+from mirl_sparse.photos.formats import readable
+from mirl_sparse.photos.png import chunk, encode_sixteen_bits, with_chunks
+from mirl_sparse.photos.profiles import grey_levels, profile_of_chunks
 
 P3 = (0.3127, 0.3290, 0.680, 0.320, 0.265, 0.690, 0.150, 0.060)
 SRGB = (0.3127, 0.3290, 0.64, 0.33, 0.30, 0.60, 0.15, 0.06)
@@ -95,3 +97,95 @@ def test_a_png_that_becomes_another_format_keeps_its_colours():
         again = Image.open(stream)
         assert ("icc_profile" in again.info) == (format != "PNG")
         assert again.info.get("gamma") == (1.0 if format == "PNG" else None)
+
+
+GREYS = np.repeat(np.arange(256, dtype=np.uint8)[None], 2, 0)
+DEEP_GREYS = GREYS.astype(np.uint16) * 257
+GAMMA = chunk(b"gAMA", (100_000).to_bytes(4, "big"))
+
+
+def linear_png(pixels: np.ndarray) -> BytesIO:
+    """A PNG of (H, W, C) grey whose profile says that it is linear; so does its gamma."""
+    profile = chunk(b"iCCP", b"p\0\0" + zlib.compress(LINEAR))
+    if pixels.dtype == np.uint16:
+        return BytesIO(encode_sixteen_bits(pixels, [profile, GAMMA]))
+    image = Image.fromarray(pixels.squeeze(), "LA" if pixels.shape[2] == 2 else "L")
+    return BytesIO(with_chunks(encoded(image, "PNG").getvalue(), [profile, GAMMA]))
+
+
+@pytest.mark.parametrize("values", [GREYS, DEEP_GREYS], ids=["8 bits", "16 bits"])
+@pytest.mark.parametrize("has_alpha", [False, True])
+def test_grey_is_converted_by_its_profile_and_by_nothing_else(values, has_alpha):
+    channels = [values, values] if has_alpha else [values]
+    photo = read_photo(linear_png(np.stack(channels, 2)))
+    top = np.iinfo(values.dtype).max
+    np.testing.assert_allclose(photo.pixels[..., 1], to_srgb(values / top) * top, atol=1)
+    assert photo.pixels.dtype == values.dtype
+    assert photo.png.colour_space == ()
+    if has_alpha:
+        np.testing.assert_array_equal(photo.alpha, values)
+
+
+@pytest.mark.parametrize("has_alpha", [False, True])
+def test_grey_of_16_bits_in_a_tiff_is_converted_too(has_alpha):
+    values = np.dstack([DEEP_GREYS, DEEP_GREYS]) if has_alpha else DEEP_GREYS
+    options = {"extrasamples": ["unassalpha"]} if has_alpha else {}
+    photo = read_photo(stored_tiff(values, photometric="minisblack", iccprofile=LINEAR, **options))
+    np.testing.assert_allclose(photo.pixels[..., 1], to_srgb(DEEP_GREYS / 65_535) * 65_535, atol=1)
+
+
+def parametric(kind: int, *numbers: float) -> bytes:
+    return (
+        b"para" + bytes(4) + struct.pack(f">Hxx{len(numbers)}i", kind, *(round(n * 65_536) for n in numbers))
+    )
+
+
+@pytest.mark.parametrize(
+    "curve",
+    [
+        b"curv" + bytes(4) + struct.pack(">I", 0),
+        b"curv" + bytes(4) + struct.pack(">IHxx", 1, 461),
+        b"curv" + bytes(4) + struct.pack(">I3Hxx", 3, 0, 10_000, 65_535),
+        parametric(0, 1.8),
+        parametric(1, 1.8, 0.9, 0.1),
+        parametric(2, 1.8, 0.8, 0.1, 0.05),
+        parametric(3, 2.4, 1 / 1.055, 0.055 / 1.055, 1 / 12.92, 0.04045),
+        parametric(4, 2.4, 0.9, 0.05, 0.08, 0.04, 0.01, 0.002),
+    ],
+)
+@pytest.mark.parametrize("connection", [b"XYZ ", b"Lab "])
+def test_curves_are_those_of_the_colour_management(curve, connection):
+    profile = grey_profile(curve, connection)
+    source = ImageCms.ImageCmsProfile(BytesIO(profile))
+    target = ImageCms.createProfile("sRGB")
+    intent = ImageCms.Intent.RELATIVE_COLORIMETRIC
+    shown = ImageCms.profileToProfile(Image.fromarray(GREYS), source, target, intent, "RGB")
+    assert shown is not None
+    levels = grey_levels(profile, 256)
+    assert levels is not None
+    middle = slice(16, 240)  # ImageCms interpolates the ends coarsely
+    np.testing.assert_allclose(levels[middle] * 255, np.asarray(shown)[0, middle, 1], atol=1.5)
+
+
+@pytest.mark.parametrize("cut", [20, 130, 150, 180, 188])
+def test_a_broken_grey_profile_changes_nothing(cut):
+    assert grey_levels(LINEAR[:cut], 256) is None
+
+
+def with_codes(stored: BytesIO, primaries: int, transfer: int) -> bytes:
+    """Put other codes into a HEIF or AVIF."""
+    data = stored.getvalue()
+    at = data.index(b"colrnclx") + 8
+    return data[:at] + struct.pack(">HH", primaries, transfer) + data[at + 4 :]
+
+
+@pytest.mark.parametrize("format", ["AVIF", "HEIF"])
+def test_codes_of_colours_give_a_profile(format):
+    if format == "HEIF":
+        pytest.importorskip("pillow_heif")
+    readable()  # registers the plugin
+    stored = encoded(Image.fromarray(gradient()), format)
+    assert read_photo(stored).icc == b""
+    photo = read_photo(BytesIO(with_codes(stored, 12, 13)))
+    assert photo.icc == profile_of_chunks([cicp(12, 13, 0, 1)]) != b""
+    assert read_photo(BytesIO(with_codes(stored, 2, 2))).png.colour_space == ()

@@ -161,3 +161,92 @@ def test_a_planar_tiff_without_its_reader_is_refused_in_one_line(monkeypatch, tm
     )
     with pytest.raises(ImageError, match=r"a\.tif: is a TIFF of an unusual layout"):
         read_photo(path)
+
+
+@pytest.mark.parametrize("bits", [8, 12, 16])
+@pytest.mark.parametrize("channels", [2, 3, 4])
+def test_jpeg_2000_of_more_than_8_bits_is_read_exactly(channels, bits):
+    imagecodecs = pytest.importorskip("imagecodecs")
+    values = (GRADIENT[..., :channels] >> (16 - bits)).astype(np.uint8 if bits == 8 else np.uint16)
+    values[:4] = (1 << bits) - 1
+    options = {"level": 0, "codecformat": "jp2", "reversible": True, "bitspersample": bits}
+    data = imagecodecs.jpeg2k_encode(values, **options)
+    photo = read_photo(BytesIO(data))
+    top = 255 if bits == 8 else 65_535
+    colours = values[..., : 1 if channels == 2 else 3]
+    np.testing.assert_allclose(
+        photo.pixels, np.broadcast_to(colours * (top / ((1 << bits) - 1)), (9, 14, 3)), atol=1
+    )
+    assert (photo.alpha is None) == (channels == 3)
+    seen = read_image(BytesIO(data))
+    assert seen.dtype == np.uint8
+    assert seen[0, 0].tolist() == [255, 255, 255]
+
+
+def test_jpeg_2000_of_16_bits_without_its_reader_is_refused(monkeypatch):
+    imagecodecs = pytest.importorskip("imagecodecs")
+    data = imagecodecs.jpeg2k_encode(GRADIENT[..., :3].copy(), level=0, codecformat="jp2")
+    monkeypatch.setattr("mirl_sparse.photos.sixteen_bits.find_spec", lambda name: None)
+    with pytest.raises(ImageError, match=r"is a JPEG 2000 of 16 bits; to read it, run pip install"):
+        read_photo(BytesIO(data))
+
+
+@pytest.mark.parametrize("bits", [10, 16])
+def test_jpeg_xl_of_more_than_8_bits_is_read_exactly(bits):
+    imagecodecs, _ = pytest.importorskip("imagecodecs"), pytest.importorskip("pillow_jxl")
+    values = GRADIENT[..., :3] >> (16 - bits)
+    photo = read_photo(BytesIO(imagecodecs.jpegxl_encode(values, lossless=True, bitspersample=bits)))
+    np.testing.assert_allclose(photo.pixels, values * (65_535 / ((1 << bits) - 1)), atol=1)
+
+
+@pytest.mark.parametrize("white", [1023, 65_535])
+@pytest.mark.parametrize("kind", [b"P3", b"P6"])
+def test_ppm_of_more_than_8_bits_is_read_exactly(white, kind):
+    values = (GRADIENT[..., :3].astype(int) * white // 65_535).astype(">u2")
+    body = values.tobytes() if kind == b"P6" else " # more\n".join(map(str, values.ravel())).encode()
+    photo = read_photo(BytesIO(kind + b"\n# a comment\n14 9\n%d\n" % white + body))
+    np.testing.assert_allclose(photo.pixels, values * (65_535 / white), atol=1)
+
+
+@pytest.mark.parametrize(("kind", "channels"), [(b"Pf", 1), (b"PF", 3)])
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_pfm_is_read_from_the_bottom_to_the_top(kind, channels, order):
+    values = np.linspace(0, 1, 9 * 14 * channels).reshape(9, 14, channels)
+    scale = b"-1.0" if order == "<" else b"1.0"
+    photo = read_photo(BytesIO(kind + b"\n14 9\n%b\n" % scale + values[::-1].astype(f"{order}f4").tobytes()))
+    np.testing.assert_allclose(photo.pixels, np.broadcast_to(values * 65_535, (9, 14, 3)), atol=1)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+@pytest.mark.parametrize("white", [255, 65_535])
+def test_pam_is_read(channels, white):
+    values = GRADIENT[..., :channels].astype(int) * white // 65_535
+    head = b"P7\nWIDTH 14\nHEIGHT 9\nDEPTH %d\nMAXVAL %d\nTUPLTYPE ANY\nENDHDR\n" % (channels, white)
+    photo = read_photo(BytesIO(head + values.astype("u1" if white == 255 else ">u2").tobytes()))
+    np.testing.assert_array_equal(
+        photo.pixels, np.broadcast_to(values[..., : 1 if channels < 3 else 3], (9, 14, 3))
+    )
+    assert photo.pixels.flags.writeable
+    if channels in (2, 4):
+        np.testing.assert_array_equal(photo.alpha, values[..., -1])
+    else:
+        assert photo.alpha is None
+
+
+@pytest.mark.parametrize("data", [b"P6 9 9 65535\n", b"PF\n9 9\n-1\n", b"P7\nWIDTH 9\nENDHDR\n"])
+def test_netpbm_that_is_cut_short_is_refused_in_one_line(data):
+    with pytest.raises(ImageError):
+        read_photo(BytesIO(data))
+
+
+@pytest.mark.parametrize("extra", [0, 1, 2])
+@pytest.mark.parametrize("compression", [None, "zlib"])
+def test_a_tiff_keeps_16_bits_beside_any_fourth_channel(extra, compression):
+    values = GRADIENT.copy()
+    values[..., 3] |= 0x8000
+    stored = values.copy()
+    if extra == 1:
+        stored[..., :3] = (values[..., :3] * (values[..., 3:] / 65_535)).round()
+    photo = read_photo(tiff(stored, photometric="rgb", extrasamples=[extra], compression=compression))
+    np.testing.assert_allclose(photo.pixels.astype(int), values[..., :3], atol=2 if extra == 1 else 0)
+    assert photo.alpha is None if extra == 0 else (photo.alpha == values[..., 3]).all()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import struct
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -117,7 +118,8 @@ class TestAlpha:
     def test_else_the_photo_is_laid_on_white(self, tmp_path: Path, suffix: str) -> None:
         alpha = np.zeros((16, 16), np.uint8)
         alpha[:8], alpha[8:12] = 255, 128
-        write_photo(tmp_path / f"a{suffix}", Photo(np.zeros((16, 16, 3), np.uint8), alpha))
+        with pytest.warns(UserWarning, match=r"holds no transparency; the photo is laid on white"):
+            write_photo(tmp_path / f"a{suffix}", Photo(np.zeros((16, 16, 3), np.uint8), alpha))
         got = read_image(tmp_path / f"a{suffix}").astype(int)
         for row, value in ((2, 0), (10, 127), (14, 255)):
             assert np.abs(got[row] - value).max() <= 8
@@ -151,6 +153,23 @@ class TestAlpha:
         photo = read_photo(stored)
         assert photo.alpha is not None
         assert photo.alpha.tolist() == [[65_535, 0, 65_535]]
+
+    @pytest.mark.parametrize("alpha", [0, 100])
+    def test_alpha_of_a_bmp_that_is_0_everywhere_is_padding(self, alpha: int) -> None:
+        pixels = np.dstack([noise(4, 5, 3), np.full((4, 5), alpha, np.uint8)])
+        masks = struct.pack("<4I", 0xFF0000, 0xFF00, 0xFF, 0xFF000000)
+        head = struct.pack("<IiiHHIIiiII", 124, 5, 4, 1, 32, 3, 80, 0, 0, 0, 0) + masks + bytes(68)
+        body = pixels[::-1, :, [2, 1, 0, 3]].tobytes()
+        stored = io.BytesIO(struct.pack("<2sIHHI", b"BM", 14 + 124 + 80, 0, 0, 14 + 124) + head + body)
+        photo = read_photo(stored)
+        np.testing.assert_array_equal(photo.pixels, pixels[..., :3])
+        assert photo.alpha is None if alpha == 0 else (photo.alpha == alpha).all()
+
+    def test_lossless_webp_keeps_the_colours_of_transparent_pixels(self) -> None:
+        stream = io.BytesIO()
+        write_photo(stream, Photo(noise(4, 5, 3), np.zeros((4, 5), np.uint8), lossless=True), "WEBP")
+        stream.seek(0)
+        np.testing.assert_array_equal(read_photo(stream).pixels, noise(4, 5, 3))
 
     def test_no_alpha_is_none(self) -> None:
         assert read_photo(encoded(Image.new("RGB", (2, 2)), "PNG")).alpha is None

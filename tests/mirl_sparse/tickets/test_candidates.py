@@ -89,7 +89,30 @@ AVERAGES: dict[str, Callable[[State, State], object]] = {
         "averaged_model": below("module.", average),
     },
     "shadow": lambda raw, average: {"model": raw, "shadow": average},
-    "best": lambda raw, average: {"state_dict": raw, "best_state": average},
+    "mean teacher": lambda raw, average: {"student": raw, "teacher": average},
+    "polyak": lambda raw, average: {"model": raw, "polyak": average},
+    "beside, by modelEMA": lambda raw, average: {"model": raw, "modelEMA": average},
+    "beside, by ema0": lambda raw, average: {"model": raw, "ema0": average},
+    "Lightning's WeightAveraging": lambda raw, average: {
+        "state_dict": below("net.", average),
+        "current_model_state": below("net.", raw),
+        "averaging_state": {"n_averaged": torch.tensor(5)},
+    },
+    "torch's AveragedModel, by another name": lambda raw, average: {
+        "model": raw,
+        "smooth": {"n_averaged": torch.tensor(5), **below("module.", average)},
+    },
+    "torch_ema": lambda raw, average: {
+        "state_dict": below("net.", raw),
+        "ema": {"decay": 0.999, "shadow_params": list(average.values()), "collected_params": None},
+    },
+    "LitEma": lambda raw, average: {
+        "state_dict": {
+            **below("model.", raw),
+            **{f"model_ema.{name.replace('.', '')}": value for name, value in average.items()},
+            "model_ema.decay": torch.tensor(0.999),
+        }
+    },
     "ema_pytorch": lambda raw, average: {**below("online_model.", raw), **below("ema_model.", average)},
     "Lightning": lambda raw, average: {"state_dict": {**below("net.", raw), **below("ema_net.", average)}},
     "Lightning, inside": lambda raw, average: {
@@ -110,9 +133,46 @@ def test_an_average_is_preferred_and_said(form, state, tmp_path):
     assert "averaged" not in source
 
 
-def test_an_average_that_is_not_whole_gives_way(state, tmp_path):
+@pytest.mark.parametrize("form", ["beside, by EMA", "torch_ema", "LitEma"])
+def test_an_average_that_is_not_whole_gives_way_and_is_named(form, state, tmp_path):
     part = {name: value for name, value in state.items() if not name.startswith("output")}
-    assert_same(read(tmp_path, {"model": state, "ema": part})[0], state)
+    got, source = read(tmp_path, AVERAGES[form](state, part))
+    assert_same(got, state)
+    assert "; averaged weights under '" in source
+    with pytest.raises(CheckpointError, match="output"):
+        read(tmp_path, AVERAGES[form](state, part), "averaged")
+
+
+def test_a_listed_average_of_masked_weights_is_masked(state, tmp_path):
+    masks = {name: (torch.rand(w.shape) < 0.3).float() for name, w in state.items() if w.ndim > 1}
+    raw = {}
+    for name, weight in state.items():
+        raw |= {f"{name}_orig": weight + 1, f"{name}_mask": masks[name]} if name in masks else {name: weight}
+    got, source = read(tmp_path, {"model": raw, "ema": {"shadow_params": list(state.values())}})
+    assert_same(got, {name: w * masks.get(name, 1) for name, w in state.items()})
+    assert "averaged weights (masks applied)" in source
+
+
+def test_an_average_alone_is_said(state, tmp_path):
+    content = {"n_averaged": torch.tensor(7), **below("module.", state)}
+    got, source = read(tmp_path, content, "averaged")
+    assert_same(got, state)
+    assert "averaged weights" in source
+    with pytest.raises(CheckpointError, match="holds no raw weights"):
+        read(tmp_path, content, "raw")
+
+
+def test_the_best_weights_of_a_run_are_no_average(state, tmp_path):
+    got, source = read(tmp_path, {"best": shifted(state), "state_dict": state})
+    assert_same(got, state)
+    assert "averaged" not in source
+    got, source = read(tmp_path, {"best": state})
+    assert "averaged" not in source
+
+
+@pytest.mark.parametrize("content", [lambda s: {"models": [s, shifted(s)]}, lambda s: [s], lambda s: (s, {})])
+def test_networks_in_a_list_are_read(content, state, tmp_path):
+    assert_same(read(tmp_path, content(state))[0], state)
 
 
 def test_weights_that_are_not_there_are_refused(state, tmp_path):
@@ -197,7 +257,7 @@ def test_a_restormer_is_named(state, tmp_path):
         read(tmp_path, {"params": {k: v for k, v in state.items() if not k.startswith(prompts)}})
 
 
-@pytest.mark.parametrize("where", ["masks", "mask", "pruning_mask"])
+@pytest.mark.parametrize("where", ["masks", "mask", "pruning_mask", "mask_dict", "maskDict"])
 @pytest.mark.parametrize("named", ["{}", "model.{}", "{}_mask", "{}.mask"])
 def test_masks_in_a_mapping_of_their_own_are_applied(where, named, state, tmp_path):
     masks = {name: torch.rand(w.shape) < 0.3 for name, w in state.items() if w.ndim > 1}
@@ -212,6 +272,59 @@ def test_masks_that_belong_to_no_weight_or_do_not_fit_are_refused(state, tmp_pat
         read(tmp_path, {"model": state, "masks": {"0": torch.ones(3)}})
     with pytest.raises(CheckpointError, match="expected equal shapes"):
         read(tmp_path, {"model": state, "masks": {"patch_embed.proj.weight": torch.ones(3)}})
+    with pytest.raises(CheckpointError, match="holds other values than 0 and 1"):
+        read(tmp_path, {"model": state, "masks": {n: w for n, w in state.items() if n.endswith("weight")}})
+
+
+UNMATCHED: dict[str, Callable[[State], object]] = {
+    "a list": lambda masks: {"masks": list(masks.values())},
+    "rounds": lambda masks: {"masks": {"round0": masks, "round1": masks}},
+    "a list of rounds": lambda masks: {"masks": [masks, masks]},
+    "one vector": lambda masks: {"mask": torch.cat([m.flatten() for m in masks.values()])},
+    "some by other names": lambda masks: {"masks": masks | {"x.weight": torch.ones(3)}},
+    "some twice": lambda masks: {"masks": masks | below("model.", masks)},
+    "a list of one's own": lambda masks: {"pruning": {"masks": list(masks.values())}},
+}
+
+
+@pytest.mark.parametrize("form", UNMATCHED)
+def test_masks_that_cannot_be_matched_are_refused(form, state, tmp_path):
+    masks = {name: torch.rand(w.shape) < 0.3 for name, w in state.items() if w.ndim > 1}
+    with pytest.raises(CheckpointError, match=r"name no weight of the network, such as .*; expected"):
+        read(tmp_path, {"state_dict": below("model.", state)} | UNMATCHED[form](masks))
+
+
+def test_masks_in_a_place_named_after_masks_are_applied(state, tmp_path):
+    masks = {name: torch.rand(w.shape) < 0.3 for name, w in state.items() if w.ndim > 1}
+    got, _ = read(tmp_path, {"mask_run": {"state_dict": state, "masks": masks}})
+    assert_same(got, {name: w * masks.get(name, 1) for name, w in state.items()})
+
+
+def test_several_sets_of_masks_are_refused(state, tmp_path):
+    masks = {name: torch.rand(w.shape) < 0.3 for name, w in state.items() if w.ndim > 1}
+    with pytest.raises(CheckpointError, match="holds masks under 'masks' and 'old_masks'; expected one set"):
+        read(tmp_path, {"state_dict": state, "masks": masks, "old_masks": masks})
+
+
+def test_masks_of_other_networks_in_the_file_are_left_out(state, tmp_path):
+    masks = {name: torch.rand(w.shape) < 0.3 for name, w in state.items() if w.ndim > 1}
+    model = below("net.", state) | {"critic.0.weight": torch.rand(3, 3)}
+    stored = below("net.", masks) | {"critic.0.weight": torch.ones(3, 3)}
+    got, _ = read(tmp_path, {"state_dict": model, "masks": stored})
+    assert_same(got, {name: w * masks.get(name, 1) for name, w in state.items()})
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [{"masked_model": 1}, {"mask_settings": {"ratio": 0.1}}, {"mask": "rounds/3.pt"}, {"masks": []}],
+    ids=lambda beside: next(iter(beside)),
+)
+def test_what_only_sounds_like_masks_is_no_mask(beside, state, tmp_path):
+    beside = {name: state if value == 1 else value for name, value in beside.items()}
+    for content in ({"state_dict": state} | beside, {"mask_run": {"state_dict": state} | beside}):
+        got, source = read(tmp_path, content)
+        assert_same(got, state)
+        assert "masks" not in source
 
 
 @pytest.mark.parametrize("names", [("weight_g", "weight_v"), ("original0", "original1")])
@@ -232,3 +345,21 @@ def test_weights_of_weight_norm_are_computed(names, state, tmp_path):
         read(tmp_path, {k: v for k, v in stored.items() if k != some})
     with pytest.raises(CheckpointError, match="expected floating-point"):
         read(tmp_path, stored | {some: torch.ones(2)})
+
+
+@pytest.mark.parametrize("form", [nn.utils.spectral_norm, nn.utils.parametrizations.spectral_norm])
+def test_spectral_norm_is_named(form, tmp_path):
+    network = PromptIR(SMALL)
+    form(network.patch_embed.proj)
+    with pytest.raises(CheckpointError, match=r"patch_embed\.proj\.weight is stored by spectral_norm"):
+        read(tmp_path, network.state_dict())
+
+
+def test_masks_of_the_raw_network_alone_are_not_passed_over_for_its_average(state, tmp_path):
+    masks = {name: torch.rand(w.shape) < 0.3 for name, w in state.items() if w.ndim > 1}
+    content = {"state_dict": below("net.", state) | below("ema_net.", state), "masks": below("net.", masks)}
+    got, source = read(tmp_path, content)
+    assert_same(got, {name: w * masks.get(name, 1) for name, w in state.items()})
+    assert "(masks applied); averaged weights under 'state_dict.ema_net' cannot be used" in source
+    with pytest.raises(CheckpointError, match="name no weight of the network"):
+        read(tmp_path, content, "averaged")

@@ -1,14 +1,18 @@
 """Test which files of data folders are images, and which two of them are a pair."""
 
+import os
 import shutil
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tiny import settings
 
 from mirl_sparse.photos import write_image
 from mirl_training.data import DataError, TrainingData, list_images, list_pairs
+from mirl_training.data.folders import Source
+from mirl_training.data.photos import PhotoCache
 
 
 def photo(path):
@@ -82,6 +86,37 @@ def test_names_of_published_pairs_are_known(tmp_path, degraded, clean):
     pair = photo(tmp_path / "input" / degraded), photo(tmp_path / "target" / clean)
     photo(tmp_path / "target/scene.png")
     assert list_pairs(tmp_path, "hazy") == [pair]
+
+
+def test_photos_of_every_readable_format_are_taken(tmp_path):
+    for name in ("a.ppm", "b.gif", "c.pgm", "d.jp2"):
+        Image.fromarray(np.full((24, 40, 3), 90, np.uint8)).save(tmp_path / name)
+    assert [p.name for p in list_images(tmp_path)] == ["a.ppm", "b.gif", "c.pgm", "d.jp2"]
+
+
+def test_pipes_are_no_images_and_links_to_nothing_are_not_passed_over(tmp_path):
+    image = photo(tmp_path / "a.png")
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "z.png").symlink_to("gone.png")
+    assert list_images(tmp_path) == [image, tmp_path / "z.png"]
+
+
+@pytest.mark.parametrize("name", ["0_hazy.png", "0_0.8.png"])
+def test_a_target_of_the_same_name_is_taken(tmp_path, name):
+    pair = photo(tmp_path / "input" / name), photo(tmp_path / "target" / name)
+    photo(tmp_path / "target/0.jpg")
+    assert list_pairs(tmp_path, "hazy") == [pair]
+
+
+def test_photos_that_pillow_cannot_size_are_read_where_none_are_kept(tmp_path):
+    tifffile = pytest.importorskip("tifffile")
+    pixels = np.random.default_rng(0).random((24, 40, 3)).astype(np.float32)
+    tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="rgb")
+    source = Source(None, tmp_path / "a.tif")
+    for budget in (0, 1e9):
+        PhotoCache(24, budget).fill([source])
+        with pytest.raises(DataError, match="is 40x24; expected at least the patch size, 25"):
+            PhotoCache(25, budget).fill([source])
 
 
 def test_the_target_of_the_longest_name_is_taken(tmp_path):

@@ -115,11 +115,23 @@ def test_an_image_too_small_to_score_is_named(tmp_path):
         list(evaluate(lambda image: image, everyday_sets(tmp_path)))
 
 
-def test_pairs_of_unequal_size_are_named(tmp_path):
+@pytest.mark.parametrize("width", [64, 49])  # cropped to a multiple of 16, 49 is 48
+def test_pairs_of_unequal_size_are_named(width, tmp_path):
     write_image(tmp_path / "derain/Rain100L/target/1_gt.png", np.zeros((32, 48, 3), np.uint8))
-    write_image(tmp_path / "derain/Rain100L/input/1_rainy.png", np.zeros((32, 64, 3), np.uint8))
-    with pytest.raises(DataError, match=r"1_rainy.png: is 64x32 beside 48x32 of .*1_gt.png"):
+    write_image(tmp_path / "derain/Rain100L/input/1_rainy.png", np.zeros((32, width, 3), np.uint8))
+    with pytest.raises(DataError, match=rf"1_rainy.png: is {width}x32 beside 48x32 of .*1_gt.png"):
         list(evaluate(lambda image: image, standard_sets(tmp_path)))
+
+
+def test_images_of_one_stem_have_distinct_names(tmp_path):
+    image = np.zeros((16, 16, 3), np.uint8)
+    write_image(tmp_path / "derain/Rain100L/target/1_gt.png", image)
+    for suffix in ("png", "bmp"):
+        write_image(tmp_path / f"derain/Rain100L/input/1_rainy.{suffix}", image)
+        write_image(tmp_path / f"denoise/CBSD68/a.{suffix}", image)
+    names = {task: [t.name for t in images()] for task, images in standard_sets(tmp_path).items()}
+    assert names["Rain100L"] == ["1_rainy.bmp", "1_rainy.png"]
+    assert names["CBSD68 JPEG 10"] == ["a.bmp", "a.png"]
 
 
 def test_a_perfect_result_counts_the_highest_psnr():

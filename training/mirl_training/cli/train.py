@@ -89,7 +89,7 @@ def train(
     ] = Path("."),
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="Folder of the run [default: runs/NAME-DIGEST of its settings]."),
+        typer.Option("--output", "-o", help="Folder of the run, by default runs/NAME-DIGEST."),
     ] = None,
     engine: Annotated[
         str,

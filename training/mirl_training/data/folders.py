@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from mirl_sparse.errors import UserError
-from mirl_sparse.photos import IMAGE_SUFFIXES
+from mirl_sparse.photos.formats import readable_suffixes
 
 # How the names of degraded photos end, by the kind of pairs (MIR-L's layout, and "real" noise of cameras).
 PAIR_SUFFIXES: Mapping[str, str] = {"rain": "rainy", "haze": "hazy", "real": "noisy"}
@@ -33,8 +34,8 @@ class Source(NamedTuple):
 def list_images(folder: Path) -> list[Path]:
     """Return the images of a folder, sorted by name.
 
-    Images are files with a known suffix. Hidden files and folders are ignored, as ``mirl-sparse restore``
-    ignores them.
+    Images are files with the suffix of a readable format. Hidden files and folders are ignored, as
+    ``mirl-sparse restore`` ignores them.
 
     Raises:
         DataError: The folder does not exist, or holds no image.
@@ -48,7 +49,10 @@ def list_images(folder: Path) -> list[Path]:
 
 
 def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and not path.is_dir()
+    if path.suffix.lower() not in readable_suffixes() or path.name.startswith("."):
+        return False
+    # No pipe, which may never end; a link to nothing is taken, so that it is not passed over.
+    return os.path.isfile(path) or not os.path.exists(path)
 
 
 def list_pairs(folder: Path, suffix: str) -> list[tuple[Path, Path]]:
@@ -56,7 +60,8 @@ def list_pairs(folder: Path, suffix: str) -> list[tuple[Path, Path]]:
 
     Args:
         folder: The folder, with ``input/NAME_<suffix>.*`` and ``target/NAME_gt.*``. Both endings may be left
-            out, and inputs may be named as in RESIDE, ``NAME_<airlight>_<scattering>.*``.
+            out, both files may have the same name, and inputs may be named as in RESIDE,
+            ``NAME_<airlight>_<scattering>.*``.
         suffix: One of `PAIR_SUFFIXES`.
 
     Returns:
@@ -76,7 +81,7 @@ def list_pairs(folder: Path, suffix: str) -> list[tuple[Path, Path]]:
     pairs = []
     for path in list_images(folder / "input"):
         names = _names(path.stem, suffix)
-        target = next((targets[name] for name in names if name in targets), None)
+        target = next((targets[name] for name in (path.stem, *names) if name in targets), None)
         if target is None:
             raise DataError(f"{path}: has no {names[0]}_gt.* in {folder / 'target'}")
         pairs.append((path, target))

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mirl_sparse.photos import image_size, read_image
+from mirl_sparse.photos import ImageError, image_size, read_image
 from mirl_training.data.degradations import Image
 from mirl_training.data.folders import DataError, Source
 
@@ -61,7 +61,7 @@ class PhotoCache:
         sizes = []
         for path in source:
             if path is not None:
-                sizes.append(image_size(path))
+                sizes.append(_size(path))
                 self._check_side(path, sizes[-1])
         _check_equal(source, sizes[0], sizes[-1])
 
@@ -78,6 +78,15 @@ class PhotoCache:
                 self._free -= image.nbytes
                 self._decoded[path] = image
         return image
+
+
+def _size(path: Path) -> tuple[int, int]:
+    """Return (height, width) of a photo, which is decoded where the header is not enough."""
+    try:
+        return image_size(path)
+    except ImageError:
+        height, width, _ = read_image(path).shape
+        return height, width
 
 
 def _check_equal(source: Source, degraded: tuple[int, ...], clean: tuple[int, ...]) -> None:

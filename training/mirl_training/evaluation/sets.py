@@ -6,7 +6,7 @@ half a level darker.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -39,33 +39,41 @@ def _crop(image: Pixels) -> Pixels:
 
 
 def _read(path: Path) -> Pixels:
-    image = _crop(read_image(path))
-    if 0 in image.shape:
+    image = read_image(path)
+    if min(image.shape[:2]) < CROP:
         raise DataError(
             f"{path}: is smaller than {CROP}x{CROP} pixels; expected test images of at least that"
         )
     return image
 
 
+def _names(paths: Sequence[Path]) -> list[str]:
+    """Return what the files of a folder are called: without suffixes, unless two would have one name."""
+    stems = [path.stem for path in paths]
+    return stems if len(set(stems)) == len(stems) else [path.name for path in paths]
+
+
 def _made(
     photos: Path, degrade: _Degradation, seed: int, prepare: _Degradation | None = None
 ) -> Iterator[Triple]:
     """Yield every photo of a folder, prepared, beside the degraded one."""
-    for i, path in enumerate(list_images(photos)):
+    paths = list_images(photos)
+    for i, (path, name) in enumerate(zip(paths, _names(paths), strict=True)):
         rng = np.random.default_rng([seed, i])
-        clean = _read(path).astype(np.float32) / np.float32(255)
+        clean = _crop(_read(path)).astype(np.float32) / np.float32(255)
         if prepare is not None:
             clean = prepare(clean, rng)
-        yield Triple(path.stem, to_levels(degrade(clean, rng)), to_levels(clean))
+        yield Triple(name, to_levels(degrade(clean, rng)), to_levels(clean))
 
 
 def _pairs(folder: Path, suffix: str) -> Iterator[Triple]:
-    for degraded, clean in list_pairs(folder, suffix):
-        triple = Triple(degraded.stem, _read(degraded), _read(clean))
-        if triple.degraded.shape != triple.clean.shape:
-            sizes = (f"{i.shape[1]}x{i.shape[0]}" for i in (triple.degraded, triple.clean))
+    pairs = list_pairs(folder, suffix)
+    for (degraded, clean), name in zip(pairs, _names([pair[0] for pair in pairs]), strict=True):
+        images = _read(degraded), _read(clean)
+        if images[0].shape != images[1].shape:
+            sizes = (f"{image.shape[1]}x{image.shape[0]}" for image in images)
             raise DataError(f"{degraded}: is {' beside '.join(sizes)} of {clean}; expected equal sizes")
-        yield triple
+        yield Triple(name, *map(_crop, images))
 
 
 def standard_sets(root: Path) -> Sets:
