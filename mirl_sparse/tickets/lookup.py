@@ -33,5 +33,5 @@ def find_ticket(source: str | Path) -> Path:
         return Path(source)
     if str(source) in shipped_names():
         return SHIPPED / f"{source}.safetensors"
-    problem = "a folder, no file" if os.path.isdir(source) else "no such file"
+    problem = "is a folder, not a file" if os.path.isdir(source) else "no such file"
     raise TicketError(f"{source}: {problem}, nor a shipped ticket ({', '.join(shipped_names())})")

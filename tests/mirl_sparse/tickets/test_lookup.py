@@ -22,6 +22,11 @@ def test_a_file_goes_before_a_name_and_a_name_before_a_folder(tmp_path, monkeypa
     assert find_ticket("small").read_bytes() == b""
 
 
+def test_another_folder_is_named_as_one(tmp_path):
+    with pytest.raises(TicketError, match="is a folder, not a file"):
+        find_ticket(tmp_path)
+
+
 @pytest.mark.parametrize("source", ["nothing", "", "a\0b", "x" * 5000])
 def test_other_names_are_refused_with_the_names_that_exist(source):
     with pytest.raises(TicketError, match=r"no such file, nor a shipped ticket \(small\)") as caught:
