@@ -128,8 +128,7 @@ class TritonEngine:
                 f"input is {image.shape[2]}x{image.shape[3]}; expected multiples of {self.multiple}"
             )
         if self.device.type != "cuda":
-            with self._workspace().activate():
-                return self._program(image.contiguous(), self._dense or ())
+            return self._program(image.contiguous(), self._workspace(), self._dense or ())
         # Tensors made in inference mode could not be written to outside of it.
         with self._lock, torch.cuda.device(self.device), torch.inference_mode(False), torch.no_grad():
             return self._restore_on_gpu(image.contiguous())
@@ -147,10 +146,10 @@ class TritonEngine:
         """
         tuner = Tuner(seconds, time.monotonic() + budget)
         with nullcontext() if self.device.type != "cuda" else torch.cuda.device(self.device):
-            with self._workspace().activate(), tuner.activate():
-                self._program(image.contiguous())
-            with workspace(self.device, tuner.fastest).activate():
-                return Tuning(tuner.fastest, self._dense_where_faster(image.contiguous()))
+            with tuner.activate():
+                self._program(image.contiguous(), self._workspace())
+            tuned = workspace(self.device, tuner.fastest)
+            return Tuning(tuner.fastest, self._dense_where_faster(image.contiguous(), tuned))
 
     def _key(self, image: Tensor) -> _Key:
         return tuple(image.shape), torch.cuda.current_stream(self.device).cuda_stream
@@ -164,28 +163,28 @@ class TritonEngine:
         self._program.dense = {n: op for n, op in self._program.dense.items() if n in dense}
         return dense
 
-    def _dense_where_faster(self, image: Tensor) -> frozenset[str]:
+    def _dense_where_faster(self, image: Tensor, workspace: Workspace) -> frozenset[str]:
         if self._dtype == torch.float32:  # PyTorch's convolutions have fewer digits there (TF32)
             return frozenset()
-        return self._program.dense_where_faster(image, seconds)
+        return self._program.dense_where_faster(image, workspace, seconds)
 
     def _restore_on_gpu(self, image: Tensor) -> Tensor:
         if torch.cuda.is_current_stream_capturing():  # the caller's graph owns all memory that is used
-            with self._workspace().activate():
-                return self._program(image, self._dense or ())
+            return self._program(image, self._workspace(), self._dense or ())
         key = self._key(image)
         known = self._sizes.pop(key, None)
         cache = self._sizes[key] = known or _SizeCache(self._workspace())
         while len(self._sizes) > _MAX_SIZES:
             self._sizes.popitem(last=False)
-        with cache.workspace.activate():
-            dense = self._choose(self._dense_where_faster(image)) if self._dense is None else self._dense
-            if known is None:  # this run compiles; one image alone is not worth a graph
-                return self._program(image, dense)
-            if cache.graph is None and cache.room:
-                self._record(cache, image, dense)
-            if cache.graph is None:
-                return self._program(image, dense)
+        dense = self._dense
+        if dense is None:
+            dense = self._choose(self._dense_where_faster(image, cache.workspace))
+        if known is None:  # this run compiles; one image alone is not worth a graph
+            return self._program(image, cache.workspace, dense)
+        if cache.graph is None and cache.room:
+            self._record(cache, image, dense)
+        if cache.graph is None:
+            return self._program(image, cache.workspace, dense)
         assert cache.x is not None and cache.y is not None
         cache.x.copy_(image)
         cache.graph.replay()
@@ -196,7 +195,7 @@ class TritonEngine:
         cache.x, graph = image.clone(), torch.cuda.CUDAGraph()
         try:
             with capturing(graph):
-                cache.y = self._program(cache.x, dense)
+                cache.y = self._program(cache.x, cache.workspace, dense)
             cache.graph = graph
         except torch.cuda.OutOfMemoryError:
             cache.x, cache.room = None, False

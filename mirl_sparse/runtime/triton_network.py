@@ -44,19 +44,34 @@ class _DenseOp(nn.Module):
         for i, weight in enumerate(weights):
             self.register_buffer(str(i), None if weight is None else weight.detach().to(dtype))
 
-    def forward(self, x: Tensor, y: Tensor | None = None, residual: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        y: Tensor | None = None,
+        workspace: Workspace | None = None,
+        residual: Tensor | None = None,
+    ) -> Tensor:
         result: Tensor = self.function(x.to(self.dtype), *self._buffers.values())
         result = result if residual is None else result + residual
         return result if y is None else y.copy_(result)
 
 
-class _Block(nn.Module):
+class BlockOp(nn.Module):
+    """Run the MDTA and the GDFN of a block.
+
+    Args:
+        mdta: An op of the Triton kernels, or its dense operators.
+        gdfn: The same.
+    """
+
     def __init__(self, mdta: nn.Module, gdfn: nn.Module) -> None:
         super().__init__()
         self.mdta, self.gdfn = mdta, gdfn
 
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        return self.gdfn(self.mdta(x), y)
+    def forward(self, x: Tensor, y: Tensor | None = None, workspace: Workspace | None = None) -> Tensor:
+        """Return the block's result for x, (B, C, H, W), written to y if that is given."""
+        result: Tensor = self.gdfn(self.mdta(x, workspace=workspace), y, workspace)
+        return result
 
 
 def _sparse_kernels(dtype: torch.dtype) -> Kernels:
@@ -70,7 +85,7 @@ def _sparse_kernels(dtype: torch.dtype) -> Kernels:
         partial(TritonConv, dtype=dtype),
         partial(TritonPointwise, dtype=dtype),
         partial(TritonPrompt, dtype=dtype),
-        lambda mdta, gdfn: _Block(
+        lambda mdta, gdfn: BlockOp(
             partial(TritonMDTA, dtype=dtype)(*mdta), partial(TritonGDFN, dtype=dtype)(*gdfn)
         ),
     )
@@ -81,7 +96,7 @@ def _dense_kernels(dtype: torch.dtype) -> Kernels:
         lambda weight, **how: _DenseOp(conv, [weight], dtype, **how),
         lambda weight: _DenseOp(pointwise, [weight], dtype),
         lambda *weights: _DenseOp(prompt, weights, dtype),
-        lambda attention, feed_forward: _Block(
+        lambda attention, feed_forward: BlockOp(
             _DenseOp(mdta, attention, dtype), _DenseOp(gdfn, feed_forward, dtype)
         ),
     )
@@ -117,11 +132,12 @@ class PackedNetwork:
         for op in self.dense.values():
             op.to(device)
 
-    def __call__(self, image: Tensor, dense: Container[str] = ()) -> Tensor:
+    def __call__(self, image: Tensor, workspace: Workspace, dense: Container[str] = ()) -> Tensor:
         """Restore an image.
 
         Args:
             image: (B, 3, H, W) float32, H and W multiples of the network's ``config.multiple``.
+            workspace: What the steps share.
             dense: The names of the steps that dense operators do, unless `dense_fits` excludes them.
 
         Returns:
@@ -130,26 +146,29 @@ class PackedNetwork:
 
         def make(step: Step, x: Tensor, *args: Tensor, **more: Tensor) -> None:
             use_dense = step.name in dense and dense_fits(step, x)
-            (self.dense[step.name] if use_dense else step.op)(x, *args, **more)
+            op = self.dense[step.name] if use_dense else step.op
+            op(x, *args, workspace=workspace, **more)
 
         result = torch.empty_like(image)
         self.run(image, result, make)
         return result
 
     def dense_where_faster(
-        self, image: Tensor, seconds: Callable[[Callable[[], Any]], float]
+        self, image: Tensor, workspace: Workspace, seconds: Callable[[Callable[[], Any]], float]
     ) -> frozenset[str]:
         """Time each step sparse and dense; return the names of those that dense operators do faster.
 
         Args:
             image: (B, 3, H, W) float32, H and W multiples of the network's ``config.multiple``.
+            workspace: What the steps share.
             seconds: Function that returns the time of a call. It must make the call at least once, for the
                 step's output.
         """
         faster = set()
 
         def compare(step: Step, x: Tensor, y: Tensor, **more: Tensor) -> None:
-            sparse, dense = (partial(op, x, y, **more) for op in (step.op, self.dense[step.name]))
+            ops = step.op, self.dense[step.name]
+            sparse, dense = (partial(op, x, y, workspace, **more) for op in ops)
             if not dense_fits(step, x):
                 sparse()
             elif seconds(dense) < _MARGIN * seconds(sparse):
@@ -192,7 +211,7 @@ def dense_fits(step: Step, x: Tensor) -> bool:
     For a block they hold all hidden channels, up to three times at once. These may take `MAX_HIDDEN_BYTES`
     bytes.
     """
-    return not isinstance(step.op, _Block) or 3 * HIDDEN_RATIO * x.numel() * x.itemsize <= MAX_HIDDEN_BYTES
+    return not isinstance(step.op, BlockOp) or 3 * HIDDEN_RATIO * x.numel() * x.itemsize <= MAX_HIDDEN_BYTES
 
 
 def workspace(device: torch.device, tiles: Mapping[str, Tile]) -> Workspace:
@@ -221,14 +240,13 @@ def launches(
         shape: (batch, height, width) of the image, whose sides the network takes.
         workspace: Describes the GPU; by default `Workspace()`.
     """
-    image = torch.empty(shape[0], 3, *shape[1:], device="meta")
+    image, workspace = torch.empty(shape[0], 3, *shape[1:], device="meta"), workspace or Workspace()
     by_step: dict[str, list[Launch]] = {}
 
     def record(step: Step, *args: Tensor, **more: Tensor) -> None:
         with recording() as recorded:
-            step.op(*args, **more)
+            step.op(*args, workspace=workspace, **more)
         by_step[step.name] = recorded
 
-    with (workspace or Workspace()).activate():
-        packed.run(image, image, record)
+    packed.run(image, image, record)
     return by_step

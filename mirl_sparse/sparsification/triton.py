@@ -17,7 +17,7 @@ from mirl_kernels.core.triton import Workspace
 from mirl_kernels.errors import BackendError
 from mirl_sparse.errors import UserError
 from mirl_sparse.runtime.gpu import check_gpu, device, seconds
-from mirl_sparse.runtime.triton_network import PRECISIONS, workspace
+from mirl_sparse.runtime.triton_network import PRECISIONS, BlockOp, workspace
 from mirl_sparse.sparsification.blocks import RestormerWeights, restormer_kind
 from mirl_sparse.sparsification.forward import remove_sparse_forms
 from mirl_sparse.sparsification.layers import split_padding
@@ -51,22 +51,20 @@ class Workspaces:
         return {"_by_size": OrderedDict()}
 
     @contextmanager
-    def used(self, x: Tensor) -> Iterator[None]:
-        """Use the workspace of x's size in the ops that are called meanwhile.
+    def used(self, x: Tensor) -> Iterator[Workspace]:
+        """Yield the workspace for an op that is called on features of x's size; nobody else has it meanwhile.
 
-        Where a CUDA graph is being recorded, a new workspace is used, which belongs to the graph alone.
+        Where a CUDA graph is being recorded, it is a new one, which belongs to the graph alone.
 
         Args:
-            x: The features (B, C, H, W) that the ops are called on.
+            x: The features (B, C, H, W).
         """
         if x.device.type != "cuda" or torch.cuda.is_current_stream_capturing():
-            with workspace(x.device, {}).activate():
-                yield
+            yield workspace(x.device, {})
             return
         key = len(x), x.shape[2:], x.device, torch.cuda.current_stream().cuda_stream
         current = self._by_size.pop(key, None) or workspace(x.device, {})
-        with current.activate():
-            yield
+        yield current
         self._by_size[key] = current
         while len(self._by_size) > _MAX_SIZES:
             self._by_size.popitem(last=False)
@@ -87,8 +85,8 @@ class TritonOp(nn.Module):
     def run(self, x: Tensor) -> Tensor:
         """Run the op on contiguous features (B, C, H, W)."""
         on_gpu = torch.cuda.device(x.device) if x.device.type == "cuda" else nullcontext()
-        with on_gpu, self.workspaces.used(x):
-            y: Tensor = self.op(x)
+        with on_gpu, self.workspaces.used(x) as workspace:
+            y: Tensor = self.op(x, workspace=workspace)
         return y
 
 
@@ -167,11 +165,9 @@ class TritonTarget:
         from mirl_kernels.ops.gdfn.triton import TritonGDFN
         from mirl_kernels.ops.mdta.triton import TritonMDTA
 
-        halves = (
-            TritonMDTA(*weights.attention, dtype=self._dtype),
-            TritonGDFN(*weights.feed_forward, dtype=self._dtype),
-        )
-        return ImageOp(nn.Sequential(*halves), self._workspaces)
+        mdta = TritonMDTA(*weights.attention, dtype=self._dtype)
+        gdfn = TritonGDFN(*weights.feed_forward, dtype=self._dtype)
+        return ImageOp(BlockOp(mdta, gdfn), self._workspaces)
 
     def prepare(self, value: Any) -> Any:
         """Return a network or tensor on the CPU, numbers as float32; other values as they are."""

@@ -47,8 +47,8 @@ def test_steps_can_run_as_dense_operators(network, share, dtype, tolerance, devi
     tolerance = tolerance if device == "cpu" else 2e-2  # float32 convolutions are in TF32 there
     packed = PackedNetwork(network, dtype)
     packed.to(torch.device(device))
-    with torch.no_grad(), Workspace().activate():
-        restored = packed(x.to(device), list(packed.dense)[::share]).cpu()
+    with torch.no_grad():
+        restored = packed(x.to(device), Workspace(), list(packed.dense)[::share]).cpu()
     assert restored.dtype == torch.float32
     assert float((restored - want).abs().max()) <= tolerance * float((want - x).abs().max())
 
@@ -63,15 +63,16 @@ def test_steps_run_dense_where_that_is_faster_and_fits_into_memory(network, devi
         call()
         return taking.get(call.func, 2)
 
-    with torch.no_grad(), Workspace().activate():
-        assert packed.dense_where_faster(x, seconds) == fast
+    workspace = Workspace()
+    with torch.no_grad():
+        assert packed.dense_where_faster(x, workspace, seconds) == fast
         # What latent.0 takes: 64 channels, 2x3 pixels.
         monkeypatch.setattr(triton_network, "MAX_HIDDEN_BYTES", 3 * 6 * 64 * 2 * 3 * 4)
-        assert packed.dense_where_faster(x, seconds) == {"patch_embed", "latent.0"}
+        assert packed.dense_where_faster(x, workspace, seconds) == {"patch_embed", "latent.0"}
         made = []
         for name in fast:
             packed.dense[name].register_forward_hook(lambda op, *rest: made.append(op))
-        packed(x, fast)
+        packed(x, workspace, fast)
     assert len(made) == 2  # a block that would take too much memory is sparse whatever was chosen
 
 
@@ -85,7 +86,7 @@ def test_the_second_image_of_a_size_is_recorded_as_a_graph_and_later_ones_replay
     class Doubling:
         dense: dict = {}  # noqa: RUF012
 
-        def __call__(self, image, dense=()):
+        def __call__(self, image, workspace, dense=()):
             return 2 * image
 
     class Graph:

@@ -205,13 +205,12 @@ def test_an_image_in_strips_gives_the_same_result(size, bound, dtype, device, mo
     first = TritonGDFN(*norm, *pair, biases, dtype=dtype), gdfn(*double((x, *norm, *pair)), double(biases))
     attention = TritonMDTA(*norm, *qkv, dtype=dtype), mdta(*double((x, *norm, *qkv)))
     for op, want in (first, attention, first):  # in the same memory
-        with workspace.activate(), recording() as recorded:
-            op.to(device)(x.to(device))
+        with recording() as recorded:
+            op.to(device)(x.to(device), workspace=workspace)
         made = Counter(launch.kernel.fn.__name__ for launch in recorded)
         assert made["mix_kernel"] > 1
         assert op is first[0] or made["gram_kernel"] > 1
-        with workspace.activate():
-            case.check(device, op, x, want)
+        case.check(device, op, x, want, workspace=workspace)
 
 
 @pytest.mark.parametrize("nth", [1, -1])

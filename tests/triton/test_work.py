@@ -144,8 +144,8 @@ def test_launches_do_what_is_counted(op, batch, size, cached, device, monkeypatc
     torch.manual_seed(len(op))
     module = OPS[op](24)
     monkeypatch.setattr(strips, "MIN_STRIP_ROWS", 2)
-    with Workspace(cached).activate(), recording() as launches:
-        module(torch.randn(batch, 24, *size).half())
+    with recording() as launches:
+        module(torch.randn(batch, 24, *size).half(), workspace=Workspace(cached))
     made = Counter(launch.kernel.fn.__name__ for launch in launches)
     assert made
     assert "mix_kernel" not in made or (made["mix_kernel"] > 1) == (cached < 1 << 20)

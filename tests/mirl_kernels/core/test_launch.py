@@ -41,8 +41,11 @@ class _Compiled:
         self.n_spills = self.spills
 
 
-def made(kernel):
-    launch(kernel, lambda sizes: (1024 // sizes["BLOCK_P"], 1, 1), torch.zeros(1), 3, ROWS=16, tiles=TILES)
+def made(kernel, workspace=None):
+    def grid(sizes):
+        return 1024 // sizes["BLOCK_P"], 1, 1
+
+    launch(workspace or Workspace(), kernel, grid, torch.zeros(1), 3, ROWS=16, tiles=TILES)
     return kernel.launched[-1]
 
 
@@ -67,7 +70,7 @@ def test_each_launch_takes_the_first_of_its_tiles_that_spills_nothing(monkeypatc
     monkeypatch.setattr(launches, "_spilled", {})
     kernel = Kernel(0, 8, 0)
     for order, nth in ((TILES, 0), (TILES[::-1], 2), (TILES[1:], 2)):
-        launch(kernel, lambda sizes: (1, 1, 1), torch.zeros(1), 3, ROWS=16, tiles=order)
+        launch(Workspace(), kernel, lambda sizes: (1, 1, 1), torch.zeros(1), 3, ROWS=16, tiles=order)
         assert kernel.launched[-1][1]["BLOCK_P"] == TILES[nth].sizes["BLOCK_P"]
     assert len(kernel.compiled) == len(set(kernel.compiled))
 
@@ -96,9 +99,9 @@ def test_a_tuner_finds_the_fastest_tile_that_spills_nothing(spills, times, nth, 
     assert [total for total, _ in timings] == [
         2 * t / 1e3 for t, spilt in zip(times, spills, strict=True) if not spilt
     ]
-    with Workspace(tiles=tuner.fastest).activate():
-        assert made(kernel)[1]["BLOCK_P"] == TILES[nth].sizes["BLOCK_P"]
-        assert made(kernel)[1]["num_warps"] == TILES[nth].warps
+    tuned = Workspace(tiles=tuner.fastest)
+    assert made(kernel, tuned)[1]["BLOCK_P"] == TILES[nth].sizes["BLOCK_P"]
+    assert made(kernel, tuned)[1]["num_warps"] == TILES[nth].warps
     assert made(kernel)[1]["num_warps"] == TILES[0].warps  # elsewhere nothing has changed
 
 
@@ -131,13 +134,20 @@ def test_a_tuned_tile_that_is_not_on_offer_is_ignored(monkeypatch):
     with tuner.activate():
         made(kernel)
     unknown = {compiled: Tile({"BLOCK_P": 32}, 2) for compiled in tuner.fastest}
-    with Workspace(tiles=unknown).activate():
-        assert made(kernel)[1]["BLOCK_P"] == 128
+    assert made(kernel, Workspace(tiles=unknown))[1]["BLOCK_P"] == 128
 
 
 def test_a_recorded_launch_has_the_other_tiles_as_alternatives():
     with recording() as recorded:
-        launch(Kernel(0, 0, 0), lambda sizes: (1024 // sizes["BLOCK_P"], 1, 1), 1, 2, ROWS=16, tiles=TILES)
+        launch(
+            Workspace(),
+            Kernel(0, 0, 0),
+            lambda sizes: (1024 // sizes["BLOCK_P"], 1, 1),
+            1,
+            2,
+            ROWS=16,
+            tiles=TILES,
+        )
     (first,) = recorded
     assert [one.tile for one in (first, *first.alternatives)] == TILES
     assert [one.grid[0] for one in (first, *first.alternatives)] == [8, 8, 16]

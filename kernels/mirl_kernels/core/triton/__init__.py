@@ -17,7 +17,7 @@ from mirl_kernels.core.triton.strips import (
 )
 from mirl_kernels.core.triton.tuner import Tile, Tuner, cheapest
 from mirl_kernels.core.triton.work import Work, count_work, counts_work_of, nbytes, touched_elements
-from mirl_kernels.core.triton.workspace import Workspace, current_workspace
+from mirl_kernels.core.triton.workspace import Workspace
 
 __all__ = [
     "HEIGHTS",
@@ -35,7 +35,6 @@ __all__ = [
     "cluster_rows",
     "count_work",
     "counts_work_of",
-    "current_workspace",
     "hidden_planes",
     "launch",
     "nbytes",

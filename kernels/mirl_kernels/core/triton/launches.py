@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mirl_kernels.core.triton.context import bound
 from mirl_kernels.core.triton.tuner import Tile, active_tuner, cheapest
-from mirl_kernels.core.triton.workspace import current_workspace
+from mirl_kernels.core.triton.workspace import Workspace
 from mirl_kernels.errors import BackendError
 
 Grid = Callable[[dict[str, int]], tuple[int, int, int]]  # made of a tile's sizes
@@ -58,13 +58,16 @@ def recording() -> Iterator[list[Launch]]:
         yield launches
 
 
-def launch(kernel: Any, grid: Grid, *arguments: Any, tiles: Sequence[Tile], **constants: Any) -> None:
+def launch(
+    workspace: Workspace, kernel: Any, grid: Grid, *arguments: Any, tiles: Sequence[Tile], **constants: Any
+) -> None:
     """Launch a Triton kernel on the current device.
 
     The tile is the one that the workspace names for this kernel. Without one, it is the first of ``tiles``
     that fits this GPU and spills no registers there, or the one that spills least.
 
     Args:
+        workspace: The workspace of the op.
         kernel: The kernel, as `triton.jit` returns it.
         grid: Returns the number of programs along three axes for the sizes of a tile.
         *arguments: The kernel's arguments, in its order.
@@ -81,7 +84,7 @@ def launch(kernel: Any, grid: Grid, *arguments: Any, tiles: Sequence[Tile], **co
     from triton.errors import TritonError
 
     key = call.key()
-    tile = current_workspace().tiles.get(key)
+    tile = workspace.tiles.get(key)
     try:
         if tuner := active_tuner():
             tuner.compare(key, (t for t in tiles if not call.spills(key, t)), call.run)

@@ -14,7 +14,7 @@ from mirl_kernels.core.triton.row_groups import HEIGHTS, RowGroups
 from mirl_kernels.core.triton.strips import PAD, Strip
 from mirl_kernels.core.triton.tuner import Tile
 from mirl_kernels.core.triton.work import Work, counts_work_of, nbytes
-from mirl_kernels.core.triton.workspace import current_workspace
+from mirl_kernels.core.triton.workspace import Workspace
 
 # 128 pixels where the registers suffice, 16 where AMD's scalar registers would not suffice for 32.
 PRODUCT_TILES = (
@@ -31,7 +31,7 @@ _NORM_START, _NORM_CHANNEL = 430, 5
 
 
 def product_grid(
-    pixels: int, batch: int, matrix: RowGroups, norm_channels: int = 0
+    pixels: int, batch: int, matrix: RowGroups, workspace: Workspace, norm_channels: int = 0
 ) -> Callable[[dict[str, int]], tuple[int, int, int]]:
     """Return the grid of a product: tiles of pixels, images, and shares of the row groups.
 
@@ -42,12 +42,12 @@ def product_grid(
         pixels: The pixels of an image.
         batch: The number of images.
         matrix: The matrix.
+        workspace: Describes the GPU.
         norm_channels: How many channels each program normalises first, or 0 for none.
     """
     cost = HEIGHTS[matrix.height]
     group_cost = cost.group + cost.column * len(matrix.column) / max(1, matrix.groups)
     norm_cost = norm_channels and _NORM_START + _NORM_CHANNEL * norm_channels
-    workspace = current_workspace()
 
     def grid(sizes: dict[str, int]) -> tuple[int, int, int]:
         tiles = triton.cdiv(pixels, sizes["BLOCK_P"])
@@ -217,6 +217,7 @@ def project(
     x: Tensor,
     y: Tensor,
     matrix: RowGroups,
+    workspace: Workspace,
     bias: Tensor | None = None,
     norm: bool = False,
     centred: bool = True,
@@ -228,6 +229,7 @@ def project(
         x: The input, (B, columns, H, W).
         y: The tensor to write to, (B, rows, H, W). With a ``strip``, the planes of `hidden_planes`.
         matrix: The matrix.
+        workspace: The workspace of the op.
         bias: (rows,) float32, or None.
         norm: Whether x is normalised over its channels first.
         centred: Whether the norm subtracts the mean.
@@ -240,8 +242,9 @@ def project(
     operands = x, y, matrix.start, matrix.column, matrix.value, matrix.row, matrix.total, bias
     strides = x.stride(0), y.stride(0), y.stride(1), plane
     launch(
+        workspace,
         pointwise_kernel,
-        product_grid(begin + count - first, batch, matrix, channels if norm else 0),
+        product_grid(begin + count - first, batch, matrix, workspace, channels if norm else 0),
         *operands,
         *strides,
         *(first, begin, count, width, channels, matrix.groups, EPS),

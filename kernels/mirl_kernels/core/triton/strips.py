@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mirl_kernels.core.triton.workspace import current_workspace
+from mirl_kernels.core.triton.workspace import Workspace
 
 PAD = 8  # zeros between two rows of hidden channels, so that every row starts where vectors may
 MAX_HIDDEN_BYTES = 1 << 30  # of a strip's hidden channels, where the cache is too small for any
@@ -26,20 +26,21 @@ class Strip(NamedTuple):
     rows: int
 
 
-def split_into_strips(x: Tensor, channels: int, dtype: torch.dtype) -> list[Strip]:
+def split_into_strips(x: Tensor, channels: int, dtype: torch.dtype, workspace: Workspace) -> list[Strip]:
     """Return the strips in which an image is to be worked on, one after the other.
 
-    The hidden channels of one strip stay in the cache of the current workspace's GPU. All strips but the last
+    The hidden channels of one strip stay in the cache of the GPU. All strips but the last
     have the same, even number of rows, so that vectors fit into their planes.
 
     Args:
         x: Images, (B, C, H, W).
         channels: The number of hidden channels.
         dtype: The type of the hidden channels.
+        workspace: Describes the GPU.
     """
     batch, _, height, width = x.shape
     row = max(1, batch * channels * (width + PAD) * dtype.itemsize)  # bytes of a row of hidden channels
-    rows = current_workspace().cached // row - 2
+    rows = workspace.cached // row - 2
     if rows < min(height + height % 2, MIN_STRIP_ROWS):
         rows = max(MIN_STRIP_ROWS, MAX_HIDDEN_BYTES // row - 2)
     count = -(-height // (rows - rows % 2))
@@ -47,7 +48,9 @@ def split_into_strips(x: Tensor, channels: int, dtype: torch.dtype) -> list[Stri
     return [Strip(first, min(rows, height - first)) for first in range(0, height, rows)]
 
 
-def hidden_planes(x: Tensor, channels: int, dtype: torch.dtype) -> tuple[Tensor, list[Strip]]:
+def hidden_planes(
+    x: Tensor, channels: int, dtype: torch.dtype, workspace: Workspace
+) -> tuple[Tensor, list[Strip]]:
     """Return memory for the hidden channels of one strip, and the strips, which all use the same memory.
 
     Pixel (i, j) of a strip is at ``(i + 1) * (W + PAD) + PAD + j`` of a plane. The row above the strip comes
@@ -58,15 +61,16 @@ def hidden_planes(x: Tensor, channels: int, dtype: torch.dtype) -> tuple[Tensor,
         x: Images, (B, C, H, W).
         channels: The number of hidden channels.
         dtype: The type of the hidden channels.
+        workspace: Keeps the memory.
 
     Returns:
         The planes, (B, channels, plane), and the strips of `split_into_strips`.
     """
-    batch, width, strips = len(x), x.shape[3], split_into_strips(x, channels, dtype)
+    batch, width, strips = len(x), x.shape[3], split_into_strips(x, channels, dtype, workspace)
     pitch = width + PAD
     rows = strips[0].rows + strips[0].rows % 2
     size = batch * channels * (rows + 2) * pitch
-    flat = current_workspace().tensor(
+    flat = workspace.tensor(
         (batch, width, dtype),  # images of one pitch have their zeros at the same places, whatever the strips
         lambda: torch.zeros(size + PAD, dtype=dtype, device=x.device),
         lambda tensor: len(tensor) >= size + PAD,

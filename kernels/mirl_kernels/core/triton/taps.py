@@ -17,7 +17,7 @@ from mirl_kernels.core.triton.product import place_in_plane
 from mirl_kernels.core.triton.strips import PAD, Strip
 from mirl_kernels.core.triton.tuner import Tile
 from mirl_kernels.core.triton.work import Work, counts_work_of, nbytes, touched_elements
-from mirl_kernels.core.triton.workspace import current_workspace
+from mirl_kernels.core.triton.workspace import Workspace
 
 STEP = 16  # hidden channels that a step multiplies on tensor cores
 # The most output channels of a program, the most sums of a program, and the numbers of pixels to choose from.
@@ -238,12 +238,15 @@ class Taps(nn.Module):
         self.register_buffer("weight", weight.contiguous())
         self.register_buffer("bias", bias)
 
-    def tables(self, width: int, plane: int, slots_before: int = 0) -> list[Tensor | None]:
+    def tables(
+        self, width: int, plane: int, workspace: Workspace, slots_before: int = 0
+    ) -> list[Tensor | None]:
         """Return the tables that the kernels take: most, offset, weight and bias.
 
         Args:
             width: The width of the images.
             plane: The elements of a plane of hidden channels.
+            workspace: Keeps the tables.
             slots_before: The planes of other channels in front of these.
         """
         state = [_state(t) for t in (self.slot, self.tap)]
@@ -254,7 +257,7 @@ class Taps(nn.Module):
             offsets.made_of = state  # type: ignore[attr-defined]
             return offsets
 
-        offsets = current_workspace().tensor(
+        offsets = workspace.tensor(
             (self, width, plane, slots_before),
             offset,
             lambda offsets: offsets.made_of == state,  # type: ignore[attr-defined]
@@ -283,6 +286,7 @@ def mix(
     y: Tensor,
     gate: bool,
     strip: Strip,
+    workspace: Workspace,
     slots_before: int = 0,
 ) -> None:
     """Compute y = x + weight^T @ v (+ bias) at the pixels of a strip, with v as in `mix_kernel`.
@@ -296,19 +300,20 @@ def mix(
         y: The tensor to write to, (B, C, H, W).
         gate: Whether the halves of the channels are gated.
         strip: The strip of x and y.
+        workspace: The workspace of the op.
         slots_before: The planes of other channels in front of those of the taps.
     """
     batch, channels, height, width = x.shape
     x, y = (t[:, :, strip.first : strip.first + strip.rows] for t in (x, y))
     block = min(_CHANNELS, max(16, triton.next_power_of_2(channels)))
     blocks, pixels = triton.cdiv(channels, block), strip.rows * width
-    workspace = current_workspace()
     sizes = [p for p in _PIXELS if p * block <= _SUMS]
     sizes.sort(key=lambda p: workspace.waves(triton.cdiv(pixels, p) * batch * blocks) * (p + _STEP_PIXELS))
-    operands = hidden, *taps.tables(width, hidden.stride(1), slots_before), weight, bias, x, y
+    operands = hidden, *taps.tables(width, hidden.stride(1), workspace, slots_before), weight, bias, x, y
     strides = hidden.stride(0), weight.stride(0) if weight.ndim == 3 else 0, x.stride(0), y.stride(0)
     padded = len(taps.slot) // (2 if gate else 1)
     launch(
+        workspace,
         mix_kernel,
         lambda sizes: (triton.cdiv(pixels, sizes["BLOCK_P"]), batch, blocks),
         *operands,

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
-from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
 
-from mirl_kernels.core.triton.context import bound
 from mirl_kernels.core.triton.tuner import Tile
 
 
@@ -30,10 +27,6 @@ class Workspace:
     processors: int = 108
     tiles: Mapping[str, Tile] = field(default_factory=dict)
     tensors: dict[Any, Tensor] = field(default_factory=dict)
-
-    def activate(self) -> AbstractContextManager[None]:
-        """Make this the workspace of the ops that are called inside the `with` block."""
-        return bound(_active, self)
 
     def waves(self, programs: int) -> int:
         """Return how many of so many programs the busiest processor runs.
@@ -58,11 +51,3 @@ class Workspace:
         if key not in self.tensors:
             self.tensors[key] = make()
         return self.tensors[key]
-
-
-_active: ContextVar[Workspace | None] = ContextVar("workspace", default=None)
-
-
-def current_workspace() -> Workspace:
-    """Return the active workspace, or a new one with default figures, which nothing is shared through."""
-    return _active.get() or Workspace()

@@ -14,6 +14,7 @@ from mirl_kernels.core.triton import (
     Launch,
     Packed,
     Work,
+    Workspace,
     counts_work_of,
     launch,
     nbytes,
@@ -196,7 +197,13 @@ class TritonConv(Packed):
             raise ValueError(f"the result is {height}x{width}; expected even sides to make channels of")
         return channels * 4, height // 2, width // 2
 
-    def forward(self, x: Tensor, y: Tensor | None = None, residual: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        y: Tensor | None = None,
+        workspace: Workspace | None = None,
+        residual: Tensor | None = None,
+    ) -> Tensor:
         """Return the shuffled convolution of x, plus the residual.
 
         x, y and residual may also be float32, whatever the weights are.
@@ -204,6 +211,7 @@ class TritonConv(Packed):
         Args:
             x: (B, C, H, W).
             y: The tensor to write to, or None for a new one.
+            workspace: What it shares with other ops; by default a workspace of its own.
             residual: A tensor of y's shape, or None.
 
         Raises:
@@ -215,9 +223,11 @@ class TritonConv(Packed):
         matrix = self.matrix
         columns = matrix.start, self.channel, self.down, self.right
         batch_strides = x.stride(0), y.stride(0), 0 if residual is None else residual.stride(0)
+        workspace = workspace or Workspace()
         launch(
+            workspace,
             conv_kernel,
-            product_grid(height * width, len(x), matrix),
+            product_grid(height * width, len(x), matrix, workspace),
             *(x, y, *columns, matrix.value, matrix.row, self.bias, residual),
             *batch_strides,
             *(*x.shape[2:], height, width, *self.stride, matrix.groups),

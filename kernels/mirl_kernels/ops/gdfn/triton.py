@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mirl_kernels.core.triton import Packed, hidden_planes, pack_row_groups
+from mirl_kernels.core.triton import Packed, Workspace, hidden_planes, pack_row_groups
 from mirl_kernels.core.triton.product import project
 from mirl_kernels.core.triton.taps import Taps, mix
 from mirl_kernels.ops.gdfn import ordered_pairs
@@ -59,17 +59,19 @@ class TritonGDFN(Packed):
         self.register_buffer("weight", out[:, live].T.contiguous().to(dtype))
         self.register_buffer("bias", None if biases[2] is None else biases[2].detach().float())
 
-    def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, y: Tensor | None = None, workspace: Workspace | None = None) -> Tensor:
         """Return x plus the GDFN of x.
 
         Args:
             x: (B, C, H, W) of ``dtype``.
             y: The tensor to write to, which must not be x, or None for a new one.
+            workspace: What it shares with other ops; by default a workspace of its own.
         """
         y = self.checked_output(x, self.weight.shape[1], y, x.shape)
-        pairs, strips = hidden_planes(x, len(self.offset), self.dtype)
+        workspace = workspace or Workspace()
+        pairs, strips = hidden_planes(x, len(self.offset), self.dtype, workspace)
         for strip in strips:
             if len(self.offset):
-                project(x, pairs, self.project_in, self.offset, norm=True, centred=self.centred, strip=strip)
-            mix(pairs, self.taps, self.weight, self.bias, x, y, gate=True, strip=strip)
+                project(x, pairs, self.project_in, workspace, self.offset, True, self.centred, strip)
+            mix(pairs, self.taps, self.weight, self.bias, x, y, True, strip, workspace)
         return y

@@ -24,8 +24,8 @@ from mirl_kernels.core.triton import (
     Strip,
     Tile,
     Work,
+    Workspace,
     counts_work_of,
-    current_workspace,
     hidden_planes,
     launch,
     nbytes,
@@ -348,43 +348,54 @@ class TritonMDTA(Packed):
         self.register_buffer("order", order.int())
         self.v_taps = _rows_of(slot, taps, tap_bias, v + 2 * self.channels)
 
-    def forward(self, x: Tensor, y: Tensor | None = None, shares: int = 0) -> Tensor:
+    def forward(
+        self, x: Tensor, y: Tensor | None = None, workspace: Workspace | None = None, shares: int = 0
+    ) -> Tensor:
         """Return x plus the MDTA of x.
 
         Args:
             x: (B, C, H, W) of ``dtype``.
             y: The tensor to write to, which must not be x, or None for a new one.
+            workspace: What it shares with other ops; by default a workspace of its own.
             shares: In how many parts Gram matrices are summed up; 0 for as many as there are processors for.
         """
         y = self.checked_output(x, self.channels, y, x.shape)
-        qk, qkv = self.qk_count, len(self.offset)
+        qk, qkv, workspace = self.qk_count, len(self.offset), workspace or Workspace()
         # If one strip has room for q, k and v, they are computed in one pass.
-        one_pass = all(len(split_into_strips(x, n, self.dtype)) == 1 for n in (qk, qkv))
-        planes, strips = hidden_planes(x, qkv if one_pass else qk, self.dtype)
-        sums = self._sums(x, strips[0].rows * x.shape[3], shares)
+        one_pass = all(len(split_into_strips(x, n, self.dtype, workspace)) == 1 for n in (qk, qkv))
+        planes, strips = hidden_planes(x, qkv if one_pass else qk, self.dtype, workspace)
+        sums = self._sums(x, strips[0].rows * x.shape[3], shares, workspace)
         for strip in strips:
             if one_pass:
-                self._project(x, planes, self.qkv, self.offset, strip)
+                self._project(x, planes, self.qkv, self.offset, strip, workspace)
             else:
-                self._project(x, planes, self.qk, self.offset[:qk], strip)
-            self._add_gram(planes, x.shape[3], sums, strip)
-        weight = self._compose(x, sums)
+                self._project(x, planes, self.qk, self.offset[:qk], strip, workspace)
+            self._add_gram(planes, x.shape[3], sums, strip, workspace)
+        weight = self._compose(x, sums, workspace)
         if one_pass:
-            mix(planes, self.v_taps, weight, self.bias, x, y, gate=False, strip=strips[0], slots_before=qk)
+            mix(planes, self.v_taps, weight, self.bias, x, y, False, strips[0], workspace, slots_before=qk)
             return y
-        planes, strips = hidden_planes(x, qkv - qk, self.dtype)
+        planes, strips = hidden_planes(x, qkv - qk, self.dtype, workspace)
         for strip in strips:
-            self._project(x, planes, self.v, self.offset[qk:], strip)
-            mix(planes, self.v_taps, weight, self.bias, x, y, gate=False, strip=strip)
+            self._project(x, planes, self.v, self.offset[qk:], strip, workspace)
+            mix(planes, self.v_taps, weight, self.bias, x, y, False, strip, workspace)
         return y
 
-    def _project(self, x: Tensor, planes: Tensor, matrix: RowGroups, offset: Tensor, strip: Strip) -> None:
+    def _project(
+        self,
+        x: Tensor,
+        planes: Tensor,
+        matrix: RowGroups,
+        offset: Tensor,
+        strip: Strip,
+        workspace: Workspace,
+    ) -> None:
         if len(offset):
-            project(x, planes, matrix, offset, norm=True, centred=self.centred, strip=strip)
+            project(x, planes, matrix, workspace, offset, True, self.centred, strip)
 
-    def _sums(self, x: Tensor, pixels: int, shares: int) -> _Sums:
+    def _sums(self, x: Tensor, pixels: int, shares: int, workspace: Workspace) -> _Sums:
         """Return memory for the sums over strips of so many pixels."""
-        workspace, (q_blocks, k_blocks) = current_workspace(), self.blocks
+        q_blocks, k_blocks = self.blocks
         images, n, m = len(x) * self.heads, q_blocks * self.block, k_blocks * self.block
         shares = shares or max(1, workspace.processors // (images * q_blocks * k_blocks))
         span = triton.cdiv(pixels, _PIXELS * shares) * _PIXELS
@@ -397,14 +408,15 @@ class TritonMDTA(Packed):
         )
         return _Sums(flat[: shares * size].view(shares, size), images, n, m, span)
 
-    def _add_gram(self, planes: Tensor, width: int, sums: _Sums, strip: Strip) -> None:
+    def _add_gram(self, planes: Tensor, width: int, sums: _Sums, strip: Strip, workspace: Workspace) -> None:
         """Add the sums of one strip."""
         (shares, size), (q_blocks, k_blocks) = sums.tensor.shape, self.blocks
         tiles = (_PIXELS, 8), (_PIXELS, 16), (_PIXELS // 2, 8)
         launch(
+            workspace,
             gram_kernel,
             lambda sizes: (shares, sums.images, q_blocks * k_blocks),
-            *(planes, *self.qk_taps.tables(width, planes.stride(1)), sums.tensor, size),
+            *(planes, *self.qk_taps.tables(width, planes.stride(1), workspace), sums.tensor, size),
             *(planes.stride(0), strip.rows * width, width, self.heads, q_blocks, k_blocks, sums.span),
             FIRST=strip.first == 0,
             TAP_BIAS=self.qk_taps.bias is not None,
@@ -414,11 +426,12 @@ class TritonMDTA(Packed):
             tiles=[Tile({"BLOCK_P": pixels}, warps) for pixels, warps in tiles],
         )
 
-    def _compose(self, x: Tensor, sums: _Sums) -> Tensor:
+    def _compose(self, x: Tensor, sums: _Sums, workspace: Workspace) -> Tensor:
         """Return the attention composed with project_out, (B, count, C)."""
         (shares, size), channels = sums.tensor.shape, x.shape[1]
         total = torch.empty(size, dtype=torch.float32, device=x.device)
         launch(
+            workspace,
             sum_kernel,
             lambda sizes: (triton.cdiv(size, sizes["BLOCK"]), 1, 1),
             *(sums.tensor, total, shares, size),
@@ -428,6 +441,7 @@ class TritonMDTA(Packed):
         weight = x.new_empty(len(x), self.v_count, channels)
         block = max(16, triton.next_power_of_2(channels // self.heads))
         launch(
+            workspace,
             compose_kernel,
             lambda sizes: (sums.images, triton.cdiv(channels, sizes["BLOCK_O"]), 1),
             *(total, self.place, self.temperature, self.project_out, weight, self.order),

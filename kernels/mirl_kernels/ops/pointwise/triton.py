@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mirl_kernels.core.triton import Packed, pack_row_groups
+from mirl_kernels.core.triton import Packed, Workspace, pack_row_groups
 from mirl_kernels.core.triton.product import project
 
 
@@ -27,13 +27,14 @@ class TritonPointwise(Packed):
         self.matrix = pack_row_groups(weight.detach().flatten(1), dtype)
         self.register_buffer("bias", None if bias is None else bias.detach().float())
 
-    def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, y: Tensor | None = None, workspace: Workspace | None = None) -> Tensor:
         """Return the convolution of x.
 
         Args:
             x: (B, C, H, W) of ``dtype``.
             y: The tensor to write to, (B, O, H, W), or None for a new one.
+            workspace: What it shares with other ops; by default a workspace of its own.
         """
         y = self.checked_output(x, self.matrix.columns, y, (len(x), self.matrix.rows, *x.shape[2:]))
-        project(x, y, self.matrix, bias=self.bias)
+        project(x, y, self.matrix, workspace or Workspace(), self.bias)
         return y

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mirl_kernels.core.triton import Launch, Packed, Tile, Work, counts_work_of, launch, nbytes
+from mirl_kernels.core.triton import Launch, Packed, Tile, Work, Workspace, counts_work_of, launch, nbytes
 from mirl_kernels.ops.conv.triton import TritonConv
 
 
@@ -137,18 +137,21 @@ class TritonPrompt(Packed):
         self.register_buffer("prompts", prompt_param.detach()[0].float().contiguous())
         self.conv = TritonConv(conv3x3, dtype=dtype)
 
-    def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, y: Tensor | None = None, workspace: Workspace | None = None) -> Tensor:
         """Return the prompt for the features x.
 
         Args:
             x: (B, C, H, W) of ``dtype``.
             y: The tensor to write to, (B, P, H, W), or None for a new one.
+            workspace: What it shares with other ops; by default a workspace of its own.
         """
+        workspace = workspace or Workspace()
         batch, channels, height, width = x.shape
         count, planes, size, _ = self.prompts.shape
         y = self.checked_output(x, self.linear.shape[1], y, (batch, planes, height, width))
         mean = torch.empty(batch, channels, dtype=torch.float32, device=x.device)
         launch(
+            workspace,
             mean_kernel,
             lambda sizes: (channels, batch, 1),
             *(x, mean, x.stride(0), height * width),
@@ -156,6 +159,7 @@ class TritonPrompt(Packed):
         )
         mixed = x.new_empty(batch, planes, height, width)
         launch(
+            workspace,
             mixture_kernel,
             lambda sizes: (triton.cdiv(height * width, sizes["BLOCK_P"]), planes, batch),
             *(mean, self.linear, self.linear_bias, self.prompts, mixed, mixed.stride(0)),
@@ -164,4 +168,4 @@ class TritonPrompt(Packed):
             BLOCK_C=64,
             tiles=[Tile({"BLOCK_P": 256}, 4)],
         )
-        return self.conv(mixed, y)
+        return self.conv(mixed, y, workspace)
