@@ -57,6 +57,9 @@ def convert(source: str | Path, target: str | Path, weights: str = Weights.AUTO)
         >>> report.statistics["density"] < 0.11
         True
     """
+    if not isinstance(source, (str, Path)):
+        kind = type(source).__name__
+        raise UserError(f"source is {kind}; expected a file (give a network to mirl_sparse.sparsify)")
     source, target = Path(source), Path(target)
     if is_ticket(source):
         dense, what = read_ticket(source)[0], "ticket"

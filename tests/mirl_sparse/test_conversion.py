@@ -28,6 +28,11 @@ def test_any_size_equals_the_dense_network(network, size, batch):
     assert torch.equal(restorer(x), actual)  # deterministic
 
 
+def test_a_network_is_sent_to_sparsify(network, tmp_path):
+    with pytest.raises(UserError, match=r"source is PromptIR; .*mirl_sparse\.sparsify"):
+        convert(network, tmp_path / "t.safetensors")
+
+
 def test_convert_writes_what_restores_alike(network_of_any_resolution, checkpoint, tmp_path):
     report = convert(checkpoint, tmp_path / "t.safetensors")
     assert report.removed > 0
