@@ -1,4 +1,4 @@
-"""What a PNG says of its colours goes into formats that hold nothing but profiles."""
+"""Test that the colours that a PNG states become a profile in other formats."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What belongs to a TIFF is kept, whoever decodes its pixels."""
+"""Test that a TIFF keeps its levels, transparency and metadata, whoever decodes its pixels."""
 
 from __future__ import annotations
 
