@@ -1,7 +1,7 @@
 """Compare a CPU op with its definition in float64, on random sparse weights and random images."""
 
 import torch
-from hypothesis import settings
+from examples import examples
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -12,7 +12,7 @@ TOLERANCE = 5e-6  # of float32, relative to the largest result, where the layer 
 densities = st.sampled_from([0.0, -1.0, 0.02, 0.1, 0.5, 1.0])  # -1: a single weight
 sides = st.integers(1, 40)
 seeds = st.integers(0, 2**31)
-cases = settings(max_examples=60)
+cases = examples(60)
 shapes = st.one_of(
     st.tuples(sides, sides), st.tuples(st.integers(1, 6), st.integers(41, 300))
 )  # (height, width)

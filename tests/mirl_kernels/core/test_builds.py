@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from examples import SHARE
 
 from mirl_kernels.core import cpu
 from mirl_kernels.core.roofline import Machine, measure
@@ -22,22 +23,18 @@ def _supported(isa: str) -> bool:
     return True
 
 
+_QUICK = [("avx512", "4096", 0.2), ("avx2", "1000000", 0.2), ("portable", "4096", 0.2)]
+_ALL = [(isa, cache, 1.0) for isa in ("avx512", "avx2", "portable") for cache in ("4096", "1000000")]
+
+
 @pytest.mark.parametrize(
-    ("isa", "cache"),
-    [
-        ("avx512", "4096"),
-        ("avx2", "1000000"),
-        ("portable", "4096"),
-        pytest.param("avx512", "1000000", marks=pytest.mark.slow),
-        pytest.param("avx2", "4096", marks=pytest.mark.slow),
-        pytest.param("portable", "1000000", marks=pytest.mark.slow),
-    ],
+    ("isa", "cache", "share"), [*_QUICK, *(pytest.param(*each, marks=pytest.mark.slow) for each in _ALL)]
 )
-def test_every_build_passes_the_ops_tests(isa, cache):
+def test_every_build_passes_the_ops_tests(isa, cache, share):
     if not _supported(isa):
         assert isa != "portable"
         pytest.skip(f"this processor has no {isa}")
-    env = {**os.environ, "MIRL_CPU_ISA": isa, "MIRL_L2_BYTES": cache}
+    env = {**os.environ, "MIRL_CPU_ISA": isa, "MIRL_L2_BYTES": cache, SHARE: str(share)}
     tests = Path(__file__).parents[1] / "ops"
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", str(tests), "-p", "no:cacheprovider"],

@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
@@ -24,7 +25,7 @@ TOLERANCE = 1e-4  # of each gradient, relative to its largest value
 # The same where float32 itself loses digits. The largest error of 50,000 gradients of MDTA on images of up to
 # 3x3 pixels, where q and k are shortest, was 3.6e-4.
 LARGEST_TOLERANCE = 1e-3
-CASES = settings(max_examples=250)
+CASES = examples(250)
 
 densities = st.sampled_from([0.0, 0.03, 0.1, 0.3, 0.7, 1.0])
 sides = st.integers(1, 24)
@@ -174,7 +175,7 @@ def test_mdta_has_the_gradients_of_its_definition(seed, batches, heads, per_head
 
 # These layers are wider than the first-level cache's panel. They have so few pixels that panels are kept
 # instead of every task's gradients.
-WIDE = settings(max_examples=30)
+WIDE = examples(30)
 few_pixels = st.sampled_from([(2, 3), (5, 7), (8, 8), (3, 41), (16, 16)])
 dense = st.sampled_from([0.1, 0.7, 1.0])
 

@@ -13,18 +13,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from preloaded import mirl
 from typer.main import get_command
 
 from mirl_kernels.core import cpu
 from mirl_sparse.cli import app as cli
 from mirl_sparse.photos import Photo, read_photo, write_photo
 from mirl_sparse.tickets.file import write_ticket
-
-
-def mirl(*arguments, cwd) -> subprocess.CompletedProcess[str]:
-    code = "from mirl_sparse.cli.app import main; main()"
-    command = [sys.executable, "-c", code, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=300)
 
 
 def imported_after(code: str, modules: tuple[str, ...], cwd) -> set[str]:

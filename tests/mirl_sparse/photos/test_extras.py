@@ -124,7 +124,7 @@ def whole(kind: bytes, data: bytes) -> bytes:
 
 def raw_profile(kind: str, data: bytes) -> bytes:
     """A profile as ImageMagick stores it."""
-    digits = "\n".join(data.hex()[i : i + 72] for i in range(0, 2 * len(data), 72))
+    digits = "\n".join(data[i : i + 36].hex() for i in range(0, len(data), 36))
     text = f"\n{kind}\n{len(data):8d}\n{digits}\n".encode()
     return whole(b"zTXt", b"Raw profile type " + kind.encode() + b"\0\0" + zlib.compress(text))
 

@@ -107,7 +107,11 @@ def losses(folder):
 
 @pytest.mark.parametrize(
     ("engine", "pruning", "apart"),
-    [("fused", {}, 2), ("reference", {}, 2), ("fused", {"criterion": "latency", "speedup": 1.3}, 100)],
+    [
+        ("fused", {}, 2),
+        pytest.param("reference", {}, 2, marks=pytest.mark.slow),
+        ("fused", {"criterion": "latency", "speedup": 1.3}, 100),
+    ],
 )
 def test_two_processes_train_what_one_does(photos, tmp_path, engine, pruning, apart, prices):
     training = {"steps": 6, "batch_size": 4, "validate_every": 2, "accumulate": 2}
@@ -129,7 +133,7 @@ def test_two_processes_train_what_one_does(photos, tmp_path, engine, pruning, ap
         torch.testing.assert_close(two, weight, rtol=0, atol=0.05 * moved + 1e-6, msg=name)
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_killed_process_is_started_again_and_all_end_the_same(photos, tmp_path, rank):
     training = {"steps": 40, "batch_size": 2, "save_every": 1, "validate_every": 4}
     config = write_config(tmp_path / "c.yaml", training=training, pruning={"rounds": 1})
