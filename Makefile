@@ -7,7 +7,7 @@ SOURCES := pyproject.toml constraints.txt kernels/CMakeLists.txt $(shell find ke
 # Tests run in as many processes as there are processors, but no more than eight: each takes about a gigabyte.
 PYTEST := $(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist worksteal
 
-.PHONY: demo test test-all test-gpu check docs bench bench-quick bench-check
+.PHONY: demo test test-all test-gpu check docs bench bench-quick bench-check bench-gpu
 
 # What the demo needs, and what development needs beside that.
 $(VENV)/.demo: $(SOURCES)
@@ -34,8 +34,12 @@ test-all: $(VENV)/.installed
 	$(BIN)/python -m pytest -q -m quiet --ignore=tests/triton
 	TRITON_INTERPRET=1 $(PYTEST) -m 'not gpu' tests/triton
 
-test-gpu: $(VENV)/.installed
-	$(BIN)/python -m pytest -q -m gpu tests/triton
+# On a machine with a GPU: what is installed there is used as it is.
+test-gpu:
+	PYTHONPATH=.:kernels:training:tests/helpers $(PYTHON) -m pytest -q -m gpu tests/triton
+
+bench-gpu:
+	PYTHONPATH=.:kernels $(PYTHON) -m benchmarks.gpu
 
 check: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -89,4 +89,6 @@ def _lacks_memory(error: Exception) -> bool:
     """Return whether Python, PyTorch on a GPU, or PyTorch on the processor says that memory ran out."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
-    return "can't allocate memory" in str(error)
+    return any(
+        words in str(error).lower() for words in ("can't allocate memory", "out of memory", "alloc_failed")
+    )

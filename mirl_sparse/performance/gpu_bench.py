@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+import warnings
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import asdict, dataclass
@@ -25,11 +26,12 @@ from mirl_sparse.runtime.restorer import SparseRestorer
 from mirl_sparse.runtime.tuning import Tuning
 
 SPARSE = "sparse triton"
-_TOLERANCE = 2e-2  # of float16, as `comparison.TOLERANCE`
+TOLERANCE = 2e-2  # of float16, as `comparison.TOLERANCE`
 # How drivers name the GPUs of `mirl_kernels.core.triton.model.GPUS`.
-_NAMES = {
+NAMES = {
     "A100 40GB": r"A100-\w+-40GB",
     "H100 SXM": r"H100 80GB HBM3",
+    "H200": r"H200",
     "RTX 4090": r"RTX 4090$",
     "L4": r"\bL4$",
     "MI300X": r"MI300X",
@@ -132,7 +134,7 @@ def bench_on_gpu(
     return _bench(network, image, runs, compile, torch.device("cuda"), tuning)
 
 
-class _Events(Turns):
+class EventTurns(Turns):
     """Time contenders by the GPU's own clock, between two events in the stream of its work."""
 
     settling = 2  # a CUDA graph is recorded by the second call, or by the one after
@@ -142,6 +144,7 @@ class _Events(Turns):
         self._device = device
 
     def seconds(self, call: Call, repeats: int = 1) -> float:
+        """Return how many seconds the GPU works on ``repeats`` calls together."""
         if self._device.type != "cuda":  # the interpreter
             return super().seconds(call, repeats)
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -164,10 +167,10 @@ def _bench(
 ) -> GpuBenchResult:
     right = expected(network, image).to(device)
     network, image = deepcopy(network).to(device), image.to(device)
-    turns = _Events(device)
+    turns = EventTurns(device)
     _admit_dense(turns, network, image, right, compile)
     restorer = SparseRestorer(network, BackendName.TRITON, tuning=tuning)
-    turns.admit(SPARSE, partial(partial, restorer, image), right, _TOLERANCE)
+    turns.admit(SPARSE, partial(partial, restorer, image), right, TOLERANCE)
     if SPARSE not in turns.times:
         raise UserError(f"{SPARSE} {turns.left_out[SPARSE]}, so nothing is timed")
     for _ in range(runs):
@@ -188,7 +191,7 @@ def _admit_dense(turns: Turns, network: PromptIR, image: Tensor, right: Tensor, 
         if peer.kind is Kind.COMPILED and not compile:
             continue
         try:
-            turns.admit(name, partial(peer, network, image), right, _TOLERANCE)
+            turns.admit(name, partial(peer, network, image), right, TOLERANCE)
         except Exception as error:  # where there is no compiler or no memory, PyTorch raises nearly anything
             turns.left_out[name] = f"{type(error).__name__}: {error}".splitlines()[0]
     if not turns.times:
@@ -216,5 +219,15 @@ def _gpu(device: torch.device, busy: Call) -> tuple[str, str]:
 
 
 def _predicted(network: PromptIR, image: Tensor, gpu: str) -> Prediction | None:
-    known = next((name for name, pattern in _NAMES.items() if re.search(pattern, gpu)), None)
-    return predict(network, (image.shape[0], *image.shape[2:]), gpus=[known])[0] if known else None
+    known = next((name for name, pattern in NAMES.items() if re.search(pattern, gpu)), None)
+    if known is None:
+        return None
+    try:
+        return predict(network, (image.shape[0], *image.shape[2:]), gpus=[known])[0]
+    except (
+        Exception
+    ) as error:  # it compiles for the GPU, which may fail in any way; the times must not be lost
+        warnings.warn(
+            f"no prediction for {known}: {type(error).__name__}: {error}".splitlines()[0], stacklevel=2
+        )
+        return None

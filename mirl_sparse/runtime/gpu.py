@@ -5,6 +5,7 @@ Where TRITON_INTERPRET=1 is set, the kernels run in Triton's interpreter, on the
 
 from __future__ import annotations
 
+import gc
 import math
 import os
 import threading
@@ -20,6 +21,7 @@ from mirl_kernels.errors import BackendError
 _REPEATS = 8  # calls in one measurement
 _MEASUREMENTS = 4
 _MIN_CAPABILITY = 8, 0
+_NO_MEMORY = "out of memory", "alloc_failed"  # in what drivers and libraries say
 _CAPTURE_LOCK = threading.Lock()  # one thread of the process captures a graph at a time, on whatever GPU
 
 
@@ -59,13 +61,43 @@ def capturing(graph: torch.cuda.CUDAGraph) -> Iterator[None]:
     """Record what is launched in the context into ``graph``, on a new stream of the current device.
 
     Other threads may allocate memory meanwhile. The stream is new because the one that PyTorch chooses by
-    itself belongs to the device that captured first.
+    itself belongs to the device that captured first. No garbage is collected meanwhile: it may hold another
+    graph, and freeing that would break the capture.
     """
     with (
         _CAPTURE_LOCK,
+        _without_collection(),
         torch.cuda.graph(graph, stream=torch.cuda.Stream(), capture_error_mode="thread_local"),
     ):
         yield
+
+
+@contextmanager
+def _without_collection() -> Iterator[None]:
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error, or one that it hides, says that a GPU has not enough memory.
+
+    Only PyTorch's allocator raises OutOfMemoryError. The driver, cuBLAS, cuDNN and Triton raise a
+    RuntimeError, and the end of a broken capture raises another one over it.
+    """
+    seen: set[int] = set()
+    cause: BaseException | None = error
+    while cause is not None and id(cause) not in seen:
+        text = str(cause).lower()
+        if isinstance(cause, torch.cuda.OutOfMemoryError) or any(words in text for words in _NO_MEMORY):
+            return True
+        seen.add(id(cause))
+        cause = cause.__cause__ or cause.__context__
+    return False
 
 
 def seconds(call: Callable[[], Any], replayed: bool = True) -> float:
@@ -104,6 +136,8 @@ def seconds(call: Callable[[], Any], replayed: bool = True) -> float:
             end.record()
             end.synchronize()
             measured.append(float(start.elapsed_time(end)) / 1e3 / _REPEATS)
-    except torch.cuda.OutOfMemoryError:
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
         return math.inf
     return min(measured)

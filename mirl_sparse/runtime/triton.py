@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+import warnings
 from collections import OrderedDict
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -15,7 +16,7 @@ from torch import Tensor
 from mirl_kernels.core.triton import MAX_HIDDEN_BYTES, Tile, Tuner, Workspace
 from mirl_kernels.errors import BackendError
 from mirl_sparse.architectures.promptir.network import PromptIR
-from mirl_sparse.runtime.gpu import capturing, check_gpu, interpreting, seconds
+from mirl_sparse.runtime.gpu import capturing, check_gpu, interpreting, is_out_of_memory, seconds
 from mirl_sparse.runtime.triton_network import HIDDEN_RATIO, PRECISIONS, PackedNetwork, workspace
 from mirl_sparse.runtime.tuning import Tuning
 
@@ -38,11 +39,13 @@ class _SizeCache:
 class TritonEngine:
     """Run a PromptIR that is packed for the Triton kernels, between float32 images.
 
-    Without a tuning, the first image takes longer: on a GPU, each step is timed against PyTorch's dense
+    Features of float16 that exceed 65,504 become 65,504; if this happens in the first image, a warning says
+    so. Without a tuning, the first image takes longer: on a GPU, each step is timed against PyTorch's dense
     operators, and the faster one is used from then on. So another process may round differently. Nothing is
     timed in float32, where PyTorch's convolutions have fewer digits (TF32). The launches for an image size
     are recorded as a CUDA graph when the size comes for the second time. Several threads may call an engine,
-    on streams of their own: each stream has buffers of its own.
+    on streams of their own: each stream has buffers of its own. A caller may record a graph of a call after
+    one call with the same size.
 
     Args:
         network: The network; its weights are packed at once, and stay on their device. Later changes of them
@@ -71,6 +74,7 @@ class TritonEngine:
         self._sizes: OrderedDict[_Key, _SizeCache] = OrderedDict()
         self._tiles: Mapping[str, Tile] = tuning.tiles if tuning else {}
         self._dense: frozenset[str] | None = None  # None until the steps were timed
+        self._is_checked = False  # whether an image has shown that the precision suffices
         if tuning:
             self._choose(tuning.dense)
         self._program.to(self.device)
@@ -128,10 +132,12 @@ class TritonEngine:
                 f"input is {image.shape[2]}x{image.shape[3]}; expected multiples of {self.multiple}"
             )
         if self.device.type != "cuda":
-            return self._program(image.contiguous(), self._workspace(), self._dense or ())
+            return self._run(image.contiguous(), self._workspace(), self._dense or frozenset())
         # Tensors made in inference mode could not be written to outside of it.
         with self._lock, torch.cuda.device(self.device), torch.inference_mode(False), torch.no_grad():
-            return self._restore_on_gpu(image.contiguous())
+            image = image.contiguous()
+            # Kernels are compiled for addresses that are multiples of 16, as those of new tensors are.
+            return self._restore_on_gpu(image if image.data_ptr() % 16 == 0 else image.clone())
 
     @torch.no_grad()
     def tune(self, image: Tensor, budget: float) -> Tuning:
@@ -180,7 +186,7 @@ class TritonEngine:
         if dense is None:
             dense = self._choose(self._dense_where_faster(image, cache.workspace))
         if known is None:  # this run compiles; one image alone is not worth a graph
-            return self._program(image, cache.workspace, dense)
+            return self._run(image, cache.workspace, dense)
         if cache.graph is None and cache.room:
             self._record(cache, image, dense)
         if cache.graph is None:
@@ -190,6 +196,22 @@ class TritonEngine:
         cache.graph.replay()
         return cache.y.clone()
 
+    def _run(self, image: Tensor, workspace: Workspace, dense: frozenset[str]) -> Tensor:
+        """Restore an image; the first one tells whether the precision holds the network's features."""
+        if self._is_checked:
+            return self._program(image, workspace, dense)
+        overflowing: list[str] = []
+        result = self._program(image, workspace, dense, overflowing)
+        self._is_checked = True
+        if overflowing:
+            kind = str(self._dtype).removeprefix("torch.")
+            warnings.warn(
+                f"features exceed what {kind} holds ({torch.finfo(self._dtype).max:g}) in {len(overflowing)}"
+                f" steps, first in {overflowing[0]}; the result may be wrong: use the precision bfloat16",
+                stacklevel=2,
+            )
+        return result
+
     def _record(self, cache: _SizeCache, image: Tensor, dense: frozenset[str]) -> None:
         """Record the launches for an image of this size as a graph, if there is memory for it."""
         cache.x, graph = image.clone(), torch.cuda.CUDAGraph()
@@ -197,5 +219,7 @@ class TritonEngine:
             with capturing(graph):
                 cache.y = self._program(cache.x, cache.workspace, dense)
             cache.graph = graph
-        except torch.cuda.OutOfMemoryError:
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
             cache.x, cache.room = None, False

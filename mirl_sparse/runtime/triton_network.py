@@ -132,22 +132,32 @@ class PackedNetwork:
         for op in self.dense.values():
             op.to(device)
 
-    def __call__(self, image: Tensor, workspace: Workspace, dense: Container[str] = ()) -> Tensor:
+    def __call__(
+        self,
+        image: Tensor,
+        workspace: Workspace,
+        dense: Container[str] = (),
+        overflowing: list[str] | None = None,
+    ) -> Tensor:
         """Restore an image.
 
         Args:
             image: (B, 3, H, W) float32, H and W multiples of the network's ``config.multiple``.
             workspace: What the steps share.
             dense: The names of the steps that dense operators do, unless `dense_fits` excludes them.
+            overflowing: Gets the names of the steps whose result reaches the largest number of its type, or
+                is not a number. Without it nothing is checked: a check waits for the GPU.
 
         Returns:
             A new tensor of the same shape.
         """
 
-        def make(step: Step, x: Tensor, *args: Tensor, **more: Tensor) -> None:
+        def make(step: Step, x: Tensor, y: Tensor, **more: Tensor) -> None:
             use_dense = step.name in dense and dense_fits(step, x)
             op = self.dense[step.name] if use_dense else step.op
-            op(x, *args, workspace=workspace, **more)
+            op(x, y, workspace=workspace, **more)
+            if overflowing is not None and not y.abs().amax() < torch.finfo(y.dtype).max:
+                overflowing.append(step.name)
 
         result = torch.empty_like(image)
         self.run(image, result, make)
@@ -171,7 +181,9 @@ class PackedNetwork:
             sparse, dense = (partial(op, x, y, workspace, **more) for op in ops)
             if not dense_fits(step, x):
                 sparse()
-            elif seconds(dense) < _MARGIN * seconds(sparse):
+                return
+            dense_seconds, is_right = seconds(dense), bool(y.isfinite().all())
+            if dense_seconds < _MARGIN * seconds(sparse) and is_right:  # last sparse: y feeds the next step
                 faster.add(step.name)
 
         self.run(image, torch.empty_like(image), compare)

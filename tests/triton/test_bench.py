@@ -61,6 +61,6 @@ def test_a_comparison_needs_a_dense_network_with_the_right_result(network, image
     ],
 )
 def test_a_gpu_is_recognised_by_the_name_that_its_driver_gives(driver, known):
-    assert set(gpu_bench._NAMES) == set(GPUS)
-    matching = [name for name, pattern in gpu_bench._NAMES.items() if re.search(pattern, driver)]
+    assert set(gpu_bench.NAMES) == set(GPUS)
+    matching = [name for name, pattern in gpu_bench.NAMES.items() if re.search(pattern, driver)]
     assert matching == ([known] if known else [])

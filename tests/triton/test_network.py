@@ -1,5 +1,6 @@
 """Test a whole network on the Triton kernels."""
 
+import warnings
 from contextlib import nullcontext
 from dataclasses import replace
 
@@ -86,7 +87,7 @@ def test_the_second_image_of_a_size_is_recorded_as_a_graph_and_later_ones_replay
     class Doubling:
         dense: dict = {}  # noqa: RUF012
 
-        def __call__(self, image, workspace, dense=()):
+        def __call__(self, image, workspace, dense=(), overflowing=None):
             return 2 * image
 
     class Graph:
@@ -99,7 +100,7 @@ def test_the_second_image_of_a_size_is_recorded_as_a_graph_and_later_ones_replay
         return nullcontext()
 
     def no_memory(graph):
-        raise torch.cuda.OutOfMemoryError
+        raise RuntimeError("Triton Error [CUDA]: out of memory")
 
     monkeypatch.setattr(engine, "_program", Doubling())
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
@@ -117,6 +118,51 @@ def test_the_second_image_of_a_size_is_recorded_as_a_graph_and_later_ones_replay
     assert engine.cached_bytes == engine.required_bytes(1, 16, 24) + engine.required_bytes(1, 8, 8)
     engine.release()
     assert engine.cached_bytes == 0
+
+
+def test_an_error_that_is_not_about_memory_is_passed_on(network, monkeypatch):
+    engine = TritonEngine(network, tuning=Tuning({}, frozenset()))
+
+    def broken(graph):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
+    monkeypatch.setattr(triton_engine, "capturing", broken)
+    cache = triton_engine._SizeCache(Workspace())
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        engine._record(cache, torch.zeros(1, 3, 8, 8), frozenset())
+
+
+def test_features_beyond_float16_are_finite_and_reported(network, device):
+    with torch.no_grad():
+        network.patch_embed.proj.weight *= 1e6
+    image = torch.rand(1, 3, 16, 24)
+    want = SparseRestorer(network, "reference")(image)
+    tuning = Tuning({}, frozenset())
+    restorer = SparseRestorer(network.to(device), "triton", tuning=tuning)
+    with pytest.warns(UserWarning, match=r"exceed what float16 holds \(65504\) .* first in patch_embed"):
+        assert restorer(image.to(device)).isfinite().all()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        restorer(image.to(device))  # it is said once
+        precise = SparseRestorer(network, "triton", precision="float32", tuning=tuning)
+        restored = precise(image.to(device)).cpu()
+    assert float((restored - want).abs().max()) <= 1e-4 * float((want - image).abs().max())
+
+
+def test_dense_operators_that_overflow_are_not_chosen(network, device):
+    with torch.no_grad():
+        network.patch_embed.proj.weight *= 1e6
+    packed, x = PackedNetwork(network, torch.float16), torch.rand(1, 3, 16, 24, device=device)
+    packed.to(torch.device(device))
+
+    def seconds(call):
+        call()
+        return 1.0 if isinstance(call.func, triton_network._DenseOp) else 2.0
+
+    with torch.no_grad():
+        faster = packed.dense_where_faster(x, Workspace(), seconds)
+    assert "patch_embed" not in faster
 
 
 def test_results_have_the_same_bits_every_time_and_when_replayed_as_a_graph(network, device):

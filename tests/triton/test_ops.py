@@ -320,6 +320,62 @@ def test_clustering_puts_rows_that_share_columns_side_by_side(height):
     assert (together == together[:, :1]).all()
 
 
+def test_a_gate_beyond_float16_leaves_other_channels_right(device):
+    """Infinity times a weight of 0 would make NaN of all channels."""
+    case = Case(5, torch.float16)
+    case.size, c, h = (8, 9), 8, 5
+    norm, x = (torch.ones(c), torch.zeros(c)), case.image(c)
+    enter, taps, leave = case.sparse(2 * h, c, 1, 1), case.sparse(2 * h, 1, 3, 3), case.sparse(c, h, 1, 1)
+    leave[1:, 0] = 0
+    right = gdfn(*double((x, *norm, enter, taps, leave)), [None] * 3)
+    for half in (0, h):
+        taps[half] *= 1e4  # the first gate reaches 1e8
+    y = TritonGDFN(*norm, enter, taps, leave).to(device)(x.to(device)).cpu()
+    assert y.isfinite().all()
+    case.near((y[:, 1:].double() - right[:, 1:]).abs(), right[:, 1:])
+
+
+def test_attention_of_values_beyond_float16_is_finite(device):
+    case = Case(5, torch.float16)
+    case.size, c = (8, 9), 8
+    norm, x = (torch.ones(c), torch.zeros(c)), case.image(c)
+    enter, taps = case.sparse(3 * c, c, 1, 1), case.sparse(3 * c, 1, 3, 3)
+    out, temperature = case.sparse(c, c, 1, 1), torch.ones(2, 1, 1)
+    for entering, tapped in ((3e4, 1), (1, 1e6), (3e2, 1e4)):
+        op = TritonMDTA(*norm, entering * enter, tapped * taps, temperature, out)
+        assert op.to(device)(x.to(device)).isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["conv", "pointwise", "prompt"])
+def test_results_beyond_float16_become_its_largest_number(name, device):
+    case = Case(5, torch.float16)
+    c = 8
+    x = case.image(c)
+    if name == "conv":
+        weight = 6e4 * case.sparse(c, c, 3, 3)
+        op, want = TritonConv(weight), conv(*double((x, weight)))
+    elif name == "pointwise":
+        weight = 6e4 * case.sparse(c, c, 1, 1)
+        op, want = TritonPointwise(weight), pointwise(*double((x, weight)))
+    else:
+        weights = case.normal(5, c), case.normal(5), 1e7 * case.normal(1, 5, c, 4, 4), case.sparse(c, c, 3, 3)
+        op = TritonPrompt(*weights)
+        y = op.to(device)(x.to(device))
+        assert y.isfinite().all()
+        return
+    y = op.to(device)(x.to(device)).cpu().double()
+    assert (want.abs() > 65_504).any()
+    case.near((y - want.clamp(-65504, 65504)).abs(), want.clamp(-65504, 65504))
+
+
+def test_numbers_that_are_none_stay_none(device):
+    """A result that hides NaN of its input would be worse than NaN."""
+    x = torch.ones(1, 4, 8, 8, dtype=torch.float16)
+    x[0, :, 2, 3] = torch.nan
+    y = TritonPointwise(torch.eye(4)[:, :, None, None]).to(device)(x.to(device)).cpu()
+    assert torch.equal(y.isnan(), x.isnan())
+
+
 def test_operands_of_a_wrong_shape_type_or_layout_are_refused(device):
     op = TritonPointwise(torch.ones(2, 3, 1, 1), dtype=torch.float16)  # before anything runs
     with pytest.raises(ValueError, match=r"expected torch\.float16 planes"):

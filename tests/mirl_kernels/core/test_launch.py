@@ -37,6 +37,8 @@ class _Compiled:
     def __init__(self, spills):
         self.spills = spills
 
+    asm = {}  # noqa: RUF012 - of machine code
+
     def _init_handles(self):
         self.n_spills = self.spills
 
@@ -73,6 +75,33 @@ def test_each_launch_takes_the_first_of_its_tiles_that_spills_nothing(monkeypatc
         launch(Workspace(), kernel, lambda sizes: (1, 1, 1), torch.zeros(1), 3, ROWS=16, tiles=order)
         assert kernel.launched[-1][1]["BLOCK_P"] == TILES[nth].sizes["BLOCK_P"]
     assert len(kernel.compiled) == len(set(kernel.compiled))
+
+
+def test_a_tile_that_is_miscompiled_is_not_launched(monkeypatch):
+    monkeypatch.setattr(launches, "_spilled", {})
+    monkeypatch.setattr(launches, "hazards_of", lambda compiled: ["MOV R1, R2"] * (compiled.spills == 5))
+    assert made(Kernel(5, 8, 6))[1]["BLOCK_P"] == 64
+    monkeypatch.setattr(launches, "_spilled", {})
+    with pytest.raises(BackendError, match=r"miscompiled for this GPU in every tile.*TRITON_PTXAS_PATH"):
+        made(Kernel(5, 5, 5))
+
+
+def test_a_graph_cannot_be_recorded_before_the_kernel_ran(monkeypatch):
+    monkeypatch.setattr(launches, "_spilled", {})
+    monkeypatch.setattr(launches, "_launched", set())
+    kernel, recorded = Kernel(0, 0, 0), [True]
+    monkeypatch.setattr(launches, "_is_capturing", lambda tensor: recorded[-1])
+    with pytest.raises(BackendError, match="call once with an input of this size before you record"):
+        made(kernel)
+    assert not kernel.compiled and not kernel.launched
+    recorded.append(False)
+    made(kernel)
+    recorded.append(True)
+    made(kernel)
+    assert len(kernel.launched) == 2
+    (key,) = {key for _, key, *_ in launches._spilled}
+    with pytest.raises(BackendError, match="has not run"):  # in this tile
+        made(kernel, Workspace(tiles={key: TILES[1]}))
 
 
 def slow(*milliseconds):

@@ -59,6 +59,7 @@ def faults_of(architecture: str, precision: str, launches: list[Launch]) -> list
         if done.spilled:
             unit = "registers" if architecture.startswith("gfx") else "bytes"
             faults.append(f"{name} in {chosen.tile}: {done.spilled} {unit} spilled")
+        faults += [f"{name} in {chosen.tile}: {hazard} may overwrite a factor" for hazard in done.hazards]
         if done.shared > SHARED_MEMORY[architecture]:
             faults.append(f"{name}: {done.shared} bytes of shared memory of {SHARED_MEMORY[architecture]}")
         products = name in ("pointwise_kernel", "conv_kernel", "mix_kernel", "gram_kernel")

@@ -6,7 +6,7 @@ they are needed.
 """
 
 from mirl_kernels.core.triton.launches import Launch, launch, recording
-from mirl_kernels.core.triton.packed import Packed
+from mirl_kernels.core.triton.packed import Packed, as_type
 from mirl_kernels.core.triton.row_groups import HEIGHTS, RowGroups, cluster_rows, pack_row_groups
 from mirl_kernels.core.triton.strips import (
     MAX_HIDDEN_BYTES,
@@ -31,6 +31,7 @@ __all__ = [
     "Tuner",
     "Work",
     "Workspace",
+    "as_type",
     "cheapest",
     "cluster_rows",
     "count_work",

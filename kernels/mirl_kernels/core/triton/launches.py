@@ -12,13 +12,16 @@ import torch
 from torch import Tensor
 
 from mirl_kernels.core.triton.context import bound
+from mirl_kernels.core.triton.hazards import hazards_of
 from mirl_kernels.core.triton.tuner import Tile, active_tuner, cheapest
 from mirl_kernels.core.triton.workspace import Workspace
 from mirl_kernels.errors import BackendError
 
 Grid = Callable[[dict[str, int]], tuple[int, int, int]]  # made of a tile's sizes
 _OUT_OF_RESOURCES = 1 << 30  # counts as so many spilled registers
+_MISCOMPILED = 1 << 31
 _spilled: dict[Any, int] = {}  # by device, key of the compiled kernel and tile
+_launched: set[Any] = set()  # device, key of the compiled kernel, and tile where one is named
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,8 @@ def launch(
     """Launch a Triton kernel on the current device.
 
     The tile is the one that the workspace names for this kernel. Without one, it is the first of ``tiles``
-    that fits this GPU and spills no registers there, or the one that spills least.
+    that fits this GPU and spills no registers there, or the one that spills least. Tiles that the compiler
+    gets wrong (`hazards`) are not used.
 
     Args:
         workspace: The workspace of the op.
@@ -75,7 +79,8 @@ def launch(
         **constants: The kernel's constants, except those that a tile sets.
 
     Raises:
-        BackendError: If the kernel does not compile for the GPU, or fits it in no tile.
+        BackendError: If the kernel does not compile for the GPU, fits it in no tile or is miscompiled in all,
+            or if a graph is recorded before the kernel was loaded.
     """
     call = _Call(kernel, grid, arguments, constants)
     if (launches := _recorded.get()) is not None:
@@ -85,17 +90,33 @@ def launch(
 
     key = call.key()
     tile = workspace.tiles.get(key)
+    known = arguments[0].device, key, tile and (*tile.sizes.items(), *tile[1:])
+    if known not in _launched and _is_capturing(arguments[0]):
+        raise BackendError(
+            f"a CUDA graph is recorded, but {kernel.__name__} has not run for this input yet and cannot be"
+            " loaded now: call once with an input of this size before you record"
+        )
     try:
         if tuner := active_tuner():
             tuner.compare(key, (t for t in tiles if not call.spills(key, t)), call.run)
         if tile is None or tile not in tiles:  # it may come from another version
             tile = cheapest(tiles, lambda t: call.spills(key, t))
+            if call.spills(key, tile) >= _MISCOMPILED:
+                raise BackendError(
+                    f"{kernel.__name__} is miscompiled for this GPU in every tile: the ptxas of this Triton"
+                    " is too old; let TRITON_PTXAS_PATH name the ptxas of CUDA 13.3 or newer"
+                )
         call.run(tile)
+        _launched.add(known)
     except TritonError as error:
         reason = " ".join(str(error).split())[:200]
         raise BackendError(
             f"{kernel.__name__} does not run on this GPU ({type(error).__name__}: {reason})"
         ) from error
+
+
+def _is_capturing(tensor: Tensor) -> bool:
+    return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
 @dataclass(frozen=True)
@@ -129,7 +150,7 @@ class _Call:
         return _spilled[full_key]
 
     def _compiled_spills(self, tile: Tile) -> int:
-        """Return the local memory of a thread, as the driver counts it."""
+        """Return the local memory of a thread, as the driver counts it, or more if the kernel is useless."""
         compiled = self.kernel.warmup(*self.arguments, grid=self.grid(tile.sizes), **self._keywords(tile))
         if compiled is None:  # in the interpreter
             return 0
@@ -139,7 +160,7 @@ class _Call:
             compiled._init_handles()  # the driver counts when it loads the kernel
         except OutOfResources:
             return _OUT_OF_RESOURCES
-        return int(compiled.n_spills)
+        return _MISCOMPILED if hazards_of(compiled) else int(compiled.n_spills)
 
     def _keywords(self, tile: Tile) -> dict[str, Any]:
         return {**self.constants, **tile.sizes, **tile.options(torch.version.hip is not None)}

@@ -24,6 +24,7 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from mirl_kernels.core.triton.hazards import hazards_of
 from mirl_kernels.core.triton.launches import Launch
 from mirl_kernels.core.triton.tuner import Tile, cheapest
 
@@ -41,6 +42,7 @@ SHARED_MEMORY = {
 }
 _TENSOR_CORES = re.compile(r"\b(mma\.sync|wgmma\.mma_async|tcgen05\.mma|v_mfma_\w+)")
 _TOO_MUCH_SHARED = 1 << 30  # counts as so many spilled registers
+_MISCOMPILED = 1 << 31
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,7 @@ class Compiled:
         loops: The number of instructions in the body of each loop, without those of the loops inside it, in
             the order of the source.
         outside: The number of instructions outside all loops.
+        hazards: What `hazards.find_hazards` found in the machine code.
     """
 
     spilled: int
@@ -61,6 +64,7 @@ class Compiled:
     tensor: frozenset[str]
     loops: tuple[int, ...]
     outside: int
+    hazards: tuple[str, ...] = ()
 
 
 def is_amd(architecture: str) -> bool:
@@ -178,7 +182,7 @@ def _compile(architecture: str, special: Specialisation) -> Compiled:
     code = result.asm["amdgcn" if amd else "ptx"]
     spilled = _amd_spills(code, architecture) if amd else _ptxas_spills(code, architecture)
     tensor = frozenset(_TENSOR_CORES.findall(code))
-    return Compiled(spilled, result.metadata.shared, tensor, *_loops(code))
+    return Compiled(spilled, result.metadata.shared, tensor, *_loops(code), tuple(hazards_of(result)))
 
 
 def compile_for(architecture: str, launch: Launch) -> tuple[Launch, Compiled]:
@@ -192,7 +196,7 @@ def compile_for(architecture: str, launch: Launch) -> tuple[Launch, Compiled]:
 
     def cost(choice: tuple[Launch, Compiled]) -> int:
         too_much = choice[1].shared > SHARED_MEMORY[architecture]
-        return choice[1].spilled + too_much * _TOO_MUCH_SHARED
+        return choice[1].spilled + too_much * _TOO_MUCH_SHARED + bool(choice[1].hazards) * _MISCOMPILED
 
     return cheapest(compiled, cost)
 

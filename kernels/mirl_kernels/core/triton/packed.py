@@ -8,6 +8,12 @@ import torch
 from torch import Tensor, nn
 
 
+def as_type(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return a weight in another type; what that cannot hold becomes its largest number, not infinity."""
+    largest = torch.finfo(dtype).max
+    return weight.clamp(-largest, largest).to(dtype)
+
+
 class Packed(nn.Module):
     """Hold an op's surviving weights for the Triton kernels.
 

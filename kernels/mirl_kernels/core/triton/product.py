@@ -9,6 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mirl_kernels.core.layer_norm import EPS
+from mirl_kernels.core.triton.finite import finite
 from mirl_kernels.core.triton.launches import Launch, launch
 from mirl_kernels.core.triton.row_groups import HEIGHTS, RowGroups
 from mirl_kernels.core.triton.strips import PAD, Strip
@@ -187,7 +188,9 @@ def pointwise_kernel(
                 offset = tl.where(inside[None, :], offset, 0.0)
             acc += offset
         here = (rows >= 0)[:, None] & (place.to(tl.uint32) < count)[None, :]
-        tl.store(y + rows.to(tl.int64)[:, None] * y_plane + to[None, :], acc.to(y.dtype.element_ty), here)
+        tl.store(
+            y + rows.to(tl.int64)[:, None] * y_plane + to[None, :], finite(acc, y.dtype.element_ty), here
+        )
 
 
 @counts_work_of(pointwise_kernel)

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mirl_kernels.core.triton.packed import as_type
+
 
 class GroupCost(NamedTuple):
     """Price the row groups of one height, in instructions of a thread.
@@ -178,6 +180,6 @@ def _pack(matrix: np.ndarray, dtype: torch.dtype, height: int, section: int) -> 
         (rows, columns),
         torch.tensor(starts, dtype=torch.int32),
         torch.from_numpy(np.concatenate(chosen)),
-        torch.from_numpy(np.concatenate(values)).to(dtype),
+        as_type(torch.from_numpy(np.concatenate(values)), dtype),
         torch.from_numpy(row),
     )

@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor, nn
 
+from mirl_kernels.core.triton.finite import finite
 from mirl_kernels.core.triton.launches import Launch, launch
 from mirl_kernels.core.triton.product import place_in_plane
 from mirl_kernels.core.triton.strips import PAD, Strip
@@ -115,13 +116,13 @@ def mix_kernel(
             half = padded // BLOCK_H + step
             v *= depthwise(hidden, most, offset, taps, tap_bias, half, padded + h, at, TAP_BIAS)
         part = tl.load(weight + h[None, :] * channels + channel[:, None], known[:, None] & real[None, :], 0.0)
-        total = tl.dot(part, v.to(part.dtype), total, input_precision=PRECISION)
+        total = tl.dot(part, finite(v, part.dtype), total, input_precision=PRECISION)
     here = known[:, None] & inside[None, :]
     at = channel.to(tl.int64)[:, None] * plane + pixel[None, :]
     if BIAS:
         total += tl.load(bias + channel, known, 0.0)[:, None]
     total += tl.load(x + batch * x_batch + at, here, 0.0).to(tl.float32)
-    tl.store(y + batch * y_batch + at, total.to(y.dtype.element_ty), here)
+    tl.store(y + batch * y_batch + at, finite(total, y.dtype.element_ty), here)
 
 
 class DepthwiseWork(NamedTuple):

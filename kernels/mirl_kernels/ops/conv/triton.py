@@ -21,6 +21,7 @@ from mirl_kernels.core.triton import (
     pack_row_groups,
     touched_elements,
 )
+from mirl_kernels.core.triton.finite import finite
 from mirl_kernels.core.triton.product import PRODUCT_TILES, group_share, product_grid
 
 
@@ -77,7 +78,7 @@ def conv_kernel(
             base = x + tl.load(channel + ks).to(tl.int64) * plane
             part = tl.load(base[:, None] + (at_y * width + at_x)[None, :], near[None, :], 0.0)
             weight = tl.load(value + ks[None, :] * ROWS + tl.arange(0, ROWS)[:, None])
-            total = tl.dot(weight, part.to(weight.dtype), total, input_precision=PRECISION)
+            total = tl.dot(weight, finite(part, weight.dtype), total, input_precision=PRECISION)
         o = tl.load(row + g * ROWS + tl.arange(0, ROWS))
         here = (o >= 0)[:, None] & inside[None, :]
         if BIAS:
@@ -98,7 +99,7 @@ def conv_kernel(
             at = o[:, None] * out_plane + pixel[None, :]
         if RESIDUAL:
             total += tl.load(residual + batch * residual_batch + at, here, 0.0).to(tl.float32)
-        tl.store(y + at, total.to(y.dtype.element_ty), here)
+        tl.store(y + at, finite(total, y.dtype.element_ty), here)
 
 
 @counts_work_of(conv_kernel)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mirl_kernels.core.triton import Packed, Workspace, hidden_planes, pack_row_groups
+from mirl_kernels.core.triton import Packed, Workspace, as_type, hidden_planes, pack_row_groups
 from mirl_kernels.core.triton.product import project
 from mirl_kernels.core.triton.taps import Taps, mix
 from mirl_kernels.ops.gdfn import ordered_pairs
@@ -56,7 +56,7 @@ class TritonGDFN(Packed):
         self.register_buffer("offset", offset[rows])
         tap_bias = None if biases[1] is None else biases[1].detach().float()[rows]
         self.taps = Taps(torch.arange(len(rows)), taps[rows], tap_bias, halves=2)
-        self.register_buffer("weight", out[:, live].T.contiguous().to(dtype))
+        self.register_buffer("weight", as_type(out[:, live].T.contiguous(), dtype))
         self.register_buffer("bias", None if biases[2] is None else biases[2].detach().float())
 
     def forward(self, x: Tensor, y: Tensor | None = None, workspace: Workspace | None = None) -> Tensor:

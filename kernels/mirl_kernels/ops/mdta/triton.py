@@ -25,6 +25,7 @@ from mirl_kernels.core.triton import (
     Tile,
     Work,
     Workspace,
+    as_type,
     counts_work_of,
     hidden_planes,
     launch,
@@ -32,6 +33,7 @@ from mirl_kernels.core.triton import (
     pack_row_groups,
     split_into_strips,
 )
+from mirl_kernels.core.triton.finite import finite
 from mirl_kernels.core.triton.product import place_in_plane, project
 from mirl_kernels.core.triton.taps import STEP, Taps, depthwise, depthwise_work, mix, slots
 from mirl_kernels.ops.gdfn import live_after_taps
@@ -104,7 +106,7 @@ def gram_kernel(
         q_norm += q * q
         k_norm += k * k
         kind = hidden.dtype.element_ty
-        total = tl.dot(q.to(kind), tl.trans(k.to(kind)), total, input_precision=PRECISION)
+        total = tl.dot(finite(q, kind), tl.trans(finite(k, kind)), total, input_precision=PRECISION)
     tl.store(products, total)
     q_sum, k_sum = tl.sum(q_norm, 1), tl.sum(k_norm, 1)
     if not FIRST:
@@ -220,7 +222,7 @@ def compose_kernel(
         total = tl.dot(tl.trans(attention).to(rows.dtype), rows, total, input_precision=PRECISION)
     at = tl.load(order + head * inner + j, j < inner, -1)
     to = weight + batch.to(tl.int64) * count * channels + at[:, None] * channels + out[None, :]
-    tl.store(to, total.to(weight.dtype.element_ty), (at >= 0)[:, None] & (out < channels)[None, :])
+    tl.store(to, finite(total, weight.dtype.element_ty), (at >= 0)[:, None] & (out < channels)[None, :])
 
 
 @counts_work_of(compose_kernel)
@@ -318,7 +320,7 @@ class TritonMDTA(Packed):
         self._pack_qk(slot, taps, tap_bias, nonzero)
         self._pack_v(slot, taps, tap_bias, nonzero)
         self.register_buffer("temperature", temperature.detach().float().flatten())
-        self.register_buffer("project_out", out.to(dtype))
+        self.register_buffer("project_out", as_type(out, dtype))
         self.register_buffer("bias", None if biases[2] is None else biases[2].detach().float())
 
     def _pack_qk(self, slot: Tensor, taps: Tensor, tap_bias: Tensor | None, nonzero: Tensor) -> None:

@@ -11,6 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mirl_kernels.core.triton import Launch, Packed, Tile, Work, Workspace, counts_work_of, launch, nbytes
+from mirl_kernels.core.triton.finite import finite
 from mirl_kernels.ops.conv.triton import TritonConv
 
 
@@ -88,7 +89,7 @@ def mixture_kernel(
     lower = tl.load(base + (bottom * size + left)[None, :], here, 0.0) * (1 - across)
     lower += tl.load(base + (bottom * size + right)[None, :], here, 0.0) * across
     mixed = tl.sum(score[:, None] * (upper * (1 - down) + lower * down), 0)
-    tl.store(y + batch * y_batch + p * height * width + pixel, mixed.to(y.dtype.element_ty), inside)
+    tl.store(y + batch * y_batch + p * height * width + pixel, finite(mixed, y.dtype.element_ty), inside)
 
 
 @counts_work_of(mixture_kernel)
