@@ -27,7 +27,9 @@ def restore(
         str | None,
         typer.Option("--output", "-o", help="A file, a folder, or - for standard output."),
     ] = None,
-    ticket: Annotated[str, typer.Option(help="A ticket file or the name of a shipped one.")] = TICKET,
+    ticket: Annotated[
+        str, typer.Option(help="A ticket file or the name of a shipped one; haze is for hazy photos.")
+    ] = TICKET,
     backend: Annotated[
         str, typer.Option(help=f"One of {BackendName.names()}; triton is for a GPU.")
     ] = BackendName.AUTO.value,
@@ -51,7 +53,7 @@ def restore(
         ),
     ] = None,
 ) -> None:
-    """Remove noise, rain, haze and the marks of JPEG and WebP from photos."""
+    """Remove noise, rain and the marks of JPEG and WebP from photos; with --ticket haze, haze too."""
     from mirl_sparse.photos import Jobs, Manner, Records, run_jobs
     from mirl_sparse.photos.inputs import listed
     from mirl_sparse.photos.photo import printable_path

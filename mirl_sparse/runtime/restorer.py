@@ -107,7 +107,7 @@ class SparseRestorer(nn.Module):
         On "triton" it is put on the GPU, and uses the tuning beside the ticket.
 
         Args:
-            source: A ticket file, or the name of a shipped ticket ("small").
+            source: A ticket file, or the name of a shipped ticket ("small", "haze").
             backend: As for the class.
             max_memory: As for the class.
             precision: As for the class.

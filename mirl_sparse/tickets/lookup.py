@@ -15,7 +15,7 @@ def shipped_names() -> list[str]:
 
     Examples:
         >>> shipped_names()
-        ['small']
+        ['haze', 'small']
     """
     return sorted(p.stem for p in SHIPPED.glob("*.safetensors"))
 

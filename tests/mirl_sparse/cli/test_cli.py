@@ -349,11 +349,11 @@ no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there")
         (("convert", "mirl.ckpt", "-o", "text.ckpt/t"), "cannot be written"),
         (("convert", "missing.ckpt", "-o", "mirl.ckpt"), "missing.ckpt: no such file"),
         (("train", "run.yaml", "--data", ".", "-o", "text.ckpt"), "text.ckpt"),
-        (("inspect", "missing"), "nor a shipped ticket (small)"),
+        (("inspect", "missing"), "nor a shipped ticket (haze, small)"),
         (("restore", "missing.png"), "no such file"),
         (("restore", "mirl.ckpt", "-o", "x.gif"), "suffix '.gif'"),
         (("restore", "a.png", "--ticket", "mirl.ckpt"), "mirl.ckpt"),
-        (("restore", "a.png", "--ticket", "nothing"), "nor a shipped ticket (small)"),
+        (("restore", "a.png", "--ticket", "nothing"), "nor a shipped ticket (haze, small)"),
         (("restore", "a.png", "--backend", "gpu"), "expected one of auto, cpu, reference"),
         (("restore", "a.png", "--max-memory", "much"), "expected a size such as 4G or 500M"),
         (("restore", "a.png", "--max-memory", "0.5"), "expected a size such as 4G or 500M"),
@@ -370,7 +370,7 @@ no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there")
         (("train", "missing.yaml"), "missing.yaml"),
         (("train", "text.ckpt"), "expected settings"),
         (("eval", "mirl.ckpt", "--data", "."), "the folder that holds denoise/CBSD68"),
-        (("demo", "--ticket", "nothing"), "nor a shipped ticket (small)"),
+        (("demo", "--ticket", "nothing"), "nor a shipped ticket (haze, small)"),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(checkpoint, tmp_path, arguments, message):

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-
-from mirl_sparse.defaults import TICKET
 
 if TYPE_CHECKING:
     from mirl_sparse.architectures.promptir import PromptIR
@@ -16,14 +14,19 @@ if TYPE_CHECKING:
     from mirl_training.evaluation.demo_photos import DemoPhoto
 
 _COLUMNS = (
-    *("photo", "pixels", "PSNR before", "after"),
+    *("photo", "ticket", "pixels", "PSNR before", "after"),
     *("dense, as installed", "dense, best", "sparse", "speed-up", "difference"),
 )
 
 
 def demo(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the pictures.")] = Path("demo"),
-    ticket: Annotated[str, typer.Option(help="A ticket file or the name of a shipped one.")] = TICKET,
+    ticket: Annotated[
+        str | None,
+        typer.Option(
+            help="A ticket file or a shipped one, for all photos; by default haze for the hazy one."
+        ),
+    ] = None,
     runs: Annotated[int, typer.Option(help="Timed runs of each network, interleaved.", min=1)] = 3,
 ) -> None:
     """Restore degraded photos and a clean one, time dense beside sparse, write a side-by-side picture."""
@@ -32,20 +35,22 @@ def demo(
     from rich.table import Table
 
     from mirl_sparse.photos import write_image
-    from mirl_sparse.tickets import describe, find_ticket, load_network
     from mirl_training.evaluation import sheet
+    from mirl_training.evaluation.demo_photos import demo_photos
 
-    network = load_network(find_ticket(ticket))
-    statistics = describe(network).statistics
+    photos = [replace(photo, ticket=ticket or photo.ticket) for photo in demo_photos()]
+    networks = {name: _load(name) for name in dict.fromkeys(photo.ticket for photo in photos)}
     table, rows = Table(*_COLUMNS, box=None), []
-    for cells, photos, captions in _restore_all(network, output, runs):
+    for photo in photos:
+        cells, images, captions = _restore(networks[photo.ticket], photo, output, runs)
         table.add_row(*cells)
-        rows.append((photos, captions))
+        rows.append((images, captions))
     write_image(output / "side_by_side.png", sheet(rows))
-    Console(width=160).print(table)
+    Console(width=170).print(table)
+    for name, network in networks.items():
+        print(_kept(name, network))
     print(
-        f"ticket {ticket!r}: {statistics['density']:.1%} of the weights, {statistics['mac_density']:.1%} of"
-        f" the multiply-adds; medians of {runs} interleaved runs, {torch.get_num_threads()} threads\n"
+        f"medians of {runs} interleaved runs, {torch.get_num_threads()} threads\n"
         "dense, as installed: PyTorch with the system's allocator; dense, best: tuned allocator, eager or"
         " channels_last (mirl-sparse bench adds torch.compile and other engines)\n"
         "difference: the largest between the sparse and the dense result, in 8-bit levels\n"
@@ -53,28 +58,40 @@ def demo(
     )
 
 
-def _restore_all(
-    network: PromptIR, output: Path, runs: int
-) -> Iterator[tuple[list[str], list[Pixels], list[str]]]:
-    """Yield the cells of the table, the photos and their captions, for each demo photo; write the photos."""
+def _load(ticket: str) -> PromptIR:
+    from mirl_sparse.tickets import find_ticket, load_network
+
+    return load_network(find_ticket(ticket))
+
+
+def _kept(ticket: str, network: PromptIR) -> str:
+    from mirl_sparse.tickets import describe
+
+    kept = describe(network).statistics
+    weights, macs = kept["density"], kept["mac_density"]
+    return f"ticket {ticket!r}: {weights:.1%} of the weights, {macs:.1%} of the multiply-adds"
+
+
+def _restore(
+    network: PromptIR, photo: DemoPhoto, output: Path, runs: int
+) -> tuple[list[str], list[Pixels], list[str]]:
+    """Restore, time and write a photo; return its row of the table, its pictures and their captions."""
     import numpy as np
 
     from mirl_sparse.photos import write_image
     from mirl_sparse.runtime import SparseRestorer
-    from mirl_training.evaluation.demo_photos import demo_photos
 
-    restorer, dense = SparseRestorer(network), SparseRestorer(network, "reference")
-    for photo in demo_photos():
-        restored = restorer.restore(photo.degraded)
-        difference = int(np.abs(restored.astype(int) - dense.restore(photo.degraded)).max())
-        write_image(output / f"{photo.name}.png", photo.degraded)
-        write_image(output / f"{photo.name}_restored.png", restored)
-        before, after = (_psnr(photo.clean, image) for image in (photo.degraded, restored))
-        height, width = photo.clean.shape[:2]
-        times, caption = _time(network, photo, runs)
-        cells = [photo.description, f"{width}x{height}", before, after, *times]
-        captions = [f"{photo.description}: {before}", f"restored: {after}{caption}", "original"]
-        yield [*cells, f"{difference} of 255"], [photo.degraded, restored, photo.clean], captions
+    restored = SparseRestorer(network).restore(photo.degraded)
+    dense = SparseRestorer(network, "reference").restore(photo.degraded)
+    difference = int(np.abs(restored.astype(int) - dense).max())
+    write_image(output / f"{photo.name}.png", photo.degraded)
+    write_image(output / f"{photo.name}_restored.png", restored)
+    before, after = (_psnr(photo.clean, image) for image in (photo.degraded, restored))
+    height, width = photo.clean.shape[:2]
+    times, caption = _time(network, photo, runs)
+    cells = [photo.description, photo.ticket, f"{width}x{height}", before, after, *times]
+    captions = [f"{photo.description}: {before}", f"restored: {after}{caption}", "original"]
+    return [*cells, f"{difference} of 255"], [photo.degraded, restored, photo.clean], captions
 
 
 def _psnr(clean: Pixels, image: Pixels) -> str:

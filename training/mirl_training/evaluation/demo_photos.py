@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from skimage import data
 
+from mirl_sparse.defaults import HAZE_TICKET, TICKET
 from mirl_training.data.degradations import (
     Image,
     add_camera_noise,
@@ -29,6 +31,7 @@ class DemoPhoto:
         description: Words for the degradation; "nothing" for a clean photo, which should stay as it is.
         degraded: (H, W, 3) uint8.
         clean: (H, W, 3) uint8.
+        ticket: The shipped ticket for such photos.
         is_timed: True lets the demo time dense beside sparse on it, which takes half a minute.
     """
 
@@ -36,6 +39,7 @@ class DemoPhoto:
     description: str
     degraded: Pixels
     clean: Pixels
+    ticket: str = TICKET
     is_timed: bool = True
 
 
@@ -48,17 +52,18 @@ def demo_photos() -> Iterator[DemoPhoto]:
     yield _photo("noisy", "noise, sigma 50", astronaut, add_noise(astronaut, 50, rng))
     yield _photo("rainy", "rain streaks", chelsea, add_rain(chelsea, rng, 24.0))
     motorcycle, depth = _motorcycle()
-    yield _photo("hazy", "haze by measured depth", motorcycle, add_haze(motorcycle, depth, 0.4, 0.8))
+    hazy = add_haze(motorcycle, depth, 0.4, 0.8)
+    yield _photo("hazy", "haze by measured depth", motorcycle, hazy, ticket=HAZE_TICKET)
     camera = np.repeat(data.camera()[..., None].astype(np.float32) / 255, 3, axis=2)
     noisy_camera = add_jpeg(add_camera_noise(camera, 15, "common", 0, rng), 90)
     yield _photo("grey", "grey, noise 15, JPEG 90", camera, noisy_camera, is_timed=False)
     yield _photo("clean", "nothing", coffee, coffee, is_timed=False)
 
 
-def _photo(name: str, description: str, clean: Image, degraded: Image, is_timed: bool = True) -> DemoPhoto:
+def _photo(name: str, description: str, clean: Image, degraded: Image, **more: Any) -> DemoPhoto:
     height, width = (side // CROP * CROP for side in clean.shape[:2])
     before, after = (to_levels(x[:height, :width]) for x in (degraded, clean))
-    return DemoPhoto(name, description, before, after, is_timed)
+    return DemoPhoto(name, description, before, after, **more)
 
 
 def _motorcycle() -> tuple[Image, NDArray[np.floating]]:
