@@ -36,8 +36,8 @@ _PEERS = DENSE | {QUICK: Peer(_compiled_quickly, Kind.COMPILED)}
 def correctness(setting: Setting) -> Iterator[Figure]:
     """Yield how far the network is from float64, and whether graphs, streams and memory behave."""
     image, other = setting.image(side=256), setting.image(side=128)
-    right = expected(setting.network, image.cpu()).to(setting.device)
     network = setting.network.to(setting.device)
+    right = expected(network, image)
     for precision in ("float16", "bfloat16", "float32")[:: 2 if setting.rehearsal else 1]:
         restorer = SparseRestorer(network, "triton", precision=precision)
         difference = _difference(restorer(image), right)
@@ -94,8 +94,8 @@ def _in_a_callers_graph(
 
 def _compared(setting: Setting, image: Tensor, dense: list[str], rounds: int) -> Iterator[Figure]:
     """Yield the times of the sparse network and of dense ones in turns, after each has proved right."""
-    right = expected(setting.network, image.cpu()).to(setting.device)
     network, turns = setting.network.to(setting.device), EventTurns(setting.device)
+    right = expected(network, image)
     sparse: Callable[[], Callable[[], Tensor]] = partial(partial, SparseRestorer(network, "triton"), image)
     turns.admit(SPARSE, sparse, right, gpu_bench.TOLERANCE)
     for name in dense:

@@ -16,7 +16,7 @@ from mirl_sparse.runtime import gpu
 from mirl_sparse.runtime.triton_network import PackedNetwork, workspace
 
 # A network and images that Triton's interpreter can run, to rehearse with.
-_TINY = PromptIRConfig(
+TINY = PromptIRConfig(
     8,
     (1, 1, 1, 1),
     1,
@@ -55,7 +55,7 @@ class Setting:
         """Return the network that is measured: full-size, 10.7% of every layer, random weights."""
         from benchmarks.suite.tickets import network
 
-        return network(*TICKET, _TINY if self.rehearsal else None)
+        return network(*TICKET, TINY if self.rehearsal else None)
 
     def image(self, batch: int = 1, side: int = 256) -> Tensor:
         """Return random images on the device; in a rehearsal they are tiny."""

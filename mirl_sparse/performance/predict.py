@@ -15,8 +15,8 @@ taken to stay in the cache, not its features, though what it writes there takes 
 left to dense operators where these would take less time, at DERATED of every peak, than its sparse kernels at
 the peaks.
 
-Latencies do not count: where few programs share a processor, as sums of Gram matrices of small images do,
-what waits for memory may not be hidden behind what computes, and takes longer than predicted even at DERATED.
+What the sparse network's programs wait for memory counts where nothing hides it. The dense network is taken
+to wait for nothing.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mirl_sparse.architectures.promptir.config import PromptIRConfig
+from benchmarks.gpu.setting import TINY
 from mirl_sparse.architectures.promptir.network import PromptIR
 
 INTERPRETS = os.environ.get("TRITON_INTERPRET") == "1"
@@ -34,23 +34,11 @@ def device():
     return "cpu" if INTERPRETS else "cuda"
 
 
-CONFIG = PromptIRConfig(
-    8,
-    (1, 1, 1, 1),
-    1,
-    heads=(1, 1, 2, 2),
-    prompt_dims=(4, 4, 8),
-    prompt_sizes=(4, 4, 4),
-    prompt_count=2,
-    unused_layers=False,
-)
-
-
 @pytest.fixture
 def network():
     """A tiny network with three in ten of its weights."""
     torch.manual_seed(0)
-    network = PromptIR(CONFIG)
+    network = PromptIR(TINY)
     with torch.no_grad():
         for p in network.parameters():
             if p.ndim == 4:

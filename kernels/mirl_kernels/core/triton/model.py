@@ -1,7 +1,8 @@
 """Predict how long launches take on GPUs that are not here.
 
 Every figure is a prediction: no GPU has confirmed the model. A launch takes as long as the busiest of four
-parts of the GPU, each at the same fraction of its peak, and the time from one launch to the next:
+parts of the GPU, each at the same fraction of its peak, or as its programs wait for memory if that is longer,
+and the time from one launch to the next:
 
 - memory: the bytes of the distinct addresses that the launch reads and writes. Hidden channels and sums of
   Gram matrices do not count if the second-level cache keeps all of them: one launch writes them, the next
@@ -11,10 +12,13 @@ parts of the GPU, each at the same fraction of its peak, and the time from one l
 - tensor cores: the multiply-adds issued, padding included;
 - the schedulers: the instructions issued, counted loop by loop in the kernel as it is compiled for that
   architecture. What the assembler unrolls or drops later is not seen. Every instruction is taken to issue in
-  one cycle of its scheduler (on AMD's, whose wave of 64 takes 4 cycles of 16 lanes, in four).
+  one cycle of its scheduler (on AMD's, whose wave of 64 takes 4 cycles of 16 lanes, in four);
+- waiting: a program waits LATENCY when it begins, and in every trip of a loop that loads and is not
+  pipelined. A processor runs as many programs at the same time as registers, shared memory and warps allow;
+  only these wait together.
 
 Programs are spread over the processors evenly. Some processors are idle in the last wave. The model does not
-know latencies that too few warps do not hide, bank conflicts, or clocks below the boost clock.
+know bank conflicts, several waits in one trip, or clocks below the boost clock.
 """
 
 from __future__ import annotations
@@ -27,6 +31,7 @@ from mirl_kernels.core.triton.work import Work, count_work
 
 # Seconds from one kernel to the next in a CUDA graph, sparse or dense: 1 to 2 us are usually quoted.
 LAUNCH = 1.5e-6
+LATENCY = 500  # cycles from a load to its value: published measurements are 270 in the cache, 600 beyond it
 EAGER_LAUNCH = 5e-6  # seconds, where PyTorch launches each kernel from Python
 
 
@@ -79,16 +84,19 @@ class Predicted:
         cache: Of the second-level cache.
         tensor: Of the tensor cores.
         issue: Of the schedulers.
+        waiting: What the programs of a processor wait for memory, one after the other.
     """
 
     memory: float
     cache: float
     tensor: float
     issue: float
+    waiting: float
 
     def seconds(self, fraction: float = 1.0) -> float:
         """Return the seconds of the launch, with every part at a fraction (0 to 1) of its peak."""
-        return max(self.memory, self.cache, self.tensor, self.issue) / fraction + LAUNCH
+        busiest = max(self.memory, self.cache, self.tensor, self.issue)
+        return max(busiest / fraction, self.waiting) + LAUNCH
 
 
 def moved(work: Work, cached: int) -> int:
@@ -113,6 +121,8 @@ def predict(launch: Launch, gpu: GPU) -> Predicted:
     threads = launch.tile.warps * (64 if is_amd(gpu.architecture) else 32)
     in_loops = sum(n * loop for n, loop in zip(work.trips, compiled.loops, strict=True))
     issued = programs * compiled.outside + in_loops
+    waits = 1 + sum(n for n, waits in zip(work.trips, compiled.waits, strict=True) if waits) / programs
+    at_once = gpu.processors * compiled.resident(gpu.architecture, launch.tile.warps)
     busy = programs / -(
         -programs // gpu.processors
     )  # processors on average: some run a program more than others
@@ -121,4 +131,5 @@ def predict(launch: Launch, gpu: GPU) -> Predicted:
         cache=(work.fetched + work.written) / (busy / gpu.processors * gpu.cache),
         tensor=work.macs / (busy / gpu.processors * gpu.tensor),
         issue=issued * threads / (busy * gpu.lanes * gpu.clock),
+        waiting=-(-programs // at_once) * waits * LATENCY / gpu.clock,
     )

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -40,6 +40,35 @@ SHARED_MEMORY = {
     "gfx90a": 64 << 10,
     "gfx942": 64 << 10,
 }
+
+
+class Residency(NamedTuple):
+    """State what the programs that a processor runs at the same time share, by the same documents.
+
+    Attributes:
+        registers: Registers of 32 bits.
+        shared: Bytes of shared memory.
+        warps: The most warps.
+        programs: The most programs.
+    """
+
+    registers: int
+    shared: int
+    warps: int
+    programs: int
+
+
+RESIDENCY = {
+    "sm_80": Residency(1 << 16, 164 << 10, 64, 32),
+    "sm_86": Residency(1 << 16, 100 << 10, 48, 16),
+    "sm_89": Residency(1 << 16, 100 << 10, 48, 24),
+    "sm_90": Residency(1 << 16, 228 << 10, 64, 32),
+    "sm_100": Residency(1 << 16, 228 << 10, 64, 32),
+    "sm_120": Residency(1 << 16, 100 << 10, 48, 24),
+    "gfx90a": Residency(1 << 17, 64 << 10, 32, 32),
+    "gfx942": Residency(1 << 17, 64 << 10, 32, 32),
+}
+_RESERVED_SHARED = 1 << 10  # bytes of each program that the system takes (NVIDIA, from sm_80 on)
 _TENSOR_CORES = re.compile(r"\b(mma\.sync|wgmma\.mma_async|tcgen05\.mma|v_mfma_\w+)")
 _TOO_MUCH_SHARED = 1 << 30  # counts as so many spilled registers
 _MISCOMPILED = 1 << 31
@@ -51,20 +80,37 @@ class Compiled:
 
     Attributes:
         spilled: What a thread spills, in bytes (NVIDIA) or registers (AMD).
+        registers: Registers of a thread.
         shared: Bytes of shared memory.
         tensor: The names of its tensor-core instructions.
         loops: The number of instructions in the body of each loop, without those of the loops inside it, in
             the order of the source.
+        waits: Whether each loop waits for memory in every trip: it loads and is not pipelined.
         outside: The number of instructions outside all loops.
         hazards: What `hazards.find_hazards` found in the machine code.
     """
 
     spilled: int
+    registers: int
     shared: int
     tensor: frozenset[str]
     loops: tuple[int, ...]
+    waits: tuple[bool, ...]
     outside: int
     hazards: tuple[str, ...] = ()
+
+    def resident(self, architecture: str, warps: int) -> int:
+        """Return how many programs of so many warps a processor runs at the same time, at least one."""
+        all_of, lanes = RESIDENCY[architecture], 64 if is_amd(architecture) else 32
+        return max(
+            1,
+            min(
+                all_of.registers // (max(1, self.registers) * lanes * warps),
+                all_of.shared // (self.shared + _RESERVED_SHARED),
+                all_of.warps // warps,
+                all_of.programs,
+            ),
+        )
 
 
 def is_amd(architecture: str) -> bool:
@@ -180,9 +226,10 @@ def _compile(architecture: str, special: Specialisation) -> Compiled:
     options = Tile({}, special.warps, special.pipelined).options(amd)
     result = triton.compile(_source(special, amd), target=target(architecture), options=options)
     code = result.asm["amdgcn" if amd else "ptx"]
-    spilled = _amd_spills(code, architecture) if amd else _ptxas_spills(code, architecture)
+    spilled, registers = (_amd_report if amd else _ptxas_report)(code, architecture)
     tensor = frozenset(_TENSOR_CORES.findall(code))
-    return Compiled(spilled, result.metadata.shared, tensor, *_loops(code), tuple(hazards_of(result)))
+    hazards = tuple(hazards_of(result))
+    return Compiled(spilled, registers, result.metadata.shared, tensor, *_loops(code), hazards)
 
 
 def compile_for(architecture: str, launch: Launch) -> tuple[Launch, Compiled]:
@@ -213,8 +260,12 @@ _HEADER = re.compile(r"=>\s*This (?:Inner )?Loop Header")
 _WITHIN = re.compile(r"in Loop: Header=(BB\w+)")
 
 
-def _loops(code: str) -> tuple[tuple[int, ...], int]:
-    """Return the instructions in the body of each loop of PTX or GCN assembly, and those outside of all.
+_LOAD = re.compile(r"\b(?:ld\.global|global_load|buffer_load)")
+_COPY = re.compile(r"\bcp\.async\b")  # a load that the program does not wait for
+
+
+def _loops(code: str) -> tuple[tuple[int, ...], tuple[bool, ...], int]:
+    """Return of each loop of PTX or GCN assembly its instructions and whether it waits, and those outside.
 
     They are read from the compiler's comments on every block. Those of PTX are within about a tenth of what
     ptxas makes of them, whose own loops are harder to tell.
@@ -229,18 +280,25 @@ def _loops(code: str) -> tuple[tuple[int, ...], int]:
         elif match := _WITHIN.search(line):
             block.loop = match.group(1)
         block.remainder_follows |= ".epil.preheader" in line
+        block.loads += bool(_LOAD.search(line))
+        block.copies += bool(_COPY.search(line))
         block.count += line[:1].isspace() and bool(text) and text[0] not in "./;{}()"
     count: Counter[str] = Counter()
+    loads: Counter[str] = Counter()
+    copies: Counter[str] = Counter()
     order: list[str] = []
     for before, block in pairwise([_Block(), *blocks]):
         count[block.loop] += block.count
+        loads[block.loop] += block.loads
+        copies[block.loop] += block.copies
         if block.header and before.remainder_follows:  # a loop of an unrolled body's remainder: the body once
             order[-1] = block.loop
         elif block.header:
             order.append(block.loop)
         elif before.remainder_follows:  # the remainder without a loop: the body was there twice
             count[order[-1]] //= 2
-    return tuple(count[name] for name in order), count[""]
+    waits = tuple(loads[name] > 0 and not copies[name] for name in order)
+    return tuple(count[name] for name in order), waits, count[""]
 
 
 @dataclass
@@ -252,18 +310,21 @@ class _Block:
     header: bool = False
     remainder_follows: bool = False
     count: int = 0
+    loads: int = 0
+    copies: int = 0
 
 
-def _amd_spills(code: str, architecture: str) -> int:
-    """Return the registers that a thread spills."""
+def _amd_report(code: str, architecture: str) -> tuple[int, int]:
+    """Return how many registers a thread spills, and how many it has."""
     counts = re.findall(r"\.[vs]gpr_spill_count:\s*(\d+)", code)
     if len(counts) != 2:
         raise ValueError(f"the compiler for {architecture} does not say what it spilled: {code[-500:]}")
-    return sum(map(int, counts))
+    registers = re.search(r"\.vgpr_count:\s*(\d+)", code)
+    return sum(map(int, counts)), int(registers.group(1)) if registers else 0
 
 
-def _ptxas_spills(ptx: str, architecture: str) -> int:
-    """Return the bytes that a thread spills, as ptxas counts them."""
+def _ptxas_report(ptx: str, architecture: str) -> tuple[int, int]:
+    """Return the bytes that a thread spills, and its registers, as ptxas counts them."""
     from triton.backends.nvidia.compiler import get_ptxas, sm_arch_from_capability
 
     capability = int(architecture.removeprefix("sm_"))
@@ -276,4 +337,5 @@ def _ptxas_spills(ptx: str, architecture: str) -> int:
     counts = re.findall(r"(\d+) bytes spill (?:stores|loads)", printed)
     if not counts:
         raise ValueError(f"ptxas for {architecture} does not say what it spilled: {printed[-500:]}")
-    return sum(map(int, counts))
+    registers = re.search(r"Used (\d+) registers", printed)
+    return sum(map(int, counts)), int(registers.group(1)) if registers else 0
