@@ -29,6 +29,6 @@ def test_another_folder_is_named_as_one(tmp_path):
 
 @pytest.mark.parametrize("source", ["nothing", "", "a\0b", "x" * 5000])
 def test_other_names_are_refused_with_the_names_that_exist(source):
-    with pytest.raises(TicketError, match=r"no such file, nor a shipped ticket \(small\)") as caught:
+    with pytest.raises(TicketError, match=r"no such file, nor a shipped ticket \(haze, small\)") as caught:
         find_ticket(source)
     assert str(caught.value).isprintable()

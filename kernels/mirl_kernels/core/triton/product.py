@@ -29,6 +29,7 @@ PRODUCT_TILES = (
 )
 # What a program takes to normalise: once, and for each channel, in the unit of `GroupCost`.
 _NORM_START, _NORM_CHANNEL = 430, 5
+_UNROLLED = tl.constexpr(3)  # blocks of channels that a trip of `moments` loads
 
 
 def product_grid(
@@ -71,7 +72,8 @@ def moments(
     E[x^2] - E[x]^2 loses digits. The same of x less the mean m of the first n of N channels loses few, since
     (m - mean)^2 <= variance * (N - n) / n whatever the channels are.
 
-    WHOLE says that the channels are a multiple of BLOCK_C.
+    A trip loads _UNROLLED blocks of channels, so that a program waits for memory once for all of them. WHOLE
+    says that the channels are a multiple of what a trip loads.
     """
     c = tl.arange(0, BLOCK_C)
     sums = tl.zeros([BLOCK_C, BLOCK_P], tl.float32)
@@ -79,14 +81,16 @@ def moments(
     at = x + c.to(tl.int64)[:, None] * plane + pixel[None, :]
     part = tl.load(at, (c < channels)[:, None] & inside[None, :], 0.0).to(tl.float32)
     shift = (tl.sum(part, 0) / tl.minimum(channels, BLOCK_C))[None, :]
-    for first in range(0, channels, BLOCK_C):
-        here = (first + c < channels)[:, None]
-        at = x + (first + c).to(tl.int64)[:, None] * plane + pixel[None, :]
-        part = tl.load(at, here & inside[None, :], 0.0).to(tl.float32) - shift
-        if not WHOLE:
-            part = tl.where(here, part, 0.0)
-        sums += part
-        squares += part * part
+    for trip in range(0, channels, BLOCK_C * _UNROLLED):
+        for block in tl.static_range(_UNROLLED):
+            channel = trip + block * BLOCK_C + c
+            here = (channel < channels)[:, None]
+            at = x + channel.to(tl.int64)[:, None] * plane + pixel[None, :]
+            part = tl.load(at, here & inside[None, :], 0.0).to(tl.float32) - shift
+            if not WHOLE:
+                part = tl.where(here, part, 0.0)
+            sums += part
+            squares += part * part
     mean = tl.sum(sums, 0) / channels
     variance = tl.maximum(tl.sum(squares, 0) / channels - mean * mean, 0.0)
     return tl.sum(shift, 0) + mean, tl.rsqrt(variance + eps)
@@ -201,7 +205,8 @@ def _work(launch: Launch) -> Work:
     used = a["channels"] if a["NORM"] else len(a["column"].unique())
     total = a["total"] if a["NORM"] and a["CENTRED"] else None
     indices = nbytes(a["start"], a["column"], a["row"], a["bias"], total)
-    norm_trips = [programs * shares * triton.cdiv(a["channels"], a["BLOCK_C"])] if a["NORM"] else []
+    in_a_trip = a["BLOCK_C"] * _UNROLLED.value
+    norm_trips = [programs * shares * triton.cdiv(a["channels"], in_a_trip)] if a["NORM"] else []
     pixels = min(a["first"] + tiles * a["BLOCK_P"], a["plane"]) - max(a["first"], 0)
     written = batch * int((a["row"] >= 0).sum()) * a["count"] * a["y"].itemsize
     loaded = (columns + norm_channels) * a["BLOCK_P"] * item
@@ -256,7 +261,7 @@ def project(
         NORM=norm,
         CENTRED=centred,
         BIAS=bias is not None,
-        WHOLE=channels % block == 0,
+        WHOLE=channels % (block * _UNROLLED.value) == 0,
         ROWS=matrix.height,
         BLOCK_K=matrix.step,
         BLOCK_C=block,
