@@ -15,6 +15,7 @@ pytest.importorskip("triton")
 from triton.runtime import interpreter
 
 from mirl_kernels.core.triton import Workspace, count_work, recording, strips
+from mirl_kernels.core.triton.taps import TAPS_OF_A_TRIP
 from mirl_kernels.ops.conv.triton import TritonConv
 from mirl_kernels.ops.gdfn.triton import TritonGDFN
 from mirl_kernels.ops.mdta.triton import TritonMDTA
@@ -174,4 +175,4 @@ def test_launches_do_what_is_counted(op, batch, size, cached, device, monkeypatc
             assert counted.trips[PRODUCTS[name]] == trace.dots, name
         if name in TAPPED:
             rows, pixels = (launch.arguments[block] for block in TAPPED[name])
-            assert sum(counted.trips[1:]) == trace.loads[rows, pixels] > 0, name
+            assert TAPS_OF_A_TRIP.value * sum(counted.trips[1:]) == trace.loads[rows, pixels] > 0, name

@@ -24,7 +24,7 @@ STEP = 16  # hidden channels that a step multiplies on tensor cores
 # The most output channels of a program, the most sums of a program, and the numbers of pixels to choose from.
 _CHANNELS, _SUMS, _PIXELS = 256, 1 << 14, (256, 128, 64, 32, 16)
 _STEP_PIXELS = 8  # pixels that take as long as what a program does once a step
-_UNROLLED = tl.constexpr(3)  # taps of a trip; 9 is a multiple of it
+TAPS_OF_A_TRIP = tl.constexpr(3)  # taps of a trip; 9 is a multiple of it
 
 
 @triton.jit
@@ -32,14 +32,14 @@ def depthwise(hidden, most, offset, taps, bias, block, channel, at, BIAS: tl.con
     """Return the depthwise 3x3 convolution, in float32, of a block of channels at some pixels.
 
     ``at`` are the pixels' places in a plane that has zeros around the image. The tables are those of
-    `Taps.tables`. The taps are a loop, since they spill when all are unrolled. A trip loads _UNROLLED taps,
-    so that a program waits for memory once for all of them; those after a channel's last tap weigh 0.
+    `Taps.tables`. The taps are a loop, since they spill when all are unrolled. A trip loads TAPS_OF_A_TRIP
+    taps, so that a program waits for memory once for all of them; those after a channel's last tap weigh 0.
     """
     total = tl.zeros([channel.shape[0], at.shape[0]], tl.float32)
     if BIAS:
         total += tl.load(bias + channel)[:, None]
-    for first in range(0, tl.load(most + block), _UNROLLED):
-        for t in tl.static_range(_UNROLLED):
+    for first in range(0, tl.load(most + block), TAPS_OF_A_TRIP):
+        for t in tl.static_range(TAPS_OF_A_TRIP):
             weight = tl.load(taps + channel * 9 + first + t)
             tap = hidden + tl.load(offset + channel * 9 + first + t)
             total += weight[:, None] * tl.load(tap[:, None] + at[None, :]).to(tl.float32)
@@ -135,7 +135,7 @@ class DepthwiseWork(NamedTuple):
         image: Bytes of distinct addresses of the hidden channels of one image that are read.
         tables: Bytes of the tables that are read.
         pixel: Bytes of hidden channels that a program fetches for each of its pixels.
-        trips: The trips of the loop over the taps, for each block of channels, _UNROLLED taps each.
+        trips: The trips of the loop over the taps, for each block of channels, TAPS_OF_A_TRIP taps each.
     """
 
     image: int
@@ -158,7 +158,7 @@ def depthwise_work(
     a, blocks = arguments, channels.split(block)
     item, pitch, plane = a["hidden"].itemsize, a["width"] + PAD, a["hidden"].stride(1)
     most = a["most"][[int(part[0]) // block for part in blocks]].tolist()
-    trips = [triton.cdiv(n, _UNROLLED.value) for n in most]
+    trips = [triton.cdiv(n, TAPS_OF_A_TRIP.value) for n in most]
     patterns: dict[int, set[tuple[int, int]]] = {}  # by slot
     for part, n in zip(blocks, most, strict=True):
         tapped = part[a["taps"][part].any(1)]  # channels without a tap read what one of these reads
@@ -168,7 +168,7 @@ def depthwise_work(
     output = a["pixels"] // a["width"], a["width"]
     elements = touched_elements(patterns.values(), (output[0] + 2, output[1] + 2), output)
     elements += beyond * sum(map(len, patterns.values()))
-    read = sum(_UNROLLED.value * trip * len(part) for trip, part in zip(trips, blocks, strict=True))
+    read = sum(TAPS_OF_A_TRIP.value * trip * len(part) for trip, part in zip(trips, blocks, strict=True))
     tables = 12 * read + 4 * len(blocks) + (4 * len(channels) if a["TAP_BIAS"] else 0)
     rows = sum(len({i for i, _ in pattern}) for pattern in patterns.values())
     return DepthwiseWork(item * elements, tables, item * rows, trips)
