@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from pathlib import Path
 
@@ -18,6 +19,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=names, help="stages to run; machine always runs")
     parser.add_argument("--rehearsal", action="store_true", help="run a tiny network in Triton's interpreter")
     asked = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the stage that runs is ended, too
     chosen = [stage for stage in STAGES if stage.name in ("machine", *(asked.only or names))]
     complete = Runner(asked.out, asked.seconds, asked.rehearsal).run(chosen)
     print((asked.out / "summary.md").read_text())

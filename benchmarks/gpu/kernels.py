@@ -47,6 +47,9 @@ _METRICS = (
 
 def compile_all(setting: Setting) -> Iterator[Figure]:
     """Yield how long it takes to compile what the other stages launch, on all processors."""
+    if setting.rehearsal:
+        yield Figure("kernels", None, "", {"why": "the interpreter compiles nothing"})
+        return
     packed, workspace = setting.packed()
     distinct: dict[Any, Launch] = {}
     for batch, side in _SHAPES:
@@ -69,7 +72,7 @@ def _compiled_as(launch: Launch) -> Any:
 
 
 def _warmed(launch: Launch) -> Any:
-    """Return the kernel as it is compiled for the GPU at hand; None in the interpreter."""
+    """Return the kernel as it is compiled for the GPU at hand."""
     options = launch.tile.options(torch.version.hip is not None)
     return launch.kernel.warmup(grid=launch.grid, **launch.arguments, **options)
 
@@ -97,7 +100,8 @@ def times(setting: Setting) -> Iterator[Figure]:
     """Yield the time of each kernel, of the slowest launches more, and then their predictions."""
     packed, workspace = setting.packed()
     image = setting.image()
-    steps = launches(packed, (1, *image.shape[2:]), workspace)
+    apart = setting.workspace()  # it holds tensors without data afterwards
+    steps = launches(packed, (1, *image.shape[2:]), apart)
     launched = [(step, launch) for step, each in steps.items() for launch in each]
     timer = _Timer(setting.seconds, float("inf"))
     with torch.no_grad(), timer.activate():
@@ -114,20 +118,20 @@ def times(setting: Setting) -> Iterator[Figure]:
     slowest = sorted(rows, key=lambda row: -row[2])[:_SLOWEST]
     for step, launch, seconds in slowest:
         work = count_work(launch)
-        facts = {
+        facts: dict[str, Any] = {
             "GB/s": (work.read + work.written) / seconds / 1e9,
             "TFLOP/s": 2 * work.macs / seconds / 1e12,
             "grid": list(launch.grid),
-            **_occupancy(launch),
         }
+        if not setting.rehearsal:
+            facts |= _occupancy(launch)
         yield Figure(f"{step} {launch.kernel.__name__}", seconds * 1e6, "us", facts)
-    yield from _predictions(setting, rows)
+    if not setting.rehearsal:
+        yield from _predictions(setting, rows)
 
 
 def _occupancy(launch: Launch) -> dict[str, Any]:
     compiled = _warmed(launch)
-    if compiled is None:
-        return {}
     compiled._init_handles()
     threads, warps = 32 * launch.tile.warps, launch.tile.warps
     by = {
@@ -142,7 +146,7 @@ def _predictions(setting: Setting, rows: list[tuple[str, Launch, float]]) -> Ite
     from mirl_kernels.core.triton.model import GPUS, predict
     from mirl_kernels.core.triton.offline import compile_ahead
 
-    known = "H200" if setting.rehearsal else known_as(setting.name)
+    known = known_as(setting.name)
     if known is None:
         yield Figure("prediction", None, "us", {"why": f"{setting.name} is not known"})
         return

@@ -110,7 +110,7 @@ def _compared(setting: Setting, image: Tensor, dense: list[str], rounds: int) ->
         yield Figure(name, None, "s", {"left_out": reason})
     if SPARSE not in turns.times or not timed:
         return
-    for _ in range(rounds):
+    for _ in range(setting.rounds(rounds)):
         turns.round()
     result = turns.compared(timed)
     for name, row in result.rows.items():

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.gpu.summary import REHEARSAL
 from mirl_kernels.core.triton import Workspace
 from mirl_sparse.architectures.promptir import PromptIR, PromptIRConfig
 from mirl_sparse.runtime import gpu
@@ -48,7 +49,7 @@ class Setting:
     @property
     def name(self) -> str:
         """Return the name of the GPU."""
-        return "rehearsal" if self.rehearsal else torch.cuda.get_device_name()
+        return REHEARSAL if self.rehearsal else torch.cuda.get_device_name()
 
     @cached_property
     def network(self) -> PromptIR:
@@ -59,15 +60,24 @@ class Setting:
 
     def image(self, batch: int = 1, side: int = 256) -> Tensor:
         """Return random images on the device; in a rehearsal they are tiny."""
-        side = side // 16 if self.rehearsal else side
+        if self.rehearsal:
+            batch, side = min(batch, 2), 8 if side < 256 else 16
         generator = torch.Generator().manual_seed(side)
         return torch.rand(batch, 3, side, side, generator=generator).to(self.device)
+
+    def rounds(self, count: int) -> int:
+        """Return how many rounds contenders are timed in; one in a rehearsal."""
+        return 1 if self.rehearsal else count
 
     def packed(self, dtype: torch.dtype = torch.float16) -> tuple[PackedNetwork, Workspace]:
         """Return the network packed on the device, and a workspace for it."""
         packed = PackedNetwork(self.network, dtype)
         packed.to(self.device)
-        return packed, workspace(self.device, {})
+        return packed, self.workspace()
+
+    def workspace(self) -> Workspace:
+        """Return a new workspace for the device."""
+        return workspace(self.device, {})
 
     def seconds(self, call: Callable[[], Any], replayed: bool = True) -> float:
         """Return the seconds of a call, see `gpu.seconds`."""

@@ -47,6 +47,7 @@ def test_a_finished_stage_is_not_run_again_until_the_gpu_or_the_code_changes(tmp
     summary = (tmp_path / "out/summary.md").read_text()
     assert "| speed | 2.50 GB/s | bytes 100; with \\| a bar 1, 2 |" in summary
     assert summary.count("| speed |") == 1  # of this code and GPU alone
+    assert "Every figure below was measured" in summary
 
 
 @pytest.mark.parametrize(
@@ -118,7 +119,9 @@ def test_every_stage_is_rehearsed_in_the_interpreter(tmp_path):
     runner = Runner(tmp_path / "out", 1500, rehearsal=True)
     patient = [Stage(s.name, 600, s.source, s.purpose) for s in STAGES]
     complete = runner.run(patient)
-    assert complete, (tmp_path / "out/summary.md").read_text()
+    summary = (tmp_path / "out/summary.md").read_text()
+    assert complete, summary
+    assert "no time means anything" in summary
     figures = [line for line in runner.figures.lines() if "event" not in line]
     assert {line["stage"] for line in figures} == {s.name for s in STAGES}
     assert json.loads(json.dumps(figures)) == figures
