@@ -20,9 +20,9 @@ from typing import Any
 import torch
 
 from benchmarks.gpu.figures import Figure
-from benchmarks.gpu.machine import known_as
 from benchmarks.gpu.setting import Setting
 from mirl_kernels.core.triton import Launch, Tile, Tuner, count_work
+from mirl_sparse.performance.gpu_bench import known_gpu
 from mirl_sparse.runtime.restorer import SparseRestorer
 from mirl_sparse.runtime.triton_network import launches
 from mirl_sparse.runtime.tuning import Tuning
@@ -30,12 +30,6 @@ from mirl_sparse.runtime.tuning import Tuning
 _SHAPES = (1, 256), (1, 1024), (8, 256)  # images, side
 _TILES = 3  # of each kernel that are compiled ahead: the first ones, which may spill
 _SLOWEST, _SWEPT = 20, 10
-_REGISTERS, _SHARED, _WARPS, _PROGRAMS = (
-    65_536,
-    227 << 10,
-    64,
-    32,
-)  # of a processor, compute capability 8 and 9
 _METRICS = (
     "sm__throughput.avg.pct_of_peak_sustained_elapsed",
     "sm__inst_executed.avg.per_cycle_elapsed",
@@ -50,6 +44,8 @@ def compile_all(setting: Setting) -> Iterator[Figure]:
     if setting.rehearsal:
         yield Figure("kernels", None, "", {"why": "the interpreter compiles nothing"})
         return
+    from mirl_kernels.core.triton.offline import specialised
+
     packed, workspace = setting.packed()
     distinct: dict[Any, Launch] = {}
     for batch, side in _SHAPES:
@@ -57,18 +53,12 @@ def compile_all(setting: Setting) -> Iterator[Figure]:
         steps = launches(packed, (shape[0], *shape[2:]), workspace)
         for launch in (launch for step in steps.values() for launch in step):
             for each in (launch, *launch.alternatives)[:_TILES]:
-                distinct.setdefault(_compiled_as(each), each)
+                distinct.setdefault(specialised(each), each)
     began = time.perf_counter()
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         failures = [reason for reason in pool.map(_compile, distinct.values()) if reason]
     yield Figure("kernels", float(len(distinct)), "", {"failures": failures[:20]})
     yield Figure("seconds to compile all", time.perf_counter() - began, "s", {"processors": os.cpu_count()})
-
-
-def _compiled_as(launch: Launch) -> Any:
-    from mirl_kernels.core.triton.offline import specialised
-
-    return specialised(launch)
 
 
 def _warmed(launch: Launch) -> Any:
@@ -131,22 +121,23 @@ def times(setting: Setting) -> Iterator[Figure]:
 
 
 def _occupancy(launch: Launch) -> dict[str, Any]:
+    from mirl_kernels.core.triton.offline import RESIDENCY, resident_programs
+
     compiled = _warmed(launch)
     compiled._init_handles()
-    threads, warps = 32 * launch.tile.warps, launch.tile.warps
-    by = {
-        "registers": _REGISTERS // max(1, compiled.n_regs * threads),
-        "shared memory": _SHARED // max(1, compiled.metadata.shared + 1024),
-        "warps": min(_WARPS // warps, _PROGRAMS),
-    }
-    return {"registers": compiled.n_regs, "spilled": compiled.n_spills, "resident programs": min(by.values())}
+    facts = {"registers": compiled.n_regs, "spilled": compiled.n_spills}
+    architecture = "sm_{}{}".format(*torch.cuda.get_device_capability())
+    if architecture in RESIDENCY:
+        used = compiled.n_regs, compiled.metadata.shared, launch.tile.warps
+        facts["resident programs"] = resident_programs(architecture, *used)
+    return facts
 
 
 def _predictions(setting: Setting, rows: list[tuple[str, Launch, float]]) -> Iterator[Figure]:
     from mirl_kernels.core.triton.model import GPUS, predict
     from mirl_kernels.core.triton.offline import compile_ahead
 
-    known = known_as(setting.name)
+    known = known_gpu(setting.name)
     if known is None:
         yield Figure("prediction", None, "us", {"why": f"{setting.name} is not known"})
         return

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import re
 import shutil
 import subprocess
 import time
@@ -82,10 +81,3 @@ def peaks(setting: Setting) -> Iterator[Figure]:
     launches()
     setting.synchronize()
     yield Figure("launch by PyTorch", (time.perf_counter() - begin) / _LAUNCHES * 1e6, "us")
-
-
-def known_as(name: str) -> str | None:
-    """Return the GPU of `mirl_kernels.core.triton.model.GPUS` that a driver's name means."""
-    from mirl_sparse.performance.gpu_bench import NAMES
-
-    return next((known for known, pattern in NAMES.items() if re.search(pattern, name)), None)

@@ -219,15 +219,17 @@ def _gpu(device: torch.device, busy: Call) -> tuple[str, str]:
 
 
 def _predicted(network: PromptIR, image: Tensor, gpu: str) -> Prediction | None:
-    known = next((name for name, pattern in NAMES.items() if re.search(pattern, gpu)), None)
+    known = known_gpu(gpu)
     if known is None:
         return None
     try:
         return predict(network, (image.shape[0], *image.shape[2:]), gpus=[known])[0]
-    except (
-        Exception
-    ) as error:  # it compiles for the GPU, which may fail in any way; the times must not be lost
-        warnings.warn(
-            f"no prediction for {known}: {type(error).__name__}: {error}".splitlines()[0], stacklevel=2
-        )
+    except Exception as error:  # a compiler may fail in any way; times that were measured must not be lost
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        warnings.warn(f"no prediction for {known}: {reason}", stacklevel=2)
         return None
+
+
+def known_gpu(name: str) -> str | None:
+    """Return the GPU of `mirl_kernels.core.triton.model.GPUS` that a driver's name means, or None."""
+    return next((known for known, pattern in NAMES.items() if re.search(pattern, name)), None)

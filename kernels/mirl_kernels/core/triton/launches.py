@@ -18,8 +18,8 @@ from mirl_kernels.core.triton.workspace import Workspace
 from mirl_kernels.errors import BackendError
 
 Grid = Callable[[dict[str, int]], tuple[int, int, int]]  # made of a tile's sizes
-_OUT_OF_RESOURCES = 1 << 30  # counts as so many spilled registers
-_MISCOMPILED = 1 << 31
+OUT_OF_RESOURCES = 1 << 30  # counts as so many spilled registers
+MISCOMPILED = 1 << 31  # counts as more than that
 _spilled: dict[Any, int] = {}  # by device, key of the compiled kernel and tile
 _launched: set[Any] = set()  # device, key of the compiled kernel, and tile where one is named
 
@@ -101,7 +101,7 @@ def launch(
             tuner.compare(key, (t for t in tiles if not call.spills(key, t)), call.run)
         if tile is None or tile not in tiles:  # it may come from another version
             tile = cheapest(tiles, lambda t: call.spills(key, t))
-            if call.spills(key, tile) >= _MISCOMPILED:
+            if call.spills(key, tile) >= MISCOMPILED:
                 raise BackendError(
                     f"{kernel.__name__} is miscompiled for this GPU in every tile: the ptxas of this Triton"
                     " is too old; let TRITON_PTXAS_PATH name the ptxas of CUDA 13.3 or newer"
@@ -159,8 +159,8 @@ class _Call:
         try:
             compiled._init_handles()  # the driver counts when it loads the kernel
         except OutOfResources:
-            return _OUT_OF_RESOURCES
-        return _MISCOMPILED if hazards_of(compiled) else int(compiled.n_spills)
+            return OUT_OF_RESOURCES
+        return MISCOMPILED if hazards_of(compiled) else int(compiled.n_spills)
 
     def _keywords(self, tile: Tile) -> dict[str, Any]:
         return {**self.constants, **tile.sizes, **tile.options(torch.version.hip is not None)}

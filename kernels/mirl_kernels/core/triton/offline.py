@@ -25,7 +25,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from mirl_kernels.core.triton.hazards import hazards_of
-from mirl_kernels.core.triton.launches import Launch
+from mirl_kernels.core.triton.launches import MISCOMPILED, OUT_OF_RESOURCES, Launch
 from mirl_kernels.core.triton.tuner import Tile, cheapest
 
 # Bytes of shared memory that one program may have, by architecture (CUDA programming guide, table of compute
@@ -70,8 +70,6 @@ RESIDENCY = {
 }
 _RESERVED_SHARED = 1 << 10  # bytes of each program that the system takes (NVIDIA, from sm_80 on)
 _TENSOR_CORES = re.compile(r"\b(mma\.sync|wgmma\.mma_async|tcgen05\.mma|v_mfma_\w+)")
-_TOO_MUCH_SHARED = 1 << 30  # counts as so many spilled registers
-_MISCOMPILED = 1 << 31
 
 
 @dataclass(frozen=True)
@@ -101,16 +99,26 @@ class Compiled:
 
     def resident(self, architecture: str, warps: int) -> int:
         """Return how many programs of so many warps a processor runs at the same time, at least one."""
-        all_of, lanes = RESIDENCY[architecture], 64 if is_amd(architecture) else 32
-        return max(
-            1,
-            min(
-                all_of.registers // (max(1, self.registers) * lanes * warps),
-                all_of.shared // (self.shared + _RESERVED_SHARED),
-                all_of.warps // warps,
-                all_of.programs,
-            ),
-        )
+        return resident_programs(architecture, self.registers, self.shared, warps)
+
+
+def resident_programs(architecture: str, registers: int, shared: int, warps: int) -> int:
+    """Return how many programs a processor runs at the same time, at least one.
+
+    Args:
+        architecture: One of `RESIDENCY`.
+        registers: Registers of a thread.
+        shared: Bytes of shared memory of a program.
+        warps: Warps of a program.
+    """
+    all_of, lanes = RESIDENCY[architecture], 64 if is_amd(architecture) else 32
+    fitting = (
+        all_of.registers // (max(1, registers) * lanes * warps),
+        all_of.shared // (shared + _RESERVED_SHARED),
+        all_of.warps // warps,
+        all_of.programs,
+    )
+    return max(1, min(fitting))
 
 
 def is_amd(architecture: str) -> bool:
@@ -243,7 +251,7 @@ def compile_for(architecture: str, launch: Launch) -> tuple[Launch, Compiled]:
 
     def cost(choice: tuple[Launch, Compiled]) -> int:
         too_much = choice[1].shared > SHARED_MEMORY[architecture]
-        return choice[1].spilled + too_much * _TOO_MUCH_SHARED + bool(choice[1].hazards) * _MISCOMPILED
+        return choice[1].spilled + too_much * OUT_OF_RESOURCES + bool(choice[1].hazards) * MISCOMPILED
 
     return cheapest(compiled, cost)
 
