@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from mirl_kernels.core.cpu import Forms, PackedMatrix, pack, pack_taps
+from mirl_kernels.core.cpu.library import kernel_rule
 from mirl_kernels.errors import BackendError
 
 
@@ -32,6 +33,69 @@ def test_only_nearly_full_matrices_are_kept_whole(forms):
     full = PackedMatrix(pack(torch.ones(20, 20), forms=forms))
     assert full.is_dense == (forms is not Forms.ENTRIES)
     assert full.chunks[0].has_entries == (forms is not Forms.EITHER)
+
+
+only_with_pairs = pytest.mark.skipif(
+    not kernel_rule("row_pairs_are_fast"), reason="this instruction set takes no pairs of rows"
+)
+
+
+def pairs_of_rows(words: torch.Tensor) -> list[tuple[list[int], list[list[float]], list[list[float]]]]:
+    """Return a chunk's pairs: their rows, their shared columns, and their single ones."""
+    (chunk,) = PackedMatrix(words).chunks
+    at, floats, pairs = chunk.row_pairs, words.view(torch.float32), []
+    for _ in range(0, chunk.rows, 2):
+        first, second, shared, single = words[at : at + 4].tolist()
+        at += 4
+        columns = []
+        for _ in range(shared):
+            columns.append([int(words[at]) // 256, *floats[at + 1 : at + 3].tolist()])
+            at += 3
+        singles = []
+        for _ in range(single):
+            singles.append([*(words[at : at + 2] // 256).tolist(), *floats[at + 2 : at + 4].tolist()])
+            at += 4
+        pairs.append(([first, second], columns, singles))
+    return pairs
+
+
+@only_with_pairs
+@pytest.mark.parametrize("density", [0.02, 0.3, 0.6])
+@pytest.mark.parametrize("rows", [1, 6, 33, 101])
+def test_pairs_of_rows_hold_every_entry_once(rows, density):
+    weight = sparse(density, rows, 50)
+    weight[0, 0] = 1
+    sums, seen = torch.zeros(rows + 1, 50), []
+    for pair, shared, singles in pairs_of_rows(pack(weight, forms=Forms.PAIRS)):
+        seen += pair
+        for column, *values in shared:
+            assert weight[pair, column].tolist() == values and 0 not in values
+            sums[pair, column] += torch.tensor(values)
+        for *columns, first, second in singles:
+            sums[pair[0], columns[0]] += first
+            sums[pair[1], columns[1]] += second
+    assert sorted(row for row in seen if row >= 0) == list(range(rows))
+    assert seen.count(-1) == rows % 2
+    assert torch.equal(sums[:rows], weight)
+
+
+@only_with_pairs
+def test_partners_share_columns():
+    halves = torch.cat([torch.eye(2)] * 20).repeat_interleave(4, 1)  # rows take turns
+    pairs = pairs_of_rows(pack(halves, forms=Forms.PAIRS))
+    assert len(pairs) == 20
+    assert all(len(shared) == 4 and not singles for _, shared, singles in pairs)
+
+
+@only_with_pairs
+def test_where_a_row_of_a_pair_is_shorter_it_reads_a_column_of_its_own():
+    weight = torch.zeros(2, 9)
+    weight[0, 3], weight[1, 5:] = 2, 1
+    ((pair, shared, singles),) = pairs_of_rows(pack(weight, forms=Forms.PAIRS))
+    assert not shared
+    columns, values = zip(*((step[pair.index(0)], step[2 + pair.index(0)]) for step in singles), strict=True)
+    assert columns == (3, 3, 3, 3)
+    assert sorted(values) == [0, 0, 0, 2]
 
 
 def test_without_a_bias_there_is_none():

@@ -15,26 +15,34 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from mirl_kernels.core.cpu.library import kernel_rule
 from mirl_kernels.errors import BackendError
 
 CHUNK = 96  # columns whose panel fits the first-level cache
 DENSE = 0.55  # the density from which a product by rows takes longer than one with the whole matrix
+DENSE_PAIRS = 0.7  # the same for a product by pairs of rows
 PANEL = 64  # MIRL_PANEL of abi.h: floats from one channel of a pixel panel to the next
 _HEADER = 5  # words: rows, columns, entries, chunks, position of the taps
-_CHUNK_WORDS = 7  # words: the fields of Chunk
+_CHUNK_WORDS = 8  # words: the fields of Chunk
 _ROWS_TOGETHER = 4  # rows of a whole matrix that the kernels compute at a time
+_WINDOW = 32  # rows of like density among which partners are sought
+_PAIR_WORDS, _SHARED_WORDS, _SINGLE_WORDS = 4, 3, 4  # words of a MirlRowPair and of its columns
 
 
 class Forms(Enum):
-    """Choose how a matrix that is more than `DENSE` full is packed; emptier ones are packed as entries alone.
+    """Choose how a matrix is packed.
 
     Attributes:
-        BOTH: As entries, and whole beside them.
-        EITHER: Whole alone.
+        BOTH: As entries, and whole beside them if it is more than `DENSE` full.
+        PAIRS: As entries, and beside them whole if it is more than `DENSE_PAIRS` full, or else by pairs of
+            rows (``MirlRowPair`` of abi.h); as BOTH where the kernels do not use pairs. Rows are computed
+            in another order, which suits results that stay in a cache.
+        EITHER: Whole alone if it is more than `DENSE` full, or else as entries alone.
         ENTRIES: As entries alone.
     """
 
     BOTH = "entries, and whole beside them"
+    PAIRS = "entries, and pairs of rows or whole beside them"
     EITHER = "whole alone"
     ENTRIES = "entries alone"
 
@@ -53,6 +61,7 @@ class Chunk:
         entry: Position of the entries: pairs of an offset in a panel and a float32 value.
         bias_at: Position of the bias.
         dense: Position of the whole matrix.
+        row_pairs: Position of the pairs of rows.
     """
 
     words: Tensor
@@ -63,6 +72,7 @@ class Chunk:
     entry: int
     bias_at: int
     dense: int
+    row_pairs: int
 
     @property
     def is_dense(self) -> bool:
@@ -105,7 +115,9 @@ class Chunk:
     def is_inside(self) -> bool:
         """Return whether all parts of the chunk lie within the words."""
         size = len(self.words)
-        if min(self.first_row, self.rows, self.columns, self.start, self.entry, self.bias_at, self.dense) < 0:
+        if min(self.first_row, self.rows, self.columns, self.start, self.entry, self.bias_at) < 0:
+            return False
+        if min(self.dense, self.row_pairs) < 0 or not self._pairs_are_inside():
             return False
         if self.has_entries:
             if self.start + self.rows >= size or not 0 <= self.nnz <= (size - self.entry) // 2:
@@ -116,6 +128,18 @@ class Chunk:
         return self.bias_at + self.rows <= size and (
             not self.is_dense or self.dense + padded * self.columns <= size
         )
+
+    def _pairs_are_inside(self) -> bool:
+        """Return whether the pairs of rows lie within the words; each says where the next one begins."""
+        at, words = self.row_pairs, self.words.numpy()
+        for _ in range(0, self.rows if at else 0, 2):
+            if at + _PAIR_WORDS > len(words):
+                return False
+            first, second, shared, single = words[at : at + _PAIR_WORDS].tolist()
+            if not 0 <= first < self.rows or not -1 <= second < self.rows or min(shared, single) < 0:
+                return False
+            at += _PAIR_WORDS + _SHARED_WORDS * shared + _SINGLE_WORDS * single
+        return at <= len(words)
 
 
 class PackedMatrix:
@@ -266,7 +290,79 @@ def _entries(matrix: Tensor) -> tuple[Tensor, Tensor]:
     start = torch.zeros(len(matrix) + 1, dtype=torch.int32)
     start[1:] = torch.bincount(row, minlength=len(matrix)).cumsum(0)
     values = matrix[row, column].float().contiguous().view(torch.int32)
-    return start, torch.stack([(column * (4 * PANEL)).int(), values], 1)
+    return start, torch.stack([_offset(column), values], 1)
+
+
+def _partners(alive: Tensor) -> Tensor:
+    """Return rows in pairs that share many columns and have like numbers of them.
+
+    Args:
+        alive: (R, C) float32, 1 where a row has an entry.
+
+    Returns:
+        (R / 2, 2) int64, rounded up; an odd row's partner is R.
+    """
+    order = alive.sum(1).argsort(descending=True, stable=True)
+    order = torch.nn.functional.pad(order, (0, -len(order) % _WINDOW), value=len(alive)).view(-1, _WINDOW)
+    rows = torch.nn.functional.pad(alive, (0, 0, 0, 1))[order]
+    counts = rows.sum(2).where(order < len(alive), -1e6)  # what is no row comes last
+    # A shared column costs 4 loads for 8 products, a pair of single ones costs 8.
+    score = rows @ rows.mT - 2.5 * (counts[:, :, None] - counts[:, None, :]).abs()
+    score -= torch.eye(_WINDOW) * 1e9
+    pairs, index = [], torch.arange(len(order))
+    for _ in range(_WINDOW // 2):
+        best = score.flatten(1).argmax(1)
+        pair = torch.stack([best // _WINDOW, best % _WINDOW], 1)
+        pairs.append(order.gather(1, pair))
+        for row in pair.T:
+            score[index, row, :] = score[index, :, row] = -1e9
+    chosen = torch.cat(pairs).sort(1).values
+    return chosen[chosen[:, 0] < len(alive)]
+
+
+def _in_pairs(matrix: Tensor) -> Tensor:
+    """Return the matrix as the product by pairs of rows reads it (``MirlRowPair`` of abi.h)."""
+    rows = len(matrix)
+    padded = torch.nn.functional.pad(matrix.float(), (0, 0, 0, 1))  # an empty row behind the others
+    pairs = _partners((matrix != 0).float())
+    alive = (padded != 0)[pairs]  # (pairs, 2, C)
+    shared = alive.all(1)
+    singles = alive & ~shared[:, None]
+    counts = torch.stack([shared.sum(1), singles.sum(2).amax(1)], 1)
+
+    size = _PAIR_WORDS + counts @ torch.tensor([_SHARED_WORDS, _SINGLE_WORDS])
+    start = size.cumsum(0) - size
+    words = torch.zeros(int(size.sum()), dtype=torch.int32)
+    head = torch.cat([pairs.where(pairs < rows, -1), counts], 1)
+    words[start[:, None] + torch.arange(_PAIR_WORDS)] = head.int()
+    values = padded.view(torch.int32)
+    start += _PAIR_WORDS
+    pair, column = shared.nonzero(as_tuple=True)
+    at = start[pair] + _SHARED_WORDS * _ranks(counts[:, 0])
+    words[at] = _offset(column)
+    for side in range(2):
+        words[at + 1 + side] = values[pairs[pair, side], column]
+    start += _SHARED_WORDS * counts[:, 0]
+    pair = torch.arange(len(pairs)).repeat_interleave(counts[:, 1])
+    at = start[pair] + _SINGLE_WORDS * _ranks(counts[:, 1])
+    for side in range(2):
+        # Where a row has fewer columns, one of its own: 0 times a NaN is one.
+        words[at + side] = _offset(alive[pair, side].int().argmax(1))
+        own, column = singles[:, side].nonzero(as_tuple=True)
+        to = start[own] + _SINGLE_WORDS * _ranks(singles[:, side].sum(1))
+        words[to + side] = _offset(column)
+        words[to + 2 + side] = values[pairs[own, side], column]
+    return words
+
+
+def _ranks(counts: Tensor) -> Tensor:
+    """Return 0, 1, ... for each count in turn."""
+    return torch.arange(int(counts.sum())) - (counts.cumsum(0) - counts).repeat_interleave(counts)
+
+
+def _offset(column: Tensor) -> Tensor:
+    """Return where a column's channel begins in a panel, in bytes."""
+    return (column * (4 * PANEL)).int()
 
 
 def _whole(matrix: Tensor) -> Tensor:
@@ -282,9 +378,13 @@ def _assemble(
     writer, table, nnz = _Writer(len(parts)), [], 0
     for first_row, matrix, bias in parts:
         start, entry = _entries(matrix)
-        is_dense = forms is not Forms.ENTRIES and len(entry) > DENSE * matrix.numel()
+        by_pairs = forms is Forms.PAIRS and kernel_rule("row_pairs_are_fast") != 0
+        full = len(entry) > (DENSE_PAIRS if by_pairs else DENSE) * matrix.numel()
+        is_dense = forms is not Forms.ENTRIES and full
         entries = (None, None) if is_dense and forms is Forms.EITHER else (start, entry)
-        stored = (*entries, None if bias is None else bias.float(), _whole(matrix) if is_dense else None)
+        offset, whole = None if bias is None else bias.float(), _whole(matrix) if is_dense else None
+        by_pairs = by_pairs and not is_dense and len(entry) > 0
+        stored = (*entries, offset, whole, _in_pairs(matrix) if by_pairs else None)
         table += [first_row, *matrix.shape, *map(writer.add, stored)]
         nnz += len(entry)
     header = [rows, columns, nnz, len(parts), writer.add(taps)]
@@ -298,7 +398,7 @@ def pack(matrix: Tensor, bias: Tensor | None = None, forms: Forms = Forms.BOTH) 
     Args:
         matrix: (rows, columns) weights.
         bias: (rows,) what the kernels add to each row's result.
-        forms: How the matrix is kept where it is nearly full.
+        forms: How the matrix is kept.
 
     Returns:
         The packed matrix, int32; `PackedMatrix` reads it.
@@ -322,7 +422,7 @@ def pack_taps(
         bias: (rows of all groups,) what the kernels add to each row's result.
         chunk: Columns of zeros are left out, and the others cut into chunks of at most so many. With None
             nothing is left out or cut.
-        forms: How chunks are kept that are nearly full.
+        forms: How the chunks are kept.
 
     Returns:
         The packed matrix, int32; `PackedMatrix` reads it.
@@ -372,8 +472,9 @@ def pack_normalised(norm: Layer, pointwise: Layer, taps: Layer, rows: Tensor) ->
     offset = weight.new_zeros(len(weight)) if bias is None else bias
     if norm.bias is not None:
         offset = offset + weight @ norm.bias
-    packed = pack(weight[rows] * norm.weight, offset[rows])
-    return packed, pack(taps.weight[rows], None if taps.bias is None else taps.bias[rows])
+    packed = pack(weight[rows] * norm.weight, offset[rows], Forms.PAIRS)
+    tap_bias = None if taps.bias is None else taps.bias[rows]
+    return packed, pack(taps.weight[rows], tap_bias, Forms.ENTRIES)
 
 
 def address(packed: Tensor) -> int:

@@ -126,10 +126,13 @@ void block(MirlBlock& a) {
                         store(f.to[v] + (hidden + c) * s.hidden_stride, value);
                       }
                     });
+    enter(Phase::norm);
     with_vectors(f.n, [&](auto v) { normalise<v>(channels, a.centred, f.panel); });
+    enter(Phase::expand);
     product(project_in, f.panel, f.n, [&](int64_t h, int64_t begin, auto width, const Vec* sums) {
       f.store_hidden(h, s.hidden_stride, begin, width, sums);
     });
+    enter(Phase::other);
   };
   const int64_t panel = channels * PANEL + attention.scratch_floats();
   run_strips(s, panel, project_out.columns * PANEL, a.threads, fill, [&](const Step& step) {

@@ -82,6 +82,7 @@ void conv(MirlConv& a) {
   run_strips(s, 0, (columns.widest + columns.tallest) * PANEL, a.threads, fill, [&](const Step& step) {
     float *panel = step.extra, *partial = panel + columns.widest * PANEL;
     grouped(step.count, step.x1 - step.x0, [&](const Place* at, int64_t n) {
+      enter(Phase::convolution);
       ShuffledStore store_row(a, step, at);
       for (int64_t i = 0, column = 0; i < m.chunks; column += columns.chunks[i++].columns) {
         const MirlRows& chunk = columns.chunks[i];

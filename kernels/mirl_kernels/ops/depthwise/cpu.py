@@ -137,7 +137,10 @@ class PackedDepthwise(PackedWindow):
         self.outputs = len(weight)
         self.inputs = self.outputs if inputs is None else inputs
         taps = torch.tensor(self.window.taps())
-        self.register_buffer("packed", cpu.pack_taps([(weight.detach().flatten(1), taps)], bias, chunk=None))
+        self.register_buffer(
+            "packed",
+            cpu.pack_taps([(weight.detach().flatten(1), taps)], bias, chunk=None, forms=cpu.Forms.ENTRIES),
+        )
 
     def _shape(self, x: Tensor) -> tuple[int, int, int]:
         """Return channels, height and width of the result."""

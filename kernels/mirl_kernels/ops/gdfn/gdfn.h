@@ -14,6 +14,7 @@ inline void gate(const Strips& s, const Taps& taps, const MirlRows& project_out,
   grouped(step.count, step.x1 - step.x0, [&](const Place* at, int64_t n) {
     const Tapped from(s, step, at, n);
     Fetch to_write(y, step.b, channels, step.y, step.x0, at, n, pairs);
+    enter(Phase::gate);
     for (int64_t j = 0; j < pairs; ++j) {
       to_write.share<1>();
       runs<TAPPED>(at, n, [&](int64_t v, auto width) {
@@ -22,7 +23,9 @@ inline void gate(const Strips& s, const Taps& taps, const MirlRows& project_out,
         for (int i = 0; i < width; ++i) store(gated + j * PANEL + (v + i) * L, gelu(left[i]) * right[i]);
       });
     }
+    enter(Phase::project);
     product(project_out, gated, n, emit(at, n));
+    enter(Phase::other);
   });
 }
 

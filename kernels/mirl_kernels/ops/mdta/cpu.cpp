@@ -67,9 +67,13 @@ class PassOne {
     grouped(step.count, step.x1 - step.x0, [&](const Place* at, int64_t n) {
       const Tapped from(s, step, at, n);
       Fetch to_write(v_image, step.b, a.v_count, step.y, step.x0, at, n, qk);
+      enter(Phase::qk_taps);
       compute_qk(from, at, n, to_write, q, norm);
+      enter(Phase::v_taps);
       store_v(step, from, at, n);
+      enter(Phase::gram);
       add_grams(q, n, kt, gram);
+      enter(Phase::other);
     });
     summed += float(step.count * (step.x1 - step.x0));
     if (summed >= 1024 || step.last) move_sums(step.task, gram);
@@ -170,6 +174,7 @@ Attention::Attention(const MirlMdta& a)
   }
   std::vector<Weights> attention(a.size.batch, Weights(layout, channels));
   auto soften = [&](int64_t t) {
+    enter(Phase::attention);
     const int64_t b = t / a.heads, h = t % a.heads;
     const double* sums = total.data() + b * layout.sums();
     const std::vector<double> reciprocals = reciprocal_norms(layout, sums);
@@ -184,6 +189,7 @@ Attention::Attention(const MirlMdta& a)
   mirl::parallel(a.size.batch * a.heads, a.threads, soften);
   const int64_t parts = (channels + 3) / 4;
   auto compose = [&](int64_t t) {
+    enter(Phase::attention);
     const int64_t b = t / parts, first = t % parts * 4;
     const int64_t stride = a.v_count + L;
     std::vector<float> rows(4 * stride);

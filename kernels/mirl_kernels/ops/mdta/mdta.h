@@ -116,7 +116,7 @@ struct Dense {
   Dense(int64_t rows, int64_t columns)
       : count(rows), columns(columns), values(round_up(rows, 4) * columns + 1) {}  // never null
   float& at(int64_t r, int64_t c) { return values[(r / 4 * columns + c) * 4 + r % 4]; }
-  MirlRows rows(const float* bias) const { return {count, columns, nullptr, nullptr, bias, values.data()}; }
+  MirlRows rows(const float* bias) const { return {count, columns, nullptr, nullptr, bias, values.data(), nullptr}; }
 };
 
 // The matrices that pass two applies to v: one for each head, or, where that is less work for all pixels, one
@@ -141,6 +141,7 @@ class Attention {
   template <class Emit>
   void apply(int64_t b, int64_t y, int64_t x, const Place* at, int64_t n, int64_t next_y,
              const Place* next_at, int64_t next_n, float* scratch, Emit&& emit) const {
+    enter(Phase::apply);
     float *mixed = scratch, *gathered = scratch + channels * PANEL;
     const float* v = v_image.at(b, 0, y + at->row, x + at->column);
     int64_t stride = v_image.channel;

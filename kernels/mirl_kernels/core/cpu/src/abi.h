@@ -19,15 +19,27 @@ struct MirlEntry {
   int64_t column() const { return offset / (4 * MIRL_PANEL); }
 };
 
+// Two rows of a matrix that are computed together, the second of which may be -1, for none. There follow
+// `shared` columns that both rows have, an offset and two values each, and `single` pairs of columns, one for
+// each row, two offsets and two values each. Offsets are as in MirlEntry. Where a row has fewer columns, values
+// are 0.
+struct MirlRowPair {
+  int32_t row[2], shared, single;
+
+  const int32_t* columns() const { return reinterpret_cast<const int32_t*>(this + 1); }
+};
+
 // A sparse matrix by rows, or a chunk of one. `bias` has one value per row, or is null. `dense`, where it is
 // not null, holds the same matrix whole, for where that is faster: four rows at a time, value (r, c) at
-// [(r / 4 * columns + c) * 4 + r % 4].
+// [(r / 4 * columns + c) * 4 + r % 4]. `row_pairs`, where it is not null, holds it once more for the same
+// reason: half as many pairs of rows, rounded up, in any order (MirlRowPair).
 struct MirlRows {
   int64_t rows, columns;
   const int32_t* start;  // rows + 1 positions into entry
   const MirlEntry* entry;
   const float* bias;
   const float* dense;
+  const MirlRowPair* row_pairs;
 };
 
 // Which pixel a column of a convolution's matrix stands for: that of channel `channel` at a distance of rows
@@ -41,7 +53,7 @@ struct MirlTap {
 // A chunk of a packed matrix: a range of rows by a range of columns. Positions are in words of the packed
 // matrix, 0 for none.
 struct MirlChunk {
-  int32_t first_row, rows, columns, start, entry, bias, dense;
+  int32_t first_row, rows, columns, start, entry, bias, dense, row_pairs;
 };
 
 // A packed matrix, as `pack` (packed_matrix.py) writes it: this header, then its chunks, then what they name.
@@ -61,7 +73,8 @@ struct MirlMatrix {
             c.start ? words() + c.start : nullptr,
             reinterpret_cast<const MirlEntry*>(words() + c.entry),
             floats(c.bias),
-            floats(c.dense)};
+            floats(c.dense),
+            c.row_pairs ? reinterpret_cast<const MirlRowPair*>(words() + c.row_pairs) : nullptr};
   }
 };
 

@@ -70,6 +70,7 @@ MIRL_EXPORT const char* mirl_isa() { return chosen ? chosen->name : nullptr; }
 MIRL_EXPORT int64_t mirl_padded(int64_t floats) { return mirl::padded(floats); }
 MIRL_EXPORT int64_t mirl_transposed_columns(int64_t channels) { return mirl::transposed_columns(channels); }
 MIRL_EXPORT int64_t mirl_panel_vectors() { return mirl::panel_vectors(chosen->lanes); }
+MIRL_EXPORT int64_t mirl_row_pairs_are_fast() { return mirl::row_pairs_are_fast(chosen->lanes); }
 MIRL_EXPORT int64_t mirl_mdta_is_composed(int64_t channels, int64_t heads, int64_t live_v, int64_t entries,
                                           int64_t dense, int64_t pixels) {
   return mirl::mdta_is_composed(channels, heads, live_v, entries, dense != 0, pixels);

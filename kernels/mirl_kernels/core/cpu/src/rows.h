@@ -5,13 +5,16 @@
 #include <type_traits>
 
 #include "abi.h"
+#include "phase_times.h"
 #include "shared_rules.h"
 #include "threads.h"
 #include "vector.h"
 
 namespace MIRL_ISA {
 
+using mirl::enter;
 using mirl::padded;
+using mirl::Phase;
 using mirl::round_up;
 using mirl::transposed_columns;
 
@@ -58,6 +61,47 @@ inline void sparse_panel(const MirlRows& m, const float* in, Emit&& emit) {
       for (int v = 0; v < V; ++v) sums[v] += w * load(p + v * L);
     }
     emit(r, 0, Vectors<V>{}, sums);
+  }
+}
+
+// The same by pairs of rows, in their order.
+template <int V, class Emit>
+inline void row_pair_panel(const MirlRows& m, const float* in, Emit&& emit) {
+  auto at = [&](int32_t offset) {
+    return reinterpret_cast<const float*>(reinterpret_cast<const char*>(in) + offset);
+  };
+  auto value = [](int32_t word) {
+    float x;
+    std::memcpy(&x, &word, sizeof x);
+    return all(x);
+  };
+  auto bias = [&](int64_t row) { return all(m.bias && row >= 0 ? m.bias[row] : 0.0f); };
+  const MirlRowPair* pair = m.row_pairs;
+  for (int64_t left = m.rows; left > 0; left -= 2) {
+    const int64_t row = pair->row[0], other = pair->row[1];
+    Vec sums[V], others[V];
+    const Vec begin = bias(row), other_begin = bias(other);
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) sums[v] = begin, others[v] = other_begin;
+    const int32_t* word = pair->columns();
+    for (const int32_t* end = word + 3 * pair->shared; word < end; word += 3) {
+      const float* p = at(word[0]);
+      const Vec a = value(word[1]), b = value(word[2]);
+#pragma GCC unroll 4
+      for (int v = 0; v < V; ++v) {
+        const Vec x = load(p + v * L);
+        sums[v] += a * x, others[v] += b * x;
+      }
+    }
+    for (const int32_t* end = word + 4 * pair->single; word < end; word += 4) {
+      const float *p = at(word[0]), *q = at(word[1]);
+      const Vec a = value(word[2]), b = value(word[3]);
+#pragma GCC unroll 4
+      for (int v = 0; v < V; ++v) sums[v] += a * load(p + v * L), others[v] += b * load(q + v * L);
+    }
+    emit(row, 0, Vectors<V>{}, sums);
+    if (other >= 0) emit(other, 0, Vectors<V>{}, others);
+    pair = reinterpret_cast<const MirlRowPair*>(word);
   }
 }
 
@@ -146,6 +190,8 @@ inline void dense_panel(const MirlRows& m, const float* in, int64_t stride, int6
 // m times n vectors of pixels.
 template <class Emit>
 inline void product(const MirlRows& m, const float* panel, int64_t n, Emit&& emit) {
+  if constexpr (mirl::row_pairs_are_fast(L))
+    if (m.row_pairs) return with_vectors(n, [&](auto v) { row_pair_panel<v>(m, panel, emit); });
   if (m.dense) return dense_panel(m, panel, PANEL, n, emit);
   with_vectors(n, [&](auto v) { sparse_panel<v>(m, panel, emit); });
 }

@@ -20,6 +20,10 @@ static inline int64_t transposed_columns(int64_t channels) { return round_up(cha
 // How many vectors of pixels, each of so many lanes, a panel has at most.
 constexpr int panel_vectors(int64_t lanes) { return lanes == 16 ? 4 : 8; }
 
+// Whether a product by pairs of rows is the fastest with vectors of so many lanes: short vectors spend the time
+// that it saves on going through the rows more often.
+constexpr bool row_pairs_are_fast(int64_t lanes) { return lanes == 16; }
+
 // Whether MDTA's pass two is one matrix, project_out composed with the attention, and not a matrix for each
 // head and then project_out: where that is less work for all pixels. (A sparse product takes nearly twice as
 // long as a dense one.) `entries` are those of project_out, `dense` says whether it is kept whole.

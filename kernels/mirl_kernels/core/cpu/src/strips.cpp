@@ -144,16 +144,19 @@ void run_strips(const Strips& s, int64_t panel_floats, int64_t extra, int64_t th
 
 void FillNormalised::operator()(const Filling& f) const {
   const int64_t channels = s.size.channels;
+  enter(Phase::norm);
   with_vectors(f.n, [&](auto n) {
     gather<n>(x, f.b, channels, f.y, f.x, f.at, f.panel);
     normalise<n>(channels, centred, f.panel, eps);
     if (gain) scale_and_shift<n>(channels, f.panel, gain, offset, f.panel);
   });
   Fetch next(x, f.b, channels, f.next_y, f.x, f.next_at, f.next_n, s.hidden);
+  enter(Phase::expand);
   product(pointwise, f.panel, f.n, [&](int64_t h, int64_t begin, auto width, const Vec* sums) {
     if (begin == 0) next.template share<0>();
     f.store_hidden(h, s.hidden_stride, begin, width, sums);
   });
+  enter(Phase::other);
 }
 
 }  // namespace MIRL_ISA

@@ -1,6 +1,9 @@
 #include "threads.h"
 
+#include "phase_times.h"
+
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <cstdlib>
 #include <exception>
@@ -20,7 +23,34 @@
 #endif
 
 namespace mirl {
+
+#ifdef MIRL_PHASE_TIMES
 namespace {
+std::atomic<int64_t> nanoseconds[int(Phase::count)];
+thread_local Phase current = Phase::waiting;
+thread_local std::chrono::steady_clock::time_point since = std::chrono::steady_clock::now();
+}  // namespace
+
+void enter(Phase phase) {
+  const auto now = std::chrono::steady_clock::now();
+  nanoseconds[int(current)] += (now - since).count();
+  current = phase, since = now;
+}
+
+// Moves the nanoseconds of all threads in each phase to `to`.
+extern "C" __attribute__((visibility("default"))) int64_t mirl_phase_times(int64_t* to) {
+  for (auto& phase : nanoseconds) *to++ = phase.exchange(0);
+  return int64_t(Phase::count);
+}
+#endif
+
+namespace {
+
+void run_task(Task task, void* context, int64_t index) {
+  enter(Phase::other);
+  task(context, index);
+  enter(Phase::waiting);
+}
 
 // libgomp's entry point, where the process has that library: PyTorch's threads then do our work as well.
 // Two pools would be in each other's way, since those who wait for work in libgomp's spin for milliseconds
@@ -50,7 +80,7 @@ struct Pool {
 
   void work() {
     try {
-      for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < count;) task(context, i);
+      for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < count;) run_task(task, context, i);
     } catch (...) {
       next.store(count, std::memory_order_relaxed);
       std::lock_guard<std::mutex> held(lock);
@@ -129,7 +159,7 @@ void parallel_tasks(int64_t count, int64_t threads, Task task, void* context) {
   if (threads > 1 && mine.try_lock()) {
     pool->run(count, threads, task, context);
   } else {
-    for (int64_t i = 0; i < count; ++i) task(context, i);
+    for (int64_t i = 0; i < count; ++i) run_task(task, context, i);
   }
 }
 

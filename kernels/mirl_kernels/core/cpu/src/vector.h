@@ -54,9 +54,9 @@ inline Vec vsqrt(Vec a) {
 
 // v with zeros from lane n on.
 inline Vec only(Vec v, int64_t n) {
-  Vec r;
-  for (int64_t i = 0; i < L; ++i) r[i] = i < n ? v[i] : 0.0f;
-  return r;
+  Int lane;
+  for (int32_t i = 0; i < L; ++i) lane[i] = i;
+  return lane < int32_t(n) ? v : Vec{};
 }
 
 // 1 / a to the last digit or the one before, for a of usual size.
