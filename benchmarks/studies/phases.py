@@ -37,10 +37,9 @@ def phases() -> list[str]:
 
 def build(folder: Path) -> Path:
     """Build the kernels with clocks in them, and return the library."""
-    configure = ["cmake", "-S", ROOT / "kernels", "-B", folder]
-    options = ["-DCMAKE_BUILD_TYPE=Release", "-DMIRL_PHASE_TIMES=ON"]
-    subprocess.run([*configure, *options], check=True, stdout=subprocess.DEVNULL)
-    subprocess.run(["cmake", "--build", folder, "-j"], check=True, stdout=subprocess.DEVNULL)
+    configure = ["cmake", "-S", str(ROOT / "kernels"), "-B", str(folder), "-DCMAKE_BUILD_TYPE=Release"]
+    subprocess.run([*configure, "-DMIRL_PHASE_TIMES=ON"], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(["cmake", "--build", str(folder), "-j"], check=True, stdout=subprocess.DEVNULL)
     return folder / library.LIBRARY
 
 

@@ -116,7 +116,9 @@ struct Dense {
   Dense(int64_t rows, int64_t columns)
       : count(rows), columns(columns), values(round_up(rows, 4) * columns + 1) {}  // never null
   float& at(int64_t r, int64_t c) { return values[(r / 4 * columns + c) * 4 + r % 4]; }
-  MirlRows rows(const float* bias) const { return {count, columns, nullptr, nullptr, bias, values.data(), nullptr}; }
+  MirlRows rows(const float* bias) const {
+    return {count, columns, nullptr, nullptr, bias, values.data(), nullptr};
+  }
 };
 
 // The matrices that pass two applies to v: one for each head, or, where that is less work for all pixels, one

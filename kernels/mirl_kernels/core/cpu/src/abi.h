@@ -21,8 +21,8 @@ struct MirlEntry {
 
 // Two rows of a matrix that are computed together, the second of which may be -1, for none. There follow
 // `shared` columns that both rows have, an offset and two values each, and `single` pairs of columns, one for
-// each row, two offsets and two values each. Offsets are as in MirlEntry. Where a row has fewer columns, values
-// are 0.
+// each row, two offsets and two values each. Offsets are as in MirlEntry. Where a row has fewer columns,
+// values are 0.
 struct MirlRowPair {
   int32_t row[2], shared, single;
 

@@ -20,8 +20,8 @@ static inline int64_t transposed_columns(int64_t channels) { return round_up(cha
 // How many vectors of pixels, each of so many lanes, a panel has at most.
 constexpr int panel_vectors(int64_t lanes) { return lanes == 16 ? 4 : 8; }
 
-// Whether a product by pairs of rows is the fastest with vectors of so many lanes: short vectors spend the time
-// that it saves on going through the rows more often.
+// Whether a product by pairs of rows is the fastest with vectors of so many lanes: short vectors spend the
+// time that it saves on going through the rows more often.
 constexpr bool row_pairs_are_fast(int64_t lanes) { return lanes == 16; }
 
 // Whether MDTA's pass two is one matrix, project_out composed with the attention, and not a matrix for each
