@@ -1,9 +1,9 @@
 """Show where a ticket's time on the CPU goes, phase by phase.
 
-    python -m benchmarks.studies.phases [TICKET ...] [--size 256] [--runs 9] [--library FILE]
+    python -m benchmarks.studies.phases [TICKET ...] [--size 256] [--runs 9]
 
-Build the kernels with clocks in them (phase_times.h), unless ``--library`` names such a build, and print the
-milliseconds of each phase, summed over threads. A ticket is a file, or the name of one that is shipped or in
+Build the kernels with clocks in them (phase_times.h) in ``build/phases``, and print the milliseconds of each
+phase, summed over threads. A ticket is a file, or the name of one that is shipped or in
 `benchmarks.suite.tickets`.
 """
 
@@ -13,7 +13,6 @@ import argparse
 import ctypes
 import re
 import subprocess
-import tempfile
 import time
 from pathlib import Path
 
@@ -35,8 +34,9 @@ def phases() -> list[str]:
     return [name for name in re.findall(r"^  (\w+)", body, re.MULTILINE) if name != "count"]
 
 
-def build(folder: Path) -> Path:
-    """Build the kernels with clocks in them, and return the library."""
+def build() -> Path:
+    """Build the kernels with clocks in them, as far as they changed, and return the library."""
+    folder = ROOT / "build/phases"
     configure = ["cmake", "-S", str(ROOT / "kernels"), "-B", str(folder), "-DCMAKE_BUILD_TYPE=Release"]
     subprocess.run([*configure, "-DMIRL_PHASE_TIMES=ON"], check=True, stdout=subprocess.DEVNULL)
     subprocess.run(["cmake", "--build", str(folder), "-j"], check=True, stdout=subprocess.DEVNULL)
@@ -64,18 +64,14 @@ def main() -> None:
     parser.add_argument("tickets", nargs="*", default=["layerwise10", "uneven10", "small"])
     parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--runs", type=int, default=9)
-    parser.add_argument("--library", type=Path)
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        built = options.library or build(Path(folder))
-        library.LIBRARY = str(built.resolve())
-        columns = []
-        for name in options.tickets:
-            ticket = network(*TICKETS[name]) if name in TICKETS else load_network(find_ticket(name))
-            image = torch.rand(1, 3, options.size, options.size)
-            columns.append(measure(CpuEngine(ticket), image, options.runs))
+    library.LIBRARY = str(build())
+    image, columns = torch.rand(1, 3, options.size, options.size), []
+    for name in options.tickets:
+        ticket = network(*TICKETS[name]) if name in TICKETS else load_network(find_ticket(name))
+        columns.append(measure(CpuEngine(ticket), image, options.runs))
     print(
-        f"Milliseconds of {torch.get_num_threads()} threads together, {options.size}x{options.size} pixels\n"
+        f"{options.size}x{options.size} pixels, milliseconds of {torch.get_num_threads()} threads together\n"
     )
     print("| phase |", " | ".join(options.tickets), "|\n|---|" + "---|" * len(columns))
     for i, phase in enumerate(phases()):

@@ -8,7 +8,7 @@ from torch import Tensor
 
 import mirl_kernels.ops
 from mirl_kernels.core import cpu
-from mirl_kernels.core.cpu import PackedMatrix, Quantity
+from mirl_kernels.core.cpu import Quantity
 from mirl_kernels.errors import BackendError
 from mirl_kernels.registry import OPS, Op
 
@@ -70,15 +70,6 @@ def test_zero_weights_are_skipped(op):
         return packed.quantities(len(x))[Quantity.ENTRY]
 
     assert macs(0.1) < macs(0.4)
-
-
-@ops
-def test_the_packed_matrices_are_well_formed(op):
-    packed, *_ = made(op)
-    owners = [m for m in packed.modules() if isinstance(m, cpu.PackedModule)]
-    matrices = [matrix for owner in owners for matrix in owner.matrices()]
-    assert matrices
-    assert all(PackedMatrix(matrix).is_well_formed for matrix in matrices)
 
 
 @ops

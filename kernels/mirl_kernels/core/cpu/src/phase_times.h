@@ -10,7 +10,7 @@ enum class Phase : int32_t {
   waiting,      // no task
   other,        // of a task
   norm,         // an image is read, and normalised
-  expand,       // qkv or project_in: the product, and what it stores in the ring
+  expand,       // a 1x1 layer that makes hidden channels: the product, and what it stores in the ring
   qk_taps,      // q and k behind their taps
   v_taps,       // v behind its taps, stored
   gram,         // q times k

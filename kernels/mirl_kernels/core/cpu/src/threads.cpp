@@ -1,9 +1,6 @@
 #include "threads.h"
 
-#include "phase_times.h"
-
 #include <atomic>
-#include <chrono>
 #include <condition_variable>
 #include <cstdlib>
 #include <exception>
@@ -12,6 +9,8 @@
 #include <system_error>
 #include <thread>
 #include <vector>
+
+#include "phase_times.h"
 
 #ifdef __unix__
 #include <dlfcn.h>
@@ -23,27 +22,6 @@
 #endif
 
 namespace mirl {
-
-#ifdef MIRL_PHASE_TIMES
-namespace {
-std::atomic<int64_t> nanoseconds[int(Phase::count)];
-thread_local Phase current = Phase::waiting;
-thread_local std::chrono::steady_clock::time_point since = std::chrono::steady_clock::now();
-}  // namespace
-
-void enter(Phase phase) {
-  const auto now = std::chrono::steady_clock::now();
-  nanoseconds[int(current)] += (now - since).count();
-  current = phase, since = now;
-}
-
-// Moves the nanoseconds of all threads in each phase to `to`.
-extern "C" __attribute__((visibility("default"))) int64_t mirl_phase_times(int64_t* to) {
-  for (auto& phase : nanoseconds) *to++ = phase.exchange(0);
-  return int64_t(Phase::count);
-}
-#endif
-
 namespace {
 
 void run_task(Task task, void* context, int64_t index) {
