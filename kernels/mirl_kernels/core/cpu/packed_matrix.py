@@ -262,8 +262,8 @@ def _partners(alive: Tensor) -> Tensor:
     order = torch.nn.functional.pad(order, (0, -len(order) % _WINDOW), value=len(alive)).view(-1, _WINDOW)
     rows = torch.nn.functional.pad(alive, (0, 0, 0, 1))[order]
     counts = rows.sum(2).where(order < len(alive), -1e6)  # what is no row comes last
-    # With AVX-512 a shared column takes about 4 cycles, two single ones 5. Two rows of a and b columns, s of them
-    # shared, take 4 s + 5 (max(a, b) - s) cycles: the fewest where s - 2.5 |a - b| is greatest.
+    # With AVX-512 a shared column takes about 4 cycles, two single ones 5. Two rows of a and b columns, s of
+    # them shared, take 4 s + 5 (max(a, b) - s) cycles: the fewest where s - 2.5 |a - b| is greatest.
     score = rows @ rows.mT - 2.5 * (counts[:, :, None] - counts[:, None, :]).abs()
     score -= torch.eye(_WINDOW) * 1e9
     pairs, index = [], torch.arange(len(order))
