@@ -33,7 +33,7 @@ class BackendName(Choice):
 
 
 class Precision(Choice):
-    """Name the precision of activations on a GPU."""
+    """Name the precision of activations on a GPU, and of products on a CPU."""
 
     FLOAT16 = "float16"
     BFLOAT16 = "bfloat16"

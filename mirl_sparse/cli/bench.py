@@ -142,13 +142,16 @@ def _print_rows(result: TurnsResult) -> ContenderRow:
         "80%",
         "first result",
         "difference",
+        "PSNR",
         "against sparse",
     )
     table = Table(*columns, box=None)
     for name, row in result.rows.items():
         times = map(_ms, (row.median, row.p20, row.p80, row.first_call))
         ratio = row.median / sparse.median
-        table.add_row(name, str(row.runs), *times, f"{row.difference:.1e}", f"{ratio:.2f}x")
+        table.add_row(
+            name, str(row.runs), *times, f"{row.difference:.1e}", f"{row.psnr:.0f} dB", f"{ratio:.2f}x"
+        )
     show(table)
     return sparse
 

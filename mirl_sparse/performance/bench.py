@@ -11,16 +11,22 @@ from typing import Any
 
 from torch import Tensor
 
+from mirl_kernels.core import cpu
 from mirl_sparse.architectures.promptir.network import PromptIR
-from mirl_sparse.choices import BackendName
+from mirl_sparse.choices import BackendName, Precision
 from mirl_sparse.errors import UserError
-from mirl_sparse.performance.comparison import Candidate, Comparison, ComparisonResult
+from mirl_sparse.performance.comparison import (
+    BFLOAT16_TOLERANCE,
+    Candidate,
+    Comparison,
+    ComparisonResult,
+)
 from mirl_sparse.performance.oracle import expected
 from mirl_sparse.performance.peers import DENSE
 from mirl_sparse.performance.profile import Profile, profile
 from mirl_sparse.runtime.restorer import SparseRestorer
 
-SPARSE = "sparse cpu"
+SPARSE, SPARSE_BFLOAT16 = "sparse cpu", "sparse cpu bfloat16"
 
 
 @dataclass(frozen=True)
@@ -43,6 +49,8 @@ def bench(
 ) -> BenchResult:
     """Compare `SparseRestorer` with the dense network in several engines, and profile it.
 
+    Where the processor multiplies bfloat16 numbers, it is timed in bfloat16 as well.
+
     Args:
         network: A ticket's network.
         image: (B, 3, H, W) float32 on the CPU, H and W as the network takes them.
@@ -54,6 +62,9 @@ def bench(
     """
     right = expected(network, image)
     sparse = {SPARSE: Candidate(SparseRestorer(network, BackendName.CPU), right)}
+    if cpu.bfloat16_unit() is not cpu.Bfloat16Unit.NONE:
+        rounded = SparseRestorer(network, BackendName.CPU, precision=Precision.BFLOAT16)
+        sparse[SPARSE_BFLOAT16] = Candidate(rounded, right, BFLOAT16_TOLERANCE)
     comparison = Comparison(network, right, sparse, image, dense)
     if SPARSE not in comparison.sparse:
         raise UserError(f"{SPARSE} {comparison.left_out[SPARSE]}, so nothing is timed")

@@ -33,10 +33,12 @@ class Candidate(NamedTuple):
     Attributes:
         module: The way: takes an image (B, C, H, W) and restores it.
         expected: Result of the network that it stands for.
+        tolerance: Largest difference that is right, relative to the largest result where that is above 1.
     """
 
     module: Callable[[Tensor], Tensor]
     expected: Tensor
+    tolerance: float = TOLERANCE
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,9 @@ class Comparison(Turns):
             else:
                 self._admit_dense(name, network, expected, image)
         for name, candidate in sparse.items():
-            self.admit(name, partial(partial, candidate.module, image), candidate.expected, TOLERANCE)
+            self.admit(
+                name, partial(partial, candidate.module, image), candidate.expected, candidate.tolerance
+            )
         self.dense = [name for name in self.times if name in DENSE]
         self.sparse = [name for name in self.times if name not in DENSE]
 

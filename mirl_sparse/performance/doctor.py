@@ -43,7 +43,7 @@ def machine() -> dict[str, str]:
 
 def _kernels() -> str:
     try:
-        return f"for {cpu.isa()}"
+        return f"for {cpu.isa()}; bfloat16 {cpu.bfloat16_unit().value}"
     except BackendError as error:
         return str(error)
 

@@ -5,6 +5,7 @@ Runs are interleaved: a machine that is slow for some seconds is slow for every 
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass
@@ -61,6 +62,7 @@ class ContenderRow:
         second_call: Seconds of the first call after that and after settling.
         difference: Largest difference from the expected result, relative to its largest value where that is
             above 1.
+        psnr: PSNR of the result against the expected one, for values from 0 to 1, in dB, at most 200.
         speedup: Speed-up over the strongest dense contender; None for dense contenders.
         over_default: Speed-up over what PyTorch does by default; None for dense contenders.
     """
@@ -73,6 +75,7 @@ class ContenderRow:
     first_call: float
     second_call: float
     difference: float
+    psnr: float
     speedup: Speedup | None = None
     over_default: Speedup | None = None
 
@@ -114,6 +117,7 @@ class _Contender:
     first_call: float
     second_call: float
     difference: float
+    psnr: float
 
 
 class Turns:
@@ -155,7 +159,8 @@ class Turns:
         call = make()
         result = call().cpu()
         first = time.perf_counter() - begin
-        difference = (result - expected.cpu()).abs().max().item() / max(1.0, expected.abs().max().item())
+        off = result - expected.cpu()
+        difference = off.abs().max().item() / max(1.0, expected.abs().max().item())
         if not difference <= tolerance:
             self.left_out[name] = (
                 f"differs from the expected result by {difference:.1e}, at most {tolerance:.0e} is right"
@@ -165,7 +170,8 @@ class Turns:
             call()
         second = self.seconds(call)
         repeats = max(1, round(_TURN / second))
-        self._contenders[name] = _Contender(call, repeats, first, second, difference)
+        psnr = -10 * math.log10(max(1e-20, off.square().mean().item()))
+        self._contenders[name] = _Contender(call, repeats, first, second, difference, psnr)
         self.times[name] = []
 
     def ready(self, name: str) -> None:
@@ -221,6 +227,7 @@ class Turns:
                 first_call=contender.first_call,
                 second_call=contender.second_call,
                 difference=contender.difference,
+                psnr=contender.psnr,
                 speedup=speedup,
                 over_default=over_default,
             )

@@ -48,7 +48,11 @@ class Backend:
 
 
 BACKENDS: dict[str, Backend] = {
-    BackendName.CPU.value: Backend(lambda network, precision, tuning: CpuEngine(network), cpu.load_library),
+    BackendName.CPU.value: Backend(
+        lambda network, precision, tuning: CpuEngine(network, precision),
+        cpu.load_library,
+        precisions=("float32", "bfloat16"),
+    ),
     BackendName.REFERENCE.value: Backend(
         lambda network, precision, tuning: ReferenceEngine(network), packs=False
     ),

@@ -48,8 +48,11 @@ class SparseRestorer(nn.Module):
             kernels where they were built, else the reference with a warning.
         max_memory: Bytes that the buffers may take; by default nine tenths of what the system, or the
             GPU, has left.
-        precision: Precision of the features between the layers: "float16" (the default), "bfloat16" or
-            "float32" on "triton", "float32" on the others. Images are always float32.
+        precision: On "triton", the precision of the features between the layers: "float16" (the default),
+            "bfloat16" or "float32". On "cpu", "float32" (the default), or "bfloat16": what layers and
+            attention multiply is rounded to bfloat16 where that is faster; everything else stays float32.
+            That pays for networks of which little is pruned, on processors with AMX or AVX512_BF16
+            (``mirl-sparse doctor`` tells). On "reference", "float32" alone. Images are always float32.
         tuning: The fastest settings for this GPU; only "triton" uses them.
 
     Attributes:

@@ -7,9 +7,10 @@ from statistics import median
 import pytest
 import torch
 
+from mirl_kernels.core import cpu
 from mirl_sparse import UserError
 from mirl_sparse.performance import comparison
-from mirl_sparse.performance.bench import SPARSE, bench
+from mirl_sparse.performance.bench import SPARSE, SPARSE_BFLOAT16, bench
 from mirl_sparse.performance.comparison import Candidate, Comparison
 from mirl_sparse.performance.oracle import expected
 from mirl_sparse.performance.peers import COMPILED, EAGER
@@ -22,14 +23,15 @@ RESULT_KEYS = {
     *("shape", "processor", "threads", "isa", "torch", "python", "allocator"),
     *("rows", "left_out", "strongest_dense", "profile"),
 }
-DENSE_KEYS = {"median", "p20", "p80", "runs", "times", "first_call", "second_call", "difference"}
+DENSE_KEYS = {"median", "p20", "p80", "runs", "times", "first_call", "second_call", "difference", "psnr"}
 PROFILE_KEYS = {"gflops_peak", "gbytes_peak", "steps", "seconds", "macs", "bytes", "limit", "fraction"}
 
 
 def test_rows_hold_times_differences_and_ratios(network):
     result = bench(network, IMAGE, runs=3, dense=EAGER)
     rows = result.rows
-    dense = [name for name in rows if name != SPARSE]
+    dense = [name for name in rows if name not in (SPARSE, SPARSE_BFLOAT16)]
+    assert (SPARSE_BFLOAT16 in rows) == (cpu.bfloat16_unit() is not cpu.Bfloat16Unit.NONE)
     assert {"dense eager", "dense channels_last"} <= set(dense)
     if result.allocator == "tuned":
         assert "dense eager, stock allocator" in dense
@@ -37,6 +39,7 @@ def test_rows_hold_times_differences_and_ratios(network):
         assert 0 < row.p20 <= row.median <= row.p80
         assert row.first_call > 0
     assert rows[SPARSE].difference <= 1e-5
+    assert rows[SPARSE].psnr > 100
     strongest = min(dense, key=lambda name: rows[name].median)
     assert result.strongest_dense == strongest
     for speedup, over in ((rows[SPARSE].speedup, strongest), (rows[SPARSE].over_default, dense[0])):

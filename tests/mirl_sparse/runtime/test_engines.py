@@ -6,6 +6,7 @@ import sys
 import pytest
 import torch
 
+from mirl_kernels.core.cpu import packed_matrix
 from mirl_sparse import SparseRestorer, UserError
 from mirl_sparse.runtime import BACKENDS
 
@@ -68,6 +69,15 @@ def test_the_reference_follows_changes_that_pytorch_does_not_count(network):
 def test_a_precision_that_the_backend_does_not_know_is_refused(network, backend):
     with pytest.raises(UserError, match=f"precision is 'float16' on backend '{backend}'; expected float32"):
         SparseRestorer(network, backend, precision="float16")
+
+
+def test_bfloat16_on_the_cpu_is_closer_than_a_dense_network_in_bfloat16(network, monkeypatch):
+    monkeypatch.setattr(packed_matrix, "TILES", 0.0)
+    monkeypatch.setattr(packed_matrix, "VECTORS", 0.0)
+    exact = network.double()(IMAGE.double())
+    off = (SparseRestorer(network.float(), "cpu", precision="bfloat16")(IMAGE) - exact).abs().max()
+    dense = (network.bfloat16()(IMAGE.bfloat16()).double() - exact).abs().max()
+    assert 1e-5 < off < dense
 
 
 @pytest.mark.parametrize("module", ["mirl_sparse.runtime", "mirl_sparse.runtime.restorer"])

@@ -12,7 +12,18 @@ from mirl_kernels.core.cpu.layout import (
     transposed_columns,
     with_rows,
 )
-from mirl_kernels.core.cpu.library import LANES, Call, Image, Size, available, isa, kernel_rule, load_library
+from mirl_kernels.core.cpu.library import (
+    LANES,
+    Bfloat16Unit,
+    Call,
+    Image,
+    Size,
+    available,
+    bfloat16_unit,
+    isa,
+    kernel_rule,
+    load_library,
+)
 from mirl_kernels.core.cpu.op import Activation, Packed, PackedModule, Work
 from mirl_kernels.core.cpu.packed_matrix import (
     CHUNK,
@@ -27,6 +38,7 @@ from mirl_kernels.core.cpu.packed_matrix import (
     pack,
     pack_normalised,
     pack_taps,
+    to_bfloat16,
     whole_chunks,
 )
 from mirl_kernels.core.cpu.quantities import Quantity, call_quantities, pixel_groups, product_quantities
@@ -37,6 +49,7 @@ __all__ = [
     "LANES",
     "PANEL",
     "Activation",
+    "Bfloat16Unit",
     "Call",
     "Chunk",
     "Forms",
@@ -50,6 +63,7 @@ __all__ = [
     "Work",
     "address",
     "available",
+    "bfloat16_unit",
     "call_quantities",
     "check",
     "empty",
@@ -68,6 +82,7 @@ __all__ = [
     "product_quantities",
     "result",
     "size",
+    "to_bfloat16",
     "transposed_columns",
     "whole_chunks",
     "with_rows",

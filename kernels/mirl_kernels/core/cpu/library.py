@@ -12,6 +12,7 @@ import os
 import sys
 from collections.abc import Callable
 from ctypes import Structure, c_int64, c_void_p
+from enum import Enum
 from functools import cache
 from pathlib import Path
 
@@ -138,6 +139,29 @@ def kernel_rule(name: str, *arguments: int) -> int:
         BackendError: As `load_library`, or if the library is of another version and lacks the rule.
     """
     return _rule(name)(*map(c_int64, arguments))
+
+
+class Bfloat16Unit(Enum):
+    """Tell how bfloat16 numbers are multiplied here (``Bfloat16Unit`` of bfloat16_unit.h).
+
+    Attributes:
+        NONE: In float32, which is slow.
+        VECTOR: By AVX512_BF16.
+        TILES: By AMX.
+    """
+
+    NONE = "emulated, slow"
+    VECTOR = "by AVX512_BF16"
+    TILES = "by AMX"
+
+
+def bfloat16_unit() -> Bfloat16Unit:
+    """Return how bfloat16 numbers are multiplied here.
+
+    Raises:
+        BackendError: As `load_library`.
+    """
+    return list(Bfloat16Unit)[kernel_rule("bfloat16_unit")]
 
 
 class Call:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 from torch import Tensor, nn
 
 from mirl_kernels.core.cpu.library import Call
+from mirl_kernels.core.cpu.packed_matrix import to_bfloat16
 from mirl_kernels.core.cpu.quantities import call_quantities
 from mirl_kernels.errors import BackendError
 
@@ -61,10 +62,12 @@ class PackedModule(nn.Module, ABC):
     Attributes:
         activation: Name of the activation of what the op stores, for ops that have one (`Activation.of`).
         slope: Slope of the activation.
+        multiplied: Names of the buffers that are packed matrices which are multiplied with pixels.
     """
 
     activation = "none"
     slope = 0.0
+    multiplied: tuple[str, ...] = ()
 
     @classmethod
     def from_weights(cls: type[_Module], *weights: Any, **options: Any) -> _Module:
@@ -74,6 +77,13 @@ class PackedModule(nn.Module, ABC):
     def register_buffer(self, name: str, tensor: Tensor | None, persistent: bool = False) -> None:
         """Keep a buffer; it is no state, for no kernel checks what a file would put into it."""
         super().register_buffer(name, tensor, persistent)
+
+    def to_bfloat16(self) -> None:
+        """Round weights to bfloat16, in place, where products of bfloat16 numbers are faster."""
+        for part in self.modules():
+            if isinstance(part, PackedModule):
+                for name in part.multiplied:
+                    setattr(part, name, to_bfloat16(getattr(part, name)))
 
     @abstractmethod
     def matrices(self) -> Sequence[Tensor]:

@@ -15,16 +15,20 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mirl_kernels.core.cpu.library import kernel_rule
+from mirl_kernels.core.cpu.library import Bfloat16Unit, bfloat16_unit, kernel_rule
 from mirl_kernels.errors import BackendError
 
 CHUNK = 96  # columns whose panel fits the first-level cache
 DENSE = 0.55  # the density from which a product by rows takes longer than one with the whole matrix
 DENSE_PAIRS = 0.7  # the same for a product by pairs of rows
+TILES = 0.15  # the density from which a product of bfloat16 numbers by AMX is faster than one by rows
+VECTORS = 0.3  # the same by AVX512_BF16
 PANEL = 64  # MIRL_PANEL of abi.h: floats from one channel of a pixel panel to the next
 _HEADER = 5  # words: rows, columns, entries, chunks, position of the taps
-_CHUNK_WORDS = 8  # words: the fields of Chunk
+_CHUNK_WORDS = 9  # words: the fields of Chunk
 _ROWS_TOGETHER = 4  # rows of a whole matrix that the kernels compute at a time
+_CACHE_LINE = 16  # words
+_TILE_ROWS, _TILE_COLUMNS = 16, 32
 _WINDOW = 32  # rows of like density among which partners are sought
 _PAIR_WORDS, _SHARED_WORDS, _SINGLE_WORDS = 4, 3, 4  # words of a MirlRowPair and of its columns
 
@@ -37,12 +41,15 @@ class Forms(Enum):
         PAIRS: As entries, and beside them whole if it is more than `DENSE_PAIRS` full, or else by pairs of
             rows (``MirlRowPair`` of abi.h); as BOTH where the kernels do not use pairs. Rows are computed
             in another order, which suits results that stay in a cache.
+        BFLOAT16: As entries, and beside them rounded to bfloat16 (``tiles`` of abi.h) if it is so full that a
+            product of these is faster (`TILES`, `VECTORS`).
         EITHER: Whole alone if it is more than `DENSE` full, or else as entries alone.
         ENTRIES: As entries alone.
     """
 
     BOTH = "entries, and whole beside them"
     PAIRS = "entries, and pairs of rows or whole beside them"
+    BFLOAT16 = "entries, and bfloat16 numbers beside them"
     EITHER = "whole alone"
     ENTRIES = "entries alone"
 
@@ -62,6 +69,7 @@ class Chunk:
         bias_at: Position of the bias.
         dense: Position of the whole matrix.
         row_pairs: Position of the pairs of rows.
+        tiles: Position of the bfloat16 numbers.
     """
 
     words: Tensor
@@ -73,6 +81,7 @@ class Chunk:
     bias_at: int
     dense: int
     row_pairs: int
+    tiles: int
 
     @property
     def is_dense(self) -> bool:
@@ -231,13 +240,15 @@ class _Writer:
         self.words: list[Tensor] = []
         self._end = _HEADER + _CHUNK_WORDS * chunks
 
-    def add(self, part: Tensor | None) -> int:
-        """Append a tensor's memory and return its position, 0 for None."""
+    def add(self, part: Tensor | None, alignment: int = 1) -> int:
+        """Append a tensor's memory at a multiple of so many words; return its position, 0 for None."""
         if part is None:
             return 0
-        self.words.append(part.contiguous().view(torch.int32).flatten())
-        self._end += self.words[-1].numel()
-        return self._end - self.words[-1].numel()
+        gap = -self._end % alignment
+        self.words += [torch.zeros(gap, dtype=torch.int32), part.contiguous().view(torch.int32).flatten()]
+        start = self._end + gap
+        self._end = start + self.words[-1].numel()
+        return start
 
 
 def _entries(matrix: Tensor) -> tuple[Tensor, Tensor]:
@@ -328,6 +339,20 @@ def _whole(matrix: Tensor) -> Tensor:
     return padded.view(-1, _ROWS_TOGETHER, matrix.shape[1]).transpose(1, 2)
 
 
+def _in_tiles(matrix: Tensor) -> Tensor:
+    """Return a matrix as products of bfloat16 numbers read it: padded with zeros to whole tiles."""
+    padding = (0, -matrix.shape[1] % _TILE_COLUMNS, 0, -len(matrix) % _TILE_ROWS)
+    return torch.nn.functional.pad(matrix.float(), padding).bfloat16()
+
+
+def _is_in_tiles(forms: Forms, density: float) -> bool:
+    """Return whether a matrix of such a density is kept in bfloat16."""
+    if forms is not Forms.BFLOAT16:
+        return False
+    least = TILES if bfloat16_unit() is Bfloat16Unit.TILES else VECTORS
+    return density > least
+
+
 def _assemble(
     parts: list[_Part], rows: int, columns: int, taps: Tensor | None = None, forms: Forms = Forms.BOTH
 ) -> Tensor:
@@ -335,14 +360,20 @@ def _assemble(
     writer, table, nnz = _Writer(len(parts)), [], 0
     for first_row, matrix, bias in parts:
         start, entry = _entries(matrix)
+        density = len(entry) / max(1, matrix.numel())
+        tiles = _in_tiles(matrix) if _is_in_tiles(forms, density) else None
         by_pairs = forms is Forms.PAIRS and kernel_rule("row_pairs_are_fast") != 0
-        full = len(entry) > (DENSE_PAIRS if by_pairs else DENSE) * matrix.numel()
-        is_dense = forms is not Forms.ENTRIES and full
-        entries = (None, None) if is_dense and forms is Forms.EITHER else (start, entry)
-        offset, whole = None if bias is None else bias.float(), _whole(matrix) if is_dense else None
+        full = density > (DENSE_PAIRS if by_pairs else DENSE)
+        is_dense = forms not in (Forms.ENTRIES, Forms.BFLOAT16) and full
         by_pairs = by_pairs and not is_dense and len(entry) > 0
-        stored = (*entries, offset, whole, _in_pairs(matrix) if by_pairs else None)
-        table += [first_row, *matrix.shape, *map(writer.add, stored)]
+        entries = (None, None) if is_dense and forms is Forms.EITHER else (start, entry)
+        stored = (
+            *entries,
+            None if bias is None else bias.float(),
+            _whole(matrix) if is_dense else None,
+            _in_pairs(matrix) if by_pairs else None,
+        )
+        table += [first_row, *matrix.shape, *map(writer.add, stored), writer.add(tiles, _CACHE_LINE)]
         nnz += len(entry)
     header = [rows, columns, nnz, len(parts), writer.add(taps)]
     return torch.cat([torch.tensor(header + table, dtype=torch.int32), *writer.words])
@@ -396,6 +427,13 @@ def pack_taps(
             taps.append(tap[columns])
         row += len(matrix)
     return _assemble(parts, row, sum(map(len, taps)), torch.cat(taps).int(), forms)
+
+
+def to_bfloat16(packed: Tensor) -> Tensor:
+    """Return a packed matrix packed anew for products of bfloat16 numbers (`Forms.BFLOAT16`)."""
+    matrix = PackedMatrix(packed)
+    parts = [_Part(chunk.first_row, chunk.to_dense(), chunk.bias) for chunk in matrix.chunks]
+    return _assemble(parts, *matrix.shape, matrix.taps, Forms.BFLOAT16)
 
 
 class Layer(NamedTuple):

@@ -48,6 +48,7 @@ def op(
     temperature: Tensor,
     live: Sequence[Tensor],
     attention_centred: bool,
+    bfloat16: bool,
     project_in: Tensor,
     dwconv: Tensor,
     project_out: Tensor,
@@ -63,6 +64,7 @@ def op(
         temperature: (heads,) float32.
         live: The channels of q, of k and of v that are computed.
         attention_centred: Whether MDTA's norm subtracts the mean.
+        bfloat16: Whether attention rounds what it multiplies to bfloat16.
         project_in: As the op of GDFN takes it, and so are the rest.
         dwconv: GDFN's dwconv.
         project_out: GDFN's project_out.
@@ -73,7 +75,7 @@ def op(
     cpu.check(x, PackedMatrix(qkv).columns, out, x.shape)
     PackedMatrix(attention_out).expect(x.shape[1], x.shape[1])
     PackedMatrix(project_out).expect(x.shape[1])
-    mdta = MdtaOperands(qkv, attention_dwconv, attention_out, temperature, live, attention_centred)
+    mdta = MdtaOperands(qkv, attention_dwconv, attention_out, temperature, live, attention_centred, bfloat16)
     gdfn = GdfnOperands(project_in, dwconv, project_out, centred)
     scratch = scratch_for(x, live)
     cpu.Call("block", _arguments(x, out, mdta, gdfn, scratch))()
@@ -89,6 +91,7 @@ def _(
     temperature: Tensor,
     live: Sequence[Tensor],
     attention_centred: bool,
+    bfloat16: bool,
     project_in: Tensor,
     dwconv: Tensor,
     project_out: Tensor,
@@ -117,6 +120,11 @@ class PackedBlock(cpu.Packed):
     def from_weights(cls, attention: Sequence[Any], feed_forward: Sequence[Any]) -> PackedBlock:
         """Return a block packed from what its definition, `block`, takes after x."""
         return cls(PackedMDTA(*attention), PackedGDFN(*feed_forward))
+
+    def to_bfloat16(self) -> None:
+        """Round the weights of both halves, in place."""
+        self.mdta.to_bfloat16()
+        self.gdfn.to_bfloat16()
 
     def matrices(self) -> tuple[Tensor, ...]:
         """Return no packed matrices: they are buffers of the two halves, which check them."""

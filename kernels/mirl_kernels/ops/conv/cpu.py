@@ -176,6 +176,8 @@ class PackedConv(PackedWindow):
     The constructor takes what the definition, `conv`, takes after x, but for the residual.
     """
 
+    multiplied = ("packed",)
+
     def __init__(
         self,
         weight: Tensor,

@@ -33,6 +33,7 @@ class PackedConvTranspose(cpu.Packed):
     NaN, more pixels around it may be NaN than PyTorch's.
     """
 
+    multiplied = ("packed",)
     packed: Tensor
 
     def __init__(

@@ -105,6 +105,7 @@ class PackedGDFN(cpu.Packed):
         ValueError: If the weights do not belong together; where PyTorch notices first, its own error.
     """
 
+    multiplied = ("project_in", "project_out")
     project_in: Tensor
     dwconv: Tensor
     project_out: Tensor

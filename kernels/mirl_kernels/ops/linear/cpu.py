@@ -100,6 +100,7 @@ class PackedLinear(cpu.PackedModule):
         ValueError: If it has no inputs or no outputs.
     """
 
+    multiplied = ("packed",)
     packed: Tensor
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:

@@ -116,9 +116,15 @@ class PassOne {
   void add_grams(const float* q, int64_t n, float* kt, float* gram) const {
     const float* k = q + a.q_count * PANEL;
     for (int64_t h = 0; h < a.heads; ++h) {
-      transpose_panel(k + layout.k[h].first * PANEL, layout.k[h].size(), n, kt);
-      add_gram(q + layout.q[h].first * PANEL, layout.q[h].size(), kt, layout.wide[h], n * L,
-               gram + layout.start[h]);
+      const float *q_h = q + layout.q[h].first * PANEL, *k_h = k + layout.k[h].first * PANEL;
+      const int64_t rows = layout.q[h].size(), columns = layout.k[h].size();
+      float* sums = gram + layout.start[h];
+      if (a.bfloat16) {
+        add_gram_by_tiles(q_h, rows, k_h, columns, n, sums);
+      } else {
+        transpose_panel(k_h, columns, n, kt);
+        add_gram(q_h, rows, kt, layout.wide[h], n * L, sums);
+      }
     }
   }
 
@@ -167,10 +173,11 @@ Attention::Attention(const MirlMdta& a)
   const std::vector<double> total = PassOne(a, layout).run();
   if (a.sums) std::copy(total.begin(), total.end(), a.sums);
   composed = mirl::mdta_is_composed(channels, a.heads, a.v_count, project_out.start[channels],
-                                    project_out.dense != nullptr, a.size.height * a.size.width);
+                                    project_out.dense || project_out.tiles, a.size.height * a.size.width);
   for (int64_t b = 0; b < a.size.batch; ++b) {
-    if (composed) matrices.emplace_back(channels, a.v_count);
-    for (int64_t h = 0; h < a.heads && !composed; ++h) matrices.emplace_back(per_head, layout.v[h].size());
+    if (composed) matrices.emplace_back(channels, a.v_count, a.bfloat16 != 0);
+    for (int64_t h = 0; h < a.heads && !composed; ++h)
+      matrices.emplace_back(per_head, layout.v[h].size(), a.bfloat16 != 0);
   }
   std::vector<Weights> attention(a.size.batch, Weights(layout, channels));
   auto soften = [&](int64_t t) {
@@ -185,6 +192,7 @@ Attention::Attention(const MirlMdta& a)
       for (int64_t v = 0; v < layout.v[h].size() && !composed; ++v)
         matrices[t].at(c - h * per_head, v) = attention[b].row(c)[v];
     }
+    if (!composed) matrices[t].finish();
   };
   mirl::parallel(a.size.batch * a.heads, a.threads, soften);
   const int64_t parts = (channels + 3) / 4;
@@ -195,11 +203,13 @@ Attention::Attention(const MirlMdta& a)
     std::vector<float> rows(4 * stride);
     attention[b].compose(layout, project_out, first, std::min(first + 4, channels),
                          [&](int64_t r, int64_t v, Vec sum) { store(&rows[(r - first) * stride + v], sum); });
-    float* to = &matrices[b].at(first, 0);
     for (int64_t v = 0; v < a.v_count; ++v)
-      for (int64_t i = 0; i < 4; ++i) to[4 * v + i] = rows[i * stride + v];
+      for (int64_t i = 0; i < 4; ++i) matrices[b].at(first + i, v) = rows[i * stride + v];
   };
-  if (composed) mirl::parallel(a.size.batch * parts, a.threads, compose);
+  if (!composed) return;
+  mirl::parallel(a.size.batch * parts, a.threads, compose);
+  auto finish = [&](int64_t b) { matrices[b].finish(); };
+  mirl::parallel(a.size.batch, a.threads, finish);
 }
 
 void mdta(MirlMdta& a) {

@@ -38,6 +38,7 @@ class MdtaArgs(Structure):
         ("v_index", c_void_p),
         ("scratch", c_void_p),
         ("sums", c_void_p),
+        ("bfloat16", c_int64),
         ("threads", c_int64),
     ]
 
@@ -52,6 +53,7 @@ class Operands(NamedTuple):
         temperature: (heads,) float32.
         live: The channels of q, of k and of v that are computed, int32.
         centred: Whether the norm subtracts the mean.
+        bfloat16: Whether attention rounds what it multiplies to bfloat16.
     """
 
     qkv: Tensor
@@ -60,6 +62,7 @@ class Operands(NamedTuple):
     temperature: Tensor
     live: Sequence[Tensor]
     centred: bool
+    bfloat16: bool = False
 
 
 class TrainingArguments(NamedTuple):
@@ -106,6 +109,7 @@ def arguments(
         *map(cpu.address, live),
         cpu.optional_address(scratch),
         cpu.optional_address(training.sums if training else None),
+        operands.bfloat16,
     )
 
 
@@ -135,6 +139,7 @@ def op(
     temperature: Tensor,
     live: Sequence[Tensor],
     centred: bool,
+    bfloat16: bool,
 ) -> Tensor:
     """Return MDTA(x) by packed matrices.
 
@@ -146,12 +151,13 @@ def op(
         temperature: (heads,) float32.
         live: The channels of q, of k and of v that are computed, int32.
         centred: Whether the norm subtracts the mean.
+        bfloat16: Whether attention rounds what it multiplies to bfloat16.
     """
     x = cpu.with_rows(x)
     out = x.new_empty(x.shape)
     cpu.check(x, PackedMatrix(qkv).columns, out, x.shape)
     PackedMatrix(project_out).expect(x.shape[1], x.shape[1])
-    operands = Operands(qkv, dwconv, project_out, temperature, live, centred)
+    operands = Operands(qkv, dwconv, project_out, temperature, live, centred, bfloat16)
     scratch = scratch_for(x, live)
     cpu.Call("mdta", arguments(x, out, operands, scratch))()
     return out
@@ -166,6 +172,7 @@ def _(
     temperature: Tensor,
     live: Sequence[Tensor],
     centred: bool,
+    bfloat16: bool,
 ) -> Tensor:
     return x.new_empty(x.shape)
 
@@ -179,6 +186,7 @@ class PackedMDTA(cpu.Packed):
         ValueError: If the weights do not belong together; where PyTorch notices first, its own error.
     """
 
+    multiplied = ("qkv", "project_out")
     qkv: Tensor
     dwconv: Tensor
     project_out: Tensor
@@ -199,6 +207,7 @@ class PackedMDTA(cpu.Packed):
     ) -> None:
         super().__init__()
         self.channels, self.heads, self.centred = qkv.shape[1], temperature.numel(), norm_bias is not None
+        self.in_bfloat16 = False
         fan_in, taps, out = (w.detach().flatten(1) for w in (qkv, dwconv, project_out))
         live, rows = ordered_channels(fan_in, taps, out, self.heads, biases)
         packed_in, packed_taps = cpu.pack_normalised(
@@ -219,7 +228,13 @@ class PackedMDTA(cpu.Packed):
 
     def operands(self) -> Operands:
         """Return what the kernel computes with."""
-        return Operands(self.qkv, self.dwconv, self.project_out, self.temperature, self.live, self.centred)
+        matrices = self.qkv, self.dwconv, self.project_out
+        return Operands(*matrices, self.temperature, self.live, self.centred, self.in_bfloat16)
+
+    def to_bfloat16(self) -> None:
+        """Round weights to bfloat16, in place, and what attention multiplies when it is called."""
+        super().to_bfloat16()
+        self.in_bfloat16 = True
 
     def matrices(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return the packed matrices among the buffers."""

@@ -108,16 +108,30 @@ struct Weights {
   }
 };
 
-// A dense matrix in the form that `product` takes.
+// A matrix that is made for one call: whole, or in tiles (MirlRows) once `finish` was called.
 struct Dense {
   int64_t count, columns;
+  bool tiles;
+  int64_t stride = round_up(columns, TILE_COLUMNS);
   std::vector<float> values;
+  std::vector<int32_t> words;
 
-  Dense(int64_t rows, int64_t columns)
-      : count(rows), columns(columns), values(round_up(rows, 4) * columns + 1) {}  // never null
-  float& at(int64_t r, int64_t c) { return values[(r / 4 * columns + c) * 4 + r % 4]; }
+  Dense(int64_t rows, int64_t columns, bool tiles = false)
+      : count(rows), columns(columns), tiles(tiles),
+        values(tiles ? round_up(rows, TILE_ROWS) * stride : round_up(rows, 4) * columns + 1) {}  // never null
+  float& at(int64_t r, int64_t c) {
+    return values[tiles ? r * stride + c : (r / 4 * columns + c) * 4 + r % 4];
+  }
+  void finish() {
+    if (!tiles) return;
+    words.resize(values.size() / 2 + 16);
+    round_row(values.data(), values.size(), first_tile());
+  }
+  int32_t* first_tile() const {  // where a cache line begins
+    return reinterpret_cast<int32_t*>(round_up(reinterpret_cast<int64_t>(words.data()), 64));
+  }
   MirlRows rows(const float* bias) const {
-    return {count, columns, nullptr, nullptr, bias, values.data(), nullptr};
+    return {count, columns, nullptr, nullptr, bias, values.data(), nullptr, tiles ? first_tile() : nullptr};
   }
 };
 

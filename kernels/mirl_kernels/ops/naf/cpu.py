@@ -99,6 +99,7 @@ class PackedNAF(cpu.Packed):
         ValueError: If the weights do not belong together; where PyTorch notices first, its own error.
     """
 
+    multiplied = ("conv1", "conv3", "conv4", "conv5")
     conv1: Tensor
     conv2: Tensor
     sca: Tensor

@@ -75,6 +75,7 @@ class PackedPointwise(cpu.Packed):
         bias: (O,) or None.
     """
 
+    multiplied = ("packed",)
     packed: Tensor
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:

@@ -107,6 +107,7 @@ class PackedPrompt(cpu.Packed):
         ValueError: If the shapes do not belong together, or the prompts are not square.
     """
 
+    multiplied = ("conv3x3",)
     linear_weight: Tensor
     linear_bias: Tensor
     prompt_param: Tensor

@@ -32,7 +32,9 @@ struct MirlRowPair {
 // A sparse matrix by rows, or a chunk of one. `bias` has one value per row, or is null. `dense`, where it is
 // not null, holds the same matrix whole, for where that is faster: four rows at a time, value (r, c) at
 // [(r / 4 * columns + c) * 4 + r % 4]. `row_pairs`, where it is not null, holds it once more for the same
-// reason: half as many pairs of rows, rounded up, in any order (MirlRowPair).
+// reason: half as many pairs of rows, rounded up, in any order (MirlRowPair). `tiles`, where it is not null,
+// holds it rounded to bfloat16, as the left side of a product by tiles (bfloat16.h), which is used then; it
+// is padded with zeros to whole tiles.
 struct MirlRows {
   int64_t rows, columns;
   const int32_t* start;  // rows + 1 positions into entry
@@ -40,6 +42,7 @@ struct MirlRows {
   const float* bias;
   const float* dense;
   const MirlRowPair* row_pairs;
+  const int32_t* tiles;
 };
 
 // Which pixel a column of a convolution's matrix stands for: that of channel `channel` at a distance of rows
@@ -53,7 +56,7 @@ struct MirlTap {
 // A chunk of a packed matrix: a range of rows by a range of columns. Positions are in words of the packed
 // matrix, 0 for none.
 struct MirlChunk {
-  int32_t first_row, rows, columns, start, entry, bias, dense, row_pairs;
+  int32_t first_row, rows, columns, start, entry, bias, dense, row_pairs, tiles;
 };
 
 // A packed matrix, as `pack` (packed_matrix.py) writes it: this header, then its chunks, then what they name.
@@ -74,7 +77,8 @@ struct MirlMatrix {
             reinterpret_cast<const MirlEntry*>(words() + c.entry),
             floats(c.bias),
             floats(c.dense),
-            c.row_pairs ? reinterpret_cast<const MirlRowPair*>(words() + c.row_pairs) : nullptr};
+            c.row_pairs ? reinterpret_cast<const MirlRowPair*>(words() + c.row_pairs) : nullptr,
+            c.tiles ? words() + c.tiles : nullptr};
   }
 };
 
@@ -125,9 +129,10 @@ struct MirlMdta {
   const float *gain, *offset;  // of the norm; null where they are folded into qkv
   int64_t heads, q_count, k_count, v_count;
   const int32_t *q_index, *k_index, *v_index;
-  float* scratch;  // batch * height * v_count * padded(width): v
-  double* sums;    // what training keeps, or null: each item's Gram matrices, q by k, padded to
-                   // transposed_columns(k), and norms of q and k
+  float* scratch;    // batch * height * v_count * padded(width): v
+  double* sums;      // what training keeps, or null: each item's Gram matrices, q by k, padded to
+                     // transposed_columns(k), and norms of q and k
+  int64_t bfloat16;  // whether attention rounds what it multiplies
   int64_t threads;
 };
 

@@ -68,4 +68,42 @@ inline void add_gram(const float* q, int64_t rows, const float* k, int64_t colum
   }
 }
 
+// The same by tiles of bfloat16 numbers, for k as a panel: gram[i * transposed_columns(columns) + j] += sum_p
+// q[i * PANEL + p] * k[j * PANEL + p] over n vectors.
+inline void add_gram_by_tiles(const float* q, int64_t rows, const float* k, int64_t columns, int64_t n,
+                              float* gram) {
+  constexpr int64_t ROW = PANEL / 2;  // words of a channel's pixels
+  const int64_t pixels = n * L, steps = (pixels + TILE_COLUMNS - 1) / TILE_COLUMNS;
+  const int64_t wide = transposed_columns(columns), left_rows = round_up(rows, TILE_ROWS);
+  int32_t *left = mirl::word_scratch((left_rows + 2 * wide) * ROW), *right = left + left_rows * ROW,
+          *rounded_k = right + wide * ROW;
+  auto round_rows = [&](const float* from, int64_t count, int32_t* to) {
+    for (int64_t c = 0; c < count; ++c) {
+      if (pixels % TILE_COLUMNS) std::memset(to + c * ROW, 0, sizeof(int32_t) * steps * TILE_WORDS);
+      round_row(from + c * PANEL, pixels, to + c * ROW);
+    }
+  };
+  round_rows(q, rows, left);
+  round_rows(k, columns, rounded_k);
+  for (int64_t c = 0; c < wide; c += L)
+    for (int64_t w = 0; w < steps * TILE_WORDS; w += L) {
+      Vec block[L] = {};
+      for (int64_t i = c; i < std::min(c + L, columns); ++i)
+        block[i - c] = load(reinterpret_cast<const float*>(rounded_k + i * ROW + w));
+      transpose(block);
+      for (int64_t i = 0; i < L; ++i) store(reinterpret_cast<float*>(right + (w + i) * wide + c), block[i]);
+    }
+  alignas(64) float sums[TILE_ROWS * PANEL];
+  for (int64_t r = 0; r < rows; r += TILE_ROWS)
+    for (int64_t c = 0; c < wide; c += WIDE * L) {
+      const int64_t vectors = std::min<int64_t>(WIDE, (wide - c) / L);
+      tile_rows({left + r * ROW, ROW}, {right + c, wide}, steps, vectors, sums);
+      for (int64_t i = r; i < std::min(r + TILE_ROWS, rows); ++i)
+        for (int64_t v = 0; v < vectors; ++v) {
+          float* to = gram + i * wide + c + v * L;
+          store(to, load(to) + load(sums + (i - r) * PANEL + v * L));
+        }
+    }
+}
+
 }  // namespace MIRL_ISA

@@ -4,6 +4,7 @@
 #include <exception>
 
 #include "abi.h"
+#include "bfloat16_unit.h"
 #include "shared_rules.h"
 
 #define MIRL_EXPORT extern "C" __attribute__((visibility("default")))
@@ -70,6 +71,7 @@ MIRL_EXPORT const char* mirl_isa() { return chosen ? chosen->name : nullptr; }
 MIRL_EXPORT int64_t mirl_padded(int64_t floats) { return mirl::padded(floats); }
 MIRL_EXPORT int64_t mirl_transposed_columns(int64_t channels) { return mirl::transposed_columns(channels); }
 MIRL_EXPORT int64_t mirl_panel_vectors() { return mirl::panel_vectors(chosen->lanes); }
+MIRL_EXPORT int64_t mirl_bfloat16_unit() { return int64_t(mirl::bfloat16_unit()); }
 MIRL_EXPORT int64_t mirl_row_pairs_are_fast() { return mirl::row_pairs_are_fast(chosen->lanes); }
 MIRL_EXPORT int64_t mirl_mdta_is_composed(int64_t channels, int64_t heads, int64_t live_v, int64_t entries,
                                           int64_t dense, int64_t pixels) {

@@ -5,6 +5,7 @@
 #include <type_traits>
 
 #include "abi.h"
+#include "bfloat16.h"
 #include "phase_times.h"
 #include "shared_rules.h"
 #include "threads.h"
@@ -169,9 +170,29 @@ __attribute__((noinline)) void dense_column_blocks(const MirlRows& m, const floa
       }
 }
 
-// A dense matrix times n vectors of pixels, whose channels are `stride` floats apart.
+// A matrix in tiles times n vectors of pixels, whose channels are `stride` floats apart.
+template <class Emit>
+inline void tile_panel(const MirlRows& m, const float* in, int64_t stride, int64_t n, Emit&& emit) {
+  const PairedPanel panel(in, stride, m.columns, n);
+  const int64_t steps = (m.columns + TILE_COLUMNS - 1) / TILE_COLUMNS, row = steps * TILE_WORDS;
+  alignas(64) float sums[TILE_ROWS * PANEL];
+  with_vectors(n, [&](auto v) {
+    for (int64_t top = 0; top < m.rows; top += TILE_ROWS) {
+      tile_rows({m.tiles + top * row, row}, panel.side(), steps, n, sums);
+      for (int64_t r = top; r < std::min(top + TILE_ROWS, m.rows); ++r) {
+        const Vec bias = all(m.bias ? m.bias[r] : 0.0f);
+        Vec values[v];
+        for (int i = 0; i < v; ++i) values[i] = bias + load(sums + (r - top) * PANEL + i * L);
+        emit(r, 0, v, values);
+      }
+    }
+  });
+}
+
+// A matrix that is kept whole or in tiles, times such vectors.
 template <class Emit>
 inline void dense_panel(const MirlRows& m, const float* in, int64_t stride, int64_t n, Emit&& emit) {
+  if (m.tiles) return tile_panel(m, in, stride, n, emit);
   if (m.columns > MOST_COLUMNS) return dense_column_blocks(m, in, stride, n, emit);
   for (int64_t r = 0; r < m.rows; r += 4) {
     const int64_t count = std::min<int64_t>(4, m.rows - r);
@@ -191,8 +212,8 @@ inline void dense_panel(const MirlRows& m, const float* in, int64_t stride, int6
 template <class Emit>
 inline void product(const MirlRows& m, const float* panel, int64_t n, Emit&& emit) {
   if constexpr (mirl::row_pairs_are_fast(L))
-    if (m.row_pairs) return with_vectors(n, [&](auto v) { row_pair_panel<v>(m, panel, emit); });
-  if (m.dense) return dense_panel(m, panel, PANEL, n, emit);
+    if (m.row_pairs && !m.tiles) return with_vectors(n, [&](auto v) { row_pair_panel<v>(m, panel, emit); });
+  if (m.dense || m.tiles) return dense_panel(m, panel, PANEL, n, emit);
   with_vectors(n, [&](auto v) { sparse_panel<v>(m, panel, emit); });
 }
 

@@ -10,6 +10,7 @@
 #include <thread>
 #include <vector>
 
+#include "bfloat16_unit.h"
 #include "phase_times.h"
 
 #ifdef __unix__
@@ -25,6 +26,10 @@ namespace mirl {
 namespace {
 
 void run_task(Task task, void* context, int64_t index) {
+  struct Tiles {
+    Tiles() { begin_tiles(); }
+    ~Tiles() { end_tiles(); }
+  } tiles;
   enter(Phase::other);
   task(context, index);
   enter(Phase::waiting);
@@ -126,8 +131,17 @@ struct Scratch {
   float* data = nullptr;
   size_t size = 0;
   ~Scratch() { std::free(data); }
+
+  float* at_least(size_t floats) {
+    if (floats > size) {
+      std::free(data);
+      data = nullptr, size = 0;
+      data = allocate(floats), size = floats;
+    }
+    return data;
+  }
 };
-thread_local Scratch thread_scratch;
+thread_local Scratch thread_scratch, thread_words;
 
 }  // namespace
 
@@ -151,14 +165,9 @@ float* allocate(size_t floats) {
   return static_cast<float*>(memory);
 }
 
-float* scratch(size_t floats) {
-  if (floats > thread_scratch.size) {
-    std::free(thread_scratch.data);
-    thread_scratch.data = nullptr, thread_scratch.size = 0;
-    thread_scratch.data = allocate(floats), thread_scratch.size = floats;
-  }
-  return thread_scratch.data;
-}
+float* scratch(size_t floats) { return thread_scratch.at_least(floats); }
+
+int32_t* word_scratch(size_t words) { return reinterpret_cast<int32_t*>(thread_words.at_least(words)); }
 
 int64_t second_level_floats() {
   static const int64_t floats = [] {

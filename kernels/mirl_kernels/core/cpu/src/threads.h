@@ -22,6 +22,9 @@ float* allocate(size_t floats);
 // This thread's scratch memory of at least `floats`, 64-byte aligned. Each call gives the same memory.
 float* scratch(size_t floats);
 
+// The same for words, in memory of their own.
+int32_t* word_scratch(size_t words);
+
 // How many floats the second-level cache of a core holds; MIRL_L2_BYTES says otherwise.
 int64_t second_level_floats();
 
