@@ -7,7 +7,7 @@ SOURCES := pyproject.toml constraints.txt kernels/CMakeLists.txt $(shell find ke
 # Tests run in as many processes as there are processors, but no more than eight: each takes about a gigabyte.
 PYTEST := $(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist worksteal
 
-.PHONY: demo test test-all test-gpu check docs bench bench-quick bench-check bench-gpu
+.PHONY: demo test test-all test-gpu test-wheels check docs bench bench-quick bench-check bench-gpu wheels
 
 # What the demo needs, and what development needs beside that.
 $(VENV)/.demo: $(SOURCES)
@@ -33,6 +33,19 @@ test-all: $(VENV)/.installed
 	$(PYTEST) -m 'not gpu and not quiet' --ignore=tests/triton
 	$(BIN)/python -m pytest -q -m quiet --ignore=tests/triton
 	TRITON_INTERPRET=1 $(PYTEST) -m 'not gpu' tests/triton
+
+# Wheels with the kernels inside, in dist/, for machines without a compiler.
+wheels: $(VENV)/.wheels
+	$(BIN)/python kernels/wheels.py
+	for wheel in dist/*.whl; do $(BIN)/auditwheel show "$$wheel"; done
+
+$(VENV)/.wheels: $(VENV)/.demo
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[wheels]'
+	touch $@
+
+# Install the wheel for this machine where there is no compiler.
+test-wheels: wheels
+	tests/try_wheel.sh $(PYTHON) dist/*_$$(uname -m).whl
 
 # On a machine with a GPU: what is installed there is used as it is.
 test-gpu:

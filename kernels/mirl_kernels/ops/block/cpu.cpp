@@ -9,7 +9,6 @@ namespace {
 // The pixels of x around those of each task, which the tasks beside it may have overwritten when they are
 // read: the rows above and below, and the columns left and right.
 class Surroundings {
-  const Strips& s;
   const int64_t channels, pitch, floats;
   std::vector<float> saved;
 
@@ -18,7 +17,7 @@ class Surroundings {
 
  public:
   Surroundings(const Strips& s, const MirlImage& x, int64_t channels, int64_t threads)
-      : s(s), channels(channels), pitch(round_up(s.width + 2, L) + L),
+      : channels(channels), pitch(round_up(s.width + 2, L) + L),
         floats(2 * channels * (pitch + (s.size.height + s.down - 1) / s.down)), saved(s.tasks() * floats) {
     auto save = [&](int64_t t) {
       const Part p = s.part(t);

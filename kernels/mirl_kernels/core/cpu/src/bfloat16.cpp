@@ -26,7 +26,7 @@ void rows_in_float(const TileSide& left, const TileSide& right, int64_t steps, i
     }
 }
 
-#if MIRL_LANES == 16
+#if MIRL_LANES == 16 && defined(MIRL_BFLOAT16_UNITS)
 template <int N>
 __attribute__((target("avx512bf16"))) void rows_by_vector(const TileSide& left, const TileSide& right,
                                                           int64_t steps, float* sums) {
@@ -104,7 +104,7 @@ PairedPanel::PairedPanel(const float* in, int64_t stride, int64_t channels, int6
 }
 
 void tile_rows(const TileSide& left, const TileSide& right, int64_t steps, int64_t n, float* sums) {
-#if MIRL_LANES == 16
+#if MIRL_LANES == 16 && defined(MIRL_BFLOAT16_UNITS)
   const Bfloat16Unit unit = mirl::bfloat16_unit();
   if (unit != Bfloat16Unit::none)
     return with_vectors(n, [&](auto v) {

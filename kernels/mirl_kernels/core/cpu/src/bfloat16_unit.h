@@ -2,6 +2,12 @@
 #pragma once
 #include <cstdint>
 
+// Whether the compiler knows them: from GCC 11 and Clang 12 on.
+#if defined(__x86_64__) && \
+    ((defined(__clang__) && __clang_major__ >= 12) || (!defined(__clang__) && __GNUC__ >= 11))
+#define MIRL_BFLOAT16_UNITS
+#endif
+
 namespace mirl {
 
 enum class Bfloat16Unit : int64_t {

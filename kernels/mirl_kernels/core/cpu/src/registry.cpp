@@ -5,6 +5,7 @@
 
 #include "abi.h"
 #include "bfloat16_unit.h"
+#include "processor.h"
 #include "shared_rules.h"
 
 #define MIRL_EXPORT extern "C" __attribute__((visibility("default")))
@@ -41,14 +42,10 @@ struct Isa {
 const Isa isas[] = {
 // best first
 #ifdef MIRL_LANES_avx512
-    {"avx512", MIRL_LANES_avx512,
-     __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl"),
-     MIRL_OPS(MIRL_ENTRY_avx512)},
+    {"avx512", MIRL_LANES_avx512, mirl::has_avx512(), MIRL_OPS(MIRL_ENTRY_avx512)},
 #endif
 #ifdef MIRL_LANES_avx2
-    {"avx2", MIRL_LANES_avx2, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"),
-     MIRL_OPS(MIRL_ENTRY_avx2)},
+    {"avx2", MIRL_LANES_avx2, mirl::has_avx2(), MIRL_OPS(MIRL_ENTRY_avx2)},
 #endif
     {"portable", MIRL_LANES_portable, true, MIRL_OPS(MIRL_ENTRY_portable)},
 };
