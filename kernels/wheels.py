@@ -29,19 +29,17 @@ class Target(NamedTuple):
 
     Attributes:
         triple: The target as Zig names it.
-        processor: The processor as CMake names it.
         tag: The platform tag of the wheel.
     """
 
     triple: str
-    processor: str
     tag: str
 
 
-# glibc 2.17 is that of 2012: every Linux in use has it or a later one.
+# By processor, as CMake names it. glibc 2.17 is that of 2012: every Linux in use has it or a later one.
 TARGETS = {
-    "x86_64": Target("x86_64-linux-gnu.2.17", "x86_64", "manylinux2014_x86_64.manylinux_2_17_x86_64"),
-    "aarch64": Target("aarch64-linux-gnu.2.17", "aarch64", "manylinux2014_aarch64.manylinux_2_17_aarch64"),
+    "x86_64": Target("x86_64-linux-gnu.2.17", "manylinux2014_x86_64.manylinux_2_17_x86_64"),
+    "aarch64": Target("aarch64-linux-gnu.2.17", "manylinux2014_aarch64.manylinux_2_17_aarch64"),
 }
 
 
@@ -72,7 +70,7 @@ def build(name: str, output: Path) -> Path:
     output.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        system = f"-DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR={target.processor}"
+        system = f"-DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR={name}"
         environment = {
             **os.environ,
             "CC": str(compiler(folder, target.triple, "cc")),
@@ -85,8 +83,8 @@ def build(name: str, output: Path) -> Path:
         (wheel,) = folder.glob("*.whl")
         if LIBRARY not in zipfile.ZipFile(wheel).namelist():
             raise RuntimeError(f"the kernels were not compiled for {name}: the messages above say why")
-        tags = ["--remove", "--python-tag", "py3", "--abi-tag", "none", "--platform-tag", target.tag]
-        subprocess.run([sys.executable, "-m", "wheel", "tags", *tags, str(wheel)], check=True, stdout=2)
+        retag = [sys.executable, "-m", "wheel", "tags", "--remove", "--platform-tag", target.tag, str(wheel)]
+        subprocess.run(retag, check=True, stdout=subprocess.DEVNULL)
         (tagged,) = folder.glob("*.whl")
         return tagged.replace(output / tagged.name)
 

@@ -121,16 +121,20 @@ def test_amx_and_float32_give_the_same_bits():
     assert digest == result_of("none")[1]
 
 
-@pytest.mark.parametrize("unit", ["none", "vector"])
-def test_other_units_pass_these_tests(unit):
+@pytest.mark.parametrize(
+    ("isa", "unit"), [("", "none"), ("", "vector"), ("avx2", "none"), ("portable", "none")]
+)
+def test_other_units_and_builds_pass_these_tests(isa, unit):
     if os.environ.get("MIRL_CPU_BFLOAT16"):
         pytest.skip("this is such a run")
     if result_of(unit)[0] != unit.upper():
         pytest.skip("this processor has no AVX512_BF16")
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", __file__, "-p", "no:cacheprovider"],
-        env={**os.environ, "MIRL_CPU_BFLOAT16": unit},
+        env={**os.environ, "MIRL_CPU_ISA": isa, "MIRL_CPU_BFLOAT16": unit},
         capture_output=True,
         text=True,
     )
+    if "which this processor cannot run" in done.stdout + done.stderr:
+        pytest.skip(f"this processor has no {isa}")
     assert done.returncode == 0, done.stdout[-3000:]

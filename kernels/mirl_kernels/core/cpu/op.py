@@ -80,10 +80,11 @@ class PackedModule(nn.Module, ABC):
 
     def to_bfloat16(self) -> None:
         """Round weights to bfloat16, in place, where products of bfloat16 numbers are faster."""
-        for part in self.modules():
+        for name in self.multiplied:
+            setattr(self, name, to_bfloat16(getattr(self, name)))
+        for part in self.children():
             if isinstance(part, PackedModule):
-                for name in part.multiplied:
-                    setattr(part, name, to_bfloat16(getattr(part, name)))
+                part.to_bfloat16()
 
     @abstractmethod
     def matrices(self) -> Sequence[Tensor]:

@@ -430,10 +430,11 @@ def pack_taps(
 
 
 def to_bfloat16(packed: Tensor) -> Tensor:
-    """Return a packed matrix packed anew for products of bfloat16 numbers (`Forms.BFLOAT16`)."""
+    """Return a packed matrix as `Forms.BFLOAT16` packs it, or as it is if none of it becomes bfloat16."""
     matrix = PackedMatrix(packed)
     parts = [_Part(chunk.first_row, chunk.to_dense(), chunk.bias) for chunk in matrix.chunks]
-    return _assemble(parts, *matrix.shape, matrix.taps, Forms.BFLOAT16)
+    rounded = _assemble(parts, *matrix.shape, matrix.taps, Forms.BFLOAT16)
+    return rounded if any(chunk.tiles for chunk in PackedMatrix(rounded).chunks) else packed
 
 
 class Layer(NamedTuple):

@@ -121,11 +121,6 @@ class PackedBlock(cpu.Packed):
         """Return a block packed from what its definition, `block`, takes after x."""
         return cls(PackedMDTA(*attention), PackedGDFN(*feed_forward))
 
-    def to_bfloat16(self) -> None:
-        """Round the weights of both halves, in place."""
-        self.mdta.to_bfloat16()
-        self.gdfn.to_bfloat16()
-
     def matrices(self) -> tuple[Tensor, ...]:
         """Return no packed matrices: they are buffers of the two halves, which check them."""
         return ()

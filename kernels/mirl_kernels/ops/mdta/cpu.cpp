@@ -209,7 +209,7 @@ Attention::Attention(const MirlMdta& a)
   if (!composed) return;
   mirl::parallel(a.size.batch * parts, a.threads, compose);
   auto finish = [&](int64_t b) { matrices[b].finish(); };
-  mirl::parallel(a.size.batch, a.threads, finish);
+  if (a.bfloat16) mirl::parallel(a.size.batch, a.threads, finish);
 }
 
 void mdta(MirlMdta& a) {

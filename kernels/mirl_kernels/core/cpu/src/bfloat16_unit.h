@@ -1,8 +1,8 @@
-// What of this processor multiplies bfloat16 numbers: the upper halves of floats, rounded to nearest.
+// Which unit of this processor multiplies bfloat16 numbers: the upper halves of floats, rounded to nearest.
 #pragma once
 #include <cstdint>
 
-// Whether the compiler knows them: from GCC 11 and Clang 12 on.
+// Whether the compiler knows these units: from GCC 11 and Clang 12 on.
 #if defined(__x86_64__) && \
     ((defined(__clang__) && __clang_major__ >= 12) || (!defined(__clang__) && __GNUC__ >= 11))
 #define MIRL_BFLOAT16_UNITS
@@ -16,8 +16,8 @@ enum class Bfloat16Unit : int64_t {
   tiles    // AMX
 };
 
-// The best one, or the one that MIRL_CPU_BFLOAT16 names. The first call asks the system for AMX, so that only
-// those make it who multiply such numbers. Other instruction sets than avx512 have none.
+// The best one, or the one that MIRL_CPU_BFLOAT16 names. The first call asks the system for AMX, so call it
+// only where such numbers are multiplied. Only avx512 has units.
 Bfloat16Unit bfloat16_unit();
 
 // Set up this thread's tiles, all of 16 rows of 64 bytes, if AMX is in use; and give them back.

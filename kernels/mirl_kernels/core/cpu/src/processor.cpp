@@ -55,10 +55,7 @@ bool has_avx512() {
   return has_avx2() && has(cpuid(7).b, bit(16) | bit(17) | bit(30) | bit(31)) && saves(ZMM);
 }
 bool has_avx512_bf16() { return has_avx512() && has(cpuid(7, 1).a, bit(5)); }
-bool has_amx() {
-  static const bool amx = has(cpuid(7).d, bit(22) | bit(24)) && saves(TILES) && granted();
-  return amx;
-}
+bool has_amx() { return has(cpuid(7).d, bit(22) | bit(24)) && saves(TILES) && granted(); }
 #else
 bool has_avx2() { return false; }
 bool has_avx512() { return false; }

@@ -6,6 +6,6 @@ namespace mirl {
 bool has_avx2();    // with FMA
 bool has_avx512();  // F, DQ, BW and VL
 bool has_avx512_bf16();
-bool has_amx();  // for bfloat16. The first call asks the system for its registers.
+bool has_amx();  // for bfloat16. It asks the system for the registers, which the process then keeps.
 
 }  // namespace mirl

@@ -212,7 +212,7 @@ inline void dense_panel(const MirlRows& m, const float* in, int64_t stride, int6
 template <class Emit>
 inline void product(const MirlRows& m, const float* panel, int64_t n, Emit&& emit) {
   if constexpr (mirl::row_pairs_are_fast(L))
-    if (m.row_pairs && !m.tiles) return with_vectors(n, [&](auto v) { row_pair_panel<v>(m, panel, emit); });
+    if (m.row_pairs) return with_vectors(n, [&](auto v) { row_pair_panel<v>(m, panel, emit); });
   if (m.dense || m.tiles) return dense_panel(m, panel, PANEL, n, emit);
   with_vectors(n, [&](auto v) { sparse_panel<v>(m, panel, emit); });
 }
