@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from benchmarks.suite.tickets import TICKETS, network
-from mirl_kernels.core.cpu import library
+from mirl_kernels.core import native
 from mirl_sparse.runtime.cpu import CpuEngine
 from mirl_sparse.tickets import find_ticket, load_network
 
@@ -40,12 +40,12 @@ def build() -> Path:
     configure = ["cmake", "-S", str(ROOT / "kernels"), "-B", str(folder), "-DCMAKE_BUILD_TYPE=Release"]
     subprocess.run([*configure, "-DMIRL_PHASE_TIMES=ON"], check=True, stdout=subprocess.DEVNULL)
     subprocess.run(["cmake", "--build", str(folder), "-j"], check=True, stdout=subprocess.DEVNULL)
-    return folder / library.LIBRARY
+    return folder / native.LIBRARY
 
 
 def measure(engine: CpuEngine, image: torch.Tensor, runs: int) -> tuple[np.ndarray, float]:
     """Return the milliseconds of each phase, and of a run: medians."""
-    read = library.load_library().mirl_phase_times
+    read = native.load_library().mirl_phase_times
     nanoseconds = (ctypes.c_int64 * len(phases()))()
     engine(image)
     rows, times = [], []
@@ -65,7 +65,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--runs", type=int, default=9)
     options = parser.parse_args()
-    library.LIBRARY = str(build())
+    native.LIBRARY = str(build())
     image, columns = torch.rand(1, 3, options.size, options.size), []
     for name in options.tickets:
         ticket = network(*TICKETS[name]) if name in TICKETS else load_network(find_ticket(name))

@@ -17,6 +17,7 @@ import typer
 
 from mirl_kernels.errors import BackendError
 from mirl_sparse.cli.bench import bench
+from mirl_sparse.cli.compile import compile_command
 from mirl_sparse.cli.convert import convert
 from mirl_sparse.cli.doctor import doctor
 from mirl_sparse.cli.inspect import inspect
@@ -27,6 +28,7 @@ from mirl_sparse.errors import UserError
 
 # Packages that some commands need, and the extra that brings them.
 _EXTRAS = {
+    "torch": "torch",
     "pydantic": "training",
     "yaml": "training",
     "matplotlib": "training",
@@ -40,6 +42,7 @@ def build() -> typer.Typer:
     app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
     for command in (restore, convert, inspect, bench, tune, doctor):
         app.command()(command)
+    app.command("compile")(compile_command)
     for entry in entry_points(group="mirl_sparse.commands"):
         app.command(entry.name)(entry.load())
     return app

@@ -18,7 +18,7 @@ from mirl_sparse.defaults import TICKET
 from mirl_sparse.errors import UserError
 
 if TYPE_CHECKING:
-    from mirl_sparse.photos import Job, Manner
+    from mirl_sparse.photos import Job, Manner, Restorer
 
 
 def restore(
@@ -57,8 +57,6 @@ def restore(
     from mirl_sparse.photos import Jobs, Manner, Records, run_jobs
     from mirl_sparse.photos.inputs import listed
     from mirl_sparse.photos.photo import printable_path
-    from mirl_sparse.runtime.restorer import SparseRestorer
-    from mirl_sparse.tickets import find_ticket
 
     memory = parse_bytes(max_memory)
     manner = Manner(strength, metadata)
@@ -66,7 +64,8 @@ def restore(
     if jobs.left_out:
         print(f"left out what holds no readable image: {listed(jobs.left_out)}", file=sys.stderr)
     many = len(jobs) > 1
-    records = Records(_digest(find_ticket(ticket), manner), is_new=many)
+    file, load = _find(ticket, backend, memory)
+    records = Records(_digest(file, manner), is_new=many)
     is_kept = records.is_up_to_date if many and not overwrite else lambda job: False
     kept = sum(map(is_kept, jobs))
     if kept:
@@ -76,7 +75,7 @@ def restore(
         for job in due:
             print(f"{job} -> {printable_path(job.target) if job.target else 'standard output'}")
         return
-    restorer = SparseRestorer.from_pretrained(ticket, backend, memory)
+    restorer = load()
     done, total = 0, len(jobs) - kept
     with _progress(total) as show:
 
@@ -94,6 +93,20 @@ def restore(
             raise
     if failures:
         raise typer.Exit(1)
+
+
+def _find(ticket: str, backend: str, memory: int | None) -> tuple[Path, Callable[[], Restorer]]:
+    """Return the file of a ticket or its program, and what loads it: without PyTorch where that will do."""
+    from mirl_kernels.core import native
+    from mirl_sparse.program import CompiledRestorer, find_program
+
+    program = find_program(ticket)
+    if program and (backend == BackendName.CPU or (backend == BackendName.AUTO and native.available())):
+        return program, lambda: CompiledRestorer(program, memory)
+    from mirl_sparse.runtime.restorer import SparseRestorer
+    from mirl_sparse.tickets import find_ticket
+
+    return find_ticket(ticket), lambda: SparseRestorer.from_pretrained(ticket, backend, memory)
 
 
 def _digest(ticket: Path, manner: Manner) -> str:

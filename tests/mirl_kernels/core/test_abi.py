@@ -42,7 +42,7 @@ def run(tmp_path_factory):
         source = folder / "layout.cpp"
         body = "\n".join(statements)
         source.write_text(
-            '#include <cstddef>\n#include <cstdio>\n#include "abi.h"\n'
+            '#include <cstddef>\n#include <cstdio>\n#include "abi.h"\n#include "mirl.h"\n'
             "#define SIZE(s, f) sizeof(((s*)nullptr)->f)\n"
             f"int main() {{\n{body}\n}}\n"
         )

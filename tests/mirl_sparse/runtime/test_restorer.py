@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch.nn.utils import prune
 
-from mirl_kernels.core import cpu
+from mirl_kernels.core import cpu, native
 from mirl_kernels.errors import BackendError
 from mirl_sparse import PromptIR, PromptIRConfig, SparseRestorer, UserError
 from mirl_sparse.tickets.file import write_ticket
@@ -187,7 +187,7 @@ def test_every_number_of_threads_gives_nearly_the_same_result(network, threads):
 
 RESTORE = """
 import sys, torch
-from mirl_kernels.core import cpu
+from mirl_kernels.core import cpu, native
 from mirl_sparse import SparseRestorer
 assert cpu.isa() == sys.argv[2], cpu.isa()
 x = torch.rand(1, 3, 40, 56, generator=torch.Generator().manual_seed(0))
@@ -234,7 +234,7 @@ def test_an_instruction_set_that_this_processor_lacks_is_an_error(tmp_path):
 
 def test_without_the_kernels_auto_uses_the_reference_with_a_warning(network, monkeypatch):
     cpu.load_library.cache_clear()
-    monkeypatch.setattr(cpu.library, "LIBRARY", "missing.so")
+    monkeypatch.setattr(native, "LIBRARY", "missing.so")
     try:
         with pytest.warns(UserWarning, match="install a C\\+\\+17 compiler"):
             restorer = SparseRestorer(network)
@@ -257,7 +257,7 @@ def test_running_out_of_memory_raises_an_error_and_the_process_goes_on(tmp_path)
     """In a worker thread as in the caller."""
     code = """
 import resource, threading, torch
-from mirl_kernels.core import cpu
+from mirl_kernels.core import cpu, native
 from mirl_kernels.ops.pointwise import PackedPointwise
 torch.set_num_threads(2)
 op = PackedPointwise(torch.ones(4, 400000, 1, 1))

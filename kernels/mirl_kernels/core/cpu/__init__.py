@@ -18,11 +18,9 @@ from mirl_kernels.core.cpu.library import (
     Call,
     Image,
     Size,
-    available,
     bfloat16_unit,
     isa,
     kernel_rule,
-    load_library,
 )
 from mirl_kernels.core.cpu.op import Activation, Packed, PackedModule, Work
 from mirl_kernels.core.cpu.packed_matrix import (
@@ -38,10 +36,12 @@ from mirl_kernels.core.cpu.packed_matrix import (
     pack,
     pack_normalised,
     pack_taps,
+    packed_for_any_processor,
     to_bfloat16,
     whole_chunks,
 )
 from mirl_kernels.core.cpu.quantities import Quantity, call_quantities, pixel_groups, product_quantities
+from mirl_kernels.core.native import available, load_library
 
 __all__ = [
     "CHUNK",
@@ -77,6 +77,7 @@ __all__ = [
     "pack",
     "pack_normalised",
     "pack_taps",
+    "packed_for_any_processor",
     "padded",
     "pixel_groups",
     "product_quantities",

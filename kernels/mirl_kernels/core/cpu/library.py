@@ -8,20 +8,17 @@ take are ``ctypes.Structure`` classes here and beside the ops. Each has the name
 from __future__ import annotations
 
 import ctypes
-import os
-import sys
 from collections.abc import Callable
 from ctypes import Structure, c_int64, c_void_p
 from enum import Enum
 from functools import cache
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from mirl_kernels.core.native import load_library
 from mirl_kernels.errors import BackendError
 
-LIBRARY = "libmirl_cpu.so"
 LANES = {"avx512": 16, "avx2": 8, "portable": 4}  # floats of a vector, by instruction set
 
 
@@ -56,43 +53,6 @@ class Size(Structure):
         ("width", c_int64),
         ("flat", c_int64),
     ]
-
-
-@cache
-def load_library() -> ctypes.CDLL:
-    """Return the shared library of the kernels.
-
-    Raises:
-        BackendError: If the library was not built or cannot be loaded, or if the environment variable
-            ``MIRL_CPU_ISA`` asks for an instruction set that this processor does not have.
-    """
-    folders = sys.modules[__name__.rpartition(".")[0]].__path__  # an editable install has two
-    path = next((p for folder in folders if (p := Path(folder, LIBRARY)).exists()), None)
-    if path is None:
-        raise BackendError(
-            "the C++ kernels were not built when mirl-sparse was installed; install a C++17 compiler (g++ or"
-            ' clang++) and install mirl-sparse again, or use backend="reference"'
-        )
-    try:
-        loaded = ctypes.CDLL(str(path))
-    except OSError as error:
-        raise BackendError(f"{path} cannot be loaded ({error}); install mirl-sparse again") from None
-    loaded.mirl_isa.restype = ctypes.c_char_p
-    if loaded.mirl_isa() is None:
-        raise BackendError(
-            f"MIRL_CPU_ISA is {os.environ.get('MIRL_CPU_ISA')!r}, which this processor cannot run;"
-            " expected avx512, avx2 or portable"
-        )
-    return loaded
-
-
-def available() -> bool:
-    """Return whether the C++ kernels can run here."""
-    try:
-        load_library()
-    except BackendError:
-        return False
-    return True
 
 
 def isa() -> str:

@@ -7,7 +7,9 @@ the words.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
@@ -31,6 +33,19 @@ _CACHE_LINE = 16  # words
 _TILE_ROWS, _TILE_COLUMNS = 16, 32
 _WINDOW = 32  # rows of like density among which partners are sought
 _PAIR_WORDS, _SHARED_WORDS, _SINGLE_WORDS = 4, 3, 4  # words of a MirlRowPair and of its columns
+
+
+_any_processor = ContextVar("any_processor", default=False)
+
+
+@contextmanager
+def packed_for_any_processor() -> Iterator[None]:
+    """Pack matrices for all processors, not for this machine's alone, as long as the context lasts."""
+    token = _any_processor.set(True)
+    try:
+        yield
+    finally:
+        _any_processor.reset(token)
 
 
 class Forms(Enum):
@@ -362,10 +377,10 @@ def _assemble(
         start, entry = _entries(matrix)
         density = len(entry) / max(1, matrix.numel())
         tiles = _in_tiles(matrix) if _is_in_tiles(forms, density) else None
-        by_pairs = forms is Forms.PAIRS and kernel_rule("row_pairs_are_fast") != 0
-        full = density > (DENSE_PAIRS if by_pairs else DENSE)
+        uses_pairs = _any_processor.get() or kernel_rule("row_pairs_are_fast") != 0
+        by_pairs = forms is Forms.PAIRS and uses_pairs and density <= DENSE_PAIRS and len(entry) > 0
+        full = density > DENSE and (not by_pairs or _any_processor.get())
         is_dense = forms not in (Forms.ENTRIES, Forms.BFLOAT16) and full
-        by_pairs = by_pairs and not is_dense and len(entry) > 0
         entries = (None, None) if is_dense and forms is Forms.EITHER else (start, entry)
         stored = (
             *entries,

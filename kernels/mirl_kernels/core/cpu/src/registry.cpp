@@ -1,9 +1,10 @@
 // Chooses the instruction set once, at load time, and forwards each call to its build.
+#include "registry.h"
+
 #include <cstdlib>
 #include <cstring>
 #include <exception>
 
-#include "abi.h"
 #include "bfloat16_unit.h"
 #include "processor.h"
 #include "shared_rules.h"
@@ -27,19 +28,11 @@ MIRL_OPS(MIRL_DECLARE)
 
 namespace {
 
-struct Isa {
-  const char* name;
-  int64_t lanes;  // floats of a vector
-  bool supported;
-#define MIRL_MEMBER(op, Args) void (*op)(Args&);
-  MIRL_OPS(MIRL_MEMBER)
-};
-
 #define MIRL_ENTRY_portable(op, Args) portable::op,
 #define MIRL_ENTRY_avx2(op, Args) avx2::op,
 #define MIRL_ENTRY_avx512(op, Args) avx512::op,
 
-const Isa isas[] = {
+const mirl::InstructionSet sets[] = {
 // best first
 #ifdef MIRL_LANES_avx512
     {"avx512", MIRL_LANES_avx512, mirl::has_avx512(), MIRL_OPS(MIRL_ENTRY_avx512)},
@@ -50,16 +43,17 @@ const Isa isas[] = {
     {"portable", MIRL_LANES_portable, true, MIRL_OPS(MIRL_ENTRY_portable)},
 };
 
-// MIRL_CPU_ISA forces one; a name that this machine cannot run gives none, and the caller says so.
-const Isa* choose() {
-  const char* forced = std::getenv("MIRL_CPU_ISA");
-  for (const Isa& isa : isas)
-    if (isa.supported && (!forced || !*forced || !std::strcmp(forced, isa.name))) return &isa;
+const mirl::InstructionSet* find(const char* name) {
+  for (const mirl::InstructionSet& set : sets)
+    if (set.supported && (!name || !*name || !std::strcmp(name, set.name))) return &set;
   return nullptr;
 }
-const Isa* chosen = choose();
+// MIRL_CPU_ISA forces one; a name that this machine cannot run gives none, and the caller says so.
+const mirl::InstructionSet* chosen = find(std::getenv("MIRL_CPU_ISA"));
 
 }  // namespace
+
+const mirl::InstructionSet* mirl::instruction_set(const char* name) { return name ? find(name) : chosen; }
 
 // The name of the build in use, or null when MIRL_CPU_ISA asks for one that cannot run here.
 MIRL_EXPORT const char* mirl_isa() { return chosen ? chosen->name : nullptr; }

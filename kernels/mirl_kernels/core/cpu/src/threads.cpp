@@ -1,5 +1,6 @@
 #include "threads.h"
 
+#include <algorithm>
 #include <atomic>
 #include <condition_variable>
 #include <cstdlib>
@@ -155,14 +156,21 @@ void parallel_tasks(int64_t count, int64_t threads, Task task, void* context) {
   }
 }
 
-float* allocate(size_t floats) {
+int64_t processors() { return std::max(1u, std::thread::hardware_concurrency()); }
+
+float* try_allocate(size_t floats) {
   const size_t huge = size_t(1) << 21, bytes = (floats * sizeof(float) + huge - 1) / huge * huge;
   void* memory = std::aligned_alloc(huge, bytes);
-  if (!memory) throw std::bad_alloc();
 #ifdef __linux__
-  madvise(memory, bytes, MADV_HUGEPAGE);
+  if (memory) madvise(memory, bytes, MADV_HUGEPAGE);
 #endif
   return static_cast<float*>(memory);
+}
+
+float* allocate(size_t floats) {
+  float* memory = try_allocate(floats);
+  if (!memory) throw std::bad_alloc();
+  return memory;
 }
 
 float* scratch(size_t floats) { return thread_scratch.at_least(floats); }

@@ -16,8 +16,13 @@ void parallel(int64_t count, int64_t threads, F& f) {
   parallel_tasks(count, threads, [](void* context, int64_t i) { (*static_cast<F*>(context))(i); }, &f);
 }
 
-// Memory for so many floats, in huge pages where the system has them; std::free gives it back.
+// How many processors there are.
+int64_t processors();
+
+// Memory for so many floats, in huge pages where the system has them; std::free gives it back. Where there is
+// none, the second one returns null.
 float* allocate(size_t floats);
+float* try_allocate(size_t floats);
 
 // This thread's scratch memory of at least `floats`, 64-byte aligned. Each call gives the same memory.
 float* scratch(size_t floats);
