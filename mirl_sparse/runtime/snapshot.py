@@ -7,35 +7,12 @@ import zlib
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from itertools import chain
+from operator import is_
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-
-
-class _Seen(NamedTuple):
-    """Remember a parameter, a buffer or a module, by the place that it has."""
-
-    owner: dict[str, Any]
-    name: str
-    value: Any
-    version: tuple[int, ...]
-
-    def is_unchanged(self) -> bool:
-        value = self.owner.get(self.name)
-        return value is self.value and _version(value) == self.version
-
-
-class _Sample(NamedTuple):
-    """Remember one value of a tensor, which shares its memory with an array."""
-
-    array: np.ndarray[Any, Any]
-    place: tuple[int, ...]
-    value: float
-
-    def is_unchanged(self) -> bool:
-        return bool(self.array[self.place] == self.value)
 
 
 class Snapshot:
@@ -52,47 +29,51 @@ class Snapshot:
     """
 
     def __init__(self, *modules: nn.Module) -> None:
-        parts = [part for m in modules for part in m.modules()]
-        self._parts = [(part, type(part), dict(vars(part))) for part in parts]
-        owners = [owner for x in parts for owner in (x._parameters, x._buffers, x._modules)]
-        self._owners = [(owner, len(owner)) for owner in owners]
-        self._seen = [_Seen(owner, name, v, _version(v)) for owner in owners for name, v in owner.items()]
-        self.tensors = [x.value for x in self._seen if isinstance(x.value, Tensor)]
+        self._modules = [part for m in modules for part in m.modules()]
+        self._types = [type(part) for part in self._modules]
+        self._attributes = [vars(part) for part in self._modules]
+        contents = [x for part in self._modules for x in (part._parameters, part._buffers, part._modules)]
+        self._mappings = [*self._attributes, *contents]
+        self._sizes = [len(mapping) for mapping in self._mappings]
+        self._values = [value for mapping in self._mappings for value in mapping.values()]
+        values = (value for mapping in contents for value in mapping.values())
+        self.tensors = [value for value in values if isinstance(value, Tensor)]
+        self._counted = [t for t in self.tensors if not t.is_inference()]
         self._samples = [sample for t in self.tensors for sample in _samples(t)]
+        self._state = self._read_state()
 
     def __reduce__(self) -> tuple[type[Snapshot], tuple[()]]:
         return Snapshot, ()
 
     def is_current(self) -> bool:
         """Return whether the modules are as they were."""
-        try:
-            return (
-                bool(self._parts)
-                and all(type(m) is kind and vars(m) == attributes for m, kind, attributes in self._parts)
-                and all(len(owner) == count for owner, count in self._owners)
-                and all(x.is_unchanged() for x in self._seen)
-                and all(sample.is_unchanged() for sample in self._samples)
-            )
-        except Exception:  # attributes that cannot be compared, such as two tensors, are two
-            return False
+        return (
+            bool(self._modules)
+            and list(map(type, self._modules)) == self._types
+            and all(map(is_, map(vars, self._modules), self._attributes))
+            and list(map(len, self._mappings)) == self._sizes
+            and all(map(is_, chain.from_iterable(m.values() for m in self._mappings), self._values))
+            and self._read_state() == self._state
+        )
+
+    def _read_state(self) -> tuple[list[int], list[int], list[float]]:
+        """Return the tensors' addresses, their versions and the samples of them."""
+        versions = [t._version for t in self._counted]
+        return (
+            list(map(Tensor.data_ptr, self.tensors)),
+            versions,
+            [values[at] for values, at in self._samples],
+        )
 
 
-def _version(value: Any) -> tuple[int, ...]:
-    """Return what changes when somebody writes to a tensor."""
-    if not isinstance(value, Tensor):
-        return ()
-    return value.data_ptr(), 0 if value.is_inference() else value._version
-
-
-def _samples(t: Tensor) -> Iterator[_Sample]:
-    """Yield the first value of a tensor that is not zero, and one from the middle of them."""
+def _samples(t: Tensor) -> Iterator[tuple[memoryview, tuple[int, ...]]]:
+    """Yield a tensor's memory and the places of its first value that is not zero and of one in the middle."""
     if t.device.type != "cpu" or t.layout != torch.strided or t.dtype not in (torch.float32, torch.float64):
         return
-    array = t.detach().numpy()
-    nonzero = np.flatnonzero(array)
+    values = t.detach().numpy()
+    nonzero = np.flatnonzero(values)
     for i in {*nonzero[:1].tolist(), *nonzero[len(nonzero) // 2 :][:1].tolist()}:
-        place = tuple(int(k) for k in np.unravel_index(i, array.shape))
-        yield _Sample(array, place, float(array[place]))
+        yield values.data, tuple(map(int, np.unravel_index(i, values.shape)))
 
 
 def checksum(m: nn.Module) -> int:
