@@ -7,7 +7,7 @@ SOURCES := pyproject.toml constraints.txt kernels/CMakeLists.txt $(shell find ke
 # Tests run in as many processes as there are processors, but no more than eight: each takes about a gigabyte.
 PYTEST := $(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist worksteal
 
-.PHONY: demo test test-all test-gpu test-wheels check docs bench bench-quick bench-check bench-gpu wheels
+.PHONY: demo test test-all test-arm test-gpu test-wheels test-web check docs bench bench-quick bench-check bench-gpu wheels web
 
 # What the demo needs, and what development needs beside that.
 $(VENV)/.demo: $(SOURCES)
@@ -34,6 +34,22 @@ test-all: $(VENV)/.installed
 	$(BIN)/python -m pytest -q -m quiet --ignore=tests/triton
 	TRITON_INTERPRET=1 $(PYTEST) -m 'not gpu' tests/triton
 
+# The kernels' tests with kernels for ARM, under an emulator; the second time in many strips, by two threads.
+# (Threads that spin while they wait would take the processors from the others.)
+ARM := aarch64-linux-gnu
+ARM_TESTS := PYTHONPATH=tests/arm $(PYTEST) -p arm_server -m 'not slow and not native'
+
+test-arm: $(VENV)/.installed
+	@for tool in cmake qemu-aarch64 $(ARM)-g++; do command -v $$tool >/dev/null || { \
+		echo "there is no $$tool; install the packages cmake, qemu-user and g++-$(ARM) (Debian's names)"; \
+		exit 1; }; done
+	cmake -S tests/arm -B build/arm -DCMAKE_BUILD_TYPE=Release -DCMAKE_SYSTEM_NAME=Linux \
+		-DCMAKE_SYSTEM_PROCESSOR=aarch64 -DCMAKE_C_COMPILER=$(ARM)-gcc -DCMAKE_CXX_COMPILER=$(ARM)-g++
+	cmake --build build/arm --parallel 2
+	$(ARM_TESTS) tests/arm tests/mirl_kernels
+	OMP_NUM_THREADS=2 OMP_WAIT_POLICY=passive MIRL_L2_BYTES=4096 MIRL_TEST_EXAMPLES=0.2 \
+		$(ARM_TESTS) tests/mirl_kernels/ops
+
 # Wheels with the kernels inside, in dist/, for machines without a compiler.
 wheels: $(VENV)/.wheels
 	$(BIN)/python kernels/wheels.py
@@ -46,6 +62,18 @@ $(VENV)/.wheels: $(VENV)/.demo
 # Install the wheel for this machine where there is no compiler.
 test-wheels: wheels
 	tests/try_wheel.sh $(PYTHON) dist/*_$$(uname -m).whl
+
+# The page that restores photos in the browser, in mirl_sparse/web/built; `mirl-sparse page` serves it.
+WEB := mirl_sparse/web
+web: $(VENV)/.wheels
+	$(BIN)/python kernels/web.py -o $(WEB)/wasm
+	$(BIN)/python -m mirl_sparse.web.build --wasm $(WEB)/wasm --ticket mirl_sparse/tickets/shipped/small.mirl
+
+# The page in Chromium, the engine in Node 20, and the types.
+test-web: web
+	cd tests/web && npm install --no-audit --no-fund --loglevel error && npm run types
+	$(BIN)/python tests/web/engine_fixtures.py tests/web/fixtures
+	cd tests/web && MIRL_FIXTURES=fixtures MIRL_PYTHON=$(abspath $(BIN))/python npm test
 
 # On a machine with a GPU: what is installed there is used as it is.
 test-gpu:

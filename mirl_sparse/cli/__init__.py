@@ -3,4 +3,4 @@
 Heavy packages are imported inside the commands, so that help answers at once.
 """
 
-__all__ = ["app", "bench", "compile", "convert", "doctor", "inspect", "printing", "restore", "tune"]
+__all__ = ["app", "bench", "compile", "convert", "doctor", "inspect", "page", "printing", "restore", "tune"]

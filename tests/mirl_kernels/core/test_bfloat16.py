@@ -114,6 +114,7 @@ def result_of(unit):
     return done.stdout.split()
 
 
+@pytest.mark.native
 def test_amx_and_float32_give_the_same_bits():
     unit, digest = result_of("tiles")
     if unit != "TILES":
@@ -121,6 +122,7 @@ def test_amx_and_float32_give_the_same_bits():
     assert digest == result_of("none")[1]
 
 
+@pytest.mark.native
 @pytest.mark.parametrize(
     ("isa", "unit"), [("", "none"), ("", "vector"), ("avx2", "none"), ("portable", "none")]
 )

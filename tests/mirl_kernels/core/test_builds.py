@@ -27,6 +27,7 @@ _QUICK = [("avx512", "4096", 0.2), ("avx2", "1000000", 0.2), ("portable", "4096"
 _ALL = [(isa, cache, 1.0) for isa in ("avx512", "avx2", "portable") for cache in ("4096", "1000000")]
 
 
+@pytest.mark.native
 @pytest.mark.parametrize(
     ("isa", "cache", "share"), [*_QUICK, *(pytest.param(*each, marks=pytest.mark.slow) for each in _ALL)]
 )
@@ -45,6 +46,7 @@ def test_every_build_passes_the_ops_tests(isa, cache, share):
     assert done.returncode == 0, done.stdout[-3000:]
 
 
+@pytest.mark.native
 def test_the_roofline_is_that_of_a_machine():
     """A processor of this century does a multiply-add per cycle and lane, and copies faster than a disk."""
     machine = measure()

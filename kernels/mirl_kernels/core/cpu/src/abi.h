@@ -266,20 +266,28 @@ struct MirlRoofline {
 };
 }
 
+#define MIRL_INFERENCE_OPS(X) \
+  X(gdfn, MirlGdfn)           \
+  X(mdta, MirlMdta)           \
+  X(block, MirlBlock)         \
+  X(naf, MirlNaf)             \
+  X(pointwise, MirlPointwise) \
+  X(conv, MirlConv)           \
+  X(depthwise, MirlDepthwise) \
+  X(linear, MirlLinear)       \
+  X(transpose, MirlTranspose) \
+  X(prompt, MirlPrompt)
+
+// Builds that only restore images (web.py) leave out the rest.
+#ifdef MIRL_INFERENCE_ONLY
+#define MIRL_OPS(X) MIRL_INFERENCE_OPS(X)
+#else
 #define MIRL_OPS(X)                  \
-  X(gdfn, MirlGdfn)                  \
+  MIRL_INFERENCE_OPS(X)              \
   X(gdfn_backward, MirlGdfnBackward) \
-  X(mdta, MirlMdta)                  \
   X(mdta_backward, MirlMdtaBackward) \
-  X(block, MirlBlock)                \
-  X(naf, MirlNaf)                    \
-  X(pointwise, MirlPointwise)        \
-  X(conv, MirlConv)                  \
   X(conv_backward, MirlConvBackward) \
-  X(depthwise, MirlDepthwise)        \
-  X(linear, MirlLinear)              \
-  X(transpose, MirlTranspose)        \
   X(fill, MirlWeights)               \
   X(spread, MirlWeights)             \
-  X(prompt, MirlPrompt)              \
   X(roofline, MirlRoofline)
+#endif

@@ -13,7 +13,7 @@
 namespace mirl {
 namespace {
 
-std::atomic<bool> using_tiles{false};
+[[maybe_unused]] std::atomic<bool> using_tiles{false};
 
 Bfloat16Unit choose() {
   auto allows = [](const char* setting, const char* name) {

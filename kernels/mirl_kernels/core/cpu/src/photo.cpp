@@ -89,7 +89,7 @@ MirlStatus restore_tiles(const MirlProgram& program, const Pixels<T>& pixels, co
     return status;
   const std::unique_ptr<MirlPlan, void (*)(MirlPlan*)> plan(made, mirl_free_plan);
   const int64_t plane = tile.height * tile.width, band_plane = tile.height * across.length;
-  const Floats image(try_allocate(size_t(3 * plane))), band(whole ? nullptr : try_allocate(3 * band_plane));
+  const Floats image(try_allocate(3 * plane)), band(whole ? nullptr : try_allocate(3 * band_plane));
   if (!image || !(whole || band)) return fail(MIRL_OUT_OF_MEMORY, "no memory for the photo's pixels");
 
   std::vector<float> shares(tile.width);

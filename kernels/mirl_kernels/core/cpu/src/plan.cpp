@@ -114,7 +114,7 @@ MirlStatus mirl_plan(const MirlProgram* program, int64_t batch, int64_t height, 
   const mirl::InputSize size{batch, height, width};
   if (const MirlStatus status = mirl::check_size(*program, size); status != MIRL_OK) return status;
   auto* made = new (std::nothrow) MirlPlan(*program, size);
-  if (made) made->memory = mirl::try_allocate(size_t(made->floats));
+  if (made) made->memory = mirl::try_allocate(made->floats);
   if (!made || !made->memory) {
     const double bytes = made ? double(made->floats) * sizeof(float) : 0;
     delete made;

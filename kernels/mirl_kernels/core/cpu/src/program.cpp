@@ -25,10 +25,12 @@ class Checker {
   const MirlProgram& p;
   int64_t step = 0;  // for messages
 
-  template <class... Values>
-  bool damaged(const char* format, Values... values) const {
+  __attribute__((format(printf, 2, 3))) bool damaged(const char* format, ...) const {
     char what[160];
-    std::snprintf(what, sizeof what, format, values...);
+    va_list values;
+    va_start(values, format);
+    std::vsnprintf(what, sizeof what, format, values);
+    va_end(values);
     fail(MIRL_BAD_PROGRAM, "the program is damaged (step %lld: %s); compile the ticket again",
          static_cast<long long>(step), what);
     return false;

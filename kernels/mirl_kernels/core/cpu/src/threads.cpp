@@ -3,10 +3,8 @@
 #include <algorithm>
 #include <atomic>
 #include <condition_variable>
-#include <cstdlib>
 #include <exception>
 #include <mutex>
-#include <new>
 #include <system_error>
 #include <thread>
 #include <vector>
@@ -17,10 +15,6 @@
 #ifdef __unix__
 #include <dlfcn.h>
 #include <pthread.h>
-#include <unistd.h>
-#endif
-#ifdef __linux__
-#include <sys/mman.h>
 #endif
 
 namespace mirl {
@@ -128,22 +122,6 @@ Pool* pool = new Pool;
   return 0;
 }();
 
-struct Scratch {
-  float* data = nullptr;
-  size_t size = 0;
-  ~Scratch() { std::free(data); }
-
-  float* at_least(size_t floats) {
-    if (floats > size) {
-      std::free(data);
-      data = nullptr, size = 0;
-      data = allocate(floats), size = floats;
-    }
-    return data;
-  }
-};
-thread_local Scratch thread_scratch, thread_words;
-
 }  // namespace
 
 void parallel_tasks(int64_t count, int64_t threads, Task task, void* context) {
@@ -157,36 +135,5 @@ void parallel_tasks(int64_t count, int64_t threads, Task task, void* context) {
 }
 
 int64_t processors() { return std::max(1u, std::thread::hardware_concurrency()); }
-
-float* try_allocate(size_t floats) {
-  const size_t huge = size_t(1) << 21, bytes = (floats * sizeof(float) + huge - 1) / huge * huge;
-  void* memory = std::aligned_alloc(huge, bytes);
-#ifdef __linux__
-  if (memory) madvise(memory, bytes, MADV_HUGEPAGE);
-#endif
-  return static_cast<float*>(memory);
-}
-
-float* allocate(size_t floats) {
-  float* memory = try_allocate(floats);
-  if (!memory) throw std::bad_alloc();
-  return memory;
-}
-
-float* scratch(size_t floats) { return thread_scratch.at_least(floats); }
-
-int32_t* word_scratch(size_t words) { return reinterpret_cast<int32_t*>(thread_words.at_least(words)); }
-
-int64_t second_level_floats() {
-  static const int64_t floats = [] {
-    const char* setting = std::getenv("MIRL_L2_BYTES");
-    long bytes = setting ? std::atol(setting) : 0;
-#ifdef _SC_LEVEL2_CACHE_SIZE
-    if (bytes <= 0) bytes = sysconf(_SC_LEVEL2_CACHE_SIZE);
-#endif
-    return int64_t(bytes > 0 ? bytes : 512 * 1024) / int64_t(sizeof(float));
-  }();
-  return floats;
-}
 
 }  // namespace mirl

@@ -21,8 +21,8 @@ int64_t processors();
 
 // Memory for so many floats, in huge pages where the system has them; std::free gives it back. Where there is
 // none, the second one returns null.
-float* allocate(size_t floats);
-float* try_allocate(size_t floats);
+float* allocate(uint64_t floats);
+float* try_allocate(uint64_t floats);
 
 // This thread's scratch memory of at least `floats`, 64-byte aligned. Each call gives the same memory.
 float* scratch(size_t floats);

@@ -1,0 +1,73 @@
+// The memory that threads.h declares, on every system.
+#include <cstdlib>
+#include <new>
+
+#include "threads.h"
+
+#ifdef __unix__
+#include <unistd.h>
+#endif
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+
+namespace mirl {
+namespace {
+
+#ifdef __wasm__
+constexpr size_t ALIGNMENT = 64;
+#else
+constexpr size_t ALIGNMENT = size_t(1) << 21;  // of a huge page
+#endif
+
+struct Scratch {
+  float* data = nullptr;
+  size_t size = 0;
+  ~Scratch() { std::free(data); }
+
+  float* at_least(size_t floats) {
+    if (floats > size) {
+      std::free(data);
+      data = nullptr, size = 0;
+      data = allocate(floats), size = floats;
+    }
+    return data;
+  }
+};
+thread_local Scratch thread_scratch, thread_words;
+
+}  // namespace
+
+float* try_allocate(uint64_t floats) {
+  if (floats > (SIZE_MAX - ALIGNMENT) / sizeof(float)) return nullptr;
+  const size_t bytes = (floats * sizeof(float) + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
+  void* memory = std::aligned_alloc(ALIGNMENT, bytes);
+#ifdef __linux__
+  if (memory) madvise(memory, bytes, MADV_HUGEPAGE);
+#endif
+  return static_cast<float*>(memory);
+}
+
+float* allocate(uint64_t floats) {
+  float* memory = try_allocate(floats);
+  if (!memory) throw std::bad_alloc();
+  return memory;
+}
+
+float* scratch(size_t floats) { return thread_scratch.at_least(floats); }
+
+int32_t* word_scratch(size_t words) { return reinterpret_cast<int32_t*>(thread_words.at_least(words)); }
+
+int64_t second_level_floats() {
+  static const int64_t floats = [] {
+    const char* setting = std::getenv("MIRL_L2_BYTES");
+    long bytes = setting ? std::atol(setting) : 0;
+#ifdef _SC_LEVEL2_CACHE_SIZE
+    if (bytes <= 0) bytes = sysconf(_SC_LEVEL2_CACHE_SIZE);
+#endif
+    return int64_t(bytes > 0 ? bytes : 512 * 1024) / int64_t(sizeof(float));
+  }();
+  return floats;
+}
+
+}  // namespace mirl

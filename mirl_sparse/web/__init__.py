@@ -1,0 +1,11 @@
+"""Run tickets in browsers: a package for npm (`src`), and a page that restores photos (`page`).
+
+`build` puts the page together, and `server` serves it on this machine.
+"""
+
+from pathlib import Path
+
+__all__ = ["BUILT", "build", "server"]
+
+# Where `make web` puts the page, and `mirl-sparse page` takes it from.
+BUILT = Path(__file__).parent / "built"
