@@ -144,7 +144,8 @@ def test_progress_is_told_and_what_it_raises_stops_the_work(network):
     engine = SparseRestorer(network).engine()
     plan = native.Plan(engine._program, 1, 32, 32)
     image, result, told = torch.rand(1, 3, 32, 32), torch.empty(1, 3, 32, 32), []
-    plan.run(image.data_ptr(), result.data_ptr(), 1, told.append)
+    threads = torch.get_num_threads()
+    plan.run(image.data_ptr(), result.data_ptr(), threads, told.append)
     assert len(told) == len(engine._steps)
     assert told == sorted(told)
     assert told[-1] == 1
@@ -153,8 +154,8 @@ def test_progress_is_told_and_what_it_raises_stops_the_work(network):
         raise KeyError(done)
 
     with pytest.raises(KeyError):
-        plan.run(image.data_ptr(), result.data_ptr(), 1, stop)
-    plan.run(image.data_ptr(), result.data_ptr(), 1)
+        plan.run(image.data_ptr(), result.data_ptr(), threads, stop)
+    plan.run(image.data_ptr(), result.data_ptr(), threads)
     assert torch.equal(result, SparseRestorer(network)(image))
 
 

@@ -3,6 +3,7 @@ import { Worker } from "node:worker_threads";
 
 const BEGIN = `
   const { parentPort, workerData } = require("node:worker_threads");
+  globalThis.onmessage = null; // a name that modules may assign to
   globalThis.postMessage = (message) => parentPort.postMessage(message);
   import(workerData).then(() => parentPort.on("message", (data) => onmessage({ data })));
 `;

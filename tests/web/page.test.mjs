@@ -376,7 +376,11 @@ describe("the page", () => {
     };
     assert.equal(await page.evaluate(fetches, server.url), "TypeError");
     const started = new Promise((resolve) => page.once("workercreated", resolve));
-    await upload(await writeFiles({ "a.png": png(noisyPixels(1200, 900), 1200, 900) }));
+    // A restorer as the page's, but idle: it answers at once.
+    await page.evaluate(async () => {
+      const { loadRestorer } = await import("./data.js");
+      globalThis.idleRestorer = await loadRestorer();
+    });
     const worker = await started;
     assert.match(worker.url(), /^blob:/);
     assert.equal(await worker.evaluate(fetches, server.url), "TypeError");
@@ -385,6 +389,7 @@ describe("the page", () => {
       `${errors}`,
     );
     errors.length = 0;
+    await page.evaluate(() => globalThis.idleRestorer.close());
   });
 
   test("it asks the server for nothing but its own files", async () => {

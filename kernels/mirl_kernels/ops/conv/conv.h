@@ -65,10 +65,15 @@ struct Columns {
       in[v] = step.hidden + at[v].column;
       offset[v] = offsets.data() + (step.slot + at[v].row) % s.slots * count + first;
     }
-    const bool stretch = at[n - 1].row == at->row;  // of memory
+    if (at[n - 1].row == at->row)  // one stretch of memory
+      return with_vectors(n, [&](auto N) {
+        for (int64_t c = 0; c < columns; ++c) {
+          const float* from = in[0] + offset[0][c];
+          for (int v = 0; v < N; ++v) store(panel + c * PANEL + v * L, load(from + v * L));
+        }
+      });
     for (int64_t c = 0; c < columns; ++c)
-      for (int64_t v = 0; v < n; ++v)
-        store(panel + c * PANEL + v * L, load(stretch ? in[0] + offset[0][c] + v * L : in[v] + offset[v][c]));
+      for (int64_t v = 0; v < n; ++v) store(panel + c * PANEL + v * L, load(in[v] + offset[v][c]));
   }
 };
 
