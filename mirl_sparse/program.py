@@ -34,7 +34,7 @@ class CompiledRestorer:
         file: The program.
         max_memory: Limit of the memory for buffers in bytes; by default nine tenths of what is left. Beyond
             it, photos are restored in overlapping tiles.
-        threads: Threads to use; 0 for as many as there are processors.
+        threads: Threads to use; 0 for what OMP_NUM_THREADS says, or as many as there are processors.
 
     Raises:
         UserError: If the file cannot be read.
@@ -84,8 +84,7 @@ class CompiledRestorer:
         photo = native.Photo(
             image.ctypes.data, height, width, 3, 8 * image.itemsize, 3 * image.itemsize * width
         )
-        options = native.Options(self.threads, None, limit)
-        self._program.restore(photo, result.ctypes.data, strength, options)
+        self._program.restore(photo, result.ctypes.data, strength, self.threads, limit)
         return result
 
     def _memory_limit(self, height: int, width: int) -> int:

@@ -30,6 +30,7 @@ _KERNELS = Kernels(
     PackedPrompt,
     lambda mdta, gdfn: PackedBlock(PackedMDTA(*mdta), PackedGDFN(*gdfn)),
 )
+_QUICK = 1 << 20  # values of images that are restored at once, whatever happens
 _MAX_PLANS = 2  # input sizes whose buffers are cached
 _MAX_CACHED_BYTES = 1 << 30  # of all cached buffers, when an image of a new size comes
 
@@ -161,6 +162,8 @@ class CpuEngine:
         if image.dtype != torch.float32 or image.device.type != "cpu":
             raise BackendError(f"input is {image.dtype} on {image.device}; expected float32 on the CPU")
         image, result = image.contiguous(), torch.empty(image.shape)
+        if progress is None and image.numel() > _QUICK:
+            progress = native.ignore  # Ctrl+C then stops the work
         plan = self._take_plan(size)
         plan.run(image.data_ptr(), result.data_ptr(), torch.get_num_threads(), progress)
         self._put_back(size, plan)

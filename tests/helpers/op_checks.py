@@ -1,7 +1,7 @@
 """Compare a CPU op with its definition in float64, on random sparse weights and random images."""
 
 import torch
-from examples import examples
+from example_counts import examples
 from hypothesis import strategies as st
 from torch import Tensor
 

@@ -1,5 +1,6 @@
 """Compiled tickets: what the C++ runtime makes of them, with and without Python."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -246,3 +247,33 @@ def test_packing_for_any_processor_ends_with_its_context():
         anywhere = cpu.pack(matrix, forms=cpu.Forms.PAIRS)
     assert cpu.PackedMatrix(anywhere).chunks[0].row_pairs
     assert torch.equal(cpu.pack(matrix, forms=cpu.Forms.PAIRS), here)
+
+
+def test_ctrl_c_stops_a_photo_in_the_middle(program, tmp_path):
+    """Without waiting for its end: the photo takes much longer than that."""
+    script = (
+        "import _thread, threading, numpy as np\n"
+        "from mirl_sparse.program import CompiledRestorer\n"
+        f"restorer = CompiledRestorer({str(program)!r}, threads=1)\n"
+        "threading.Timer(0.3, _thread.interrupt_main).start()\n"
+        "try: restorer.restore(np.zeros((2000, 2000, 3), np.uint8))\n"
+        "except KeyboardInterrupt: print('stopped')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stdout == "stopped\n", done.stderr
+
+
+@pytest.mark.parametrize(("setting", "threads"), [("3", 3), ("", 1)])
+def test_threads_are_those_of_the_environment(setting, threads):
+    """OMP_NUM_THREADS, or the processors that the process may use."""
+    script = (
+        "import os; from ctypes import CDLL, c_int64; from mirl_kernels.core import native\n"
+        "hasattr(os, 'sched_setaffinity') and os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
+        "library = native.load_library(); library.mirl_default_threads.restype = c_int64\n"
+        "print(library.mirl_default_threads())"
+    )
+    environment = {**os.environ, "OMP_NUM_THREADS": setting}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment)
+    if threads == 1 and not hasattr(os, "sched_setaffinity"):
+        pytest.skip("this system cannot bind a process to a processor")
+    assert int(done.stdout) == threads

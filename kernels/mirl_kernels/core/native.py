@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import ctypes
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable
 from ctypes import CFUNCTYPE, POINTER, Structure, byref, c_char_p, c_double, c_int, c_int64, c_void_p
 from enum import IntEnum
@@ -26,7 +28,7 @@ class Options(Structure):
     """Say how to run (``MirlOptions`` of mirl.h).
 
     Attributes:
-        threads: Threads to use; 0 for as many as there are processors.
+        threads: Threads to use; 0 for what OMP_NUM_THREADS says, or as many as there are processors.
         instruction_set: "avx512", "avx2" or "portable" as bytes; None for the best one.
         max_bytes: Bytes of memory that `Program.restore` may take; 0 for 1 GiB.
         progress: C function that is called with the share of the work that is done; None for none.
@@ -143,26 +145,44 @@ def _check(status: int) -> None:
 
 
 class _Watch:
-    """Call a function as work goes on. An exception that it raises stops the work, and is raised again."""
+    """Call a function as work goes on. An exception that it raises stops the work, and is raised again.
+
+    Ctrl+C stops the work as well. It is noted, for what it raised where C calls Python would be lost.
+    """
 
     def __init__(self, progress: Callable[[float], object]) -> None:
         self._progress = progress
         self._error: BaseException | None = None
-        self.function = _PROGRESS(self._call)
+        self._function = _PROGRESS(self._call)
 
     def _call(self, _: Any, done: float) -> int:
         try:
             self._progress(done)
         except BaseException as error:
             self._error = error
-            return 1
-        return 0
+        return self._error is not None
 
-    def check(self, status: int) -> None:
-        """Raise what the function raised, or the error that a status stands for."""
+    def _note(self, *_: object) -> None:
+        self._error = KeyboardInterrupt()
+
+    def run(self, work: Callable[[Any], int]) -> None:
+        """Do work that takes the C function; raise what stopped it."""
+        in_main = threading.current_thread() is threading.main_thread()
+        notes = in_main and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        if notes:
+            signal.signal(signal.SIGINT, self._note)
+        try:
+            status = work(self._function)
+        finally:
+            if notes:
+                signal.signal(signal.SIGINT, signal.default_int_handler)
         if self._error is not None:
             raise self._error
         _check(status)
+
+
+def ignore(done: float) -> None:
+    """Do nothing; as a progress function it lets Ctrl+C stop the work."""
 
 
 class Program:
@@ -216,23 +236,35 @@ class Program:
         return tile[0].value, tile[1].value
 
     def restore(
-        self, photo: Photo, result: int, strength: float = 1.0, options: Options | None = None
+        self,
+        photo: Photo,
+        result: int,
+        strength: float = 1.0,
+        threads: int = 0,
+        max_bytes: int = 0,
+        progress: Callable[[float], object] = ignore,
     ) -> None:
-        """Restore a photo of any size, in tiles where it does not fit into ``options.max_bytes``.
+        """Restore a photo of any size, in tiles where it does not fit into ``max_bytes``.
 
         Args:
             photo: The photo.
             result: Address of memory of the photo's layout; it may be the photo's.
             strength: Share of the restored photo in the result, 0 to 1.
-            options: How to run.
+            threads: As in `Options`.
+            max_bytes: As in `Options`.
+            progress: As for `Plan.run`.
 
         Raises:
             ValueError: If an argument is wrong.
             MemoryError: If there is too little memory.
         """
-        _check(
-            _runtime().mirl_restore(self._handle, byref(photo), result, strength, byref(options or Options()))
-        )
+
+        def work(function: Any) -> int:
+            options = Options(threads, None, max_bytes, function)
+            arguments = self._handle, byref(photo), result, strength, byref(options)
+            return int(_runtime().mirl_restore(*arguments))
+
+        _Watch(progress).run(work)
 
 
 class Plan:
@@ -280,6 +312,9 @@ class Plan:
         if progress is None:
             _check(_runtime().mirl_run(self._handle, image, result, byref(Options(threads))))
             return
-        watch = _Watch(progress)
-        options = Options(threads, None, 0, watch.function)
-        watch.check(_runtime().mirl_run(self._handle, image, result, byref(options)))
+
+        def work(function: Any) -> int:
+            options = Options(threads, None, 0, function)
+            return int(_runtime().mirl_run(self._handle, image, result, byref(options)))
+
+        _Watch(progress).run(work)

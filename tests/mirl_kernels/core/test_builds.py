@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from examples import SHARE
+from example_counts import SHARE
 
 from mirl_kernels.core import cpu
 from mirl_kernels.core.roofline import Machine, measure

@@ -8,6 +8,7 @@
 #include "bfloat16_unit.h"
 #include "processor.h"
 #include "shared_rules.h"
+#include "threads.h"
 
 #define MIRL_EXPORT extern "C" __attribute__((visibility("default")))
 
@@ -57,6 +58,8 @@ const mirl::InstructionSet* mirl::instruction_set(const char* name) { return nam
 
 // The name of the build in use, or null when MIRL_CPU_ISA asks for one that cannot run here.
 MIRL_EXPORT const char* mirl_isa() { return chosen ? chosen->name : nullptr; }
+
+MIRL_EXPORT int64_t mirl_default_threads() { return mirl::default_threads(); }
 
 // What the Python side must lay out, or predict, as the kernels do.
 MIRL_EXPORT int64_t mirl_padded(int64_t floats) { return mirl::padded(floats); }

@@ -165,7 +165,7 @@ MirlStatus RunOptions::read(const MirlOptions* options) {
   if (!set)
     return fail(MIRL_BAD_ARGUMENT, "instruction set %s is not known, or this processor lacks it",
                 given.instruction_set ? given.instruction_set : "of MIRL_CPU_ISA");
-  threads = given.threads ? given.threads : processors();
+  threads = given.threads ? given.threads : default_threads();
   max_bytes = given.max_bytes;
   progress = given.progress, context = given.context;
   return MIRL_OK;

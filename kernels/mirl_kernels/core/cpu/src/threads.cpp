@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <atomic>
 #include <condition_variable>
+#include <cstdlib>
 #include <exception>
 #include <mutex>
 #include <system_error>
@@ -15,6 +16,9 @@
 #ifdef __unix__
 #include <dlfcn.h>
 #include <pthread.h>
+#endif
+#ifdef __linux__
+#include <sched.h>
 #endif
 
 namespace mirl {
@@ -134,6 +138,14 @@ void parallel_tasks(int64_t count, int64_t threads, Task task, void* context) {
   }
 }
 
-int64_t processors() { return std::max(1u, std::thread::hardware_concurrency()); }
+int64_t default_threads() {
+  const char* setting = std::getenv("OMP_NUM_THREADS");
+  if (const int threads = setting ? std::atoi(setting) : 0; threads > 0) return threads;
+#ifdef __linux__
+  cpu_set_t processors;
+  if (!sched_getaffinity(0, sizeof processors, &processors)) return CPU_COUNT(&processors);
+#endif
+  return std::max(1u, std::thread::hardware_concurrency());
+}
 
 }  // namespace mirl

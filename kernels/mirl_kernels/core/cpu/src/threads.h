@@ -16,8 +16,9 @@ void parallel(int64_t count, int64_t threads, F& f) {
   parallel_tasks(count, threads, [](void* context, int64_t i) { (*static_cast<F*>(context))(i); }, &f);
 }
 
-// How many processors there are.
-int64_t processors();
+// How many threads to use by default: what OMP_NUM_THREADS says, or as many as there are processors for this
+// process.
+int64_t default_threads();
 
 // Memory for so many floats, in huge pages where the system has them; std::free gives it back. Where there is
 // none, the second one returns null.

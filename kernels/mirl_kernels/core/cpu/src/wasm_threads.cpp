@@ -79,7 +79,7 @@ Pool pool;
 
 }  // namespace
 
-int64_t processors() { return 1; }  // JavaScript says how many threads there are
+int64_t default_threads() { return 1; }  // JavaScript says how many threads there are
 
 void parallel_tasks(int64_t count, int64_t threads, Task task, void* context) {
   if (threads > count) threads = count;
