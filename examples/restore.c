@@ -25,7 +25,7 @@ int main(int count, char** names) {
   char* photo = read_file(names[2], &photo_bytes);
   int width, height, header = 0;
   if (sscanf(photo, "P6 %d %d 255%n", &width, &height, &header) != 2 || !header || width < 1 || height < 1 ||
-      photo_bytes - header - 1 < 3 * (size_t)width * height)
+      photo_bytes < header + 1 + 3 * (size_t)width * height)
     return fprintf(stderr, "%s: expected a PPM file (P6) of 8 bits\n", names[2]), 2;
 
   MirlProgram* program;

@@ -7,6 +7,7 @@ from pathlib import Path
 from mirl_kernels.core import cpu, native
 from mirl_sparse.errors import UserError
 from mirl_sparse.files import write_whole
+from mirl_sparse.program import SUFFIX
 from mirl_sparse.runtime.cpu import packed_steps
 from mirl_sparse.runtime.program_file import assemble
 from mirl_sparse.tickets import find_ticket, is_ticket, load_network
@@ -27,6 +28,8 @@ def compile_ticket(source: str | Path, target: str | Path) -> int:
         BackendError: If the C++ kernels are not there; they check the program.
     """
     file, target = find_ticket(source), Path(target)
+    if file.suffix == SUFFIX:
+        raise UserError(f"{file}: is a program already; give the ticket that it was made of")
     if not is_ticket(file):
         raise UserError(f"{file}: is no ticket; run mirl-sparse convert first")
     if target.exists() and target.samefile(file):

@@ -37,8 +37,8 @@ class CompiledRestorer:
         threads: Threads to use; 0 for what OMP_NUM_THREADS says, or as many as there are processors.
 
     Raises:
-        UserError: If the file cannot be read.
-        BackendError: If it is no program, or the C++ kernels are not there.
+        UserError: If the file cannot be read, or is no program.
+        BackendError: If the C++ kernels are not there.
     """
 
     def __init__(self, file: str | Path, max_memory: int | None = None, threads: int = 0) -> None:
@@ -49,7 +49,10 @@ class CompiledRestorer:
         room = np.empty(data.size + _ALIGNMENT, np.uint8)
         self._words = room[-room.ctypes.data % _ALIGNMENT :][: data.size]
         self._words[:] = data
-        self._program = native.Program(self._words.ctypes.data, data.size, self._words)
+        try:
+            self._program = native.Program(self._words.ctypes.data, data.size, self._words)
+        except ValueError as error:
+            raise UserError(f"{file}: {error}") from None
         self.max_memory, self.threads = max_memory, threads
 
     def restore(self, image: NDArray[Any], strength: float = 1.0) -> NDArray[Any]:
@@ -90,7 +93,10 @@ class CompiledRestorer:
     def _memory_limit(self, height: int, width: int) -> int:
         """Return how many bytes may be used; warn if the photo needs tiles for it."""
         free = available_memory()
-        limit = self.max_memory or (1 << 62 if free is None else free * 9 // 10)
+        limit = self.max_memory
+        if limit is None:
+            limit = 1 << 62 if free is None else free * 9 // 10
+        limit = max(1, limit)  # 0 would stand for the default
         tile = self._program.tile_size(height, width, limit)
         if tile[0] < height or tile[1] < width:
             warnings.warn(

@@ -18,7 +18,8 @@ def compile_command(
 ) -> None:
     """Compile a ticket to a program, which runs without Python: in C, in the browser."""
     from mirl_sparse.compilation import compile_ticket
+    from mirl_sparse.program import SUFFIX
 
-    target = output or Path(f"{Path(ticket).name.removesuffix('.safetensors')}.mirl")
+    target = output or Path(f"{Path(ticket).name.removesuffix('.safetensors')}{SUFFIX}")
     size = compile_ticket(ticket, target)
     print(f"wrote {printable(target)} ({size / 1e6:.1f} MB)")

@@ -98,10 +98,12 @@ def restore(
 def _find(ticket: str, backend: str, memory: int | None) -> tuple[Path, Callable[[], Restorer]]:
     """Return the file of a ticket or its program, and what loads it: without PyTorch where that will do."""
     from mirl_kernels.core import native
-    from mirl_sparse.program import CompiledRestorer, find_program
+    from mirl_sparse.program import SUFFIX, CompiledRestorer, find_program
 
-    program = find_program(ticket)
-    if program and (backend == BackendName.CPU or (backend == BackendName.AUTO and native.available())):
+    program, on_cpu = find_program(ticket), backend in (BackendName.AUTO, BackendName.CPU)
+    if program == Path(ticket) and not on_cpu:
+        raise UserError(f"{ticket}: a {SUFFIX} file runs on the CPU; expected --backend cpu, or a ticket")
+    if program and on_cpu and (program == Path(ticket) or backend == BackendName.CPU or native.available()):
         return program, lambda: CompiledRestorer(program, memory)
     from mirl_sparse.runtime.restorer import SparseRestorer
     from mirl_sparse.tickets import find_ticket

@@ -19,7 +19,6 @@ from mirl_kernels.ops.prompt import PackedPrompt
 from mirl_sparse.runtime.program import Buffer, Slice, Step
 
 MAGIC, VERSION = b"MIRLPROG", 1
-SUFFIX = ".mirl"
 _HEADER = struct.Struct("<8siIIiii7i")  # magic, version, words, checksum, multiple, buffers, steps, reserved
 _CHECKED_FROM = 20  # the checksum is of the bytes from here on
 _STEP_WORDS = 32

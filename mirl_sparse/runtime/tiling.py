@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mirl_sparse.errors import UserError
 
+# As in core/cpu/src/photo.cpp, which restores photos without PyTorch.
 OVERLAP = 64  # pixels that two neighbouring tiles share; there the result fades from one to the other
 SMALLEST = 128  # side of a tile, in pixels: smaller ones would be mostly overlap
 

@@ -76,9 +76,11 @@ void wrong_arguments_are_errors(const MirlProgram* program) {
   EXPECT(mirl_plan(program, 1, side + 1, side, &plan) == MIRL_BAD_ARGUMENT && !plan);
   EXPECT(mirl_plan(program, 0, side, side, &plan) == MIRL_BAD_ARGUMENT);
   EXPECT(mirl_plan(program, 1, int64_t(1) << 40, side, &plan) == MIRL_BAD_ARGUMENT);
-  EXPECT(mirl_plan(program, 1, int64_t(1) << 30, side, &plan) == MIRL_OUT_OF_MEMORY);
+  EXPECT(mirl_plan(program, 1, int64_t(1) << 27, side, &plan) == MIRL_OUT_OF_MEMORY);
   EXPECT(mirl_required_bytes(program, 1, -8, 8) == -1);
   EXPECT(mirl_run(nullptr, nullptr, nullptr, nullptr) == MIRL_BAD_ARGUMENT);
+  EXPECT(mirl_plan(nullptr, 1, side, side, &plan) == MIRL_BAD_ARGUMENT);
+  EXPECT(mirl_required_bytes(nullptr, 1, side, side) == -1);
   std::vector<uint8_t> pixels(16 * 16 * 4, 100);
   MirlPhoto photo{pixels.data(), 16, 16, 4, 8, 64};
   EXPECT(mirl_restore(program, &photo, pixels.data(), 2, nullptr) == MIRL_BAD_ARGUMENT);
@@ -143,6 +145,8 @@ void damaged_files_are_errors(const Words& words) {
   damaged = words, damaged[2] = 99;
   EXPECT(load(damaged, &program) == MIRL_BAD_PROGRAM);
   EXPECT(std::string(mirl_message()).find("version 99") != std::string::npos);
+  damaged = words, damaged[5] = 512;  // a multiple that tiles cannot be
+  EXPECT(load(damaged, &program) == MIRL_BAD_PROGRAM);
   for (size_t size = 1; size < words.size(); size += 1 + words.size() / 50)
     EXPECT(load(Words(words.begin(), words.begin() + size), &program) == MIRL_BAD_PROGRAM);
 }

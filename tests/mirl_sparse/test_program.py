@@ -14,7 +14,6 @@ import torch
 from preloaded import mirl
 
 from mirl_kernels.core import cpu, native
-from mirl_kernels.errors import BackendError
 from mirl_sparse import SparseRestorer, UserError
 from mirl_sparse.compilation import compile_ticket
 from mirl_sparse.program import CompiledRestorer, find_program
@@ -94,15 +93,21 @@ def test_what_is_no_ticket_or_program_is_one_line(program, tmp_path):
     done = mirl("compile", "text.txt", cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr == "mirl-sparse: text.txt: is no ticket; run mirl-sparse convert first\n"
+    done = mirl("compile", program, cwd=tmp_path)
+    assert (
+        done.stderr == f"mirl-sparse: {program}: is a program already; give the ticket that it was made of\n"
+    )
+    done = mirl("restore", "a.png", "--ticket", program, "--backend", "reference", cwd=tmp_path)
+    assert done.returncode == 2
     with pytest.raises(UserError, match="cannot be read"):
         CompiledRestorer(tmp_path / "missing.mirl")
     (tmp_path / "text.mirl").write_text("no program" * 10)
-    with pytest.raises(BackendError, match="not a program; expected a file from mirl-sparse compile"):
+    with pytest.raises(UserError, match=r"text.mirl: not a program; expected a file from mirl-sparse compile"):
         CompiledRestorer(tmp_path / "text.mirl")
     data = bytearray(program.read_bytes())
     data[-1] ^= 1
     program.write_bytes(data)
-    with pytest.raises(BackendError, match=r"damaged \(checksum\)"):
+    with pytest.raises(UserError, match=r"tiny.mirl: the program is damaged \(checksum\)"):
         CompiledRestorer(program)
 
 

@@ -136,7 +136,7 @@ def _check(status: int) -> None:
         return
     message = _runtime().mirl_message().decode(errors="replace")
     errors: dict[int, type[Exception]] = {
-        _Status.BAD_PROGRAM: BackendError,
+        _Status.BAD_PROGRAM: ValueError,
         _Status.BAD_ARGUMENT: ValueError,
         _Status.OUT_OF_MEMORY: MemoryError,
         _Status.CANCELLED: Cancelled,
@@ -197,7 +197,7 @@ class Program:
         multiple: Number that the sides of images are multiples of.
 
     Raises:
-        BackendError: If the program is damaged, or of another version.
+        ValueError: If the program is damaged, or of another version.
     """
 
     def __init__(self, address: int, size: int, owner: object) -> None:

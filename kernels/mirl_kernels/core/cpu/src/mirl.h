@@ -30,8 +30,8 @@ typedef enum MirlStatus {
 /* How to run. A struct of zeros gives the defaults. */
 typedef struct MirlOptions {
   int64_t threads;             /* threads to use; 0: OMP_NUM_THREADS, or as many as there are processors */
-  const char* instruction_set; /* "avx512", "avx2" or "portable"; null: the best that this processor has */
-  int64_t max_bytes;           /* memory that mirl_restore may take; 0: 1 GiB */
+  const char* instruction_set; /* "avx512", "avx2" or "portable"; null: MIRL_CPU_ISA, or the best */
+  int64_t max_bytes; /* for mirl_restore: of buffers and pixels, beside some MB a thread; 0: 1 GiB */
   /* Called now and then, on the calling thread, with the share of the work that is done, 0 to 1. Anything but
    * 0 stops the call, which then returns MIRL_CANCELLED. May be null. */
   int (*progress)(void* context, double done);

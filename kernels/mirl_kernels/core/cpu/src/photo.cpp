@@ -13,6 +13,7 @@
 namespace mirl {
 namespace {
 
+// As in runtime/tiling.py, which serves the other engines.
 constexpr int64_t OVERLAP = 64;    // pixels that two neighbouring tiles share
 constexpr int64_t SMALLEST = 128;  // side of a tile: smaller ones would be mostly overlap
 constexpr int64_t LONGEST = int64_t(1) << 24;
@@ -170,7 +171,8 @@ MirlStatus mirl_tile_size(const MirlProgram* program, int64_t height, int64_t wi
                           int64_t* tile_height, int64_t* tile_width) {
   using namespace mirl;
   if (!program || !tile_height || !tile_width) return fail(MIRL_BAD_ARGUMENT, "an argument is null");
-  if (height < 1 || width < 1 || height > LONGEST || width > LONGEST || max_bytes < 0)
+  if (max_bytes < 0) return fail(MIRL_BAD_ARGUMENT, "max_bytes is negative; expected 0 or more");
+  if (height < 1 || width < 1 || height > LONGEST || width > LONGEST)
     return fail(MIRL_BAD_ARGUMENT, "the photo is %lldx%lld; expected sides of 1 to 16,777,216 pixels",
                 static_cast<long long>(height), static_cast<long long>(width));
   const int64_t multiple = program->header().multiple, limit = max_bytes ? max_bytes : DEFAULT_BYTES;
@@ -206,7 +208,9 @@ MirlStatus mirl_restore(const MirlProgram* program, const MirlPhoto* photo, void
   const MirlStatus status =
       mirl_tile_size(program, photo->height, photo->width, run.max_bytes, &tile.height, &tile.width);
   if (status != MIRL_OK) return status;
-  if (photo->bits == 8)
-    return restore_tiles(*program, Pixels<uint8_t>(*photo, result, strength), *photo, tile, run);
-  return restore_tiles(*program, Pixels<uint16_t>(*photo, result, strength), *photo, tile, run);
+  return guarded([&] {
+    if (photo->bits == 8)
+      return restore_tiles(*program, Pixels<uint8_t>(*photo, result, strength), *photo, tile, run);
+    return restore_tiles(*program, Pixels<uint16_t>(*photo, result, strength), *photo, tile, run);
+  });
 }

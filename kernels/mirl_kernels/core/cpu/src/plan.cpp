@@ -2,7 +2,7 @@
 
 #include <algorithm>
 #include <cstdlib>
-#include <new>
+#include <memory>
 #include <numeric>
 
 #include "shared_rules.h"
@@ -12,7 +12,7 @@ namespace mirl {
 namespace {
 
 constexpr int64_t ALIGNMENT = 64;  // floats: every stretch begins at a multiple
-constexpr int64_t MOST_PIXELS = int64_t(1) << 36;
+constexpr int64_t MOST_PIXELS = int64_t(1) << 32;
 
 }  // namespace
 
@@ -103,26 +103,33 @@ MirlImage MirlPlan::image(const ProgramSlice& slice) const {
 }
 
 int64_t mirl_required_bytes(const MirlProgram* program, int64_t batch, int64_t height, int64_t width) {
-  const mirl::InputSize size{batch, height, width};
-  if (mirl::check_size(*program, size) != MIRL_OK) return -1;
-  return MirlPlan(*program, size).floats * int64_t(sizeof(float));
+  int64_t bytes = -1;
+  mirl::guarded([&] {
+    const mirl::InputSize size{batch, height, width};
+    const MirlStatus status =
+        program ? mirl::check_size(*program, size) : mirl::fail(MIRL_BAD_ARGUMENT, "the program is null");
+    if (status == MIRL_OK) bytes = MirlPlan(*program, size).floats * int64_t(sizeof(float));
+    return status;
+  });
+  return bytes;
 }
 
 MirlStatus mirl_plan(const MirlProgram* program, int64_t batch, int64_t height, int64_t width,
                      MirlPlan** plan) {
+  if (!program || !plan) return mirl::fail(MIRL_BAD_ARGUMENT, "an argument is null");
   *plan = nullptr;
   const mirl::InputSize size{batch, height, width};
   if (const MirlStatus status = mirl::check_size(*program, size); status != MIRL_OK) return status;
-  auto* made = new (std::nothrow) MirlPlan(*program, size);
-  if (made) made->memory = mirl::try_allocate(made->floats);
-  if (!made || !made->memory) {
-    const double bytes = made ? double(made->floats) * sizeof(float) : 0;
-    delete made;
-    return mirl::fail(MIRL_OUT_OF_MEMORY, "the buffers for %lldx%lld take %.1f GB, more than there is",
-                      static_cast<long long>(height), static_cast<long long>(width), bytes / 1e9);
-  }
-  *plan = made;
-  return MIRL_OK;
+  return mirl::guarded([&] {
+    auto made = std::make_unique<MirlPlan>(*program, size);
+    made->memory = mirl::try_allocate(made->floats);
+    if (!made->memory)
+      return mirl::fail(MIRL_OUT_OF_MEMORY, "the buffers for %lld images of %lldx%lld take %.1f GB",
+                        static_cast<long long>(batch), static_cast<long long>(height),
+                        static_cast<long long>(width), double(made->floats) * sizeof(float) / 1e9);
+    *plan = made.release();
+    return MIRL_OK;
+  });
 }
 
 void mirl_free_plan(MirlPlan* plan) { delete plan; }

@@ -5,6 +5,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <vector>
 
 #include "shared_rules.h"
 #include "threads.h"
@@ -12,8 +13,9 @@
 namespace mirl {
 namespace {
 
-constexpr int64_t MOST_CHANNELS = 1 << 16, MOST_ROWS = 1 << 20, MOST_LEVELS = 16, FARTHEST_TAP = 64,
-                  MATRIX_ALIGNMENT = 16;
+// Far beyond what networks have, and so small that no product of them overflows.
+constexpr int64_t MOST_CHANNELS = 1 << 13, MOST_ROWS = 1 << 16, MOST_STEPS = 1 << 10, MOST_LEVELS = 7,
+                  MOST_GRAM = 1 << 22, FARTHEST_TAP = 64, MATRIX_ALIGNMENT = 16;
 
 thread_local char message[256] = "";
 
@@ -65,7 +67,8 @@ class Checker {
 
   // Every row once, every column inside.
   bool row_pairs(int64_t base, const MirlChunk& c) const {
-    int64_t at = base + c.row_pairs, sum = 0;
+    int64_t at = base + c.row_pairs;
+    std::vector<bool> seen(c.rows);
     for (int64_t left = c.rows; left > 0; left -= 2) {
       if (!inside(at, 4)) return damaged("pairs of rows lie outside");
       const auto& pair = *reinterpret_cast<const MirlRowPair*>(p.words + at);
@@ -76,7 +79,9 @@ class Checker {
       const bool alone = other == -1 && left == 1;
       if (row < 0 || row >= c.rows || other >= c.rows || other == row || (other < 0 && !alone))
         return damaged("rows %d and %d are no pair of %d rows", row, other, c.rows);
-      sum += row + (alone ? 0 : other);
+      if (seen[row] || (!alone && seen[other])) return damaged("pairs of rows repeat one");
+      seen[row] = true;
+      if (!alone) seen[other] = true;
       const int32_t* word = pair.columns();
       for (int64_t i = 0; i < pair.shared; ++i, word += 3)
         if (!offset(word[0], c)) return false;
@@ -84,7 +89,7 @@ class Checker {
         if (!offset(word[0], c) || !offset(word[1], c)) return false;
       at += 4 + columns;
     }
-    return sum == int64_t(c.rows) * (c.rows - 1) / 2 || damaged("pairs of rows repeat one");
+    return true;
   }
 
   bool chunk(int64_t base, const MirlChunk& c, int64_t rows) const {
@@ -106,7 +111,8 @@ class Checker {
   const MirlMatrix* header(int64_t at) const {
     if (at % MATRIX_ALIGNMENT || !inside(at, 5)) return damaged("a matrix lies outside"), nullptr;
     const MirlMatrix* m = p.matrix(int32_t(at));
-    if (m->rows < 0 || m->rows > MOST_ROWS || m->chunks < 1 || !inside(at + 5, 9 * int64_t(m->chunks)))
+    if (m->rows < 0 || m->rows > MOST_ROWS || m->entries < 0 || m->chunks < 1 ||
+        !inside(at + 5, 9 * int64_t(m->chunks)))
       return damaged("a matrix of %d rows in %d chunks lies outside", m->rows, m->chunks), nullptr;
     return m;
   }
@@ -138,10 +144,12 @@ class Checker {
     if (m->rows != rows || end != rows || m->columns != columns)
       return damaged("a convolution has %d rows; expected %lld", m->rows, static_cast<long long>(rows));
     if (m->taps <= 0 || !inside(int64_t(at) + m->taps, 3 * columns)) return damaged("taps lie outside");
-    for (const MirlTap* tap = m->tap(); tap < m->tap() + columns; ++tap)
+    for (const MirlTap* tap = m->tap(); tap < m->tap() + columns; ++tap) {
+      if (tap > m->tap() && tap->channel < tap[-1].channel) return damaged("taps out of order");
       if (tap->channel < 0 || tap->channel >= channels || std::abs(int64_t(tap->dy)) > FARTHEST_TAP ||
           std::abs(int64_t(tap->dx)) > FARTHEST_TAP)
         return damaged("a tap at (%d, %d) of channel %d", tap->dy, tap->dx, tap->channel);
+    }
     return true;
   }
 
@@ -184,14 +192,17 @@ class Checker {
     return convolution(w.conv3x3, channels, channels);
   }
 
-  // Channels head by head.
+  // Channels head by head, each at most once.
   bool index(int32_t at, int32_t count, int64_t channels, int64_t heads) const {
-    if (count < 0 || !inside(at, count)) return damaged("a list of channels lies outside");
+    if (count < 0 || count > channels || !inside(at, count))
+      return damaged("a list of channels lies outside");
+    std::vector<bool> seen(channels);
+    const int64_t per_head = channels / heads;
     for (int32_t i = 0; i < count; ++i) {
       const int32_t c = p.words[at + i];
-      const int64_t per_head = channels / heads;
-      if (c < 0 || c >= channels || (i && c / per_head < p.words[at + i - 1] / per_head))
+      if (c < 0 || c >= channels || seen[c] || (i && c / per_head < p.words[at + i - 1] / per_head))
         return damaged("channel %d of %lld", c, static_cast<long long>(channels));
+      seen[c] = true;
     }
     return true;
   }
@@ -203,6 +214,8 @@ class Checker {
     int64_t hidden = 0;
     for (int i = 0; i < 3; hidden += w.live[i++])
       if (!index(w.index[i], w.live[i], channels, w.heads)) return false;
+    if (int64_t(w.live[0]) * w.live[1] > MOST_GRAM)
+      return damaged("%d q and %d k channels", w.live[0], w.live[1]);
     if (!inside(w.temperature, w.heads)) return damaged("temperatures lie outside");
     const MirlMatrix* in = header(w.project_in);
     if (!in || in->rows % 2) return in ? damaged("%d rows are no pairs", in->rows) : false;
@@ -235,7 +248,7 @@ class Checker {
   bool run() {
     const ProgramHeader& h = p.header();
     const int64_t tables = int64_t(sizeof h) / 4;
-    const bool counts = h.buffers > 0 && h.steps > 1 && h.buffers <= p.size && h.steps <= p.size &&
+    const bool counts = h.buffers > 0 && h.steps > 1 && h.buffers <= MOST_STEPS && h.steps <= MOST_STEPS &&
                         tables + 2 * int64_t(h.buffers) + 32 * int64_t(h.steps) <= p.size;
     if (!counts) return damaged("%d buffers and %d steps", h.buffers, h.steps);
     int32_t deepest = 0;
@@ -298,7 +311,7 @@ MirlStatus fail(MirlStatus status, const char* format, ...) {
 MirlStatus check_program(const MirlProgram& program) {
   const MirlStatus status = check_file(program);
   if (status != MIRL_OK) return status;
-  return Checker(program).run() ? MIRL_OK : MIRL_BAD_PROGRAM;
+  return guarded([&] { return Checker(program).run() ? MIRL_OK : MIRL_BAD_PROGRAM; });
 }
 
 }  // namespace mirl
@@ -356,4 +369,4 @@ void mirl_free(MirlProgram* program) {
   std::free(program);
 }
 
-int64_t mirl_multiple(const MirlProgram* program) { return program->header().multiple; }
+int64_t mirl_multiple(const MirlProgram* program) { return program ? program->header().multiple : 0; }

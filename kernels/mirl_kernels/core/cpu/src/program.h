@@ -2,6 +2,8 @@
 // read packed matrices where they are. Positions are in words from the file's beginning; those of matrices
 // are multiples of 16, so that cache lines begin there. `mirl-sparse compile` writes it (program_file.py).
 #pragma once
+#include <exception>
+
 #include "abi.h"
 #include "mirl.h"
 
@@ -63,6 +65,21 @@ static_assert(sizeof(ProgramHeader) == 60 && sizeof(ProgramStep) == 128, "the fi
 
 // Keeps one line for mirl_message; returns `status`.
 MirlStatus fail(MirlStatus status, const char* format, ...) __attribute__((format(printf, 2, 3)));
+
+// Calls f, which gives a MirlStatus; memory that runs out becomes one. (Builds for browsers have no
+// exceptions.)
+template <class F>
+MirlStatus guarded(F&& f) {
+#if __cpp_exceptions
+  try {
+    return f();
+  } catch (const std::exception&) {
+    return fail(MIRL_OUT_OF_MEMORY, "memory ran out");
+  }
+#else
+  return f();
+#endif
+}
 
 // Checks all that the kernels rely on, so that no file makes them read or write where they must not.
 MirlStatus check_program(const MirlProgram& program);

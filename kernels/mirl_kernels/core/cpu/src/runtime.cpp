@@ -1,9 +1,6 @@
 // Runs programs: one kernel after the other, on the memory of a plan.
 #include "runtime.h"
 
-#include <exception>
-#include <numeric>
-
 #include "registry.h"
 #include "threads.h"
 
@@ -122,7 +119,7 @@ class Calls {
 double work(const MirlProgram& p, const ProgramStep& s) {
   auto entries = [&](int32_t at) { return double(p.matrix(at)->entries); };
   double values = 0;
-  if (s.op == ProgramOp::conv) values = entries(s.conv.weight) / (s.conv.stride * s.conv.stride);
+  if (s.op == ProgramOp::conv) values = entries(s.conv.weight) / (double(s.conv.stride) * s.conv.stride);
   if (s.op == ProgramOp::pointwise) values = entries(s.pointwise.weight);
   if (s.op == ProgramOp::prompt) values = entries(s.prompt.conv3x3);
   if (s.op == ProgramOp::block)
@@ -141,15 +138,11 @@ MirlStatus run_plan(MirlPlan& plan, const float* image, float* result, const Run
   double total = 0, done = 0;
   for (int64_t i = 0; i < steps; ++i) total += work(program, program.steps()[i]);
   for (int64_t i = 0; i < steps; ++i) {
-#if __cpp_exceptions
-    try {
+    const MirlStatus status = guarded([&] {
       calls.run(i);
-    } catch (const std::exception&) {
-      return fail(MIRL_OUT_OF_MEMORY, "a kernel ran out of memory");
-    }
-#else
-    calls.run(i);
-#endif
+      return MIRL_OK;
+    });
+    if (status != MIRL_OK) return status;
     done += work(program, program.steps()[i]);
     if (options.report(i + 1 == steps ? 1 : done / total)) return fail(MIRL_CANCELLED, "cancelled");
   }

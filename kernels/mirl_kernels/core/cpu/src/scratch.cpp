@@ -22,10 +22,10 @@ constexpr size_t ALIGNMENT = size_t(1) << 21;  // of a huge page
 
 struct Scratch {
   float* data = nullptr;
-  size_t size = 0;
+  uint64_t size = 0;
   ~Scratch() { std::free(data); }
 
-  float* at_least(size_t floats) {
+  float* at_least(uint64_t floats) {
     if (floats > size) {
       std::free(data);
       data = nullptr, size = 0;
@@ -54,9 +54,9 @@ float* allocate(uint64_t floats) {
   return memory;
 }
 
-float* scratch(size_t floats) { return thread_scratch.at_least(floats); }
+float* scratch(uint64_t floats) { return thread_scratch.at_least(floats); }
 
-int32_t* word_scratch(size_t words) { return reinterpret_cast<int32_t*>(thread_words.at_least(words)); }
+int32_t* word_scratch(uint64_t words) { return reinterpret_cast<int32_t*>(thread_words.at_least(words)); }
 
 int64_t second_level_floats() {
   static const int64_t floats = [] {

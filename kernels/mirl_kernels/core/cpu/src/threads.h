@@ -26,10 +26,10 @@ float* allocate(uint64_t floats);
 float* try_allocate(uint64_t floats);
 
 // This thread's scratch memory of at least `floats`, 64-byte aligned. Each call gives the same memory.
-float* scratch(size_t floats);
+float* scratch(uint64_t floats);
 
 // The same for words, in memory of their own.
-int32_t* word_scratch(size_t words);
+int32_t* word_scratch(uint64_t words);
 
 // How many floats the second-level cache of a core holds; MIRL_L2_BYTES says otherwise.
 int64_t second_level_floats();
