@@ -50,8 +50,8 @@ test-arm: $(VENV)/.installed
 	OMP_NUM_THREADS=2 OMP_WAIT_POLICY=passive MIRL_L2_BYTES=4096 MIRL_TEST_EXAMPLES=0.2 \
 		$(ARM_TESTS) tests/mirl_kernels/ops
 
-# Wheels with the kernels inside, in dist/, for machines without a compiler.
-wheels: $(VENV)/.wheels
+# Wheels with the kernels and the page inside, in dist/, for machines without a compiler.
+wheels: web
 	$(BIN)/python kernels/wheels.py
 	for wheel in dist/*.whl; do $(BIN)/auditwheel show "$$wheel"; done
 

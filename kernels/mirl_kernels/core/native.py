@@ -67,11 +67,7 @@ class Photo(Structure):
 
 
 class _Status(IntEnum):
-    OK, BAD_PROGRAM, BAD_ARGUMENT, OUT_OF_MEMORY, CANCELLED = range(5)
-
-
-class Cancelled(Exception):
-    """Tell that the progress function asked to stop."""
+    OK, BAD_PROGRAM, BAD_ARGUMENT, OUT_OF_MEMORY = range(4)
 
 
 @cache
@@ -139,7 +135,6 @@ def _check(status: int) -> None:
         _Status.BAD_PROGRAM: ValueError,
         _Status.BAD_ARGUMENT: ValueError,
         _Status.OUT_OF_MEMORY: MemoryError,
-        _Status.CANCELLED: Cancelled,
     }
     raise errors[status](message)
 
