@@ -257,7 +257,8 @@ def test_packing_for_any_processor_ends_with_its_context():
 def test_ctrl_c_stops_a_photo_in_the_middle(program, tmp_path):
     """Without waiting for its end: the photo takes much longer than that."""
     script = (
-        "import _thread, threading, numpy as np\n"
+        "import _thread, signal, threading, numpy as np\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # ignored in the background of a shell
         "from mirl_sparse.program import CompiledRestorer\n"
         f"restorer = CompiledRestorer({str(program)!r}, threads=1)\n"
         "threading.Timer(0.3, _thread.interrupt_main).start()\n"
