@@ -21,9 +21,9 @@ struct TileSide {
 
 // x rounded to the nearest bfloat16 number, as the upper half of a word whose lower half is zero.
 inline Int rounded(Vec x) {
-  const Int bits = (Int)x;
-  const Int nearest = (bits + 0x7fff + ((bits >> 16) & 1)) & int32_t(0xffff0000);
-  return x == x ? nearest : (Int{} + 0x7fc00000);  // NaN stays one
+  const Bits bits = (Bits)x;
+  const Bits nearest = (bits + 0x7fffu + ((bits >> 16) & 1u)) & 0xffff0000u;
+  return x == x ? (Int)nearest : (Int{} + 0x7fc00000);  // NaN stays one
 }
 
 // Rounds `count` floats that lie side by side. Reads and writes whole vectors.

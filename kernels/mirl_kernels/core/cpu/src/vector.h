@@ -13,6 +13,7 @@ namespace MIRL_ISA {
 constexpr int64_t L = MIRL_LANES;
 typedef float Vec __attribute__((vector_size(4 * MIRL_LANES)));
 typedef int32_t Int __attribute__((vector_size(4 * MIRL_LANES)));
+typedef uint32_t Bits __attribute__((vector_size(4 * MIRL_LANES)));
 typedef float Loose __attribute__((vector_size(4 * MIRL_LANES), aligned(4), may_alias));
 
 inline Vec load(const float* p) { return *reinterpret_cast<const Loose*>(p); }
