@@ -1,4 +1,4 @@
-"""How much memory is free."""
+"""Ask how much memory is free."""
 
 from mirl_sparse import memory
 

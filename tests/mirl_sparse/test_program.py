@@ -1,4 +1,4 @@
-"""Compiled tickets: what the C++ runtime makes of them, with and without Python."""
+"""Compile tickets, and run them on the C++ runtime, with and without Python."""
 
 import os
 import shutil
@@ -60,7 +60,9 @@ def test_tiles_blend_without_seams(program):
     restorer.max_memory = 25_000_000
     with pytest.warns(UserWarning, match=r"restored in tiles of \d+x\d+"):
         tiled = restorer.restore(image).astype(int)
-    assert np.abs(tiled - whole).mean() < 10
+    difference = np.abs(tiled - whole)  # attention sees less; a wrong seam would be off by tens
+    assert difference.mean() < 0.5
+    assert difference.max() <= 8
     restorer.max_memory = 1000
     with pytest.raises(MemoryError, match="even tiles of"):
         restorer.restore(image)
