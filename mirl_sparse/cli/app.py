@@ -20,6 +20,7 @@ from mirl_sparse.cli.bench import bench
 from mirl_sparse.cli.compile import compile_command
 from mirl_sparse.cli.convert import convert
 from mirl_sparse.cli.doctor import doctor
+from mirl_sparse.cli.export import export
 from mirl_sparse.cli.inspect import inspect
 from mirl_sparse.cli.page import page
 from mirl_sparse.cli.printing import printable
@@ -35,13 +36,17 @@ _EXTRAS = {
     "matplotlib": "training",
     "skimage": "demo",
     "scipy": "sparsify",
+    "huggingface_hub": "hub",
+    "onnx": "onnx",
+    "onnxruntime": "onnx",
+    "onnxscript": "onnx",
 }
 
 
 def build() -> typer.Typer:
     """Return the application: the product's commands, and those of installed packages (`mirl_training`)."""
     app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-    for command in (restore, page, convert, inspect, bench, tune, doctor):
+    for command in (restore, page, convert, export, inspect, bench, tune, doctor):
         app.command()(command)
     app.command("compile")(compile_command)
     for entry in entry_points(group="mirl_sparse.commands"):

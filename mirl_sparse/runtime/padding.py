@@ -6,14 +6,14 @@ import torch
 from torch import Tensor
 
 
-def _reflected_indices(length: int, padded: int, device: torch.device) -> Tensor:
-    """Return the indices 0 .. padded - 1 reflected into [0, length)."""
-    index = torch.arange(padded, device=device)
-    if length == 1:
-        return torch.zeros_like(index)
-    period = 2 * (length - 1)
-    index = index % period
-    return torch.minimum(index, period - index)
+def pad_axis(image: Tensor, axis: int, padded: int) -> Tensor:
+    """Return an image whose axis is padded behind, by reflection, to a length; a single pixel is repeated.
+
+    The lengths may be symbols of torch.export.
+    """
+    period = torch.full((), 2 * (image.shape[axis] - 1), device=image.device).clamp(min=1)
+    index = torch.arange(padded, device=image.device) % period
+    return image.index_select(axis, torch.minimum(index, period - index))
 
 
 def pad_to_multiple(image: Tensor, multiple: int) -> Tensor:
@@ -36,6 +36,5 @@ def pad_to_multiple(image: Tensor, multiple: int) -> Tensor:
     for axis in (2, 3):
         length = image.shape[axis]
         if length % multiple:
-            padded = -(-length // multiple) * multiple
-            image = image.index_select(axis, _reflected_indices(length, padded, image.device))
+            image = pad_axis(image, axis, -(-length // multiple) * multiple)
     return image.contiguous()

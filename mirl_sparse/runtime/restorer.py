@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -22,7 +22,10 @@ from mirl_sparse.runtime.engine import Engine
 from mirl_sparse.runtime.execution import check_image, restore_image, wants_gradients
 from mirl_sparse.runtime.snapshot import Snapshot
 from mirl_sparse.runtime.tuning import Tuning, read_tuning
-from mirl_sparse.tickets import find_ticket, read_ticket, remove_pruning
+from mirl_sparse.tickets import describe, find_ticket, pack, read_ticket, remove_pruning
+
+if TYPE_CHECKING:
+    from mirl_sparse.tickets.hub import HubTicket
 
 _IMAGES = "a path, a PIL image or a uint8 or uint16 array (H, W, 3)"
 
@@ -110,13 +113,16 @@ class SparseRestorer(nn.Module):
         On "triton" it is put on the GPU, and uses the tuning beside the ticket.
 
         Args:
-            source: A ticket file, or the name of a shipped ticket ("small", "haze").
+            source: A ticket file, the name of a shipped ticket ("small", "haze"), a folder that
+                `save_pretrained` wrote, or a repository of the Hugging Face Hub ("user/name", or
+                "user/name@revision"; extra ``hub``).
             backend: As for the class.
             max_memory: As for the class.
             precision: As for the class.
 
         Raises:
-            UserError: If there is no such ticket, or the ticket or its tuning file is damaged.
+            UserError: If there is no such ticket, it cannot be downloaded, or the ticket or its tuning file
+                is damaged.
             BackendError: If the backend cannot run here.
         """
         file = find_ticket(source)
@@ -125,6 +131,55 @@ class SparseRestorer(nn.Module):
         if kind.tunable:
             restorer.tuning = read_tuning(file, restorer.precision)
         return restorer.to(kind.device()) if kind.device else restorer
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the ticket and a model card into a folder, for `from_pretrained` (extra ``hub``).
+
+        Args:
+            folder: It is made if need be. A model card that is there is kept.
+
+        Raises:
+            OSError: If the folder cannot be written.
+        """
+        self._hub_ticket().save_pretrained(folder)
+
+    def push_to_hub(
+        self,
+        repository: str,
+        private: bool | None = None,
+        token: str | None = None,
+        branch: str | None = None,
+        message: str = "Add a ticket of mirl-sparse",
+    ) -> str:
+        """Write the ticket and a model card to a repository of the Hugging Face Hub (extra ``hub``).
+
+        Args:
+            repository: "user/name"; it is made if need be.
+            private: Whether a new repository is private; by default as the organisation has it.
+            token: The token; by default the one of ``hf auth login``.
+            branch: The branch to write to, main by default.
+            message: What the commit says.
+
+        Returns:
+            The address of the commit.
+
+        Raises:
+            huggingface_hub.errors.HfHubHTTPError: If the Hub refuses.
+        """
+        return self._hub_ticket().push_to_hub(
+            repository,
+            private=private,
+            token=token,
+            branch=branch,
+            commit_message=message,
+            model_card_kwargs={"name": repository},
+        )
+
+    def _hub_ticket(self) -> HubTicket:
+        from mirl_sparse.tickets.hub import HubTicket
+
+        statistics = describe(self.network).statistics
+        return HubTicket(pack(self.network, statistics), statistics)
 
     def forward(self, image: Tensor) -> Tensor:
         """Restore an image.

@@ -1,13 +1,17 @@
-"""Find ticket files, by path or by the name of a ticket that comes with the package."""
+"""Find ticket files: by path, by the name of a shipped ticket, on the Hugging Face Hub."""
 
 from __future__ import annotations
 
 import os
+import re
+from importlib.util import find_spec
 from pathlib import Path
 
 from mirl_sparse.tickets.file import TicketError
 
 SHIPPED = Path(__file__).parent / "shipped"
+TICKET_FILE = "ticket.safetensors"  # in a folder or repository that holds a ticket
+_REPOSITORY = re.compile(r"(\w[\w.-]*/\w[\w.-]*)(?:@([\w./-]+))?")
 
 
 def shipped_names() -> list[str]:
@@ -21,17 +25,29 @@ def shipped_names() -> list[str]:
 
 
 def find_ticket(source: str | Path) -> Path:
-    """Return the file that a path or the name of a shipped ticket means.
+    """Return the file of a ticket.
 
     Args:
-        source: A file goes before a name, a name before a folder.
+        source: The first of these that exists: a file, the name of a shipped ticket, a folder that
+            `SparseRestorer.save_pretrained` wrote, a repository of the Hugging Face Hub ("user/name", or
+            "user/name@revision"). The Hub is not asked for names that begin with a local folder. What it has
+            is downloaded once.
 
     Raises:
-        TicketError: It is neither a file nor the name of a shipped ticket.
+        TicketError: It is none of these, or cannot be downloaded.
     """
     if os.path.isfile(source):  # unlike Path.is_file, never raises
         return Path(source)
     if str(source) in shipped_names():
         return SHIPPED / f"{source}.safetensors"
-    problem = "is a folder, not a file" if os.path.isdir(source) else "no such file"
+    if os.path.isfile(saved := os.path.join(source, TICKET_FILE)):
+        return Path(saved)
+    problem = f"is a folder without {TICKET_FILE}" if os.path.isdir(source) else "no such file"
+    repository = _REPOSITORY.fullmatch(str(source))
+    if repository and not os.path.isdir(str(source).split("/")[0]):
+        if find_spec("huggingface_hub"):
+            from mirl_sparse.tickets.hub import download
+
+            return download(*repository.groups())
+        problem += " (for a ticket of the Hugging Face Hub, install the extra hub)"
     raise TicketError(f"{source}: {problem}, nor a shipped ticket ({', '.join(shipped_names())})")

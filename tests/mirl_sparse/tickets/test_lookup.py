@@ -23,7 +23,7 @@ def test_a_file_goes_before_a_name_and_a_name_before_a_folder(tmp_path, monkeypa
 
 
 def test_another_folder_is_named_as_one(tmp_path):
-    with pytest.raises(TicketError, match="is a folder, not a file"):
+    with pytest.raises(TicketError, match=r"is a folder without ticket\.safetensors"):
         find_ticket(tmp_path)
 
 

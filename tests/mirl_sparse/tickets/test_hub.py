@@ -1,0 +1,110 @@
+"""Push tickets to a stand-in for the Hugging Face Hub, and read them from it."""
+
+import json
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+pytest.importorskip("huggingface_hub")
+from hub_stand_in import Hub, Repository, commit_name
+
+TOKEN = "hf_secret"
+
+
+@pytest.fixture
+def hub():
+    server = Hub(TOKEN)
+    server.start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def python(hub, tmp_path):
+    """Run lines of Python in a process of its own, since the library reads its environment once."""
+
+    def run(lines, endpoint=hub.url, token=TOKEN):
+        environment = {
+            "HF_ENDPOINT": endpoint,
+            "HF_HOME": str(tmp_path / "cache"),
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+            "PATH": "/usr/bin:/bin",
+            "PYTHONPATH": ":".join(filter(None, sys.path)),
+        } | ({"HF_TOKEN": token} if token else {})
+        script = "from mirl_sparse import SparseRestorer\n" + textwrap.dedent(lines)
+        command = [sys.executable, "-c", script]
+        return subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+
+    return run
+
+
+@pytest.mark.slow
+def test_what_is_pushed_or_saved_is_what_from_pretrained_returns(hub, python, tmp_path):
+    done = python(
+        """
+        import torch
+        image = torch.rand(1, 3, 24, 40)
+        restorer = SparseRestorer.from_pretrained("small")
+        restorer.save_pretrained("saved")
+        assert torch.equal(SparseRestorer.from_pretrained("saved")(image), restorer(image))
+        print(restorer.push_to_hub("user/ticket", private=True))
+        again = SparseRestorer.from_pretrained("user/ticket")
+        assert torch.equal(restorer(image), again(image))
+        SparseRestorer.from_pretrained("user/ticket")
+        with torch.no_grad():
+            restorer.network.output.weight.mul_(2)
+        restorer.push_to_hub("user/ticket")
+        assert not torch.equal(SparseRestorer.from_pretrained("user/ticket")(image), again(image))
+        first = SparseRestorer.from_pretrained("user/ticket@COMMIT")
+        assert torch.equal(first(image), again(image))
+    """.replace("COMMIT", commit_name(1))
+    )
+    assert not done.returncode, done.stderr
+    assert done.stdout.startswith(f"{hub.url}/user/ticket/commit/")
+    assert hub.downloads.count("ticket.safetensors") == 2  # one of each content
+    repository = hub.repositories["user/ticket"]
+    assert repository.private
+    files = repository.files("main")
+    assert set(files) == {path.name for path in (tmp_path / "saved").iterdir()}
+    card = files["README.md"].decode()
+    assert "library_name: mirl-sparse" in card
+    assert "--ticket user/ticket" in card
+    statistics = json.loads(files["config.json"])["statistics"]
+    assert f"{statistics['density']:.1%} of the prunable weights" in card
+    unconnected = python(
+        """
+        print(SparseRestorer.from_pretrained("user/ticket").network.config.dim)
+        SparseRestorer.from_pretrained("user/other")
+        """,
+        endpoint="http://127.0.0.1:9",
+    )
+    assert unconnected.stdout == "24\n"
+    assert unconnected.stderr.endswith("user/other: was never downloaded, and the Hub cannot be reached\n")
+
+
+def test_what_cannot_be_downloaded_is_said_in_one_line(hub, python, tmp_path):
+    hub.repositories |= {"user/private": Repository(True), "user/empty": Repository(False)}
+    (tmp_path / "tickets").mkdir()
+    done = python(
+        """
+        from mirl_sparse import UserError
+        sources = "user/none", "user/private", "user/empty", "user/empty@v2", "tickets/mine"
+        for source in sources:
+            try:
+                SparseRestorer.from_pretrained(source)
+            except UserError as error:
+                print(error)
+        """,
+        token=None,
+    )
+    assert done.stdout.splitlines() == [
+        "user/none: no such file, nor a repository; if it is private, run hf auth login",
+        "user/private: no such file, nor a repository; if it is private, run hf auth login",
+        "user/empty: the repository holds no ticket.safetensors; expected one of mirl-sparse",
+        "user/empty: the repository has no such revision",
+        "tickets/mine: no such file, nor a shipped ticket (haze, small)",  # the Hub is not asked
+    ]
