@@ -27,6 +27,7 @@ from mirl_sparse.files import write_whole
 
 _FAMILY = "mirl-sparse ticket"  # how the format of any version begins
 FORMAT = f"{_FAMILY} 1"
+TICKET_FILE = "ticket.safetensors"  # in a folder or repository that holds a ticket
 _MASK, _VALUES = ".mask", ".values"
 
 

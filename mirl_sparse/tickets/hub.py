@@ -15,8 +15,7 @@ from huggingface_hub.errors import (
 )
 
 from mirl_sparse.files import write_whole
-from mirl_sparse.tickets.file import TicketError
-from mirl_sparse.tickets.lookup import TICKET_FILE
+from mirl_sparse.tickets.file import TICKET_FILE, TicketError
 
 _PROBLEMS = {  # of several, the first one is told
     GatedRepoError: "may not be read yet; ask for access on its page, then run hf auth login",

@@ -7,10 +7,9 @@ import re
 from importlib.util import find_spec
 from pathlib import Path
 
-from mirl_sparse.tickets.file import TicketError
+from mirl_sparse.tickets.file import TICKET_FILE, TicketError
 
 SHIPPED = Path(__file__).parent / "shipped"
-TICKET_FILE = "ticket.safetensors"  # in a folder or repository that holds a ticket
 _REPOSITORY = re.compile(r"(\w[\w.-]*/\w[\w.-]*)(?:@([\w./-]+))?")
 
 
