@@ -44,8 +44,7 @@ from mirl_sparse.runtime.restorer import SparseRestorer
 from mirl_sparse.tickets import load_network
 from mirl_training.data.degradations import add_noise
 from mirl_training.evaluation import Pixels, standard_sets
-from mirl_training.pruning import Mask, prune
-from mirl_training.pruning.latency import seconds
+from mirl_training.pruning import Mask, PromptIRClock, prune_to_density
 from mirl_training.runs import Run, RunConfig, load_config, read_log, save_weights
 
 HERE = Path(__file__).parent
@@ -168,17 +167,16 @@ def as_fast(seed: int, data: Path, criterion: str, faster: float = 1) -> Path:
         The folder of its last round.
     """
     model, first = cost_model(), load_network(gradual(seed, data, "global") / "weights.safetensors")
-    full, budget = Mask.full(first), seconds(first, Mask.of(first), model) / faster
+    full, clock = Mask.full(first), PromptIRClock(first, model)
+    budget = clock.seconds(Mask.of(first)) / faster
     if criterion == "latency":
-        return gradual(
-            seed, data, "latency", speedup=round(seconds(first, full, model) / budget, 2), rate=RATE
-        )
+        return gradual(seed, data, "latency", speedup=round(clock.seconds(full) / budget, 2), rate=RATE)
     trained_dense = load_network(dense(seed, data) / "round_00/weights.safetensors")
     low, high = 0.01, 0.9
     for _ in range(12):
         middle = (low + high) / 2
-        mask = prune(trained_dense, full, middle, criterion, EXEMPT)
-        low, high = (middle, high) if seconds(trained_dense, mask, model) < budget else (low, middle)
+        mask = prune_to_density(trained_dense, full, middle, criterion, EXEMPT)
+        low, high = (middle, high) if clock.seconds(mask) < budget else (low, middle)
     return gradual(seed, data, criterion, round(low, 3))
 
 

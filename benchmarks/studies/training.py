@@ -37,7 +37,7 @@ from mirl_sparse.architectures.promptir.config import PromptIRConfig
 from mirl_sparse.architectures.promptir.network import PromptIR
 from mirl_sparse.runtime.allocator import Allocator
 from mirl_training.engine import fuse
-from mirl_training.pruning import Mask, prune
+from mirl_training.pruning import Mask, prune_to_density
 from mirl_training.runs import Run, RunConfig, StepReport, save_weights
 
 PHOTOS = {
@@ -64,7 +64,7 @@ def pruned(dim: int, density: float) -> tuple[PromptIR, Mask]:
     network = PromptIR(config(dim))
     mask = Mask.full(network)
     if density < 1:
-        mask = prune(network, mask, density, "layerwise")
+        mask = prune_to_density(network, mask, density, "layerwise")
     mask.apply(network)
     return network, mask
 

@@ -72,7 +72,7 @@ class CpuTarget:
 
     def seconds(self, dense: nn.Module, form: LayerForm, shape: tuple[int, ...]) -> tuple[float, float]:
         """Return the seconds that the cost model predicts; see `SparsificationTarget.seconds`."""
-        sparse = sum(self.prices.seconds(_quantities(op, shape)) for op in form.ops)
+        sparse = sum(self.prices.seconds(op_quantities(op, shape)) for op in form.ops)
         return sparse, self.prices.seconds(dense_quantities(dense, shape))
 
     def block_pays(self, dense: nn.Module, fused: nn.Module, calls: Sequence[CallShape]) -> bool:
@@ -80,7 +80,7 @@ class CpuTarget:
         return True
 
 
-def _quantities(op: nn.Module, shape: tuple[int, ...]) -> Counter[str]:
+def op_quantities(op: nn.Module, shape: tuple[int, ...]) -> Counter[str]:
     """Return what an op does for an input of a shape, as the cost model counts it."""
     if isinstance(op, PackedLinear):
         return op.quantities(max(1, torch.Size(shape[:-1]).numel()))

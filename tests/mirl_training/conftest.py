@@ -8,7 +8,7 @@ from tiny import settings
 from mirl_sparse.architectures.promptir import PromptIR
 from mirl_sparse.performance.cost import CostModel
 from mirl_sparse.photos import write_image
-from mirl_training.pruning import Mask, channels, seconds, seconds_per_weight
+from mirl_training.pruning import Mask, PromptIRClock
 
 
 @pytest.fixture
@@ -32,10 +32,10 @@ class _Nanoseconds(dict[str, float]):
 def prices(network: PromptIR) -> dict[str, float]:
     """Prices of all that a run counts; a busy machine would measure others each time."""
     prices = _Nanoseconds()
-    model = CostModel(prices)
-    seconds(network, Mask.full(network), model)
-    seconds_per_weight(network, model)
-    channels(network, model)
+    clock = PromptIRClock(network, CostModel(prices))
+    clock.seconds(Mask.full(network))
+    clock.seconds_per_weight()
+    clock.channels()
     return dict(prices)
 
 

@@ -16,7 +16,7 @@ from mirl_kernels.ops.mdta.backward import TrainableMDTA
 from mirl_sparse.architectures.promptir import PromptIR, PromptIRConfig
 from mirl_sparse.errors import UserError
 from mirl_training.engine import choose_engine, fuse, unfuse
-from mirl_training.pruning import Mask, prune
+from mirl_training.pruning import Mask, prune_to_density
 
 pytestmark = pytest.mark.skipif(not cpu.available(), reason="the C++ kernels were not built")
 
@@ -46,7 +46,7 @@ def pruned(network: PromptIR, density: float) -> tuple[PromptIR, Mask]:
     network = copy.deepcopy(network)
     mask = Mask.full(network)
     if density < 1:
-        mask = prune(network, mask, density, "layerwise")
+        mask = prune_to_density(network, mask, density, "layerwise")
     mask.apply(network)
     return network, mask
 

@@ -19,7 +19,7 @@ from mirl_training.engine import (
     harm,
     psnr_loss,
 )
-from mirl_training.pruning import Mask, prune
+from mirl_training.pruning import Mask, prune_to_density
 
 RATE = 1e-3
 
@@ -44,7 +44,7 @@ def gradients(network):
 
 @pytest.mark.parametrize("engine", ["fused", "reference"])
 def test_importance_is_the_squared_change_of_the_loss(network, batch, engine):
-    mask = prune(network, Mask.full(network), 0.5, "global")
+    mask = prune_to_density(network, Mask.full(network), 0.5, "global")
     mask.apply(network)
     t = trainer(network, mask=mask, engine=engine)
     start = {k: v.clone() for k, v in network.state_dict().items()}
@@ -119,7 +119,7 @@ def test_a_teacher_takes_its_part_of_the_loss(network, batch):
 
 
 def test_pruned_weights_stay_zero_under_muon(network, batch):
-    mask = prune(network, Mask.full(network), 0.3, "global")
+    mask = prune_to_density(network, Mask.full(network), 0.3, "global")
     mask.apply(network)
     t = trainer(network, mask=mask, optimizer="muon", weight_decay=0.1)
     for _ in range(3):

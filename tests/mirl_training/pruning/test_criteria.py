@@ -4,14 +4,16 @@ import numpy as np
 import pytest
 import torch
 
-from mirl_training.pruning import Mask, MaskError, prune, prune_as_mirl
+from mirl_training.pruning import Mask, MaskError, prune_as_mirl, prune_to_density
 
 
 def test_lamp_ranks_by_the_share_of_what_is_not_smaller(network):
     """The scores of Lee et al., eq. 3, one by one."""
-    mask = prune(network, prune(network, Mask.full(network), 0.8, "global"), 0.3, "lamp")
+    mask = prune_to_density(
+        network, prune_to_density(network, Mask.full(network), 0.8, "global"), 0.3, "lamp"
+    )
     assert mask.nnz == round(mask.total * 0.3)
-    before = prune(network, Mask.full(network), 0.8, "global")
+    before = prune_to_density(network, Mask.full(network), 0.8, "global")
     kept, dropped = [], []
     for name, keep in mask.alive.items():
         alive = before.alive[name]
@@ -27,7 +29,7 @@ def test_lamp_ranks_by_the_share_of_what_is_not_smaller(network):
 
 @pytest.mark.parametrize("density", [0.9, 0.5, 0.1, 0.01])
 def test_global_density_is_exact_and_keeps_the_largest(network, density):
-    mask = prune(network, Mask.full(network), density, "global")
+    mask = prune_to_density(network, Mask.full(network), density, "global")
     assert mask.nnz == round(mask.total * density)
     weights = {n: network.get_parameter(n).abs() for n in mask.alive}
     kept = min(weights[n][keep].min().item() for n, keep in mask.alive.items() if keep.any())
@@ -37,15 +39,15 @@ def test_global_density_is_exact_and_keeps_the_largest(network, density):
 
 @pytest.mark.parametrize("density", [0.5, 0.1])
 def test_layerwise_density_is_exact_to_one_weight_per_layer(network, density):
-    mask = prune(network, Mask.full(network), density, "layerwise")
+    mask = prune_to_density(network, Mask.full(network), density, "layerwise")
     for name, keep in mask.alive.items():
         assert abs(int(keep.sum()) - density * keep.numel()) <= 1, name
 
 
 def test_layerwise_from_an_uneven_mask_still_reaches_its_density(network):
     """Layers that are emptier than their share leave it to the others."""
-    uneven = prune(network, Mask.full(network), 0.4, "global")
-    mask = prune(network, uneven, 0.3, "layerwise")
+    uneven = prune_to_density(network, Mask.full(network), 0.4, "global")
+    mask = prune_to_density(network, uneven, 0.3, "layerwise")
     assert mask.density == pytest.approx(0.3, abs=len(mask.alive) / mask.total)
     assert all(bool((uneven.alive[n] | ~keep).all()) for n, keep in mask.alive.items())
 
@@ -57,7 +59,7 @@ def test_rounds_are_nested(network, criterion):
         with torch.no_grad():  # training moves the weights between rounds
             for p in network.parameters():
                 p += 0.3 * torch.randn_like(p) * p.std() if p.numel() > 1 else 0
-        smaller = prune(network, mask, 0.8**i, criterion)
+        smaller = prune_to_density(network, mask, 0.8**i, criterion)
         assert all(bool((mask.alive[n] | ~keep).all()) for n, keep in smaller.alive.items())
         assert smaller.density == pytest.approx(0.8**i, abs=1e-3)
         mask = smaller
@@ -68,8 +70,8 @@ def test_ties_are_broken_the_same_way_and_exactly(network, criterion):
     with torch.no_grad():
         for p in network.parameters():
             p.fill_(0.5)
-    first = prune(network, Mask.full(network), 0.25, criterion)
-    again = prune(network, Mask.full(network), 0.25, criterion)
+    first = prune_to_density(network, Mask.full(network), 0.25, criterion)
+    again = prune_to_density(network, Mask.full(network), 0.25, criterion)
     assert first.nnz == pytest.approx(
         0.25 * first.total, abs=len(first.alive) if criterion == "layerwise" else 1
     )
@@ -77,7 +79,7 @@ def test_ties_are_broken_the_same_way_and_exactly(network, criterion):
 
 
 def test_exempt_layers_keep_everything_and_the_others_pay(network):
-    mask = prune(network, Mask.full(network), 0.5, "global", ("output.*", "*dwconv*"))
+    mask = prune_to_density(network, Mask.full(network), 0.5, "global", ("output.*", "*dwconv*"))
     for name, keep in mask.alive.items():
         assert keep.all() or not ("output" in name or "dwconv" in name)
     assert mask.nnz == round(mask.total * 0.5)
@@ -87,14 +89,14 @@ def test_unreachable_densities_unknown_criteria_and_masks_that_do_not_fit_are_re
     full = Mask.full(network)
     for density, criterion, exempt in ((0.0, "global", ()), (0.01, "global", ("*",)), (0.5, "best", ())):
         with pytest.raises(MaskError):
-            prune(network, full, density, criterion, exempt)
+            prune_to_density(network, full, density, criterion, exempt)
     with pytest.raises(MaskError, match=r"torch\.bool"):
         Mask({"a": torch.ones(3)})
     other = dict(full.alive)
     name = next(iter(other))
     for broken in ({n: k for n, k in other.items() if n != name}, other | {name: other[name].flatten()}):
         with pytest.raises(MaskError, match="mask"):
-            prune(network, Mask(broken), 0.5, "global")
+            prune_to_density(network, Mask(broken), 0.5, "global")
 
 
 @pytest.mark.parametrize("criterion", ["global", "layerwise"])

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mirl_sparse.architectures.promptir import PromptIR
-from mirl_training.pruning import Mask, prune
+from mirl_training.pruning import Mask, prune_to_density
 
 
 def test_norms_prompts_temperatures_and_biases_are_not_prunable(network):
@@ -46,7 +46,10 @@ def test_dead_queries_do_not_stop_learning(network):
 
 def test_the_distance_of_masks_is_the_share_that_one_keeps(network):
     full = Mask.full(network)
-    half, less = prune(network, full, 0.5, "global"), prune(network, full, 0.25, "global")
+    half, less = (
+        prune_to_density(network, full, 0.5, "global"),
+        prune_to_density(network, full, 0.25, "global"),
+    )
     assert full.distance(full) == 0
     assert full.distance(half) == pytest.approx(0.5, abs=1e-3)
     assert half.distance(less) == less.distance(half) == pytest.approx(0.25, abs=1e-3)

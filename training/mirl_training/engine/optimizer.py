@@ -11,12 +11,10 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
-from mirl_sparse.architectures.promptir import PromptIR
 from mirl_training.engine.settings import OptimizerName
 
 _QUINTIC = 3.4445, -4.7750, 2.0315  # steep at 0, and keeps singular values within 0.7 to 1.2
 _ITERATIONS = 5
-_ENDS = "patch_embed.", "output."  # the first and the last layer
 
 
 def orthogonalised(matrices: Tensor) -> Tensor:
@@ -80,7 +78,7 @@ class Muon(torch.optim.Optimizer):
                     matrix.index_add_(0, rows, update, alpha=-0.2 * max(matrix.shape) ** 0.5 * group["lr"])
 
 
-def optimizers(network: PromptIR, name: str, lr: float, weight_decay: float) -> list[torch.optim.Optimizer]:
+def optimizers(network: nn.Module, name: str, lr: float, weight_decay: float) -> list[torch.optim.Optimizer]:
     """Return the optimizers that together step every parameter of a network once.
 
     Args:
@@ -90,11 +88,8 @@ def optimizers(network: PromptIR, name: str, lr: float, weight_decay: float) -> 
         lr: Learning rate.
         weight_decay: Decay per step, relative to the learning rate.
     """
-    matrices = [
-        p
-        for n, p in network.named_parameters()
-        if name == OptimizerName.MUON and p.ndim == 4 and p.shape[1] > 1 and not n.startswith(_ENDS)
-    ]
+    convolutions = [p for p in network.parameters() if p.ndim == 4]  # the first and the last one at the ends
+    matrices = [p for p in convolutions[1:-1] if p.shape[1] > 1] if name == OptimizerName.MUON else []
     chosen = {id(p) for p in matrices}
     rest = [p for p in network.parameters() if id(p) not in chosen]
     result: list[torch.optim.Optimizer] = [

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
@@ -20,6 +20,7 @@ from mirl_training.engine.fused import fuse, unfuse
 from mirl_training.engine.optimizer import optimizers
 from mirl_training.engine.selection import TrainingEngine
 from mirl_training.engine.settings import Loss, OptimizerName, TrainingPrecision, TrainingSettings
+from mirl_training.engine.sparse_layers import use_sparse_layers
 from mirl_training.engine.world import World
 from mirl_training.pruning.mask import Mask
 
@@ -64,11 +65,13 @@ class Computation:
         engine: "fused" or "reference".
         teacher: The restorer whose results the network is to learn; None for no teacher.
         world: The processes that share a batch.
+        distance: The loss of (restored, clean), each (B, C, H, W); None takes the one that the settings name.
     """
 
     engine: TrainingEngine = TrainingEngine.REFERENCE
     teacher: SparseRestorer | None = None
     world: World = field(default_factory=World)
+    distance: Callable[[Tensor, Tensor], Tensor] | None = None
 
 
 class Trainer:
@@ -86,7 +89,7 @@ class Trainer:
 
     def __init__(
         self,
-        network: PromptIR,
+        network: nn.Module,
         mask: Mask,
         settings: TrainingSettings,
         computation: Computation,
@@ -95,9 +98,9 @@ class Trainer:
         self._world, self._teacher = computation.world, computation.teacher
         self._device = next(network.parameters()).device
         self._mask = mask.to(self._device)
-        # The fused kernels' gradients are zero where the mask is, but for those of the norms' gains.
+        # A PromptIR's fused gradients are zero where the mask is, but for those of the norms' gains.
         is_fused = computation.engine == TrainingEngine.FUSED
-        self._masks_gradients = not is_fused or mask.has_gains
+        self._masks_gradients = not (is_fused and isinstance(network, PromptIR)) or mask.has_gains
         # A step of Muon is dense, whatever the gradient is.
         self._masks_weights = settings.optimizer == OptimizerName.MUON and mask.nnz < mask.total
         self._optimizers = optimizers(
@@ -105,13 +108,15 @@ class Trainer:
         )
         self._average = None if settings.ema is None else [p.detach().clone() for p in network.parameters()]
         self._steps = 0
-        self._distance: Callable[[Tensor, Tensor], Tensor] = (
+        self._distance: Callable[[Tensor, Tensor], Tensor] = computation.distance or (
             F.l1_loss if settings.loss == Loss.L1 else partial(psnr_loss, ceiling=settings.psnr_ceiling)
         )
-        if is_fused:
-            fuse(network, mask)
-        else:
+        if isinstance(network, PromptIR):
             unfuse(network)
+            if is_fused:
+                fuse(network, mask)
+        elif is_fused:
+            use_sparse_layers(network, mask)
         self._parallel: DistributedDataParallel | None = None
         if self._world.ranks > 1:
             # find_unused_parameters also keeps the buckets as they are: rebuilt ones would add up gradients

@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from mirl_sparse.architectures.promptir import PromptIR
 from mirl_training.pruning.mask import Mask, MaskError, exempt_names
 from mirl_training.pruning.settings import Criterion
 
@@ -35,8 +34,8 @@ def keep_largest(scores: Tensor, alive: Tensor, count: int) -> Tensor:
     return largest
 
 
-def prune(
-    network: PromptIR, mask: Mask, density: float, criterion: str, exempt: tuple[str, ...] = ()
+def prune_to_density(
+    network: nn.Module, mask: Mask, density: float, criterion: str, exempt: tuple[str, ...] = ()
 ) -> Mask:
     """Return a mask, nested in another one, that keeps the largest magnitudes.
 
@@ -111,7 +110,7 @@ def _lamp(magnitude: Tensor, alive: Tensor) -> Tensor:
     return scores
 
 
-def prune_as_mirl(network: PromptIR, mask: Mask, rate: float, criterion: str) -> Mask:
+def prune_as_mirl(network: nn.Module, mask: Mask, rate: float, criterion: str) -> Mask:
     """Return a mask, nested in another one, as MIR-L's code makes it.
 
     Weights go whose magnitude is below the percentile ``100 * rate`` of those that are not zero: of all

@@ -14,8 +14,8 @@ from mirl_sparse.errors import UserError
 from mirl_sparse.performance.cost import CostModel
 from mirl_sparse.performance.prices import cost_model
 from mirl_training.engine.trainer import Diverged, Trainer
-from mirl_training.pruning.criteria import prune, prune_as_mirl
-from mirl_training.pruning.latency import prune_to_latency, seconds
+from mirl_training.pruning.criteria import prune_as_mirl, prune_to_density
+from mirl_training.pruning.latency import PromptIRClock, prune_to_latency
 from mirl_training.pruning.mask import Mask
 from mirl_training.pruning.settings import Criterion, PruningProtocol
 from mirl_training.runs.context import RunContext
@@ -56,7 +56,7 @@ class Pruner:
                 f"pruning.criterion is latency, which is measured on the C++ kernels, but {error}"
             ) from None
         self._model = CostModel(self._context.world.shared(self._read_or_measure))
-        self._first_seconds = seconds(self._scratch, self.first, self._model)
+        self._first_seconds = PromptIRClock(self._scratch, self._model).seconds(self.first)
 
     def _read_or_measure(self) -> dict[str, float]:
         path = self._context.folder.prices
@@ -99,9 +99,10 @@ class Pruner:
         if pruning.criterion == Criterion.LATENCY:
             assert pruning.speedup is not None and self._model is not None
             budget = self._first_seconds * pruning.speedup ** (-index / pruning.rounds)
-            return prune_to_latency(network, importance, mask, budget, self._model, pruning.exempt)
+            clock = PromptIRClock(network, self._model)
+            return prune_to_latency(clock, importance, mask, budget, pruning.exempt)
         density = self.first.density * (1 - pruning.rate) ** index
-        return prune(network, mask, density, pruning.criterion, pruning.exempt)
+        return prune_to_density(network, mask, density, pruning.criterion, pruning.exempt)
 
     def _importance(self, mask: Mask, index: int, weights: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return `Trainer.importance` at the end of a round, by the batches that it would train on next."""
