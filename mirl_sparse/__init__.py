@@ -12,24 +12,29 @@ from mirl_sparse.errors import UserError
 if TYPE_CHECKING:
     from mirl_sparse.architectures.promptir import PromptIR, PromptIRConfig
     from mirl_sparse.conversion import convert
+    from mirl_sparse.restoring import load_restorer
     from mirl_sparse.runtime import SparseRestorer
-    from mirl_sparse.sparsification import sparsify
+    from mirl_sparse.sparsification import NetworkRestorer, sparsify
 
 __all__ = [
     "BackendError",
+    "NetworkRestorer",
     "PromptIR",
     "PromptIRConfig",
     "SparseRestorer",
     "UserError",
     "convert",
+    "load_restorer",
     "sparsify",
 ]
 
 _MODULES = {
+    "NetworkRestorer": "mirl_sparse.sparsification",
     "PromptIR": "mirl_sparse.architectures.promptir",
     "PromptIRConfig": "mirl_sparse.architectures.promptir",
     "SparseRestorer": "mirl_sparse.runtime",
     "convert": "mirl_sparse.conversion",
+    "load_restorer": "mirl_sparse.restoring",
     "sparsify": "mirl_sparse.sparsification",
 }
 

@@ -10,7 +10,7 @@ from mirl_sparse.files import write_whole
 from mirl_sparse.program import SUFFIX
 from mirl_sparse.runtime.cpu import packed_steps
 from mirl_sparse.runtime.program_file import assemble
-from mirl_sparse.tickets import find_ticket, is_ticket, load_network
+from mirl_sparse.tickets import find_ticket, is_network_ticket, is_ticket, load_network
 
 
 def compile_ticket(source: str | Path, target: str | Path) -> int:
@@ -34,6 +34,11 @@ def compile_ticket(source: str | Path, target: str | Path) -> int:
         raise UserError(f"{file}: is no ticket; run mirl-sparse convert first")
     if target.exists() and target.samefile(file):
         raise UserError(f"{target}: is the ticket itself; give another -o")
+    if is_network_ticket(file):
+        raise UserError(
+            f"{file}: is a ticket of another network than PromptIR, for which there are no programs;"
+            " mirl-sparse restore takes it as it is"
+        )
     network = load_network(file)
     with cpu.packed_for_any_processor():
         words = assemble(packed_steps(network), network.config.multiple)

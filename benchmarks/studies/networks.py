@@ -1,6 +1,6 @@
 """Compare networks written by others, pruned and sparsified, with their dense selves, each at its best.
 
-    pip install einops torchvision && pip install --no-deps spandrel spandrel_extra_arches
+    pip install '.[spandrel-extra]'
     python -m benchmarks.studies.networks [NAME ...] [--json FILE]
 
 Architectures come from PyPI's spandrel packages. Their weights are random; the largest 10% of every
@@ -29,6 +29,7 @@ from torch import nn
 
 from benchmarks.suite.rows import ContenderTimes
 from mirl_sparse import sparsify
+from mirl_sparse.architectures.image_network import import_torchvision
 from mirl_sparse.files import write_whole
 from mirl_sparse.performance.comparison import Candidate, Comparison
 from mirl_sparse.performance.peers import DENSE, STOCK
@@ -108,11 +109,7 @@ class Row(TypedDict):
 
 def _class_of(module: str) -> Callable[..., nn.Module]:
     """Return the class of a module that has the module's name."""
-    # PyPI's torchvision is built for CUDA; of it, these packages use only what needs no compiled op.
-    for op in ("nms", "qnms"):
-        torch.library.define(
-            f"torchvision::{op}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
-        )
+    import_torchvision()
     architecture: Callable[..., nn.Module] = getattr(
         importlib.import_module(module), module.rsplit(".", 1)[1]
     )

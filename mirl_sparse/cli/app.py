@@ -40,6 +40,9 @@ _EXTRAS = {
     "onnx": "onnx",
     "onnxruntime": "onnx",
     "onnxscript": "onnx",
+    "spandrel": "spandrel",
+    "torchvision": "spandrel",
+    "einops": "spandrel",
 }
 
 

@@ -18,8 +18,10 @@ from mirl_sparse.errors import UserError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from mirl_sparse.architectures.image_network import ImageNetwork
     from mirl_sparse.architectures.promptir import PromptIR
     from mirl_sparse.performance.bench import BenchResult
+    from mirl_sparse.performance.comparison import ComparisonResult
     from mirl_sparse.performance.gpu_bench import GpuBenchResult
     from mirl_sparse.performance.profile import Profile, ProfileRow
     from mirl_sparse.performance.timing import ContenderRow, TurnsResult
@@ -50,12 +52,19 @@ def bench(
     """Time dense against sparse in one process, each dense configuration at its best."""
     import torch
 
-    from mirl_sparse.tickets import find_ticket, load_network
+    from mirl_sparse.architectures.image_network import ImageNetwork
+    from mirl_sparse.tickets import find_ticket, load_any_network
 
     if backend not in (BackendName.CPU, BackendName.TRITON) or (profile and backend == BackendName.TRITON):
         raise UserError(f"--backend is {backend!r}; expected cpu or, without --profile, triton")
     file = find_ticket(ticket)
-    network = load_network(file)
+    network = load_any_network(file)
+    if isinstance(network, ImageNetwork):
+        if profile or backend == BackendName.TRITON:
+            option = "--profile" if profile else f"--backend {backend}"
+            raise UserError(f"{option} needs a PromptIR, {ticket} is {network.architecture}; leave it out")
+        _output(_any_network(network, size, runs, compile, peers), as_json, _print_comparison)
+        return
     network.config.check_side(size)
     image = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0))
     if profile:
@@ -70,10 +79,21 @@ def bench(
 
 def _on_cpu(network: PromptIR, image: Tensor, runs: int, compile: bool, peers: bool) -> BenchResult:
     from mirl_sparse.performance.bench import bench as measure
+
+    return measure(network, image, runs, _dense_contenders(compile, peers))
+
+
+def _any_network(network: ImageNetwork, size: int, runs: int, compile: bool, peers: bool) -> ComparisonResult:
+    from mirl_sparse.sparsification.bench import bench_network
+
+    return bench_network(network, size, runs, _dense_contenders(compile, peers), compile)
+
+
+def _dense_contenders(compile: bool, peers: bool) -> list[str]:
     from mirl_sparse.performance.peers import COMPILED, DENSE, ENGINES
 
     excluded = (() if compile else COMPILED) + (() if peers else ENGINES)
-    return measure(network, image, runs, [name for name in DENSE if name not in excluded])
+    return [name for name in DENSE if name not in excluded]
 
 
 def _on_gpu(network: PromptIR, file: Path, image: Tensor, runs: int, compile: bool) -> GpuBenchResult:
@@ -100,6 +120,11 @@ def _output(result: _R, as_json: bool, print_text: Callable[[_R], None]) -> None
 
 
 def _print_bench(result: BenchResult) -> None:
+    _print_comparison(result)
+    _print_roofline(result.profile)
+
+
+def _print_comparison(result: ComparisonResult) -> None:
     sparse = _print_rows(result)
     environment = result.environment
     print(
@@ -108,7 +133,6 @@ def _print_bench(result: BenchResult) -> None:
         f" {result.allocator} allocator"
     )
     _print_speedup(sparse)
-    _print_roofline(result.profile)
 
 
 def _print_gpu_bench(result: GpuBenchResult) -> None:

@@ -8,13 +8,17 @@ from typing import Annotated
 import typer
 
 from mirl_sparse.choices import Precision, Weights
-from mirl_sparse.cli.printing import print_report, printable
+from mirl_sparse.cli.printing import print_network_report, print_report, printable
 from mirl_sparse.errors import UserError
 
 
 def convert(
     checkpoint: Annotated[
-        Path, typer.Argument(help="A PromptIR or MIR-L checkpoint (.ckpt, .pt, .pth, .safetensors).")
+        Path,
+        typer.Argument(
+            help="A checkpoint (.ckpt, .pt, .pth, .safetensors) of a PromptIR or, with the extra spandrel, of"
+            " any network that spandrel recognises."
+        ),
     ],
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="The ticket, by default NAME.ticket.safetensors.")
@@ -38,12 +42,15 @@ def convert(
         check_gpu()
     target = output or checkpoint.parent / f"{checkpoint.stem}.ticket.safetensors"
     report = conversion.convert(checkpoint, target, weights)
-    print_report(report)
-    print(f"read {printable(checkpoint)}: {printable(report.source)}")
-    print(
-        f"removed {report.removed:,} weights of dead channels; wrote {printable(target)}"
-        f" ({target.stat().st_size / 1e6:.1f} MB)"
-    )
+    written = f"wrote {printable(target)} ({target.stat().st_size / 1e6:.1f} MB)"
+    if isinstance(report, conversion.NetworkReport):
+        print_network_report(report)
+        print(f"read {printable(checkpoint)}: {printable(report.source)}")
+        print(written)
+    else:
+        print_report(report)
+        print(f"read {printable(checkpoint)}: {printable(report.source)}")
+        print(f"removed {report.removed:,} weights of dead channels; {written}")
     if tune_for is not None:
         from mirl_sparse.cli.tune import tune_ticket
 

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mirl_sparse.cli.printing import print_report, show
+from mirl_sparse.cli.printing import print_network_report, print_report, show
+from mirl_sparse.errors import UserError
 
 if TYPE_CHECKING:
     from mirl_sparse.architectures.promptir import PromptIR
@@ -33,9 +34,20 @@ def inspect(
     ] = 256,
 ) -> None:
     """Print what a checkpoint or ticket holds, layer by layer."""
-    from mirl_sparse.tickets import describe, find_ticket, load_network
+    from mirl_sparse.architectures.image_network import ImageNetwork
+    from mirl_sparse.tickets import describe, find_ticket, load_any_network
 
-    network = load_network(find_ticket(file))
+    network = load_any_network(find_ticket(file))
+    if isinstance(network, ImageNetwork):
+        if cost or gpus:
+            raise UserError(
+                f"{file}: --cost and --gpus need a PromptIR, this is {network.architecture}; leave them"
+                " out, as the report has the predicted times of each layer"
+            )
+        from mirl_sparse.conversion import describe_network
+
+        print_network_report(describe_network(network))
+        return
     network.config.check_side(size)
     print_report(describe(network))
     if cost:

@@ -11,6 +11,7 @@ from mirl_sparse.errors import UserError
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from mirl_sparse.conversion import NetworkReport
     from mirl_sparse.tickets.description import Report
 
 
@@ -47,6 +48,24 @@ def print_report(report: Report) -> None:
         f"density {s['density']:.2%} of {s['weights_dense']:,} prunable weights, {s['parameters']:,} of all"
         f" {s['parameters_dense']:,} parameters not zero; MAC density {s['mac_density']:.2%}"
         f" (convolutions at 256x256: {s['macs_256'] / 1e9:.2f} of {s['macs_256_dense'] / 1e9:.2f} G)"
+    )
+
+
+def print_network_report(report: NetworkReport) -> None:
+    """Print what became of each layer of a network of another architecture than PromptIR, and the sums."""
+    from rich.table import Table
+
+    table = Table("layer", "module", "density", "runs as", "sparse", "dense", "why", box=None)
+    for layer in report.sparsity.layers:
+        table.add_row(*layer.cells())
+    show(table)
+    s = report.statistics
+    enlarges = "" if report.scale == 1 else f", enlarges {report.scale}x"
+    print(
+        f"{report.architecture}{enlarges}: density {s['density']:.2%} of {s['weights_dense']:,} weights,"
+        f" {s['parameters']:,} of all {s['parameters_dense']:,} parameters not zero;"
+        f" {report.sparsity.swapped} layers and blocks run sparse here,"
+        f" largest difference {report.difference:.0e}"
     )
 
 

@@ -52,6 +52,15 @@ def restore(
             help="Such as 4G or 500M, by default what is left; beyond it, photos are restored in tiles."
         ),
     ] = None,
+    noise_level: Annotated[
+        float | None,
+        typer.Option(
+            help="Standard deviation of the noise, 0 to 255, for networks that take it, such as DRUNet; by"
+            " default 15.",
+            min=0,
+            max=255,
+        ),
+    ] = None,
 ) -> None:
     """Remove noise, rain and the marks of JPEG and WebP from photos; with --ticket haze, haze too."""
     from mirl_sparse.photos import Jobs, Manner, Records, run_jobs
@@ -65,7 +74,7 @@ def restore(
         print(f"left out what holds no readable image: {listed(jobs.left_out)}", file=sys.stderr)
     many = len(jobs) > 1
     file, load = _find(ticket, backend, memory)
-    records = Records(_digest(file, manner), is_new=many)
+    records = Records(_digest(file, manner, noise_level), is_new=many)
     is_kept = records.is_up_to_date if many and not overwrite else lambda job: False
     kept = sum(map(is_kept, jobs))
     if kept:
@@ -76,6 +85,8 @@ def restore(
             print(f"{job} -> {printable_path(job.target) if job.target else 'standard output'}")
         return
     restorer = load()
+    if noise_level is not None:
+        _set_noise_level(restorer, noise_level)
     done, total = 0, len(jobs) - kept
     with _progress(total) as show:
 
@@ -105,15 +116,22 @@ def _find(ticket: str, backend: str, memory: int | None) -> tuple[Path, Callable
         raise UserError(f"{ticket}: a {SUFFIX} file runs on the CPU; expected --backend cpu, or a ticket")
     if program and on_cpu and (program == Path(ticket) or backend == BackendName.CPU or native.available()):
         return program, lambda: CompiledRestorer(program, memory)
-    from mirl_sparse.runtime.restorer import SparseRestorer
+    from mirl_sparse.restoring import load_restorer
     from mirl_sparse.tickets import find_ticket
 
-    return find_ticket(ticket), lambda: SparseRestorer.from_pretrained(ticket, backend, memory)
+    return find_ticket(ticket), lambda: load_restorer(ticket, backend, memory)
 
 
-def _digest(ticket: Path, manner: Manner) -> str:
+def _set_noise_level(restorer: Restorer, level: float) -> None:
+    if getattr(restorer, "noise_level", None) is None:
+        raise UserError("--noise-level is given, and the network of this ticket takes none; leave it out")
+    restorer.noise_level = level  # type: ignore[attr-defined]
+
+
+def _digest(ticket: Path, manner: Manner, noise_level: float | None) -> str:
     """Return what tells results apart that the same photo can have."""
-    return sha256(ticket.read_bytes() + repr(manner).encode()).hexdigest()
+    level = "" if noise_level is None else f" {noise_level}"
+    return sha256(ticket.read_bytes() + f"{manner!r}{level}".encode()).hexdigest()
 
 
 @contextmanager

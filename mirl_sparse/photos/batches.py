@@ -7,7 +7,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
 from mirl_sparse.errors import UserError
@@ -29,7 +29,7 @@ class Restorer(Protocol):
             strength: Share of the restored photo in the result, 0 to 1.
 
         Returns:
-            An array of the same shape and type.
+            An array of the same type, and of the same shape or larger.
         """
 
 
@@ -100,7 +100,7 @@ def _run_job(job: Job, restorer: Restorer, manner: Manner, written: set[int]) ->
         )
     photo = read_photo(sys.stdin.buffer if job.source is None else job.source)
     restored = _restore(photo.pixels, job, lambda pixels: restorer.restore(pixels, manner.strength))
-    photo = replace(photo, pixels=restored)
+    photo = photo.with_pixels(restored)
     if not manner.has_metadata:
         photo = photo.without_metadata()
     write_photo(sys.stdout.buffer if job.target is None else job.target, photo, job.format)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from mirl_sparse.errors import UserError
 from mirl_sparse.photos.png import PngExtras
@@ -54,6 +55,15 @@ class Photo:
     dpi: tuple[float, float] | None = None
     png: PngExtras = field(default_factory=PngExtras)
     lossless: bool = False
+
+    def with_pixels(self, pixels: DeepPixels) -> Photo:
+        """Return the photo with other pixels; if these are more, its transparency is enlarged."""
+        alpha = self.alpha
+        if alpha is not None and alpha.shape != pixels.shape[:2]:
+            size = pixels.shape[1], pixels.shape[0]
+            enlarged = Image.fromarray(alpha.astype(np.float32)).resize(size, Image.Resampling.BICUBIC)
+            alpha = np.asarray(enlarged).round().clip(0, np.iinfo(alpha.dtype).max).astype(alpha.dtype)
+        return replace(self, pixels=pixels, alpha=alpha)
 
     def without_metadata(self) -> Photo:
         """Return the photo with nothing but its pixels, their transparency and their colour space."""

@@ -33,8 +33,20 @@ def pad_to_multiple(image: Tensor, multiple: int) -> Tensor:
         >>> pad_to_multiple(torch.tensor([[[[1.0, 2.0, 3.0]]]]), 4).tolist()[0][0][0]
         [1.0, 2.0, 3.0, 2.0]
     """
-    for axis in (2, 3):
+    height, width = (-(-length // multiple) * multiple for length in image.shape[2:])
+    return pad_to_size(image, height, width)
+
+
+def pad_to_size(image: Tensor, height: int, width: int) -> Tensor:
+    """Pad an image as `pad_to_multiple` does, to a size.
+
+    Args:
+        image: (B, C, H, W).
+        height: Height of the result, H or more.
+        width: Width of the result, W or more.
+    """
+    for axis, padded in ((2, height), (3, width)):
         length = image.shape[axis]
-        if length % multiple:
-            image = pad_axis(image, axis, -(-length // multiple) * multiple)
+        if length != padded:
+            image = pad_axis(image, axis, padded)
     return image.contiguous()

@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
@@ -15,19 +14,17 @@ from torch import Tensor, nn
 from mirl_sparse.architectures.promptir.network import PromptIR
 from mirl_sparse.defaults import TICKET
 from mirl_sparse.errors import UserError
-from mirl_sparse.photos import read_image, to_rgb
 from mirl_sparse.runtime.backends import AUTO, BACKENDS, choose_backend, choose_precision
 from mirl_sparse.runtime.compiled import forget_weights, restore_op
 from mirl_sparse.runtime.engine import Engine
 from mirl_sparse.runtime.execution import check_image, restore_image, wants_gradients
+from mirl_sparse.runtime.photo_arrays import restore_photo
 from mirl_sparse.runtime.snapshot import Snapshot
 from mirl_sparse.runtime.tuning import Tuning, read_tuning
 from mirl_sparse.tickets import describe, find_ticket, pack, read_ticket, remove_pruning
 
 if TYPE_CHECKING:
     from mirl_sparse.tickets.hub import HubTicket
-
-_IMAGES = "a path, a PIL image or a uint8 or uint16 array (H, W, 3)"
 
 
 class SparseRestorer(nn.Module):
@@ -70,9 +67,10 @@ class SparseRestorer(nn.Module):
         BackendError: If the backend cannot run here.
 
     Examples:
+        >>> import numpy
         >>> from mirl_sparse import SparseRestorer
         >>> restorer = SparseRestorer.from_pretrained()
-        >>> photo = np.full((30, 50, 3), 128, np.uint8)
+        >>> photo = numpy.full((30, 50, 3), 128, numpy.uint8)
         >>> restorer.restore(photo).shape
         (30, 50, 3)
         >>> restorer(torch.rand(1, 3, 30, 50)).shape
@@ -223,16 +221,8 @@ class SparseRestorer(nn.Module):
         Raises:
             UserError: If the image is something else, its file cannot be read, or the strength is no share.
         """
-        if not 0 <= strength <= 1:
-            raise UserError(f"strength is {strength}; expected 0 (leave the photo as it is) to 1")
-        array = _rgb_array(image)
-        top = np.iinfo(array.dtype).max
-        x = torch.from_numpy(array.transpose(2, 0, 1).astype(np.float32, "C")).div_(top)[None]
-        y = self.forward(x.to(self.network.output.weight.device))[0]
-        if strength < 1:
-            y = y.cpu().mul_(strength).add_(x[0], alpha=1 - strength)
-        y = y.clamp(0, 1).mul_(top).round_().permute(1, 2, 0).cpu()
-        return y.numpy().astype(array.dtype, "C")
+        device = self.network.output.weight.device
+        return restore_photo(image, strength, lambda x: self.forward(x.to(device)))
 
     def repack(self) -> None:
         """Pack the weights anew at the next call; that of a compiled or exported model counts as well.
@@ -253,16 +243,3 @@ class SparseRestorer(nn.Module):
             engine = kind.make_engine(self.network, self.precision, self.tuning)
             self._packed = Snapshot(self.network), engine
         return self._packed[1]
-
-
-def _rgb_array(image: str | Path | Image.Image | NDArray[Any]) -> NDArray[Any]:
-    """Return an image as an array (H, W, 3) of uint8, or of uint16 if it is one."""
-    if isinstance(image, (str, Path)):
-        image = read_image(image)
-    elif isinstance(image, Image.Image):
-        image = to_rgb(image)
-    if not isinstance(image, np.ndarray):
-        raise UserError(f"image is {type(image).__name__}; expected {_IMAGES}")
-    if image.dtype not in (np.uint8, np.uint16) or image.ndim != 3 or image.shape[2] != 3:
-        raise UserError(f"image is {image.dtype} {image.shape}; expected {_IMAGES}")
-    return image

@@ -15,7 +15,12 @@ SMALLEST = 128  # side of a tile, in pixels: smaller ones would be mostly overla
 
 
 def tile_size(
-    height: int, width: int, multiple: int, limit: int, needs: Callable[[int, int], int]
+    height: int,
+    width: int,
+    multiple: int,
+    limit: int,
+    needs: Callable[[int, int], int],
+    smallest: int = SMALLEST,
 ) -> tuple[int, int]:
     """Return the size of the largest equal tiles of an image that need no more memory than the limit.
 
@@ -25,6 +30,7 @@ def tile_size(
         multiple: Number that the sides of the image and of its tiles are multiples of.
         limit: Bytes that a tile may need.
         needs: Function that returns how many bytes a tile of (height, width) needs.
+        smallest: Side of the smallest tiles; twice ``multiple`` or more.
 
     Returns:
         (height, width) of a tile; those of the image if it needs no tiles.
@@ -42,7 +48,7 @@ def tile_size(
         need = needs(tile_height, tile_width)
         if need <= limit:
             return tile_height, tile_width
-        if max(tile_height, tile_width) <= SMALLEST:
+        if max(tile_height, tile_width) <= smallest:
             raise UserError(
                 f"at most {limit / 1e6:,.0f} MB of memory may be used; even tiles of"
                 f" {tile_height}x{tile_width} need {need / 1e6:,.0f} MB: allow that much, or give a smaller"
@@ -83,22 +89,30 @@ def tiles(
 
 
 def restore_by_tiles(
-    image: Tensor, tile: tuple[int, int], multiple: int, run: Callable[[Tensor], Tensor]
+    image: Tensor, tile: tuple[int, int], multiple: int, run: Callable[[Tensor], Tensor], scale: int = 1
 ) -> Tensor:
     """Restore an image tile by tile; blend the tiles linearly where they overlap.
 
     Args:
         image: (B, C, H, W).
         tile: (height, width) as of `tile_size`.
-        multiple: Number that the sides of image and tile are multiples of.
-        run: Restores one tile, (B, C, *tile), to the same shape.
+        multiple: Number that the sides of image and tile are multiples of; tiles begin at multiples of it.
+        run: Restores one tile, (B, C, *tile); the result is ``scale`` times larger.
+        scale: Pixels of the result by pixels of the image, along a side.
 
     Returns:
-        A new tensor of the image's shape.
+        A new tensor, ``scale`` times larger than the image.
     """
-    total, weights = torch.zeros_like(image), image.new_zeros(image.shape[2:])
-    for rows, columns, weight in tiles(image.shape[2], image.shape[3], tile, multiple):
-        weight = weight.to(image)
-        total[:, :, rows, columns] += run(image[:, :, rows, columns].contiguous()) * weight
-        weights[rows, columns] += weight
-    return total / weights
+    height, width = image.shape[2:]
+    total: Tensor | None = None
+    weights = image.new_zeros(scale * height, scale * width)
+    for rows, columns, weight in tiles(height, width, tile, multiple):
+        weight = weight.to(image).repeat_interleave(scale, 0).repeat_interleave(scale, 1)
+        down, across = (slice(scale * s.start, scale * s.stop) for s in (rows, columns))
+        restored = run(image[:, :, rows, columns].contiguous())
+        if total is None:
+            total = restored.new_zeros(*restored.shape[:2], *weights.shape)
+        total[..., down, across] += restored * weight
+        weights[down, across] += weight
+    assert total is not None
+    return total.div_(weights)

@@ -67,6 +67,11 @@ class SparsityReport:
         """Return the nonzero weights over all weights of the modules in the report, 0 to 1."""
         return sum(x.nonzero for x in self.layers) / max(1, sum(x.total for x in self.layers))
 
+    @property
+    def swapped(self) -> int:
+        """Return how many layers and blocks run in a sparse form."""
+        return sum(x.swapped for x in self.layers)
+
     def __str__(self) -> str:
         header = ("layer", "module", "density", "runs as", "sparse", "dense", "why")
         rows = [header, *(x.cells() for x in self.layers)]
@@ -74,7 +79,6 @@ class SparsityReport:
         lines = (
             "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows
         )
-        swapped = sum(x.swapped for x in self.layers)
         modules = sum(x.total > 0 for x in self.layers)
-        summary = f"{swapped} of {modules} swapped, density {self.density:.2%}"
+        summary = f"{self.swapped} of {modules} swapped, density {self.density:.2%}"
         return "\n".join([*lines, summary, f"compared: {self.comparison}"])

@@ -1,5 +1,7 @@
 """Find the networks in a file: where tensors have a PromptIR's names, whatever comes before these.
 
+Of other networks the names are not known: `find_state_dicts` takes what wrappers may put before them away.
+
 Trainers put a network below any name (``net.``, ``netG.module.``, ``_fsdp_wrapped_module.``), beside losses,
 metrics and counters, and keep an average of its weights beside it.
 """
@@ -7,7 +9,7 @@ metrics and counters, and keep an average of its weights beside it.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from torch import Tensor
@@ -27,6 +29,7 @@ CONTAINERS = (
     "network",
     "net",
     "net_g",
+    "netG",
     "generator",
     "module",
 )
@@ -45,7 +48,7 @@ _PARAMETRIZED_NORM = {"original0": "g", "original1": "v", "0._u": "u", "0._v": "
 
 @dataclass(frozen=True)
 class Candidate:
-    """Hold the tensors of one place in a file that may be a PromptIR.
+    """Hold the tensors of one place in a file that may be a network.
 
     Attributes:
         where: The dotted path of the mapping that they lie in; empty for the file itself.
@@ -80,11 +83,35 @@ def find_candidates(content: Mapping[object, object], weights: Weights) -> list[
     Raises:
         FileContentError: There are some, but none of the wanted kind, or two tensors have one name.
     """
-    every = [c for where, mapping in mappings(content) for c in _in_mapping(where, mapping)]
-    if content.keys() >= _LIGHTNING_AVERAGING:
-        every = [replace(c, is_average=True) if c.where == "state_dict" else c for c in every]
+    every = _candidates(content, lambda names: _prefixes(names, _SIGNATURES))
     if network := next((c for c in every if not c.is_average), None):
         every += _unnamed_averages(content, network)
+    return _wanted(every, weights)
+
+
+def find_state_dicts(content: Mapping[object, object], weights: Weights) -> list[Candidate]:
+    """Return the places where a network of any architecture may be, in the order of `find_candidates`.
+
+    Args:
+        content: Of a file.
+        weights: Which of them are wanted.
+
+    Raises:
+        FileContentError: As by `find_candidates`.
+    """
+    return _wanted(_candidates(content, _wrappings), weights)
+
+
+def _candidates(
+    content: Mapping[object, object], prefixes: Callable[[Iterable[str]], list[str]]
+) -> list[Candidate]:
+    every = [c for where, mapping in mappings(content) for c in _in_mapping(where, mapping, prefixes)]
+    if content.keys() >= _LIGHTNING_AVERAGING:
+        every = [replace(c, is_average=True) if c.where == "state_dict" else c for c in every]
+    return every
+
+
+def _wanted(every: list[Candidate], weights: Weights) -> list[Candidate]:
     wanted = {
         Weights.AUTO: sorted(every, key=lambda c: not c.is_average),
         Weights.AVERAGED: [c for c in every if c.is_average],
@@ -225,11 +252,29 @@ def _prefixes(names: Iterable[str], signatures: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(prefixes))[:_MOST_NETWORKS]
 
 
-def _in_mapping(where: str, mapping: Mapping[object, object]) -> Iterator[Candidate]:
-    """Yield a candidate for each prefix that a PromptIR's patch embedding has in a mapping."""
+def _wrappings(names: Iterable[str]) -> list[str]:
+    """Return "" and what wrappers may have put before the names, such as "module." and "module.net_g."."""
+    names = list(names)
+    prefixes = [""] if names else []
+    for prefix in prefixes:  # grows while it is read
+        inner = [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
+        first = dict.fromkeys(name.partition(".")[0] if "." in name else None for name in inner)
+        inside = [f"{prefix}{part}." for part in first if part and (len(first) == 1 or _is_wrapper(part))]
+        prefixes += inside[: _MOST_NETWORKS - len(prefixes)]
+    return prefixes
+
+
+def _is_wrapper(part: str) -> bool:
+    return part in CONTAINERS or bool(_AVERAGE & _words(part))
+
+
+def _in_mapping(
+    where: str, mapping: Mapping[object, object], prefixes: Callable[[Iterable[str]], list[str]]
+) -> Iterator[Candidate]:
+    """Yield a candidate for each of the prefixes that the names in a mapping have."""
     names = {k: _plain(k) for k, v in mapping.items() if isinstance(k, str) and isinstance(v, Tensor)}
     every = set(names.values())
-    for prefix in _prefixes(names.values(), _SIGNATURES):
+    for prefix in prefixes(names.values()):
         if prefix and not prefix.endswith("."):
             continue
         stored_as: dict[str, str] = {}

@@ -7,7 +7,8 @@ A file is untrusted input: nothing in it is run, and whatever is wrong with it e
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
@@ -37,6 +38,10 @@ _SAFETENSORS_HEADER = 100_000_000  # the format's own limit, in bytes
 
 class CheckpointError(FileContentError):
     """Report a file or state dict that holds no PromptIR; the message is one line for the user."""
+
+
+class NotPromptIRError(CheckpointError):
+    """Report a file or state dict that holds no network with a PromptIR's names."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,22 +88,46 @@ def read_checkpoint(path: Path, weights: str = Weights.AUTO) -> Checkpoint:
             floating-point PromptIR.
     """
     path = Path(path)
+    with naming(path):
+        return promptir_in(read_content(path), check_weights(weights), path)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Put the path before the message of a `FileContentError`, which becomes a `CheckpointError`."""
     try:
-        if weights not in list(Weights):
-            raise CheckpointError(f"weights is {weights!r}; expected {Weights.names()}")
-        return _read(path, Weights(weights))
+        yield
     except FileContentError as error:
-        raise CheckpointError(f"{path}: {error}") from error.__cause__
+        kind = NotPromptIRError if isinstance(error, NotPromptIRError) else CheckpointError
+        raise kind(f"{path}: {error}") from error.__cause__
+
+
+def check_weights(weights: str) -> Weights:
+    """Return which weights are wanted.
+
+    Raises:
+        CheckpointError: No kind of weights has this name.
+    """
+    if weights not in list(Weights):
+        raise CheckpointError(f"weights is {weights!r}; expected {Weights.names()}")
+    return Weights(weights)
 
 
 @dataclass(frozen=True)
-class _Content:
-    """Hold what a file contains, before anything is looked for in it."""
+class Content:
+    """Hold what a file contains, before anything is looked for in it.
 
-    objects: object
+    Attributes:
+        objects: What was stored, containers by name.
+        metadata: Of a safetensors file.
+        kind: One phrase that says what the file is.
+        foreign: Classes whose objects are left out.
+    """
+
+    objects: Mapping[object, object]
     metadata: Mapping[str, str]
     kind: str
-    foreign: tuple[str, ...] = ()  # classes whose objects are left out
+    foreign: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,19 +140,21 @@ class _Network:
     was_masked: bool
 
 
-def _read(path: Path, weights: Weights) -> Checkpoint:
-    content = _load(path)
-    if isinstance(content.objects, (list, tuple)) and any(isinstance(x, Mapping) for x in content.objects):
-        content = replace(content, objects=dict(enumerate(content.objects)))
-    if not isinstance(content.objects, Mapping):
-        if isinstance(content.objects, StandIn):
-            raise CheckpointError(code_refused(content.objects.stands_for))
-        raise CheckpointError(
-            f"holds a {type(content.objects).__name__}; expected a state dict of a PromptIR; {ADVICE}"
-        )
+def promptir_in(content: Content, weights: Weights, path: Path) -> Checkpoint:
+    """Return the PromptIR in what a file contains.
+
+    Args:
+        content: Of the file.
+        weights: Which weights are read where there are several.
+        path: The file.
+
+    Raises:
+        NotPromptIRError: Nothing in it has a PromptIR's names.
+        FileContentError: It is no whole, finite, floating-point PromptIR.
+    """
     candidates = find_candidates(content.objects, weights)
     if not candidates:
-        raise CheckpointError(_nothing_found(content))
+        raise NotPromptIRError(_nothing_found(content))
     candidate, network, broken = _first_whole(candidates, content.objects)
     config = network.config
     if stated := _stated_config(content.metadata):
@@ -133,7 +164,7 @@ def _read(path: Path, weights: Weights) -> Checkpoint:
         path=path,
         config=config,
         state=network.state,
-        source=_source(content, candidate, network, broken),
+        source=describe_source(content, candidate, bool(network.others), network.was_masked, broken),
         ignored=tuple(name for name in network.state if name in unused),
     )
 
@@ -155,46 +186,77 @@ def _first_whole(
     raise first_error
 
 
-def _nothing_found(content: _Content) -> str:
-    assert isinstance(content.objects, Mapping)
+def _nothing_found(content: Content) -> str:
+    held = describe_tensors(content)
+    if content.foreign and held is None:
+        return code_refused(content.foreign[0])
+    what = held or "it holds no tensors by name"
+    return f"not a PromptIR: expected a tensor {SIGNATURE}, and {what}; {ADVICE}"
+
+
+def describe_tensors(content: Content) -> str | None:
+    """Return what tensors the largest mapping of a file holds, for messages; None if there are none."""
     most: list[str] = []
     for _, mapping in mappings(content.objects):
         names = [k for k, v in mapping.items() if isinstance(k, str) and isinstance(v, Tensor)]
         most = max(most, names, key=len)
-    if content.foreign and not most:
-        return code_refused(content.foreign[0])
-    what = f"it holds {listed(most)}" if most else "it holds no tensors by name"
-    return f"not a PromptIR: expected a tensor {SIGNATURE}, and {what}; {ADVICE}"
+    return f"it holds {listed(most)}" if most else None
 
 
-def _source(content: _Content, candidate: Candidate, network: _Network, broken: list[Candidate]) -> str:
-    """Return what a file is, which of its weights were read, and what was left out."""
-    lightning = isinstance(content.objects, Mapping) and "pytorch-lightning_version" in content.objects
+def describe_source(
+    content: Content, candidate: Candidate, has_others: bool, was_masked: bool, broken: list[Candidate]
+) -> str:
+    """Return what a file is, which of its weights were read, and what was left out.
+
+    Args:
+        content: Of the file.
+        candidate: The weights that were read.
+        has_others: Whether tensors beside them, under the same prefix, are none of the network's.
+        was_masked: Whether masks were applied.
+        broken: Weights that are preferred and cannot be used.
+    """
+    lightning = "pytorch-lightning_version" in content.objects
     if not candidate.where:
         text = content.kind
     elif lightning and candidate.where == "state_dict":
         text = "Lightning checkpoint"
     else:
         text = f"nested state dict under {candidate.where!r}"
-    if candidate.has_more or network.others:
+    if candidate.has_more or has_others:
         text += f", its tensors below {candidate.prefix!r}" if candidate.prefix else ", its own tensors"
     if candidate.is_average:
         text += ", averaged weights"
-    if network.was_masked:
+    if was_masked:
         text += " (masks applied)"
     if averages := [str(c) for c in broken if c.is_average]:
         text += f"; averaged weights under {listed(averages)} cannot be used (--weights averaged says why)"
     return text + (f"; left out objects of {listed(content.foreign)}" if content.foreign else "")
 
 
-def _load(path: Path) -> _Content:
+def read_content(path: Path) -> Content:
+    """Return what a file contains; nothing in it is run.
+
+    Args:
+        path: A file of torch.save, or a safetensors file.
+
+    Raises:
+        FileContentError: The file cannot be read, is not safe to read, or is no mapping.
+    """
     head = _head(path)
     # A safetensors file begins with its header's length, then the header, a JSON object.
     sized = int.from_bytes(head[:8], "little") <= _SAFETENSORS_HEADER and head[8:9] == b"{"
     if sized or path.suffix.lower() == ".safetensors":
         return _load_safetensors(path)
     objects, foreign = load_pickle(path, head)
-    return _Content(objects, {}, "state dict", foreign)
+    if isinstance(objects, (list, tuple)) and any(isinstance(x, Mapping) for x in objects):
+        objects = dict(enumerate(objects))
+    if isinstance(objects, StandIn):
+        raise CheckpointError(code_refused(objects.stands_for))
+    if not isinstance(objects, Mapping):
+        raise CheckpointError(
+            f"holds a {type(objects).__name__}; expected a state dict of a PromptIR; {ADVICE}"
+        )
+    return Content(objects, {}, "state dict", foreign)
 
 
 def _head(path: Path) -> bytes:
@@ -220,11 +282,11 @@ def _head(path: Path) -> bytes:
     return head
 
 
-def _load_safetensors(path: Path) -> _Content:
+def _load_safetensors(path: Path) -> Content:
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            return _Content(tensors, file.metadata() or {}, "safetensors")
+            return Content(tensors, file.metadata() or {}, "safetensors")
     except (SafetensorError, OSError, RuntimeError, ValueError, TypeError, AttributeError) as error:
         raise CheckpointError(
             f"not a whole safetensors file ({error}); expected one, so download or save it again"
@@ -240,16 +302,16 @@ def _network_in(candidate: Candidate) -> _Network:
     others = frozenset(name for name, tensor in candidate.tensors.items() if _is_beside(name, tensor))
     tensors = {name: tensor for name, tensor in candidate.tensors.items() if name not in others}
     if not any(name.startswith(_PROMPTS) for name in tensors):
-        raise CheckpointError(
+        raise NotPromptIRError(
             "looks like a Restormer: a PromptIR without prompts; expected a PromptIR, so load the network"
             " yourself and give it to mirl_sparse.sparsify"
         )
     for name, tensor in tensors.items():
-        _check_plain(candidate.stored_as.get(name, name), tensor)
+        check_plain(candidate.stored_as.get(name, name), tensor)
     weights, masks = split_masks(merge_weight_norm(tensors))
     config = infer_config(weights)
     names = check_shapes(weights, config)
-    state = {name: _weight(name, weights[name], masks.get(name)) for name in names}
+    state = {name: float32_weight(name, weights[name], masks.get(name)) for name in names}
     return _Network(config, state, others, bool(masks))
 
 
@@ -261,7 +323,8 @@ def _is_beside(name: str, tensor: Tensor) -> bool:
     return inner.rpartition(".")[2] in _COUNTERS and tensor.numel() == 1
 
 
-def _check_plain(name: str, tensor: Tensor) -> None:
+def check_plain(name: str, tensor: Tensor) -> None:
+    """Raise CheckpointError unless a tensor is dense, in memory and of its own size."""
     plain = tensor.layout is torch.strided and not (tensor.is_nested or tensor.is_quantized)
     if not plain or tensor.device.type != "cpu":
         raise CheckpointError(
@@ -307,8 +370,12 @@ def _agreed(inferred: PromptIRConfig, settings: dict[str, object]) -> PromptIRCo
     return inferred
 
 
-def _weight(name: str, tensor: Tensor, mask: Tensor | None) -> Tensor:
-    """Return a float32 copy, masked: the file's tensors may share memory with each other or the disk."""
+def float32_weight(name: str, tensor: Tensor, mask: Tensor | None) -> Tensor:
+    """Return a float32 copy, masked: the file's tensors may share memory with each other or the disk.
+
+    Raises:
+        CheckpointError: The weight is not floating-point and finite, or the mask is not of zeros and ones.
+    """
     if tensor.dtype not in _FLOATS:
         raise CheckpointError(
             f"{name} is {tensor.dtype}; expected floating-point weights, so save them as float32"

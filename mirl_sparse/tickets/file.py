@@ -13,35 +13,42 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
 from torch import Tensor
 
 from mirl_sparse.architectures.promptir.config import PromptIRConfig
+from mirl_sparse.architectures.promptir.detection import SIGNATURE, infer_config
 from mirl_sparse.architectures.promptir.network import PromptIR
 from mirl_sparse.architectures.promptir.topology import unused_weights
-from mirl_sparse.errors import FileContentError, UserError
+from mirl_sparse.errors import UserError
 from mirl_sparse.files import write_whole
+from mirl_sparse.tickets.packing import MASK, VALUES, TicketError, pack_weight, unpack_weight
 
 _FAMILY = "mirl-sparse ticket"  # how the format of any version begins
 FORMAT = f"{_FAMILY} 1"
 TICKET_FILE = "ticket.safetensors"  # in a folder or repository that holds a ticket
-_MASK, _VALUES = ".mask", ".values"
-
-
-class TicketError(FileContentError):
-    """Report a file that holds no ticket; the message is one line for the user."""
+_FIRST_NORM = "encoder_level1.0.norm1.body.weight"
+NETWORK_FORMAT = f"{_FAMILY} 2"  # of a ticket of another architecture: `network_file`
 
 
 def is_ticket(path: Path) -> bool:
     """Return whether a file says of itself that it is a ticket, of this version or another."""
+    return _format(path).startswith(_FAMILY)
+
+
+def is_network_ticket(path: Path) -> bool:
+    """Return whether a file says of itself that it is a ticket of another architecture than PromptIR."""
+    return _format(path) == NETWORK_FORMAT
+
+
+def _format(path: Path) -> str:
     try:
         with safe_open(path, "pt") as file:
-            return str((file.metadata() or {}).get("format", "")).startswith(_FAMILY)
+            return str((file.metadata() or {}).get("format", ""))
     except (SafetensorError, OSError):
-        return False
+        return ""
 
 
 def pack(network: PromptIR, statistics: Mapping[str, Any]) -> bytes:
@@ -57,10 +64,8 @@ def pack(network: PromptIR, statistics: Mapping[str, Any]) -> bytes:
     for name, value in network.state_dict().items():
         if name in unused:
             continue
-        alive = value != 0
-        if value.ndim > 1 and name.endswith("weight") and not alive.all():
-            tensors[name + _MASK] = torch.from_numpy(np.packbits(alive.flatten().numpy()))
-            tensors[name + _VALUES] = value[alive].contiguous()
+        if value.ndim > 1 and name.endswith("weight") and not value.all():
+            tensors |= pack_weight(name, value)
         else:
             tensors[name] = value.contiguous()
     return save(
@@ -81,7 +86,12 @@ def unpack(data: bytes) -> tuple[PromptIR, dict[str, Any]]:
         TicketError: The data are no ticket, are damaged, or are of another version.
     """
     try:
-        stored, metadata = load(data), _metadata(data)
+        stored, metadata = load(data), read_metadata(data)
+        if metadata.get("format") == NETWORK_FORMAT:
+            name = json.loads(metadata["architecture"])["name"]
+            raise TicketError(
+                f"is a ticket of {name}; expected one of a PromptIR (mirl_sparse.load_restorer loads both)"
+            )
         if metadata.get("format") != FORMAT:
             raise TicketError(
                 f"its format is {metadata.get('format')!r}; expected {FORMAT!r}:"
@@ -98,7 +108,8 @@ def unpack(data: bytes) -> tuple[PromptIR, dict[str, Any]]:
         raise TicketError(f"no ticket ({reason}); expected a file that mirl-sparse convert wrote") from None
 
 
-def _metadata(data: bytes) -> dict[str, Any]:
+def read_metadata(data: bytes) -> dict[str, Any]:
+    """Return the metadata of a safetensors file's content."""
     header = int.from_bytes(data[:8], "little")  # of a safetensors file: its length, then JSON
     return json.loads(data[8 : 8 + header]).get("__metadata__", {})
 
@@ -116,29 +127,59 @@ def _network(config: PromptIRConfig, stored: dict[str, Tensor]) -> PromptIR:
     return network.eval()
 
 
+def network_of_tensors(stored: Mapping[str, Tensor]) -> PromptIR:
+    """Return the network of a ticket's tensors alone, without the metadata that names its config.
+
+    A mask does not tell the shape of its weight. The two kinds of weights that decide the config follow from
+    the widths of the norms, which are never masked, and from the length of the mask.
+
+    Args:
+        stored: The tensors of a PromptIR's ticket.
+
+    Raises:
+        TicketError: They are damaged.
+        DetectionError: They are not those of a ticket.
+    """
+    shapes = {name.removesuffix(MASK).removesuffix(VALUES): value for name, value in stored.items()}
+    for name, value in stored.items():
+        weight = name.removesuffix(MASK)
+        if weight != name and (shape := _decisive_shape(weight, 8 * value.numel(), stored)):
+            shapes[weight] = torch.empty(shape, device="meta")
+    try:
+        return _network(infer_config(shapes), dict(stored))
+    except KeyError as error:
+        raise TicketError(f"lacks {error}; the ticket is damaged, convert the checkpoint again") from None
+
+
+def _decisive_shape(name: str, bits: int, stored: Mapping[str, Tensor]) -> tuple[int, ...] | None:
+    """Return the shape of a masked weight by which `infer_config` knows widths; None of any other weight.
+
+    Args:
+        name: Name of the weight.
+        bits: Length of its mask, of which up to seven bits are not used.
+        stored: The tensors of the ticket.
+    """
+    block, is_project_in, _ = name.partition(".ffn.project_in.weight")
+    norm = stored.get(f"{block}.norm2.body.weight" if is_project_in else _FIRST_NORM)
+    if norm is None or norm.numel() == 0:
+        return None
+    channels = norm.numel()
+    if is_project_in:
+        return bits // (2 * channels) * 2, channels, 1, 1  # an even number of rows, so more than 7 bits apart
+    return (channels, bits // (9 * channels), 3, 3) if name == SIGNATURE else None
+
+
 def _take(name: str, shape: torch.Size, stored: dict[str, Tensor]) -> Tensor:
     """Return the tensor of a name in its shape, finite and float32, and take it out of ``stored``."""
     if name in stored:
         value = stored.pop(name).clone()  # of the file's bytes
     else:
-        value = _unmasked(name, shape, stored.pop(name + _MASK), stored.pop(name + _VALUES))
+        value = unpack_weight(name, shape, stored.pop(name + MASK), stored.pop(name + VALUES))
     if value.shape != shape:
         raise TicketError(f"{name} is {tuple(value.shape)}; expected {tuple(shape)}")
     if value.dtype != torch.float32 or not value.isfinite().all():
         raise TicketError(f"{name} is {value.dtype}, or not finite; expected finite float32 weights")
     return value
-
-
-def _unmasked(name: str, shape: torch.Size, bits: Tensor, values: Tensor) -> Tensor:
-    if bits.dtype != torch.uint8 or bits.shape != (-(-shape.numel() // 8),):
-        raise TicketError(
-            f"its mask of {name} is {bits.dtype} {tuple(bits.shape)};"
-            f" expected a bit for each of {shape.numel()} weights"
-        )
-    alive = torch.from_numpy(np.unpackbits(bits.numpy(), count=shape.numel()).astype(bool))
-    if alive.sum() != values.numel():
-        raise TicketError(f"has {values.numel()} values for {int(alive.sum())} alive weights of {name}")
-    return torch.zeros(shape, dtype=torch.float32).masked_scatter_(alive.view(shape), values)
 
 
 def write_ticket(path: Path, network: PromptIR, statistics: Mapping[str, Any]) -> None:

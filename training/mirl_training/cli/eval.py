@@ -13,6 +13,7 @@ import typer
 from mirl_sparse.defaults import TICKET
 
 if TYPE_CHECKING:
+    from mirl_sparse import NetworkRestorer, SparseRestorer
     from mirl_training.evaluation import ImageScore, Pixels, Score, Sets, Triple
 
 _SHEET_ROWS = 3
@@ -88,12 +89,9 @@ def evaluate(
     """Print PSNR (dB) and SSIM of each test set, of degraded and of restored images, and its worst image."""
     from mirl_sparse.files import write_whole
     from mirl_sparse.photos import write_image
-    from mirl_sparse.runtime import SparseRestorer
-    from mirl_sparse.tickets import find_ticket, load_network
     from mirl_training.evaluation import evaluate as score_sets
-    from mirl_training.runs import UNLIMITED_MEMORY
 
-    restorer = SparseRestorer(load_network(find_ticket(ticket)), max_memory=UNLIMITED_MEMORY)
+    restorer = _restorer(ticket)
     worst: dict[str, _Worst] = {}
 
     def write(task: str, triple: Triple, restored: Pixels, score: ImageScore) -> None:
@@ -109,6 +107,27 @@ def evaluate(
             write_image(images / f"{_file_name(score.task)}.png", worst[score.task].sheet())
         if report:
             write_whole(report, json.dumps({"ticket": ticket, "scores": scores}, indent=1).encode() + b"\n")
+
+
+def _restorer(ticket: str) -> SparseRestorer | NetworkRestorer:
+    """Return the restorer of a ticket or checkpoint whose results are as large as its images."""
+    from mirl_sparse import NetworkRestorer, SparseRestorer
+    from mirl_sparse.architectures.image_network import ImageNetwork
+    from mirl_sparse.errors import UserError
+    from mirl_sparse.tickets import find_ticket, load_any_network
+    from mirl_training.runs import UNLIMITED_MEMORY
+
+    network = load_any_network(find_ticket(ticket))
+    if not isinstance(network, ImageNetwork):
+        return SparseRestorer(network, max_memory=UNLIMITED_MEMORY)
+    if network.scale != 1:
+        raise UserError(
+            f"{ticket}: {network.architecture} here enlarges images {network.scale}x, and the test sets have"
+            " clean images as large as the degraded ones; expected a network that keeps the size"
+        )
+    restorer = NetworkRestorer(network, max_memory=UNLIMITED_MEMORY)
+    restorer.check_photos()
+    return restorer
 
 
 def _sets(data: Path, suite: Suite) -> Sets:

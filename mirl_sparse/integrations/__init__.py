@@ -1,0 +1,1 @@
+"""Let other programs load what this package writes."""
