@@ -67,8 +67,8 @@ def _weights(block: nn.Module) -> RestormerWeights:
 def use_sparse_layers(network: nn.Module, mask: Mask) -> None:
     """Let the layers of a network that are sparse enough train on the sparse kernels.
 
-    These are convolutions that keep the size of their input (one group, stride 1, zeros around it, an odd
-    kernel), and blocks of Restormer's family without biases in their convolutions. The gradients of pruned
+    These are convolutions larger than 1x1 that keep the size of their input (one group, stride 1, zeros around
+    it, an odd kernel), and blocks of Restormer's family without biases in their convolutions. The gradients of pruned
     weights are zero there, those of all other layers are not. Parameters and their names stay as they are.
     Modules with hooks or a forward of their own are left alone. Call it again when the mask changes.
 
@@ -101,7 +101,7 @@ def use_dense_layers(network: nn.Module) -> None:
 
 
 def _is_sparse(m: nn.Conv2d, alive: Tensor | None) -> bool:
-    """Return whether a convolution is one that the kernels train, and sparse enough to gain by it."""
+    """Return whether a convolution is one that the kernels train, and large and sparse enough to gain."""
     same: Collection[object] = ("same", tuple(k // 2 for k in m.kernel_size))
     return (
         alive is not None
@@ -109,6 +109,7 @@ def _is_sparse(m: nn.Conv2d, alive: Tensor | None) -> bool:
         and (m.groups, m.stride, m.dilation, m.padding_mode) == (1, (1, 1), (1, 1), "zeros")
         and m.padding in same
         and all(k % 2 for k in m.kernel_size)
+        and m.kernel_size != (1, 1)
         and float(alive.float().mean()) <= _LARGEST_DENSITY
     )
 
