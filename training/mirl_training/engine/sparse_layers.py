@@ -67,10 +67,11 @@ def _weights(block: nn.Module) -> RestormerWeights:
 def use_sparse_layers(network: nn.Module, mask: Mask) -> None:
     """Let the layers of a network that are sparse enough train on the sparse kernels.
 
-    These are convolutions larger than 1x1 that keep the size of their input (one group, stride 1, zeros around
-    it, an odd kernel), and blocks of Restormer's family without biases in their convolutions. The gradients of pruned
-    weights are zero there, those of all other layers are not. Parameters and their names stay as they are.
-    Modules with hooks or a forward of their own are left alone. Call it again when the mask changes.
+    These are convolutions larger than 1x1 that keep the size of their input (one group, stride 1, zeros
+    around it, an odd kernel), and blocks of Restormer's family without biases in their convolutions. The
+    gradients of pruned weights are zero there, those of all other layers are not. Parameters and their names
+    stay as they are. Modules with hooks or a forward of their own are left alone. Call it again when the mask
+    changes.
 
     Args:
         network: The network, float32, on the CPU; it is changed in place.
