@@ -7,7 +7,7 @@ SOURCES := pyproject.toml constraints.txt kernels/CMakeLists.txt $(shell find ke
 # Tests run in as many processes as there are processors, but no more than eight: each takes about a gigabyte.
 PYTEST := $(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist worksteal
 
-.PHONY: demo test test-all test-arm test-gpu test-wheels test-web check docs bench bench-quick bench-check bench-gpu wheels web
+.PHONY: demo test test-all test-arm test-gpu test-wheels test-web check docs bench bench-quick bench-check bench-gpu bench-service wheels web
 
 # What the demo needs, and what development needs beside that.
 $(VENV)/.demo: $(SOURCES)
@@ -69,8 +69,9 @@ web: $(VENV)/.wheels
 	$(BIN)/python kernels/web.py -o $(WEB)/wasm
 	$(BIN)/python -m mirl_sparse.web.build --wasm $(WEB)/wasm --ticket mirl_sparse/tickets/shipped/small.mirl
 
-# The page in Chromium, the engine in Node 20, and the types.
+# The page in Chromium, by itself and with the service, the engine in Node 20, and the types.
 test-web: web
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[serve]'
 	cd tests/web && npm install --no-audit --no-fund --loglevel error && npm run types
 	$(BIN)/python tests/web/engine_fixtures.py tests/web/fixtures
 	cd tests/web && MIRL_FIXTURES=fixtures MIRL_PYTHON=$(abspath $(BIN))/python npm test
@@ -81,6 +82,10 @@ test-gpu:
 
 bench-gpu:
 	PYTHONPATH=.:kernels $(PYTHON) -m benchmarks.gpu
+
+# The service under twice the load that it can do.
+bench-service: $(VENV)/.installed
+	$(BIN)/python -m benchmarks.service
 
 check: $(VENV)/.installed
 	$(BIN)/ruff check .

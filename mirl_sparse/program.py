@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -55,12 +56,19 @@ class CompiledRestorer:
             raise UserError(f"{file}: {error}") from None
         self.max_memory, self.threads = max_memory, threads
 
-    def restore(self, image: NDArray[Any], strength: float = 1.0) -> NDArray[Any]:
+    def restore(
+        self,
+        image: NDArray[Any],
+        strength: float = 1.0,
+        progress: Callable[[float], object] = native.ignore,
+    ) -> NDArray[Any]:
         """Restore a photo.
 
         Args:
             image: (H, W, 3), RGB, uint8 or uint16, of any size from 1x1.
             strength: Share of the restored photo in the result, 0 to 1; the rest is the photo as it was.
+            progress: Called now and then with the share of the work that is done. What it raises stops the
+                work, and is raised.
 
         Returns:
             An array of the same shape and type.
@@ -87,7 +95,7 @@ class CompiledRestorer:
         photo = native.Photo(
             image.ctypes.data, height, width, 3, 8 * image.itemsize, 3 * image.itemsize * width
         )
-        self._program.restore(photo, result.ctypes.data, strength, self.threads, limit)
+        self._program.restore(photo, result.ctypes.data, strength, self.threads, limit, progress)
         return result
 
     def _memory_limit(self, height: int, width: int) -> int:

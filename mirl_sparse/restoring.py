@@ -20,7 +20,7 @@ def load_restorer(
     Both are modules that take images (B, 3, H, W), and have ``restore`` for photos.
 
     Args:
-        source: A ticket file, or the name of a shipped ticket ("small", "haze").
+        source: As for `mirl_sparse.SparseRestorer.from_pretrained`.
         backend: As for the class.
         max_memory: As for the class.
 

@@ -25,12 +25,18 @@ from mirl_sparse.cli.inspect import inspect
 from mirl_sparse.cli.page import page
 from mirl_sparse.cli.printing import printable
 from mirl_sparse.cli.restore import restore
+from mirl_sparse.cli.serve import serve
 from mirl_sparse.cli.tune import tune
 from mirl_sparse.errors import UserError
 
 # Packages that some commands need, and the extra that brings them.
 _EXTRAS = {
     "torch": "torch",
+    "fastapi": "serve",
+    "starlette": "serve",
+    "uvicorn": "serve",
+    "python_multipart": "serve",
+    "prometheus_client": "serve",
     "pydantic": "training",
     "yaml": "training",
     "matplotlib": "training",
@@ -49,7 +55,7 @@ _EXTRAS = {
 def build() -> typer.Typer:
     """Return the application: the product's commands, and those of installed packages (`mirl_training`)."""
     app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-    for command in (restore, page, convert, export, inspect, bench, tune, doctor):
+    for command in (restore, page, serve, convert, export, inspect, bench, tune, doctor):
         app.command()(command)
     app.command("compile")(compile_command)
     for entry in entry_points(group="mirl_sparse.commands"):

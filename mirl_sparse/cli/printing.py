@@ -69,11 +69,12 @@ def print_network_report(report: NetworkReport) -> None:
     )
 
 
-def parse_bytes(size: str | None) -> int | None:
+def parse_bytes(size: str | None, option: str = "--max-memory") -> int | None:
     """Return how many bytes a size means; None stays None.
 
     Args:
         size: Such as "4G", "500M", "3000k" (powers of 1000), "4GiB" (of 1024), or plain bytes.
+        option: What the message calls it.
 
     Raises:
         UserError: This is no size, or less than a megabyte, or more than 2**63.
@@ -85,5 +86,5 @@ def parse_bytes(size: str | None) -> int | None:
     if match is not None:
         bytes = float(match[1]) * (1024 if match[3] else 1000) ** " kmgt".index(match[2] or " ")
     if not 1e6 <= bytes < 2**63:
-        raise UserError(f"--max-memory is {size!r}; expected a size such as 4G or 500M, at least 1M")
+        raise UserError(f"{option} is {size!r}; expected a size such as 4G or 500M, at least 1M")
     return int(bytes)

@@ -14,6 +14,7 @@ import typer
 
 from mirl_sparse.choices import BackendName
 from mirl_sparse.cli.printing import parse_bytes
+from mirl_sparse.cli.restorers import find_restorer
 from mirl_sparse.defaults import TICKET
 from mirl_sparse.errors import UserError
 
@@ -73,7 +74,7 @@ def restore(
     if jobs.left_out:
         print(f"left out what holds no readable image: {listed(jobs.left_out)}", file=sys.stderr)
     many = len(jobs) > 1
-    file, load = _find(ticket, backend, memory)
+    file, load = find_restorer(ticket, backend, memory)
     records = Records(_digest(file, manner, noise_level), is_new=many)
     is_kept = records.is_up_to_date if many and not overwrite else lambda job: False
     kept = sum(map(is_kept, jobs))
@@ -104,22 +105,6 @@ def restore(
             raise
     if failures:
         raise typer.Exit(1)
-
-
-def _find(ticket: str, backend: str, memory: int | None) -> tuple[Path, Callable[[], Restorer]]:
-    """Return the file of a ticket or its program, and what loads it: without PyTorch where that will do."""
-    from mirl_kernels.core import native
-    from mirl_sparse.program import SUFFIX, CompiledRestorer, find_program
-
-    program, on_cpu = find_program(ticket), backend in (BackendName.AUTO, BackendName.CPU)
-    if program == Path(ticket) and not on_cpu:
-        raise UserError(f"{ticket}: a {SUFFIX} file runs on the CPU; expected --backend cpu, or a ticket")
-    if program and on_cpu and (program == Path(ticket) or backend == BackendName.CPU or native.available()):
-        return program, lambda: CompiledRestorer(program, memory)
-    from mirl_sparse.restoring import load_restorer
-    from mirl_sparse.tickets import find_ticket
-
-    return find_ticket(ticket), lambda: load_restorer(ticket, backend, memory)
 
 
 def _set_noise_level(restorer: Restorer, level: float) -> None:

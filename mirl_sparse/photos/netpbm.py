@@ -49,6 +49,16 @@ def read_netpbm(data: bytes, name: str) -> Photo | None:
     return None
 
 
+def netpbm_size(data: bytes) -> tuple[int, int] | None:
+    """Return (height, width) as the header of a PFM, a PAM or a PPM says it; None for all other files."""
+    if match := _PFM.match(data) or _PPM.match(data):
+        return int(match[3]), int(match[2])
+    if match := _PAM.match(data):
+        fields = {key: int(value) for key, value in _PAM_FIELD.findall(match[0])}
+        return fields.get(b"HEIGHT", 0), fields.get(b"WIDTH", 0)
+    return None
+
+
 def _read_pfm(match: re.Match[bytes], data: bytes, name: str) -> Photo:
     """Return the photo of floats, which lie from the bottom to the top."""
     shape = (int(match[3]), int(match[2]), 3 if match[1] == b"F" else 1)

@@ -26,6 +26,14 @@ class ImageError(UserError):
         super().__init__(" ".join(message.splitlines()))
 
 
+class UnknownFormatError(ImageError):
+    """Report a file that is no image of a format that can be read."""
+
+
+class TooManyPixelsError(ImageError):
+    """Report an image with more pixels than are decoded."""
+
+
 @dataclass(frozen=True)
 class Photo:
     """Hold an upright image, and what belongs to it.

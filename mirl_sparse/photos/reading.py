@@ -39,6 +39,8 @@ from mirl_sparse.photos.photo import (
     ImageError,
     Photo,
     Pixels,
+    TooManyPixelsError,
+    UnknownFormatError,
     on_white,
     printable_path,
     reason,
@@ -86,20 +88,21 @@ def read_image(source: str | Path | IO[bytes]) -> Pixels:
     return on_white(photo.pixels, photo.alpha)
 
 
-def read_photo(source: str | Path | IO[bytes]) -> Photo:
+def read_photo(source: str | Path | IO[bytes], name: str = "standard input") -> Photo:
     """Decode a photo, with its depth, transparency, metadata and colour profile.
 
     Args:
         source: A file, or a binary stream, which need not seek.
+        name: What messages call a stream.
 
     Raises:
         ImageError: It cannot be read, or holds no image that can be decoded.
     """
-    return _read(source, is_deep=True)
+    return _read(source, is_deep=True, stream_name=name)
 
 
-def _read(source: str | Path | IO[bytes], is_deep: bool) -> Photo:
-    name = printable_path(source) if isinstance(source, (str, Path)) else "standard input"
+def _read(source: str | Path | IO[bytes], is_deep: bool, stream_name: str = "standard input") -> Photo:
+    name = printable_path(source) if isinstance(source, (str, Path)) else stream_name
     try:
         data = Path(source).read_bytes() if isinstance(source, (str, Path)) else source.read()
     except FileNotFoundError:
@@ -149,7 +152,7 @@ def _decoding(name: str, decode: Callable[[], Any]) -> Any:
         raise ImageError(f"{name}: no such file") from None
     except Image.DecompressionBombError:
         largest = 2 * (Image.MAX_IMAGE_PIXELS or 0)
-        raise ImageError(f"{name}: has more than {largest:,} pixels; split it first") from None
+        raise TooManyPixelsError(f"{name}: has more than {largest:,} pixels; split it first") from None
     except Exception as error:  # Pillow raises nearly anything, from struct.error to KeyError
         raise ImageError(f"{name}: cannot be decoded ({reason(error)})") from error
 
@@ -201,7 +204,7 @@ def _decode(data: bytes, name: str, is_deep: bool) -> Photo:
     except UnidentifiedImageError:
         if (photo := read_unusual_tiff(data, name)) is not None:
             return photo
-        raise ImageError(f"{name}: {unknown_format(data)}") from None
+        raise UnknownFormatError(f"{name}: {unknown_format(data)}") from None
     _check_single(image, name)
     if (photo := read_misread_tiff(image, data, name)) is not None:
         return photo

@@ -31,7 +31,9 @@ def write_image(path: Path, image: Pixels) -> None:
     write_photo(path, Photo(image))
 
 
-def write_photo(target: Path | IO[bytes], photo: Photo, format: str | None = None) -> None:
+def write_photo(
+    target: Path | IO[bytes], photo: Photo, format: str | None = None, name: str = "standard output"
+) -> None:
     """Write a photo; to a file whole or not at all.
 
     Where the format has no transparency (JPEG, BMP), the photo is laid on white, with a warning; where it has
@@ -41,11 +43,12 @@ def write_photo(target: Path | IO[bytes], photo: Photo, format: str | None = Non
         target: A file, whose folder is made if need be, or a binary stream.
         photo: What is written; metadata and profile as far as the format holds them.
         format: One of the values of FORMATS; by default what the suffix names, and PNG on a stream.
+        name: What messages call a stream.
 
     Raises:
         ImageError: The suffix is unknown, the photo does not fit the format, or the target cannot be written.
     """
-    name = printable_path(target) if isinstance(target, Path) else "standard output"
+    name = printable_path(target) if isinstance(target, Path) else name
     if format is None:
         format = _format_of(target, name) if isinstance(target, Path) else "PNG"
     height, width = photo.pixels.shape[:2]

@@ -5,7 +5,10 @@
 
 from pathlib import Path
 
-__all__ = ["BUILT", "build", "server"]
+__all__ = ["BUILT", "PAGE", "build", "server"]
+
+# The page's own files; `mirl-sparse serve` serves these.
+PAGE = Path(__file__).parent / "page"
 
 # Where `make web` puts the page, and `mirl-sparse page` takes it from.
 BUILT = Path(__file__).parent / "built"

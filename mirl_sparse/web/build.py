@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from mirl_sparse.errors import UserError
-from mirl_sparse.web import BUILT
+from mirl_sparse.web import BUILT, PAGE
 
 _HERE = Path(__file__).parent
 _MODULES = ("simd.wasm", "simd-threads.wasm", "relaxed.wasm", "relaxed-threads.wasm")
@@ -33,7 +33,7 @@ def build(output: Path, wasm: Path, ticket: Path) -> None:
     for file in embedded.values():
         if not file.is_file():
             raise UserError(f"{file} is missing; `make web` builds it")
-    shutil.copytree(_HERE / "page", output, dirs_exist_ok=True)
+    shutil.copytree(PAGE, output, dirs_exist_ok=True)
     shutil.copytree(_HERE / "src", output / "src", dirs_exist_ok=True)
     (output / "data").mkdir(exist_ok=True)
     for name, file in embedded.items():

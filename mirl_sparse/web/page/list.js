@@ -66,7 +66,8 @@ export class List {
     parts.row.dataset.state = photo.state;
     parts.state.textContent = describe(photo);
     parts.progress.hidden = photo.state !== "running";
-    parts.progress.value = photo.progress;
+    if (photo.progress === null) parts.progress.removeAttribute("value");
+    else parts.progress.value = photo.progress;
     parts.remove.hidden = isActive;
     parts.act.hidden = photo.state === "failed" && !photo.mayRetry;
     if (parts.act.dataset.action === action) return;
@@ -103,7 +104,8 @@ function describe(photo) {
     case "waiting":
       return "Waiting";
     case "running":
-      return `Restoring, ${Math.floor(100 * photo.progress)}%${timeLeft(photo)}`;
+      if (photo.progress === null) return "Restoring";
+      return `Restoring, ${Math.floor(100 * photo.progress)}%${timeLeft(photo.progress, photo.start)}`;
     case "done":
       return `Restored, ${photo.size}`;
     case "cancelled":
@@ -113,8 +115,11 @@ function describe(photo) {
   }
 }
 
-/** @param {Photo} photo */
-function timeLeft({ progress, start }) {
+/**
+ * @param {number} progress
+ * @param {number} start
+ */
+function timeLeft(progress, start) {
   const seconds = (performance.now() - start) / 1000;
   if (seconds < SECONDS_BEFORE_GUESS || progress < PROGRESS_BEFORE_GUESS) return "";
   const left = (seconds / progress) * (1 - progress);

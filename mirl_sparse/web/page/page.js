@@ -3,7 +3,6 @@
 import { List } from "./list.js";
 import { blend, canvasIsExact, encode, open, outputName, outputType, pixelsOf } from "./photos.js";
 import { Queue } from "./queue.js";
-import { detect } from "./src/engine.js";
 import { Viewer } from "./viewer.js";
 import { zip } from "./zip.js";
 
@@ -20,6 +19,14 @@ function element(id, type) {
   return found;
 }
 
+/** Loads what restores photos: the service where the page comes from one, else this browser. */
+async function loadEngine() {
+  if (document.documentElement.dataset.engine === "service") {
+    return new (await import("./service.js")).ServiceEngine();
+  }
+  return new (await import("./browser.js")).BrowserEngine();
+}
+
 const button = (/** @type {string} */ id) => element(id, HTMLButtonElement);
 const any = (/** @type {string} */ id) => element(id, HTMLElement);
 const fileInput = element("files", HTMLInputElement);
@@ -28,7 +35,8 @@ const format = element("format", HTMLSelectElement);
 const quality = element("quality", HTMLInputElement);
 const overlay = any("overlay");
 
-const queue = new Queue(onChange);
+const engine = loadEngine();
+const queue = new Queue(engine, onChange);
 const list = new List(any("list"), element("row", HTMLTemplateElement), { pick: show, act, remove });
 const viewer = new Viewer({
   stage: any("stage"),
@@ -155,10 +163,9 @@ function updateTools() {
   for (const tool of [strength, button("strength-all"), button("download")]) tool.disabled = !isDone;
   overlay.hidden = isDone;
   overlay.dataset.state = shown.state;
-  const percent = Math.floor(100 * shown.progress);
   const texts = {
     waiting: "Waiting",
-    running: `Restoring, ${percent}%`,
+    running: shown.progress === null ? "Restoring" : `Restoring, ${Math.floor(100 * shown.progress)}%`,
     cancelled: "Cancelled",
     failed: shown.fault,
   };
@@ -300,8 +307,12 @@ addEventListener("beforeunload", (event) => {
   if (queue.photos.some(({ state }) => state === "running" || state === "waiting")) event.preventDefault();
 });
 
-if (!detect().simd) {
-  warn("This browser has no WebAssembly SIMD, which this page needs. Use a newer browser.");
-} else if (!canvasIsExact()) {
-  warn("This browser changes the pixels that pages read, to stop tracking. Allow this page to use canvases.");
-}
+engine.then(
+  (engine) => {
+    if (engine.fault()) warn(engine.fault());
+    else if (!canvasIsExact()) {
+      warn("This browser changes the pixels that pages read, to stop tracking. Allow this page to use canvases.");
+    }
+  },
+  (error) => warn(error.message),
+);

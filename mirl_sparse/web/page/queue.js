@@ -1,7 +1,16 @@
 /** Restores photos, one after the other. */
 
-import { loadRestorer } from "./data.js";
-import { open, openFault, PhotoError, pixelsOf, sizeFault } from "./photos.js";
+import { openFault, PhotoError, sizeFault } from "./photos.js";
+
+/**
+ * What restores photos: this browser, or a service.
+ *
+ * @typedef {object} Engine
+ * @property {() => string} fault Returns why it cannot work here; nothing, if it can.
+ * @property {(file: File, options: { signal: AbortSignal, onProgress: (done: number) => void }) =>
+ *   Promise<ImageData>} restore Restores a photo at full strength. The result is upright, in sRGB.
+ * @property {() => void} rest Frees what is not needed until the next photo.
+ */
 
 /** @typedef {"waiting" | "running" | "done" | "failed" | "cancelled"} State */
 
@@ -13,8 +22,8 @@ export class Photo {
   fault = "";
   /** Whether it may work the next time. */
   mayRetry = false;
-  /** The share of the work that is done. */
-  progress = 0;
+  /** The share of the work that is done; null, if nobody tells. @type {number?} */
+  progress = null;
   /** When the work began, as `performance.now()` says it. */
   start = 0;
   /** The share of the restored photo in the result. */
@@ -36,12 +45,15 @@ export class Queue {
   /** @type {Photo[]} */
   photos = [];
   #isWorking = false;
-  /** @type {import("../index.js").Restorer | undefined} */
-  #restorer;
+  #engine;
   #changed;
 
-  /** @param {(photo: Photo) => void} changed Is called whenever a photo's state or progress changes. */
-  constructor(changed) {
+  /**
+   * @param {Promise<Engine>} engine
+   * @param {(photo: Photo) => void} changed Is called whenever a photo's state or progress changes.
+   */
+  constructor(engine, changed) {
+    this.#engine = engine;
     this.#changed = changed;
   }
 
@@ -80,34 +92,41 @@ export class Queue {
   #set(photo, state, fault = "") {
     photo.state = state;
     photo.fault = fault;
-    photo.progress = 0;
+    photo.progress = null;
     this.#changed(photo);
   }
 
   async #work() {
     if (this.#isWorking) return;
     this.#isWorking = true;
+    const engine = await this.#engine;
     let photo;
-    while ((photo = this.photos.find(({ state }) => state === "waiting"))) await this.#restore(photo);
+    while ((photo = this.photos.find(({ state }) => state === "waiting"))) {
+      await this.#restore(photo, engine);
+    }
     this.#isWorking = false;
-    this.#restorer?.close(); // it may hold a gigabyte
-    this.#restorer = undefined;
+    engine.rest();
   }
 
-  /** @param {Photo} photo */
-  async #restore(photo) {
+  /**
+   * @param {Photo} photo
+   * @param {Engine} engine
+   */
+  async #restore(photo, engine) {
     const { signal } = photo.abort;
     photo.start = performance.now();
     this.#set(photo, "running");
     try {
-      const image = await this.#pixels(photo);
+      const [width, height] = await sizeOf(photo.file);
+      photo.size = `${width} × ${height}`;
+      const fault = sizeFault(width, height);
+      if (fault) throw new PhotoError(fault);
       signal.throwIfAborted();
-      this.#restorer ??= await loadRestorer();
       const onProgress = (/** @type {number} */ done) => {
         photo.progress = done;
         this.#changed(photo);
       };
-      const { data } = await this.#restorer.restore(image, { signal, onProgress });
+      const { data } = await engine.restore(photo.file, { signal, onProgress });
       signal.throwIfAborted();
       photo.restored = new Blob([data]);
       this.#set(photo, "done");
@@ -115,20 +134,6 @@ export class Queue {
       if (signal.aborted) return; // its state says so already
       photo.mayRetry = !(error instanceof PhotoError);
       this.#set(photo, "failed", error instanceof Error ? error.message : String(error));
-    }
-  }
-
-  /** @param {Photo} photo */
-  async #pixels(photo) {
-    const [width, height] = await sizeOf(photo.file);
-    photo.size = `${width} × ${height}`;
-    const fault = sizeFault(width, height);
-    if (fault) throw new PhotoError(fault);
-    const bitmap = await open(photo.file);
-    try {
-      return pixelsOf(bitmap);
-    } finally {
-      bitmap.close();
     }
   }
 }
