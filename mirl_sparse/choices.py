@@ -32,6 +32,18 @@ class BackendName(Choice):
     TRITON = "triton"
 
 
+class EngineName(Choice):
+    """Name what gives the photos of a batch to workers.
+
+    Attributes:
+        LOCAL: Processes of this machine.
+        RAY: Actors of a Ray cluster.
+    """
+
+    LOCAL = "local"
+    RAY = "ray"
+
+
 class Precision(Choice):
     """Name the precision of activations on a GPU, and of products on a CPU."""
 

@@ -22,13 +22,14 @@ def not_the_file(head: bytes) -> str | None:
     return None
 
 
-def write_whole(path: Path, write: bytes | Callable[[Path], object]) -> None:
+def write_whole(path: Path, write: bytes | Callable[[Path], object], unfinished: Path | None = None) -> None:
     """Write a file that appears under its name only when it is complete.
 
     Args:
         path: The file; its folder is made if need be. A link stays a link, to the new file. Something else
             than a file, such as a pipe, is written to.
         write: The content, or a function that writes the content to the file that it is called with.
+        unfinished: Folder, on the disk of the file, where it lies until it is complete; by default beside it.
 
     Raises:
         OSError: The file cannot be written; what was there before is still there.
@@ -42,7 +43,7 @@ def write_whole(path: Path, write: bytes | Callable[[Path], object]) -> None:
     path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     # A short name: the file's own may be as long as names can be.
-    temporary = path.with_name(f".{uuid.uuid4().hex}.part")
+    temporary = (unfinished or path.parent) / f".{uuid.uuid4().hex}.part"
     try:
         if isinstance(write, bytes):
             temporary.write_bytes(write)

@@ -16,6 +16,8 @@ from typing import NoReturn
 import typer
 
 from mirl_kernels.errors import BackendError
+from mirl_sparse.cli.batch import batch
+from mirl_sparse.cli.batch_status import batch_status
 from mirl_sparse.cli.bench import bench
 from mirl_sparse.cli.compile import compile_command
 from mirl_sparse.cli.convert import convert
@@ -49,14 +51,18 @@ _EXTRAS = {
     "spandrel": "spandrel",
     "torchvision": "spandrel",
     "einops": "spandrel",
+    "fsspec": "batch",
+    "pyarrow": "batch",
+    "ray": "ray",
 }
 
 
 def build() -> typer.Typer:
     """Return the application: the product's commands, and those of installed packages (`mirl_training`)."""
     app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-    for command in (restore, page, serve, convert, export, inspect, bench, tune, doctor):
+    for command in (restore, batch, page, serve, convert, export, inspect, bench, tune, doctor):
         app.command()(command)
+    app.command("batch-status")(batch_status)
     app.command("compile")(compile_command)
     for entry in entry_points(group="mirl_sparse.commands"):
         app.command(entry.name)(entry.load())

@@ -14,7 +14,6 @@ import typer
 
 from mirl_sparse.choices import BackendName
 from mirl_sparse.cli.printing import parse_bytes
-from mirl_sparse.cli.restorers import find_restorer
 from mirl_sparse.defaults import TICKET
 from mirl_sparse.errors import UserError
 
@@ -67,6 +66,7 @@ def restore(
     from mirl_sparse.photos import Jobs, Manner, Records, run_jobs
     from mirl_sparse.photos.inputs import listed
     from mirl_sparse.photos.photo import printable_path
+    from mirl_sparse.restoring import find_restorer
 
     memory = parse_bytes(max_memory)
     manner = Manner(strength, metadata)

@@ -10,7 +10,6 @@ import typer
 
 from mirl_sparse.choices import BackendName
 from mirl_sparse.cli.printing import parse_bytes
-from mirl_sparse.cli.restorers import find_restorer
 from mirl_sparse.defaults import TICKET
 
 if TYPE_CHECKING:
@@ -67,6 +66,7 @@ def serve(
     import python_multipart  # noqa: F401
 
     from mirl_sparse.memory import available_memory
+    from mirl_sparse.restoring import find_restorer
     from mirl_sparse.service import Limits, Service, bind, run
 
     limits = Limits(

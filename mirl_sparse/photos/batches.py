@@ -12,7 +12,7 @@ from typing import Protocol
 
 from mirl_sparse.errors import UserError
 from mirl_sparse.photos.jobs import Job, file_identity
-from mirl_sparse.photos.photo import DeepPixels, ImageError, printable_path
+from mirl_sparse.photos.photo import DeepPixels, ImageError, Photo, printable_path
 from mirl_sparse.photos.reading import read_photo
 from mirl_sparse.photos.records import Records
 from mirl_sparse.photos.writing import write_photo
@@ -99,16 +99,30 @@ def _run_job(job: Job, restorer: Restorer, manner: Manner, written: set[int]) ->
             f" {printable_path(job.target)}; rename one"
         )
     photo = read_photo(sys.stdin.buffer if job.source is None else job.source)
-    restored = _restore(photo.pixels, job, lambda pixels: restorer.restore(pixels, manner.strength))
-    photo = photo.with_pixels(restored)
-    if not manner.has_metadata:
-        photo = photo.without_metadata()
+    photo = restore_photo(photo, str(job), restorer, manner)
     write_photo(sys.stdout.buffer if job.target is None else job.target, photo, job.format)
     if job.target:
         written.add(hash(file_identity(job.target)))
 
 
-def _restore(pixels: DeepPixels, job: Job, restore: Callable[[DeepPixels], DeepPixels]) -> DeepPixels:
+def restore_photo(photo: Photo, name: str, restorer: Restorer, manner: Manner) -> Photo:
+    """Return a photo as it is to be written: restored, and with the metadata that is asked for.
+
+    Args:
+        photo: The photo as it was read.
+        name: What messages and warnings call it.
+        restorer: What restores it.
+        manner: How it is restored.
+
+    Raises:
+        ImageError: The restorer cannot do it.
+    """
+    pixels = _restore(photo.pixels, name, lambda pixels: restorer.restore(pixels, manner.strength))
+    photo = photo.with_pixels(pixels)
+    return photo if manner.has_metadata else photo.without_metadata()
+
+
+def _restore(pixels: DeepPixels, name: str, restore: Callable[[DeepPixels], DeepPixels]) -> DeepPixels:
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
@@ -120,7 +134,7 @@ def _restore(pixels: DeepPixels, job: Job, restore: Callable[[DeepPixels], DeepP
     ) as error:  # a photo too large for the device must not end the run
         height, width = pixels.shape[:2]
         fault = str(error) or type(error).__name__
-        raise ImageError(f"{job}: {width}x{height} pixels could not be restored ({fault})") from error
+        raise ImageError(f"{name}: {width}x{height} pixels could not be restored ({fault})") from error
     for warning in caught:  # of each photo, by its name: the same words may be about the next one too
-        warnings.warn(f"{job}: {warning.message}", warning.category, stacklevel=2)
+        warnings.warn(f"{name}: {warning.message}", warning.category, stacklevel=2)
     return restored

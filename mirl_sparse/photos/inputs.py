@@ -138,9 +138,14 @@ def _is_taken(path: Path, left_out: Counter[str], asked: str = "") -> bool:
     suffix = path.suffix.lower()
     if suffix in readable_suffixes() or (asked and suffix == asked) or (not suffix and is_image(path)):
         return True
-    kind = printable_path(suffix) or "without a suffix"
-    left_out[f"{kind} (to read them, {INSTALL})" if missing_plugin(suffix) else kind] += 1
+    left_out[kind_left_out(suffix)] += 1
     return False
+
+
+def kind_left_out(suffix: str) -> str:
+    """Return what to call files of a suffix (in lower case) that cannot be read here."""
+    kind = printable_path(suffix) or "without a suffix"
+    return f"{kind} (to read them, {INSTALL})" if missing_plugin(suffix) else kind
 
 
 def _is_special(path: Path, left_out: Counter[str]) -> bool:

@@ -64,7 +64,7 @@ class Jobs:
 
     def __init__(self, inputs: Sequence[str], output: str | None, format: str | None = None) -> None:
         self._inputs, self._output = inputs, output
-        self._suffix = None if format is None else _suffix(format)
+        self._suffix = None if format is None else known_suffix(format)
         self.left_out: Counter[str] = Counter()
         self._is_counted = False  # what is left out
         self._is_result: Callable[[Path], bool] = lambda path: False
@@ -158,7 +158,12 @@ def _own_suffix(path: Path) -> str:
     return path.suffix if path.suffix.lower() in FORMATS else _DEFAULT_SUFFIX
 
 
-def _suffix(format: str) -> str:
+def known_suffix(format: str) -> str:
+    """Return the suffix, with its dot, of a format that a user names by one.
+
+    Raises:
+        UserError: Nothing is written in that format.
+    """
     suffix = f".{format.lower().removeprefix('.')}"
     if suffix not in FORMATS:
         raise UserError(f"format {format!r} is unknown; expected one of {KNOWN_SUFFIXES}")

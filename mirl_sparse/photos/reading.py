@@ -66,10 +66,10 @@ _BASE = ExifTags.Base
 _STORED_TYPES = {(32, 1): np.uint32, (16, 2): np.int16}
 
 
-def is_image(path: Path) -> bool:
+def is_image(source: Path | IO[bytes]) -> bool:
     """Return whether a file begins as an image of a readable format; nothing is decoded."""
     try:
-        with Image.open(path, formats=readable()):
+        with Image.open(source, formats=readable()):
             return True
     except Exception:  # whatever Pillow raises about a file that is none
         return False
@@ -98,11 +98,12 @@ def read_photo(source: str | Path | IO[bytes], name: str = "standard input") -> 
     Raises:
         ImageError: It cannot be read, or holds no image that can be decoded.
     """
-    return _read(source, is_deep=True, stream_name=name)
+    return _read(source, is_deep=True, name=name)
 
 
-def _read(source: str | Path | IO[bytes], is_deep: bool, stream_name: str = "standard input") -> Photo:
-    name = printable_path(source) if isinstance(source, (str, Path)) else stream_name
+def _read(source: str | Path | IO[bytes], is_deep: bool, name: str = "standard input") -> Photo:
+    if isinstance(source, (str, Path)):
+        name = printable_path(source)
     try:
         data = Path(source).read_bytes() if isinstance(source, (str, Path)) else source.read()
     except FileNotFoundError:

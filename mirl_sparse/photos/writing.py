@@ -51,6 +51,28 @@ def write_photo(
     name = printable_path(target) if isinstance(target, Path) else name
     if format is None:
         format = _format_of(target, name) if isinstance(target, Path) else "PNG"
+    data = encode_photo(photo, format, name)
+    try:
+        if isinstance(target, Path):
+            write_whole(target, data)
+        else:
+            target.write(data)
+            target.flush()
+    except OSError as error:
+        raise ImageError(f"{name}: cannot be written ({reason(error)})") from None
+
+
+def encode_photo(photo: Photo, format: str, name: str) -> bytes:
+    """Return the file of a photo, as `write_photo` writes it.
+
+    Args:
+        photo: What is written.
+        format: One of the values of FORMATS.
+        name: What messages call the file.
+
+    Raises:
+        ImageError: The photo does not fit the format.
+    """
     height, width = photo.pixels.shape[:2]
     if max(height, width) > (limit := WRITTEN[format].longest_side):
         raise ImageError(
@@ -63,17 +85,9 @@ def write_photo(
     ):
         warnings.warn(f"{name}: {format} holds no transparency; the photo is laid on white", stacklevel=2)
     try:
-        data = _encode(photo, format)
+        return _encode(photo, format)
     except Exception as error:  # what a format or the memory cannot hold comes as nearly any exception
         raise ImageError(f"{name}: cannot be written as {format} ({reason(error)})") from error
-    try:
-        if isinstance(target, Path):
-            write_whole(target, data)
-        else:
-            target.write(data)
-            target.flush()
-    except OSError as error:
-        raise ImageError(f"{name}: cannot be written ({reason(error)})") from None
 
 
 def _format_of(path: Path, name: str) -> str:

@@ -6,7 +6,7 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from io import BytesIO
 
 import numpy as np
@@ -97,7 +97,7 @@ def carry_out(order: Order, restorer: Restorer, stop: Stop) -> Result:
         stop.check()
         photo = read_photo(BytesIO(order.data), order.name)
         stop.check()
-        photo = replace(photo, pixels=_restored(restorer, photo, order, stop))
+        photo = photo.with_pixels(_restored(restorer, photo, order, stop))
         stop.check()
         if not order.manner.has_metadata:
             photo = photo.without_metadata()

@@ -133,6 +133,7 @@ def prune(
             the speed-up cannot be reached.
 
     Examples:
+        >>> import torch
         >>> from mirl_training import Rounds, prune
         >>> network = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 3, 3, padding=1))
         >>> clean = torch.rand(4, 3, 16, 16)

@@ -278,7 +278,20 @@ def test_help_loads_nothing_heavy(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "command", ["restore", "convert", "inspect", "bench", "tune", "doctor", "train", "eval", "demo"]
+    "command",
+    [
+        "restore",
+        "batch",
+        "batch-status",
+        "convert",
+        "inspect",
+        "bench",
+        "tune",
+        "doctor",
+        "train",
+        "eval",
+        "demo",
+    ],
 )
 def test_help_of_a_command_loads_nothing_heavy(tmp_path, command):
     code = RUN.format(arguments=[command, "--help"])  # typer itself loads pydantic to parse options
