@@ -7,7 +7,8 @@ SOURCES := pyproject.toml constraints.txt kernels/CMakeLists.txt $(shell find ke
 # Tests run in as many processes as there are processors, but no more than eight: each takes about a gigabyte.
 PYTEST := $(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist worksteal
 
-.PHONY: demo test test-all test-arm test-gpu test-wheels test-web check docs bench bench-quick bench-check bench-gpu bench-service wheels web
+.PHONY: demo test test-all test-arm test-gpu test-wheels test-web check docs bench bench-quick bench-check \
+	bench-gpu bench-gpu-prepare bench-service test-triton wheels web
 
 # What the demo needs, and what development needs beside that.
 $(VENV)/.demo: $(SOURCES)
@@ -82,6 +83,36 @@ test-gpu:
 
 bench-gpu:
 	PYTHONPATH=.:kernels $(PYTHON) -m benchmarks.gpu
+
+# Triton of another version, in an environment of its own that shares all else with VENV. Triton 3.6 interprets
+# with NumPy before 2.4 only. The packages of VENV come behind its own ones.
+TRITON ?= 3.6.0
+TRITON_VENV := $(VENV)-triton-$(TRITON)
+TRITON_PYTHON := $(TRITON_VENV)/bin/python
+ADD_VENV := import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))
+
+$(TRITON_VENV)/.installed: $(VENV)/.installed
+	$(BIN)/python -m venv $(TRITON_VENV)
+	$(TRITON_PYTHON) -m pip install -q --no-deps triton==$(TRITON) 'numpy<2.4'
+	$(BIN)/python -c '$(ADD_VENV)' > "$$($(TRITON_PYTHON) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/venv.pth"
+	touch $@
+
+# The interpreter's tests and the compilation for one architecture with another Triton.
+test-triton: $(TRITON_VENV)/.installed
+	TRITON_INTERPRET=1 $(TRITON_PYTHON) -m pytest -q -n auto --maxprocesses 8 -m 'not slow and not gpu' tests/triton
+	$(TRITON_PYTHON) -m pytest -q -m 'not slow' tests/mirl_sparse/performance/test_predict.py \
+		tests/mirl_kernels/core/test_hazards.py tests/benchmarks/test_gpu_prepare.py
+
+# On a machine without a GPU, for one that has the GPU, this Triton and this Python: see docs/gpu.md.
+TARGET ?= H200
+TARGET_PYTHON ?= 3.12
+WHEELS := build/wheels/$(TRITON)-$(TARGET_PYTHON)
+
+bench-gpu-prepare: $(TRITON_VENV)/.installed
+	ls $(WHEELS)/triton-*.whl >/dev/null 2>&1 || $(TRITON_PYTHON) -m pip download -q --no-deps \
+		--only-binary=:all: --python-version $(TARGET_PYTHON) -d $(WHEELS) triton==$(TRITON)
+	PYTHONPATH=.:kernels $(TRITON_PYTHON) -m benchmarks.gpu.prepare --target '$(TARGET)' --triton $(TRITON) \
+		--wheel $(WHEELS)/triton-*.whl
 
 # The service under twice the load that it can do.
 bench-service: $(VENV)/.installed

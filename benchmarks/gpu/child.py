@@ -17,7 +17,11 @@ def main() -> None:
     stage, source, key, path, *rehearsal = sys.argv[1:]
     module, function = source.split(":")
     measure = getattr(import_module(module), function)
+    from benchmarks.gpu.prepared import packed_network
     from benchmarks.gpu.setting import Setting
+    from mirl_sparse.runtime import triton as engine
+
+    engine.PackedNetwork = packed_network  # type: ignore[misc, assignment]  # so that all stages pack once
 
     log = FigureLog(Path(path))
     for figure in measure(Setting(bool(rehearsal))):

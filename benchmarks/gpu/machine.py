@@ -23,6 +23,8 @@ def describe(setting: Setting) -> Iterator[Figure]:
     """Yield the names and versions that results depend on, and the GPU's clocks as they are now."""
     import triton
 
+    from benchmarks.gpu.prepared import adopt
+
     in_key = {"in_key": True}
     yield Figure("GPU", setting.name, facts=in_key)
     for package in (torch, triton):
@@ -30,6 +32,8 @@ def describe(setting: Setting) -> Iterator[Figure]:
     yield Figure("CUDA", str(torch.version.cuda or torch.version.hip), facts=in_key)
     yield Figure("ptxas", _ptxas(), facts=in_key)
     yield Figure("Python", platform.python_version())
+    yield Figure("date", time.strftime("%Y-%m-%d", time.gmtime()))
+    yield adopt(setting.rehearsal, setting.name)
     if not setting.rehearsal:
         properties = torch.cuda.get_device_properties(setting.device)
         yield Figure("capability", f"{properties.major}.{properties.minor}")

@@ -10,6 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from benchmarks.gpu import kernels
 from benchmarks.gpu.figures import Figure
 from benchmarks.gpu.setting import Setting
 from mirl_sparse.performance import gpu_bench
@@ -46,8 +47,9 @@ def correctness(setting: Setting) -> Iterator[Figure]:
     first = {
         each.shape: restorer(each) for each in (image, other)
     }  # the second run of a size records a graph
-    equal = all(torch.equal(restorer(each), first[each.shape]) for each in [image, other] * (_REPLAYS // 2))
-    yield Figure("the same bits in 20 replays of two sizes in turn", "yes" if equal else "no")
+    turns = [image, other] * setting.rounds(_REPLAYS // 2)
+    equal = all(torch.equal(restorer(each), first[each.shape]) for each in turns)
+    yield Figure(f"the same bits in {len(turns)} replays of two sizes in turn", "yes" if equal else "no")
     yield Figure("the same bits on another stream", _on_another_stream(setting, restorer, image, first))
     yield Figure("the same bits in a caller's graph", _in_a_callers_graph(setting, restorer, image, first))
     if not setting.rehearsal:
@@ -131,9 +133,10 @@ def headline(setting: Setting) -> Iterator[Figure]:
 
 
 def sizes(setting: Setting) -> Iterator[Figure]:
-    """Yield the times of a large image, and of eight images."""
+    """Yield the times of a large image, of eight images, and of each launch for the large one."""
     for image in (setting.image(1, 1024), setting.image(8, 256)):
         yield from _compared(setting, image, _of_kind(Kind.EAGER)[1:], 5)
+    yield from kernels.large(setting)
 
 
 def strongest(setting: Setting) -> Iterator[Figure]:

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,9 @@ from benchmarks.gpu.stages import Stage
 from benchmarks.gpu.summary import write_summary
 
 ROOT = Path(__file__).parents[2]
+# Environment of the stages: the prepared folder, and one that they leave each other files in.
+PREPARED, WORK = "MIRL_BENCH_PREPARED", "MIRL_BENCH_WORK"
+TRITON_CACHE = "triton"  # in the work folder: kernels that were compiled elsewhere
 _LEAST = 5.0  # seconds: with less time left no stage is started
 _LOG_BYTES = 8 << 20  # of what stages print; the rest is dropped
 
@@ -38,12 +42,14 @@ class Runner:
         out: Folder of the results: ``figures.jsonl``, ``summary.md`` and ``log.txt``.
         seconds: The time for all stages together.
         rehearsal: See `setting.Setting`.
+        prepared: The folder that `prepare` made; by default "prepared" in that of the results.
         key: What results are valid for; set by the stage "machine".
     """
 
     out: Path
     seconds: float
     rehearsal: bool = False
+    prepared: Path | None = None
     key: str = ""
 
     def __post_init__(self) -> None:
@@ -53,6 +59,11 @@ class Runner:
     def run(self, stages: Iterable[Stage]) -> bool:
         """Run the stages that are not finished yet; return whether all are now."""
         self.out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix="mirl-bench-gpu-") as work:
+            self._work = Path(work)
+            return self._run(stages)
+
+    def _run(self, stages: Iterable[Stage]) -> bool:
         self.key, complete = code_digest(), True
         for stage in stages:
             if stage.name == "machine":
@@ -122,8 +133,13 @@ class Runner:
         """Return an environment in which the code is imported from the source tree."""
         paths = [str(ROOT / folder) for folder in (".", "kernels", "training", "tests/helpers")]
         paths += filter(None, [os.environ.get("PYTHONPATH")])
-        interpreter = {"TRITON_INTERPRET": "1"} if self.rehearsal else {}
-        return os.environ | interpreter | {"PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"}
+        added = {"PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1", WORK: str(self._work)}
+        added[PREPARED] = str((self.prepared or self.out / "prepared").resolve())
+        if self.rehearsal:
+            added["TRITON_INTERPRET"] = "1"
+        if (self._work / TRITON_CACHE).exists():  # the stage "machine" has found them to be of use
+            added["TRITON_CACHE_DIR"] = str(self._work / TRITON_CACHE)
+        return os.environ | added
 
     def _ended(self, stage: Stage, event: str, reason: str, took: float = 0.0) -> bool:
         self.figures.write(stage.name, self.key, event=event, reason=reason, took=round(took, 1))

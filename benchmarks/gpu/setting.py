@@ -54,9 +54,10 @@ class Setting:
     @cached_property
     def network(self) -> PromptIR:
         """Return the network that is measured: full-size, 10.7% of every layer, random weights."""
+        from benchmarks.gpu.prepared import network_of
         from benchmarks.suite.tickets import network
 
-        return network(*TICKET, TINY if self.rehearsal else None)
+        return network_of(lambda: network(*TICKET, TINY if self.rehearsal else None))
 
     def image(self, batch: int = 1, side: int = 256) -> Tensor:
         """Return random images on the device; in a rehearsal they are tiny."""
@@ -71,7 +72,9 @@ class Setting:
 
     def packed(self, dtype: torch.dtype = torch.float16) -> tuple[PackedNetwork, Workspace]:
         """Return the network packed on the device, and a workspace for it."""
-        packed = PackedNetwork(self.network, dtype)
+        from benchmarks.gpu.prepared import packed_network
+
+        packed = packed_network(self.network, dtype)
         packed.to(self.device)
         return packed, self.workspace()
 

@@ -24,7 +24,7 @@ class Stage:
 
 
 STAGES = (
-    Stage("machine", 30, "benchmarks.gpu.machine:describe", "the GPU, its clocks, versions"),
+    Stage("machine", 40, "benchmarks.gpu.machine:describe", "the GPU, its clocks, versions"),
     Stage("peaks", 25, "benchmarks.gpu.machine:peaks", "copies, tensor cores, launches"),
     Stage("compile", 60, "benchmarks.gpu.kernels:compile_all", "all kernels at once, on all processors"),
     Stage("parity", 90, "benchmarks.gpu.parity:ops", "every op against its reference in float64, mdta first"),
@@ -40,8 +40,10 @@ STAGES = (
         "benchmarks.gpu.network:headline",
         "256x256: sparse, eager, channels_last, compiled, in turns",
     ),
-    Stage("kernels", 60, "benchmarks.gpu.kernels:times", "each kernel beside its prediction"),
-    Stage("sizes", 60, "benchmarks.gpu.network:sizes", "1024x1024, and eight images of 256x256"),
+    Stage(
+        "kernels", 60, "benchmarks.gpu.kernels:times", "each launch, each dense step, and their predictions"
+    ),
+    Stage("sizes", 75, "benchmarks.gpu.network:sizes", "1024x1024 and its launches, eight images of 256x256"),
     Stage(
         "strongest",
         120,

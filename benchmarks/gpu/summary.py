@@ -12,6 +12,7 @@ from benchmarks.gpu.stages import STAGES
 from mirl_sparse.files import write_whole
 
 REHEARSAL = "rehearsal"  # the name of the GPU where there is none
+_UNSHOWN = "in_key", "rows"  # facts for other programs
 _SHOWN = 60  # figures of a stage
 _MEASURED = "Every figure below was measured, but those named predicted."
 
@@ -80,7 +81,7 @@ def _facts(facts: dict[str, Any]) -> str:
             return _listed(value)
         return str(value)
 
-    return "; ".join(f"{name} {shown(value)}" for name, value in facts.items() if name != "in_key")[:300]
+    return "; ".join(f"{name} {shown(value)}" for name, value in facts.items() if name not in _UNSHOWN)[:300]
 
 
 def _listed(values: Iterable[Any]) -> str:

@@ -86,7 +86,7 @@ def _print_gpus(network: PromptIR, size: int) -> None:
     for row in predictions:
         ms = (f"{1e3 * s:.2f} ms" for s in (row.eager, row.compiled, row.sparse, row.sparse_derated))
         table.add_row(
-            row.gpu,
+            f"{row.gpu}*" if row.calibrated else row.gpu,
             *ms,
             f"{row.eager / row.sparse:.1f}x, {row.compiled / row.sparse:.1f}x over compiled",
             f"{row.sparse_bytes / 1e9:.2f} of {row.eager_bytes / 1e9:.2f} GB, {row.launches}",
@@ -98,3 +98,6 @@ def _print_gpus(network: PromptIR, size: int) -> None:
         " dense is granted the peaks of the data sheets. Dense steps are those of the sparse network that"
         " dense operators would do faster, and do."
     )
+    for row in predictions:
+        if row.calibrated:
+            print(f"* {row.gpu}: by fractions of the peaks that were measured ({row.calibrated})")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from enum import Enum
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor
@@ -12,6 +13,19 @@ from torch.utils._pytree import tree_flatten
 
 if TYPE_CHECKING:
     from mirl_kernels.core.triton.model import GPU
+
+
+_PRODUCTS = "bmm", "mm", "addmm"
+
+
+class Kind(str, Enum):
+    """Tell apart what reaches different fractions of a GPU's peaks."""
+
+    CONVOLUTION = "convolution"
+    POINTWISE = "1x1 convolution"
+    DEPTHWISE = "depthwise convolution"
+    PRODUCT = "matrix product"
+    OTHER = "other"
 
 
 class Traffic(NamedTuple):
@@ -33,10 +47,12 @@ class Operator:
     Attributes:
         tensors: Tensors that it reads and writes.
         macs: Multiply-adds.
+        kind: What it is.
     """
 
     tensors: tuple[Traffic, ...]
     macs: int = 0
+    kind: Kind = Kind.OTHER
 
     def moved(self, cached: int = 0) -> int:
         """Return the bytes to and from memory.
@@ -66,11 +82,13 @@ class OperatorCall(NamedTuple):
         inputs: Tensors that it reads.
         outputs: Tensors that it writes.
         macs: Multiply-adds; 0 unless it is a convolution or a matrix product.
+        kind: What it is.
     """
 
     inputs: list[Tensor]
     outputs: list[Tensor]
     macs: int
+    kind: Kind = Kind.OTHER
 
 
 def record(run: Callable[[], object]) -> list[OperatorCall]:
@@ -93,14 +111,26 @@ class _Recorder(TorchDispatchMode):
         if name == "copy_":
             self.calls.append(OperatorCall(inputs[1:], outputs, 0))
         elif not function.is_view and any(_storage(o) not in map(_storage, inputs) for o in outputs):
-            self.calls.append(OperatorCall(inputs, outputs, _macs(name, inputs, outputs)))
+            macs = _macs(name, inputs, outputs)
+            self.calls.append(OperatorCall(inputs, outputs, macs, _kind(name, inputs)))
         return result
+
+
+def _kind(name: str, inputs: list[Tensor]) -> Kind:
+    if name in _PRODUCTS:
+        return Kind.PRODUCT
+    if name != "convolution":
+        return Kind.OTHER
+    image, weight = inputs[:2]
+    if weight.shape[1] == 1 < image.shape[1]:
+        return Kind.DEPTHWISE
+    return Kind.POINTWISE if weight[0, 0].numel() == 1 else Kind.CONVOLUTION
 
 
 def _macs(name: str, inputs: list[Tensor], outputs: list[Tensor]) -> int:
     if name == "convolution":
         return outputs[0].numel() * inputs[1][0].numel()
-    if name in ("bmm", "mm", "addmm"):
+    if name in _PRODUCTS:
         return outputs[0].numel() * inputs[-2].shape[-1]
     return 0
 
@@ -109,21 +139,27 @@ def _storage(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata
 
 
-def _operator(made: set[int], read: Iterable[Tensor], written: Iterable[Tensor], macs: int = 0) -> Operator:
+def _operator(
+    made: set[int],
+    read: Iterable[Tensor],
+    written: Iterable[Tensor],
+    macs: int = 0,
+    kind: Kind = Kind.OTHER,
+) -> Operator:
     """Return an operator; ``made`` are the storages that operators made before it."""
     inputs, outputs = ({_storage(t): t for t in tensors} for tensors in (read, written))
     traffic = [Traffic(t.numel() * t.itemsize, storage in made) for storage, t in inputs.items()]
     traffic += [Traffic(t.numel() * t.itemsize, True) for t in outputs.values()]
-    return Operator(tuple(traffic), macs)
+    return Operator(tuple(traffic), macs, kind)
 
 
 def eager_operators(calls: list[OperatorCall]) -> list[Operator]:
     """Return the operators as PyTorch runs them, one by one."""
     made: set[int] = set()
     operators = []
-    for inputs, outputs, macs in calls:
-        operators.append(_operator(made, inputs, outputs, macs))
-        made |= set(map(_storage, outputs))
+    for call in calls:
+        operators.append(_operator(made, *call))
+        made |= set(map(_storage, call.outputs))
     return operators
 
 
@@ -158,7 +194,7 @@ def _fused(calls: list[OperatorCall]) -> list[set[int]]:
             i = parent[i]
         return i
 
-    for i, (inputs, outputs, macs) in enumerate(calls):
+    for i, (inputs, outputs, macs, _) in enumerate(calls):
         storages = list(map(_storage, inputs))
         level = max((depth[s] + (s not in producer) for s in storages if s in depth), default=0)
         parent.append(i)

@@ -17,13 +17,16 @@ the peaks.
 
 What the sparse network's programs wait for memory counts where nothing hides it. The dense network is taken
 to wait for nothing.
+
+A GPU that was calibrated (`calibration`) gets the fractions of the peaks that were measured on it instead,
+sparse and dense.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from itertools import chain, groupby
 from operator import itemgetter
 from typing import TYPE_CHECKING
@@ -34,16 +37,17 @@ from torch import Tensor
 from mirl_kernels.core.triton import Launch, Work, Workspace, count_work
 from mirl_kernels.errors import BackendError
 from mirl_sparse.architectures.promptir.network import PromptIR
+from mirl_sparse.performance.calibration import Calibration, read_calibration
 from mirl_sparse.performance.dense_operators import Operator, compiled_operators, eager_operators, record
 from mirl_sparse.runtime.gpu import check_package
 from mirl_sparse.runtime.program import Step
 from mirl_sparse.runtime.triton_network import PRECISIONS, PackedNetwork, launches
 
 if TYPE_CHECKING:
-    from mirl_kernels.core.triton.model import GPU
+    from mirl_kernels.core.triton.model import GPU, Predicted
 
 DERATED = 0.6  # of every peak, for the row that asks what remains where nothing reaches its peak
-_OLDEST_TRITON = 3, 9
+_OLDEST_TRITON = 3, 6
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,7 @@ class Prediction:
         launches: Launches of the sparse network.
         dense_steps: Steps that the sparse network leaves to dense operators, which are at DERATED of the
             peaks in any case.
+        calibrated: What the GPU was calibrated with, or "" where the peaks of its data sheet count.
     """
 
     gpu: str
@@ -72,6 +77,7 @@ class Prediction:
     sparse_bytes: int
     launches: int
     dense_steps: tuple[str, ...]
+    calibrated: str = ""
 
 
 @torch.no_grad()
@@ -113,7 +119,8 @@ def _check_version() -> None:
 
     if tuple(int(part) for part in triton.__version__.split(".")[:2]) < _OLDEST_TRITON:
         raise BackendError(
-            f"predictions read what Triton 3.9 compiles, this is {triton.__version__}: pip install -U triton"
+            f"predictions read what Triton 3.6 to 3.9 compile, this is {triton.__version__}:"
+            " pip install -U triton"
         )
 
 
@@ -135,33 +142,63 @@ class _Workload:
         self.dense_steps[step.name] = eager_operators(record(lambda: op(*args, **more)))
 
 
+@dataclass(frozen=True)
+class _Prices:
+    """Say what a GPU takes, by its peaks or, where it was calibrated, by what was measured on it."""
+
+    gpu: GPU
+    calibration: Calibration | None
+
+    @property
+    def gap(self) -> float:
+        from mirl_kernels.core.triton.model import LAUNCH
+
+        return self.calibration.launch if self.calibration else LAUNCH
+
+    @property
+    def memory(self) -> float:
+        return self.gpu.memory * (self.calibration.memory if self.calibration else 1)
+
+    def launch(self, kernel: str, predicted: Predicted) -> float:
+        if self.calibration is None:
+            return predicted.seconds()
+        return self.calibration.seconds(kernel, astuple(predicted))
+
+    def dense(self, operators: Iterable[Operator], fraction: float = 1.0, least: float = 0.0) -> float:
+        measured = self.calibration.dense if self.calibration else {}
+        return sum(o.seconds(self.gpu, self.gap, measured.get(o.kind, fraction), least) for o in operators)
+
+
 def _predict_for(workload: _Workload, name: str, gpu: GPU) -> Prediction:
-    from mirl_kernels.core.triton.model import EAGER_LAUNCH, LAUNCH, Predicted, moved
+    from mirl_kernels.core.triton.model import EAGER_LAUNCH, moved
     from mirl_kernels.core.triton.model import predict as predict_launch
     from mirl_kernels.core.triton.offline import compile_ahead, compile_for
 
+    prices = _Prices(gpu, calibration := read_calibration(name))
     sparse: list[Launch] = []
     parts: list[Predicted] = []
     dense: dict[str, list[Operator]] = {}
+    seconds = 0.0
     steps = launches(workload.packed, workload.shape, Workspace(gpu.cached, gpu.processors))
     compile_ahead(gpu.architecture, chain.from_iterable(steps.values()))
     for step, launched in steps.items():
         compiled = [compile_for(gpu.architecture, launch)[0] for launch in launched]
         predicted = [predict_launch(launch, gpu) for launch in compiled]
+        takes = sum(prices.launch(x.kernel.__name__, p) for x, p in zip(compiled, predicted, strict=True))
         operators = workload.dense_steps[step]
-        if sum(o.seconds(gpu, LAUNCH, DERATED) for o in operators) < sum(p.seconds() for p in predicted):
+        if prices.dense(operators, DERATED) < takes:
             dense[step] = operators
         else:
-            sparse, parts = sparse + compiled, parts + predicted
+            sparse, parts, seconds = sparse + compiled, parts + predicted, seconds + takes
     dense_operators = list(chain.from_iterable(dense.values()))
-    dense_seconds = sum(o.seconds(gpu, LAUNCH, DERATED) for o in dense_operators)
+    dense_seconds = prices.dense(dense_operators, DERATED)
     works = [count_work(launch) for launch in sparse]
     evicted = evicted_bytes(zip(sparse, works, strict=True), gpu.cached)
     return Prediction(
         gpu=name,
-        eager=sum(o.seconds(gpu, LAUNCH, least=EAGER_LAUNCH) for o in workload.eager),
-        compiled=sum(o.seconds(gpu, LAUNCH) for o in workload.compiled),
-        sparse=sum(p.seconds() for p in parts) + evicted / gpu.memory + dense_seconds,
+        eager=prices.dense(workload.eager, least=EAGER_LAUNCH),
+        compiled=prices.dense(workload.compiled),
+        sparse=seconds + evicted / prices.memory + dense_seconds,
         sparse_derated=sum(p.seconds(DERATED) for p in parts)
         + evicted / gpu.memory / DERATED
         + dense_seconds,
@@ -171,6 +208,7 @@ def _predict_for(workload: _Workload, name: str, gpu: GPU) -> Prediction:
         + sum(o.moved(gpu.cached) for o in dense_operators),
         launches=len(sparse) + len(dense_operators),
         dense_steps=tuple(dense),
+        calibrated=calibration.measured if calibration else "",
     )
 
 

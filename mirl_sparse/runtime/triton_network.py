@@ -102,12 +102,20 @@ def _dense_kernels(dtype: torch.dtype) -> Kernels:
     )
 
 
+@torch.no_grad()
+def dense_ops(network: PromptIR, dtype: torch.dtype) -> dict[str, nn.Module]:
+    """Return the steps of a network by PyTorch's dense operators, on the CPU, by the name of the step."""
+    steps = Program(deepcopy(network).cpu(), _dense_kernels(dtype)).steps
+    return {step.name: step.op for step in steps}
+
+
 class PackedNetwork:
     """Run a PromptIR step by step, each packed for the Triton kernels and for dense operators.
 
     Everything is packed on the CPU; `to` moves it.
 
     Attributes:
+        dtype: The type of activations and weights.
         steps: The program's steps, whose ops are sparse.
         dense: The same ops by PyTorch's dense operators, by the name of the step.
     """
@@ -115,10 +123,9 @@ class PackedNetwork:
     @torch.no_grad()
     def __init__(self, network: PromptIR, dtype: torch.dtype) -> None:
         network = deepcopy(network).cpu()
-        self._dtype = dtype
+        self.dtype = dtype
         self.steps = Program(network, _sparse_kernels(dtype)).steps
-        dense = Program(network, _dense_kernels(dtype)).steps
-        self.dense: dict[str, nn.Module] = {step.name: step.op for step in dense}
+        self.dense = dense_ops(network, dtype)
         self._last_use: dict[Buffer, int] = {}
         for i, step in enumerate(self.steps):
             for part in (step.x, step.y):
@@ -204,7 +211,7 @@ class PackedNetwork:
             buffer = part.buffer
             if buffer not in live:
                 shape = batch, buffer.channels, height >> buffer.level, width >> buffer.level
-                live[buffer] = torch.empty(shape, dtype=self._dtype, device=image.device)
+                live[buffer] = torch.empty(shape, dtype=self.dtype, device=image.device)
             return live[buffer][:, part.first : part.last]
 
         for i, step in enumerate(self.steps):

@@ -19,7 +19,10 @@ from mirl_kernels.core.triton.offline import SHARED_MEMORY, Compiled, compile_ah
 from mirl_kernels.ops.pointwise.triton import TritonPointwise
 from mirl_sparse.architectures.promptir.config import PromptIRConfig
 from mirl_sparse.architectures.promptir.network import PromptIR
+from mirl_sparse.performance import predict as predictions
+from mirl_sparse.performance.calibration import Calibration
 from mirl_sparse.performance.dense_operators import (
+    Kind,
     Operator,
     Traffic,
     compiled_operators,
@@ -93,7 +96,7 @@ def distinct(full: PromptIR, architecture: str, precision: str) -> list[Launch]:
             shape,
             Workspace(8 << 20 if architecture.startswith("sm_") else 0, PROCESSORS[architecture]),
         ).values():
-            by_specialisation |= {specialised(launch): launch for launch in step}
+            by_specialisation |= {specialised(architecture, launch): launch for launch in step}
     return list(by_specialisation.values())
 
 
@@ -232,6 +235,21 @@ def test_a_network_is_predicted_for_every_gpu():
         assert row.launches * LAUNCH < row.sparse < row.sparse_derated
         assert features < row.sparse_bytes
         assert set(row.dense_steps) < set(launches(PackedNetwork(network, torch.float16), (1, 64, 64)))
+
+
+def test_a_calibrated_gpu_is_predicted_by_its_own_constants(monkeypatch):
+    network = pruned(TINY, 0.3)
+    peaks = Calibration("L4", LAUNCH, 1.0, 1.0, 1.0, 1.0, {"any": 1.0}, measured="today")
+    sparse = replace(peaks, dense={kind.value: 1e-6 for kind in Kind})  # dense operators are hopeless
+    rows = []
+    for calibration in (None, peaks, sparse, replace(sparse, launch=3 * LAUNCH)):
+        monkeypatch.setattr(predictions, "read_calibration", lambda gpu, found=calibration: found)
+        rows += predict(network, (1, 64, 64), gpus=["L4"])
+    assert replace(rows[1], calibrated="") == rows[0]
+    assert [row.calibrated for row in rows] == ["", "today", "today", "today"]
+    assert rows[2].dense_steps == ()
+    assert rows[3].sparse - rows[2].sparse == pytest.approx(2 * LAUNCH * rows[3].launches)
+    assert rows[2].compiled > 100 * rows[1].compiled
 
 
 def test_steps_that_dense_operators_do_faster_are_left_to_them(monkeypatch):

@@ -22,7 +22,8 @@ import torch
 import triton
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
+from triton.compiler import ASTSource, make_backend
+from triton.runtime.jit import create_function_from_signature
 
 from mirl_kernels.core.triton.hazards import hazards_of
 from mirl_kernels.core.triton.launches import MISCOMPILED, OUT_OF_RESOURCES, Launch
@@ -133,64 +134,62 @@ def target(architecture: str) -> GPUTarget:
     return GPUTarget("cuda", int(architecture.removeprefix("sm_")), 32)
 
 
-_TYPES = {
-    torch.float16: "fp16",
-    torch.bfloat16: "bf16",
-    torch.float32: "fp32",
-    torch.int32: "i32",
-    torch.int64: "i64",
-}
-
-
 @dataclass(frozen=True)
 class Specialisation:
     """State what a launch is compiled for, as Triton itself decides it.
 
     Attributes:
         kernel: The kernel, as `triton.jit` returns it.
-        types: The names and types of the arguments that are not constants.
-        constants: The names and values of the constants, of integers that are 1, and of arguments that are
+        signature: The names and types of the arguments; constants are of type "constexpr".
+        constants: The places and values of the constants, of integers that are 1, and of arguments that are
             None.
-        aligned: The names of arguments that are multiples of 16.
-        near: The names of tensors whose memory ends within 2 GiB.
+        attributes: The places of arguments and what is known about them: that they are multiples of 16, say.
         warps: See `Tile`.
         pipelined: See `Tile`.
     """
 
     kernel: Any
-    types: frozenset[tuple[str, str]]
-    constants: frozenset[tuple[str, Any]]
-    aligned: frozenset[str]
-    near: frozenset[str]
+    signature: tuple[tuple[str, str], ...]
+    constants: tuple[tuple[tuple[int, ...], Any], ...]
+    attributes: tuple[tuple[tuple[int, ...], tuple[tuple[str, int], ...]], ...]
     warps: int
     pipelined: bool
 
 
-def specialised(launch: Launch) -> Specialisation:
-    """Return what a launch is compiled for."""
-    types, constants, aligned, near = {}, {}, set(), set()
-    constant = {p.name for p in launch.kernel.params if p.is_constexpr}
-    general = {p.name for p in launch.kernel.params if p.do_not_specialize}
-    for name, value in launch.arguments.items():
-        one = isinstance(value, int) and value == 1 and name not in general
-        if name in constant or value is None or one:
-            constants[name] = value
-        elif isinstance(value, Tensor):
-            types[name] = f"*{_TYPES[value.dtype]}"
-            if value.storage_offset() * value.itemsize % 16 == 0:  # memory itself starts at such a multiple
-                aligned.add(name)
-            if value.untyped_storage().nbytes() < 1 << 31:
-                near.add(name)
-        else:
-            types[name] = "fp32" if isinstance(value, float) else "i32" if value < 1 << 31 else "i64"
-            if isinstance(value, int) and value % 16 == 0 and name not in general:
-                aligned.add(name)
+@cache
+def _binder(architecture: str, kernel: Any) -> tuple[Any, Any]:
+    """Return Triton's backend for an architecture, and its function that specialises the arguments."""
+    backend = make_backend(target(architecture))
+    return backend, create_function_from_signature(kernel.signature, kernel.params, backend)
+
+
+def _as_on_a_gpu(argument: Any) -> Any:
+    """Return an argument as Triton sees it on a GPU, where memory starts at a multiple of 16."""
+    if not isinstance(argument, Tensor) or argument.device.type != "cpu":
+        return argument
+    memory = torch.empty(
+        argument.untyped_storage().nbytes() // argument.itemsize, dtype=argument.dtype, device="meta"
+    )
+    return memory.as_strided(argument.shape, argument.stride(), argument.storage_offset())
+
+
+def specialised(architecture: str, launch: Launch) -> Specialisation:
+    """Return what a launch is compiled for.
+
+    Args:
+        architecture: One of `SHARED_MEMORY`.
+        launch: The launch; its tensors may be on any device.
+    """
+    kernel = launch.kernel
+    backend, bind = _binder(architecture, kernel)
+    arguments = {name: _as_on_a_gpu(value) for name, value in launch.arguments.items()}
+    bound, special, options = bind(**arguments, **launch.tile.options(is_amd(architecture)))
+    _, signature, constants, attributes = kernel._pack_args(backend, options, bound, special, options)
     return Specialisation(
-        launch.kernel,
-        frozenset(types.items()),
-        frozenset(constants.items()),
-        frozenset(aligned),
-        frozenset(near),
+        kernel,
+        tuple(signature.items()),
+        tuple(constants.items()),
+        tuple((place, tuple(map(tuple, known))) for place, known in attributes.items()),
         launch.tile.warps,
         launch.tile.pipelined,
     )
@@ -215,24 +214,20 @@ class _Source(ASTSource):
             return super().make_ir(*args, **more)
 
 
-def _source(special: Specialisation, amd: bool) -> _Source:
-    names, types, constants = special.kernel.arg_names, dict(special.types), dict(special.constants)
-    signature = {n: "constexpr" if n in constants else types[n] for n in names}
-    attributes: dict[tuple[int], list[list[Any]]] = {}
-    for i, name in enumerate(names):
-        known: list[list[Any]] = [["tt.divisibility", 16]] * (name in special.aligned)
-        known = known + [["tt.pointer_range", 32]] * (amd and name in special.near)
-        if known:
-            attributes[i,] = known
-    values = {(names.index(n),): value for n, value in constants.items()}
-    return _Source(special.kernel, signature, values, attributes)
+def compile_kernel(architecture: str, special: Specialisation) -> Any:
+    """Compile a kernel; return what `triton.compile` returns.
+
+    Triton caches it under the same key as if the kernel were launched on such a GPU.
+    """
+    attributes = {place: [list(each) for each in known] for place, known in special.attributes}
+    source = _Source(special.kernel, dict(special.signature), dict(special.constants), attributes)
+    options = Tile({}, special.warps, special.pipelined).options(is_amd(architecture))
+    return triton.compile(source, target=target(architecture), options=options)
 
 
 @cache
 def _compile(architecture: str, special: Specialisation) -> Compiled:
-    amd = is_amd(architecture)
-    options = Tile({}, special.warps, special.pipelined).options(amd)
-    result = triton.compile(_source(special, amd), target=target(architecture), options=options)
+    amd, result = is_amd(architecture), compile_kernel(architecture, special)
     code = result.asm["amdgcn" if amd else "ptx"]
     spilled, registers = (_amd_report if amd else _ptxas_report)(code, architecture)
     tensor = frozenset(_TENSOR_CORES.findall(code))
@@ -247,7 +242,10 @@ def compile_for(architecture: str, launch: Launch) -> tuple[Launch, Compiled]:
         architecture: One of `SHARED_MEMORY`.
         launch: The launch, with its alternatives.
     """
-    compiled = ((one, _compile(architecture, specialised(one))) for one in (launch, *launch.alternatives))
+    compiled = (
+        (one, _compile(architecture, specialised(architecture, one)))
+        for one in (launch, *launch.alternatives)
+    )
 
     def cost(choice: tuple[Launch, Compiled]) -> int:
         too_much = choice[1].shared > SHARED_MEMORY[architecture]
@@ -258,7 +256,7 @@ def compile_for(architecture: str, launch: Launch) -> tuple[Launch, Compiled]:
 
 def compile_ahead(architecture: str, launches: Iterable[Launch]) -> None:
     """Compile what `compile_for` will be asked for, as many kernels at a time as PyTorch has threads."""
-    distinct = {specialised(launch): launch for launch in launches}
+    distinct = {specialised(architecture, launch): launch for launch in launches}
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         list(pool.map(lambda launch: compile_for(architecture, launch), distinct.values()))
 
