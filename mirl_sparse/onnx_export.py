@@ -32,7 +32,7 @@ def export_onnx(source: str | Path, target: str | Path) -> int:
     are pruned, so it runs as slowly as a dense network. ONNX Runtime runs it before it is written.
 
     Args:
-        source: A ticket or checkpoint file, or the name of a shipped ticket.
+        source: As for `mirl_sparse.SparseRestorer.from_pretrained`, or a checkpoint file.
         target: The model; another file than the ticket.
 
     Returns:
@@ -48,6 +48,8 @@ def export_onnx(source: str | Path, target: str | Path) -> int:
     import onnxscript  # noqa: F401
 
     file, target = find_ticket(source), Path(target)
+    if target.is_dir():
+        raise UserError(f"{target}: is a folder; give a file as -o")
     if target.exists() and target.samefile(file):
         raise UserError(f"{target}: is the ticket itself; give another -o")
     network = _AnySize(load_network(file)).eval().requires_grad_(False)

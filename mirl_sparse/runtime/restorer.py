@@ -134,7 +134,8 @@ class SparseRestorer(nn.Module):
         """Write the ticket and a model card into a folder, for `from_pretrained` (extra ``hub``).
 
         Args:
-            folder: It is made if need be. A model card that is there is kept.
+            folder: It is made if need be. A model card (``README.md``) that is there is kept. The file
+                ``config.json`` gets the ticket's statistics. A tuning is not written.
 
         Raises:
             OSError: If the folder cannot be written.

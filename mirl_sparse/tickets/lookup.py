@@ -10,6 +10,7 @@ from pathlib import Path
 from mirl_sparse.tickets.file import TICKET_FILE, TicketError
 
 SHIPPED = Path(__file__).parent / "shipped"
+_SUFFIXES = (".safetensors", ".ckpt", ".pth", ".pt", ".mirl")  # of files, not of repositories
 _REPOSITORY = re.compile(r"(\w[\w.-]*/\w[\w.-]*)(?:@([\w./-]+))?")
 
 
@@ -29,8 +30,8 @@ def find_ticket(source: str | Path) -> Path:
     Args:
         source: The first of these that exists: a file, the name of a shipped ticket, a folder that
             `SparseRestorer.save_pretrained` wrote, a repository of the Hugging Face Hub ("user/name", or
-            "user/name@revision"). The Hub is not asked for names that begin with a local folder. What it has
-            is downloaded once.
+            "user/name@revision"). The Hub is not asked for names that begin with a local folder, or end as
+            files do. What it has is downloaded once.
 
     Raises:
         TicketError: It is none of these, or cannot be downloaded.
@@ -39,11 +40,12 @@ def find_ticket(source: str | Path) -> Path:
         return Path(source)
     if str(source) in shipped_names():
         return SHIPPED / f"{source}.safetensors"
-    if os.path.isfile(saved := os.path.join(source, TICKET_FILE)):
+    if str(source) and os.path.isfile(saved := os.path.join(source, TICKET_FILE)):
         return Path(saved)
     problem = f"is a folder without {TICKET_FILE}" if os.path.isdir(source) else "no such file"
     repository = _REPOSITORY.fullmatch(str(source))
-    if repository and not os.path.isdir(str(source).split("/")[0]):
+    is_path = Path(source).suffix in _SUFFIXES or os.path.isdir(str(source).split("/")[0])
+    if repository and not is_path:
         if find_spec("huggingface_hub"):
             from mirl_sparse.tickets.hub import download
 

@@ -13,6 +13,7 @@ from mirl_sparse.architectures.promptir.network import TransformerBlock
 from mirl_sparse.performance import prices
 from mirl_sparse.performance.cost import CostModel
 from mirl_training import Rounds, TrainingSettings, prune
+from mirl_training.engine.sparse_layers import use_dense_layers, use_sparse_layers
 from mirl_training.pruning import Mask, layer_clock
 
 FAST = TrainingSettings(learning_rate=5e-3, weight_decay=0)
@@ -47,6 +48,31 @@ class Restormer(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x + self.last(self.block(self.first(x)))
+
+
+class Tied(nn.Module):
+    """Two convolutions with one weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 12, 3, padding=1)
+        self.a, self.b = nn.Conv2d(12, 12, 3, padding=1), nn.Conv2d(12, 12, 3, padding=1)
+        self.b.weight = self.a.weight
+        self.last = nn.Conv2d(12, 3, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.last(self.b(self.a(self.first(x)).relu()))
+
+
+class Gain(nn.Module):
+    """A factor for each channel, named as weights are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.full((1, 8, 1, 1), 1e-3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.weight
 
 
 ENDS = {Denoiser: ("layers.0.*", "layers.5.*"), Restormer: ("first.*", "last.*")}
@@ -95,16 +121,44 @@ def test_a_ticket_of_any_network_learns_and_has_the_density(kind, criterion, bat
     assert not ticket.network.training
 
 
-@pytest.mark.parametrize("kind", [Denoiser, Restormer])
-def test_sparse_layers_train_to_what_dense_ones_do(kind, batches):
-    if not cpu.available():
-        pytest.skip("the C++ kernels were not built")
+@pytest.mark.skipif(not cpu.available(), reason="the C++ kernels were not built")
+@pytest.mark.parametrize("kind", [Denoiser, Restormer, Tied])
+@pytest.mark.parametrize("training", [FAST, FAST.model_copy(update={"ema": 0.9, "optimizer": "muon"})])
+def test_sparse_layers_train_to_what_dense_ones_do(kind, training, batches):
     tickets = [
-        prune(built(kind), batches, density=0.3, rounds=Rounds(1, 5, 10), training=FAST, engine=engine)
+        prune(built(kind), batches, density=0.3, rounds=Rounds(1, 5, 10), training=training, engine=engine)
         for engine in ("fused", "reference")
     ]
     for name, value in tickets[0].network.state_dict().items():
         torch.testing.assert_close(value, tickets[1].network.state_dict()[name], rtol=1e-3, atol=2e-4)
+    network, mask = tickets[0].network, tickets[0].mask
+    assert Mask.of(network).nnz <= mask.nnz
+    assert not any("forward" in vars(m) for m in network.modules())
+    use_sparse_layers(network, mask)
+    assert any("forward" in vars(m) for m in network.modules())
+    use_dense_layers(network)
+    assert not any("forward" in vars(m) for m in network.modules())
+
+
+def test_a_block_alone_and_blocks_that_share_weights_are_pruned(batches):
+    features = [(torch.rand(1, 12, 16, 16), torch.rand(1, 12, 16, 16))]
+    torch.manual_seed(0)
+    block, other = TransformerBlock(12, heads=2, expansion=2), TransformerBlock(12, heads=2, expansion=2)
+    other.attn.qkv.weight = block.attn.qkv.weight
+    for network in (block, nn.Sequential(block, other)):
+        ticket = prune(network, features, density=0.2, rounds=Rounds(1, 2, 2))
+        assert ticket.rounds[-1].density == pytest.approx(0.2, abs=0.01)
+
+
+def test_only_layers_are_pruned_and_zeros_of_a_trained_network_stay(batches):
+    network = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), Gain(), nn.Conv2d(8, 3, 3, padding=1))
+    assert set(Mask.full(network).alive) == {"0.weight", "2.weight"}
+    first = prune(network, batches, density=0.4, rounds=Rounds(1, 2, 2))
+    second = prune(first.network, batches, density=0.2, rounds=Rounds(2, 0, 2, "none"))
+    assert [round(r.density, 2) for r in second.rounds] == [0.4, 0.28, 0.2]
+    assert not any(bool((second.mask.alive[n] & ~keep).any()) for n, keep in first.mask.alive.items())
+    with pytest.raises(UserError, match=r"expected less than the network has, 0\.4"):
+        prune(first.network, batches, density=0.5, rounds=Rounds(1, 0, 2))
 
 
 def test_a_ticket_is_rewound_to_where_it_is_asked_to(batches):
@@ -124,14 +178,16 @@ def test_a_ticket_is_rewound_to_where_it_is_asked_to(batches):
 
 
 @pytest.mark.skipif(not cpu.available(), reason="the C++ kernels were not built")
-def test_latency_reaches_its_speedup_by_the_cost_model(batches, monkeypatch):
+@pytest.mark.parametrize("kind", [Restormer, Tied])
+def test_latency_reaches_its_speedup_by_the_cost_model(kind, batches, monkeypatch):
     # Entries of sparse rows cost most, and nothing is faster if it is dense.
     weights = defaultdict(lambda: 1e-9, {Quantity.ENTRY: 3e-8, Quantity.DENSE: 3e-8})
     monkeypatch.setattr(prices, "cost_model", lambda: CostModel(weights))
     monkeypatch.setattr(layer_clock, "dense_quantities", lambda layer, shape: Counter({"a": 10**12}))
     example = torch.rand(1, 3, 64, 64)
+    network = built(kind)
     ticket = prune(
-        built(Restormer),
+        network,
         batches,
         criterion="latency",
         speedup=1.3,
@@ -141,8 +197,8 @@ def test_latency_reaches_its_speedup_by_the_cost_model(batches, monkeypatch):
         exempt=("first.*",),
     )
     seconds = [r.seconds for r in ticket.rounds]
-    assert 1.3 <= seconds[0] / seconds[2] < 1.35
-    assert 1.3**0.5 <= seconds[0] / seconds[1] < 1.2
+    assert 1.3 <= seconds[0] / seconds[2] < 1.7  # matrices of this size become sparse at once
+    assert 1.3**0.5 <= seconds[0] / seconds[1]
     assert bool((ticket.network.first.weight != 0).all())
     sparse = sparsify(ticket.network, example)
     torch.testing.assert_close(sparse(example), ticket.network(example), rtol=1e-3, atol=1e-4)
@@ -187,3 +243,8 @@ def test_data_that_end_and_gradients_that_are_not_finite_are_refused(batches):
         prune(built(Denoiser), broken, density=0.5, rounds=Rounds(1, 1, 1))
     with pytest.raises(UserError, match="no convolution and no linear layer"):
         prune(nn.ReLU(), batches)
+    normed = nn.Sequential(torch.nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 3, 3, padding=1)))
+    with pytest.raises(UserError, match="0: its weight is computed from others"):
+        prune(normed, batches)
+    with pytest.raises(UserError, match="expected a tuple of patterns"):
+        prune(built(Denoiser), batches, exempt="layers.*")

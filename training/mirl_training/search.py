@@ -106,7 +106,8 @@ def prune(
     `mirl_sparse.sparsify` makes the result fast.
 
     Args:
-        network: The network, image in, image out. A copy of it is trained, on the device that it is on.
+        network: The network, which takes an image and gives one. A copy is trained, all its parameters, on
+            the device that it is on. Without dense steps, weights that are zero stay zero.
         data: Batches of (degraded, clean), each (B, C, H, W), that the network and the loss take. It is
             started again whenever it ends, so give a list or a DataLoader, not a generator.
         criterion: How weights are ranked: "global", "layerwise", "lamp", or "latency".
@@ -116,11 +117,11 @@ def prune(
             to be on this machine, by the cost model of `sparsify`, for the example.
         example: For "latency", the input, or the tuple of arguments, that the time is counted for.
         rounds: The rounds, or their number.
-        training: How a round is optimised. Of these settings ``steps``, ``epochs``, ``teacher``, patches and
-            validations are not used.
+        training: How a round is optimised: loss, optimizer, learning rate and its warm-up, decay, clipping,
+            averages, parts of a batch, precision. The other settings are not used.
         loss: Loss of (restored, clean); by default the one of ``training``, L1.
-        exempt: Patterns (shell wildcards) of the names of weights that are never pruned. Small networks
-            want their first and last layers exempt.
+        exempt: Patterns (shell wildcards) of the names of weights that are never pruned. Exempt the first and
+            last layers of small networks.
         engine: "fused" trains sparse layers on the kernels for their surviving weights, "reference" all in
             PyTorch; "auto" is "fused" in float32 on a CPU.
         on_round: Is called after each round.
@@ -144,15 +145,24 @@ def prune(
     """
     schedule = rounds if isinstance(rounds, Rounds) else Rounds(rounds)
     _check(criterion, density, speedup, example, schedule)
+    if isinstance(exempt, str):
+        raise UserError(f'exempt is "{exempt}"; expected a tuple of patterns')
     search = _Search(network, data, training or TrainingSettings(), loss, engine)
+    if schedule.dense_steps == 0:
+        search.mask = Mask.of(search.network)
     goal = _latency(search, speedup, example, exempt) if speedup is not None else None
+    begin = search.mask.density
+    if goal is None:
+        if density >= begin:
+            raise UserError(f"density is {density}; expected less than the network has, {begin:.3g}")
+        prune_to_density(search.network, search.mask, density, criterion, exempt)  # can it be reached?
     results: list[RoundResult] = []
     for index in range(schedule.count + 1):
         if index:
             if goal:
                 mask = goal.prune(search.mask, index / schedule.count)
             else:
-                kept = Mask.full(search.network).density * density ** (index / schedule.count)
+                kept = begin * (density / begin) ** (index / schedule.count)
                 mask = prune_to_density(search.network, search.mask, kept, criterion, exempt)
             search.begin(mask, schedule.rewind)
         mean = search.train(schedule.steps if index else schedule.dense_steps, _rewound_step(schedule, index))
@@ -204,6 +214,12 @@ class _Search:
         loss: Loss | None,
         engine: str,
     ) -> None:
+        for name, module in network.named_modules():
+            if not isinstance(getattr(module, "weight", None), (nn.Parameter, type(None))):
+                raise UserError(
+                    f"{name or type(module).__name__}: its weight is computed from others (a parametrization,"
+                    " weight_norm, or a mask of torch.nn.utils.prune); make it permanent before"
+                )
         self.network = copy.deepcopy(network).train().requires_grad_(True)
         self.mask = Mask.full(self.network)
         if not self.mask.alive:
@@ -245,7 +261,10 @@ class _Search:
     def importance(self) -> dict[str, Tensor]:
         """Return `Trainer.importance` by the batches that would come next."""
         self.network.eval()  # statistics of batches stay as they are
-        importance = self._trainer().importance(list(islice(self._batches, _IMPORTANCE_BATCHES)))
+        try:
+            importance = self._trainer().importance(list(islice(self._batches, _IMPORTANCE_BATCHES)))
+        except Diverged:
+            raise UserError("a gradient is not finite; look for such values in the data") from None
         self.network.train()
         return {name: values.cpu() for name, values in importance.items()}
 

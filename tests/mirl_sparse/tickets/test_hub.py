@@ -92,7 +92,7 @@ def test_what_cannot_be_downloaded_is_said_in_one_line(hub, python, tmp_path):
     done = python(
         """
         from mirl_sparse import UserError
-        sources = "user/none", "user/private", "user/empty", "user/empty@v2", "tickets/mine"
+        sources = "user/none", "user/private", "user/empty", "user/empty@v2", "tickets/mine", "no/x.pt"
         for source in sources:
             try:
                 SparseRestorer.from_pretrained(source)
@@ -107,4 +107,5 @@ def test_what_cannot_be_downloaded_is_said_in_one_line(hub, python, tmp_path):
         "user/empty: the repository holds no ticket.safetensors; expected one of mirl-sparse",
         "user/empty: the repository has no such revision",
         "tickets/mine: no such file, nor a shipped ticket (haze, small)",  # the Hub is not asked
+        "no/x.pt: no such file, nor a shipped ticket (haze, small)",
     ]

@@ -88,7 +88,7 @@ def optimizers(network: nn.Module, name: str, lr: float, weight_decay: float) ->
         lr: Learning rate.
         weight_decay: Decay per step, relative to the learning rate.
     """
-    convolutions = [p for p in network.parameters() if p.ndim == 4]  # the first and the last one at the ends
+    convolutions = [p for p in network.parameters() if p.ndim == 4 and len(p) > 1]  # no gains (1, C, 1, 1)
     matrices = [p for p in convolutions[1:-1] if p.shape[1] > 1] if name == OptimizerName.MUON else []
     chosen = {id(p) for p in matrices}
     rest = [p for p in network.parameters() if id(p) not in chosen]

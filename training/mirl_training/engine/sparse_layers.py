@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from mirl_kernels.ops.conv.backward import TrainableConv
 from mirl_kernels.ops.gdfn.backward import TrainableGDFN
 from mirl_kernels.ops.mdta.backward import TrainableMDTA
 from mirl_sparse.sparsification.blocks import RestormerWeights, find_restormer
-from mirl_sparse.sparsification.layers import has_hooks
+from mirl_sparse.sparsification.layers import has_hooks, weight_refusal
 from mirl_training.pruning.mask import Mask
 
+_LAYERS = "attn.qkv", "attn.qkv_dwconv", "attn.project_out", "ffn.project_in", "ffn.dwconv", "ffn.project_out"
 _LARGEST_DENSITY = 0.35  # of a layer: fuller ones take PyTorch's dense operators less time
 
 
@@ -30,9 +32,12 @@ class _ConvForward(_Forward):
         self._conv = TrainableConv(alive)
 
     def __call__(self, x: Tensor) -> Tensor:
-        bias: Any = self.module.bias
-        y = self._conv(x, self.module.weight)  # type: ignore[arg-type]
-        return y if bias is None else y + bias.view(-1, 1, 1)
+        module: Any = self.module
+        if x.ndim != 4 or x.dtype != torch.float32:
+            dense: Tensor = nn.Conv2d.forward(module, x)
+            return dense
+        y = self._conv(x, module.weight)
+        return y if module.bias is None else y + module.bias.view(-1, 1, 1)
 
 
 class _BlockForward(_Forward):
@@ -40,7 +45,7 @@ class _BlockForward(_Forward):
         super().__init__(module)
 
         def alive(*layers: str) -> list[Tensor]:
-            return [mask.alive[f"{name}.{layer}.weight"] for layer in layers]
+            return [mask.alive[_joined(name, f"{layer}.weight")] for layer in layers]
 
         heads = _weights(module).attention.temperature.numel()
         qkv, dwconv, project_out = alive("attn.qkv", "attn.qkv_dwconv", "attn.project_out")
@@ -56,6 +61,10 @@ class _BlockForward(_Forward):
         gain, offset, project_in, dwconv, project_out, _ = feed_forward
         assert offset is not None
         return self._gdfn(x, gain, offset, project_in, dwconv, project_out)
+
+
+def _joined(name: str, rest: str) -> str:
+    return f"{name}.{rest}" if name else rest
 
 
 def _weights(block: nn.Module) -> RestormerWeights:
@@ -89,7 +98,7 @@ def use_sparse_layers(network: nn.Module, mask: Mask) -> None:
         if _is_block(m, name, mask):
             m.__dict__["forward"] = _BlockForward(m, mask, name)
             inside.update(m.modules())
-        elif isinstance(m, nn.Conv2d) and _is_sparse(m, alive := mask.alive.get(f"{name}.weight")):
+        elif isinstance(m, nn.Conv2d) and _is_sparse(m, alive := mask.alive.get(_joined(name, "weight"))):
             assert alive is not None
             m.__dict__["forward"] = _ConvForward(m, alive)
 
@@ -106,6 +115,7 @@ def _is_sparse(m: nn.Conv2d, alive: Tensor | None) -> bool:
     same: Collection[object] = ("same", tuple(k // 2 for k in m.kernel_size))
     return (
         alive is not None
+        and weight_refusal(m.weight) is None
         and type(m).forward is nn.Conv2d.forward
         and (m.groups, m.stride, m.dilation, m.padding_mode) == (1, (1, 1), (1, 1), "zeros")
         and m.padding in same
@@ -121,6 +131,10 @@ def _is_block(m: nn.Module, name: str, mask: Mask) -> bool:
         return False
     has_biases = any(bias is not None for half in weights for bias in half.biases)
     has_norms = all(half.norm_bias is not None for half in weights)
-    alive = [keep for n, keep in mask.alive.items() if n.startswith(f"{name}.")]
-    density = sum(int(keep.sum()) for keep in alive) / max(1, sum(keep.numel() for keep in alive))
+    alive = [mask.alive.get(_joined(name, f"{layer}.weight")) for layer in _LAYERS]
+    if any(keep is None for keep in alive):  # shared with another block, or computed from other weights
+        return False
+    density = sum(int(keep.sum()) for keep in alive if keep is not None) / max(
+        1, sum(keep.numel() for keep in alive if keep is not None)
+    )
     return has_norms and not has_biases and density <= _LARGEST_DENSITY

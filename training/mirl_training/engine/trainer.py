@@ -210,8 +210,9 @@ class Trainer:
         """Return a state dict of what was learnt, averaged where the settings say so."""
         state = {k: v.detach() for k, v in self.network.state_dict().items()}
         if self._average is not None:
-            names = (n for n, _ in self.network.named_parameters())
-            state |= dict(zip(names, self._average, strict=True))
+            average = dict(zip(map(id, self.network.parameters()), self._average, strict=True))
+            names = self.network.named_parameters(remove_duplicate=False)  # shared ones have several
+            state |= {n: average[id(p)] for n, p in names}
         return state
 
     def state_dict(self) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from math import prod
@@ -104,23 +105,27 @@ class LayerClock:
 
     def seconds_per_weight(self) -> dict[str, float]:
         """Return the seconds that one weight of a convolution or linear layer adds; of no call, nothing."""
-        return {f"{name}.weight": each for name, _, each, _ in self._layers()}
+        prices: dict[str, float] = defaultdict(float)  # two layers may share a weight
+        for name, _, each, _ in self._layers():
+            prices[name] += each
+        return dict(prices)
 
     def channels(self) -> list[Channels]:
         """Return the rows of all convolutions and linear layers."""
         return [
             Channels(
                 torch.full((rows,), row, dtype=torch.float64),
-                {f"{name}.weight": lambda weight: weight.flatten(1)[None]},
+                {name: lambda weight: weight.flatten(1)[None]},
             )
             for name, rows, _, row in self._layers()
         ]
 
     def _layers(self) -> Iterator[tuple[str, int, float, float]]:
-        """Yield of each layer its name, its rows, and the seconds of a weight and of a row."""
+        """Yield of each layer the name of its weight, its rows, and the seconds of a weight and of a row."""
         of_unit = {layer: unit.calls for unit in self._units for layer in unit.module.modules()}
-        for name, module in self._scratch.named_modules():
-            if not isinstance(module, (nn.Conv2d, nn.Linear)):
+        names = {id(p): name for name, p in self._scratch.named_parameters()}
+        for module in self._scratch.modules():
+            if not isinstance(module, (nn.Conv2d, nn.Linear)) or id(module.weight) not in names:
                 continue
             is_tap = isinstance(module, nn.Conv2d) and module.groups == module.in_channels > 1
             each = row = 0.0
@@ -129,7 +134,7 @@ class LayerClock:
                 vectors, groups = cpu.pixel_groups(1, _results(module, shape))
                 each += times * per_weight(self._model, vectors, groups, is_tap)
                 row += times * per_row(self._model, vectors, groups)
-            yield name, len(module.weight), each, row
+            yield names[id(module.weight)], len(module.weight), each, row
 
 
 def _results(layer: nn.Conv2d | nn.Linear, shape: tuple[int, ...]) -> int:

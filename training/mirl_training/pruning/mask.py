@@ -8,6 +8,7 @@ from fnmatch import fnmatch
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from mirl_sparse.architectures.promptir import PromptIR, unused_weights
 from mirl_sparse.errors import UserError
@@ -28,14 +29,26 @@ def prunable_names(network: nn.Module, gains: bool = False) -> list[str]:
         gains: True takes every parameter whose name ends with "weight", the gains of norms and layers that
             are never called too, as MIR-L's code does.
     """
-    unused: Collection[str] = ()
+    left_out: Collection[str] = ()
     if isinstance(network, PromptIR) and not gains:
-        unused = unused_weights(network.config)
+        left_out = unused_weights(network.config)
+    elif not gains:
+        left_out = _weights_of_other_layers(network)
     return [
         name
         for name, p in network.named_parameters()
-        if name.endswith("weight") and (gains or p.ndim > 1) and name not in unused
+        if name.endswith("weight") and (gains or p.ndim > 1) and name not in left_out
     ]
+
+
+def _weights_of_other_layers(network: nn.Module) -> set[str]:
+    """Return the names of weights that are not those of convolutions, linear layers and attentions."""
+    return {
+        f"{name}.{weight}" if name else weight
+        for name, m in network.named_modules()
+        if not isinstance(m, (_ConvNd, nn.Linear, nn.MultiheadAttention))
+        for weight, _ in m.named_parameters(recurse=False)
+    }
 
 
 @dataclass(frozen=True)
