@@ -198,7 +198,7 @@ def test_latency_reaches_its_speedup_by_the_cost_model(kind, batches, monkeypatc
     )
     seconds = [r.seconds for r in ticket.rounds]
     assert 1.3 <= seconds[0] / seconds[2] < 1.7  # matrices of this size become sparse at once
-    assert 1.3**0.5 <= seconds[0] / seconds[1]
+    assert seconds[0] / seconds[1] >= 1.3**0.5
     assert bool((ticket.network.first.weight != 0).all())
     sparse = sparsify(ticket.network, example)
     torch.testing.assert_close(sparse(example), ticket.network(example), rtol=1e-3, atol=1e-4)
