@@ -53,7 +53,7 @@ class Queue(Protocol):
 
     @property
     def is_over(self) -> bool:
-        """Whether there will be none any more."""
+        """Return whether no more tasks will come."""
 
 
 class Pool(ABC, Generic[_W]):

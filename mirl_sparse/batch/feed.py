@@ -46,7 +46,7 @@ class Feed:
 
     @property
     def is_over(self) -> bool:
-        """Whether all tasks were taken.
+        """Return whether all tasks were taken.
 
         Raises:
             Exception: What has ended the listing before.

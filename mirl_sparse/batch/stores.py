@@ -54,7 +54,7 @@ class Store(Protocol):
     """
 
     place: str
-    """What tells the store's root from others; ends in `/`."""
+    """Return the address that tells the store's root from others; it ends in `/`."""
 
     def items(self, skip: str, left_out: Counter[str]) -> Iterator[Item]:
         """Yield the photos below the root, as they are listed; keys that begin with ``skip`` are not."""

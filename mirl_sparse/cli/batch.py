@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mirl_sparse.choices import BackendName, EngineName
+from mirl_sparse.cli.options import Backend, Metadata, Strength, Ticket
 from mirl_sparse.cli.printing import parse_bytes
 from mirl_sparse.defaults import TICKET
 from mirl_sparse.errors import UserError
@@ -24,17 +25,13 @@ _STOPPED = 130  # exit status, as of a program that Ctrl+C ends
 def batch(
     source: Annotated[str, typer.Argument(help="A folder or store of photos, such as s3://bucket/photos.")],
     target: Annotated[str, typer.Argument(help="A folder or store for the results and the report.")],
-    ticket: Annotated[str, typer.Option(help="A ticket file or the name of a shipped one.")] = TICKET,
-    backend: Annotated[str, typer.Option(help=f"One of {BackendName.names()}.")] = BackendName.AUTO.value,
+    ticket: Ticket = TICKET,
+    backend: Backend = BackendName.AUTO.value,
     format: Annotated[
         str | None, typer.Option(help="Write this format; the suffix is appended to other names.")
     ] = None,
-    strength: Annotated[
-        float, typer.Option(help="0 leaves a photo as it is, 1 restores it fully.", min=0, max=1)
-    ] = 1.0,
-    metadata: Annotated[
-        bool, typer.Option(help="Keep EXIF, XMP, IPTC, resolution and text, or drop them.")
-    ] = True,
+    strength: Strength = 1.0,
+    metadata: Metadata = True,
     engine: Annotated[
         EngineName, typer.Option(help="Workers on this machine, or on a Ray cluster.")
     ] = EngineName.LOCAL,

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mirl_sparse.choices import BackendName
+from mirl_sparse.cli.options import Backend, Metadata, Strength, Ticket
 from mirl_sparse.cli.printing import parse_bytes
 from mirl_sparse.defaults import TICKET
 from mirl_sparse.errors import UserError
@@ -27,19 +28,11 @@ def restore(
         str | None,
         typer.Option("--output", "-o", help="A file, a folder, or - for standard output."),
     ] = None,
-    ticket: Annotated[
-        str, typer.Option(help="A ticket file or the name of a shipped one; haze is for hazy photos.")
-    ] = TICKET,
-    backend: Annotated[
-        str, typer.Option(help=f"One of {BackendName.names()}; triton is for a GPU.")
-    ] = BackendName.AUTO.value,
+    ticket: Ticket = TICKET,
+    backend: Backend = BackendName.AUTO.value,
     format: Annotated[str | None, typer.Option(help="Write this format instead of the input's.")] = None,
-    strength: Annotated[
-        float, typer.Option(help="0 leaves a photo as it is, 1 restores it fully.", min=0, max=1)
-    ] = 1.0,
-    metadata: Annotated[
-        bool, typer.Option(help="Keep EXIF, XMP, IPTC, resolution and text, or drop them.")
-    ] = True,
+    strength: Strength = 1.0,
+    metadata: Metadata = True,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Restore photos again whose results are up to date.")
     ] = False,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mirl_sparse.choices import BackendName
+from mirl_sparse.cli.options import Backend, Ticket
 from mirl_sparse.cli.printing import parse_bytes
 from mirl_sparse.defaults import TICKET
 
@@ -24,12 +25,8 @@ def serve(
         str, typer.Option(help="Name or address to serve at; 0.0.0.0 is for all machines of the network.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="0 takes a free one.", min=0, max=65535)] = 8000,
-    ticket: Annotated[
-        str, typer.Option(help="A ticket file or the name of a shipped one; haze is for hazy photos.")
-    ] = TICKET,
-    backend: Annotated[
-        str, typer.Option(help=f"One of {BackendName.names()}; triton is for a GPU.")
-    ] = BackendName.AUTO.value,
+    ticket: Ticket = TICKET,
+    backend: Backend = BackendName.AUTO.value,
     workers: Annotated[int, typer.Option(help="Photos that are restored at a time.", min=1)] = 1,
     threads: Annotated[
         int,

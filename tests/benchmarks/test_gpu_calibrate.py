@@ -1,4 +1,4 @@
-"""What the stages write is enough to calibrate, and to write the pages, on any machine."""
+"""Calibrate, and write the pages, by nothing but what the stages wrote."""
 
 import json
 

@@ -69,7 +69,7 @@ class InlinePool(Pool[int]):
 
 @dataclass
 class Run:
-    """What a run in this process did."""
+    """Hold what a run in this process did."""
 
     tasks: list[str] = field(default_factory=list)
     counts: dict[Status, int] = field(default_factory=dict)

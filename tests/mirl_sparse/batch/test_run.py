@@ -1,4 +1,4 @@
-"""What is restored, what is skipped, and what becomes of photos that cannot be restored."""
+"""Test what a batch restores, what it skips, and what it says of photos that cannot be restored."""
 
 import errno
 import os
