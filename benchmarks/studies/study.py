@@ -37,7 +37,7 @@ from skimage import restoration
 from skimage.data import astronaut
 from skimage.metrics import peak_signal_noise_ratio
 
-from mirl_sparse.architectures.promptir.network import PromptIR
+from mirl_sparse.architectures.promptir import PromptIR, PromptIRConfig
 from mirl_sparse.files import write_whole
 from mirl_sparse.performance.prices import cost_model
 from mirl_sparse.runtime.restorer import SparseRestorer
@@ -45,7 +45,7 @@ from mirl_sparse.tickets import load_network
 from mirl_training.data.degradations import add_noise
 from mirl_training.evaluation import Pixels, standard_sets
 from mirl_training.pruning import Mask, PromptIRClock, prune_to_density
-from mirl_training.runs import Run, RunConfig, load_config, read_log, save_weights
+from mirl_training.runs import Run, RunConfig, architecture_of, load_config, read_log, save_weights
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "study.jsonl"
@@ -58,6 +58,11 @@ TENTH = 10  # the round that leaves 10.7%
 USUAL = "gradual global 10%"  # what other rows are compared with
 GRADUAL = {"rounds": 4, "round_steps": 200, "final_steps": STEPS, "rewind": "none"}
 SIDE, RUNS, CLASSICAL_RUNS = 256, 21, 5
+
+
+def _new_network() -> PromptIR:
+    assert isinstance(TINY.network, PromptIRConfig)
+    return PromptIR(TINY.network)
 
 
 def config(seed: int, **pruning: Any) -> RunConfig:
@@ -115,11 +120,11 @@ def imp(seed: int, data: Path, rounds: int = TENTH, rewind: str | int = REWIND) 
 
 def from_mask(name: str, seed: int, data: Path, mask: Mask, weights: dict[str, torch.Tensor]) -> Path:
     """Train the weights that a mask keeps, alone, and return the folder of the round."""
-    network = PromptIR(TINY.network)
+    network = _new_network()
     network.load_state_dict(weights)
     mask.apply(network)
     start = WORK / f"{name}-{seed}.safetensors"
-    save_weights(start, network.state_dict(), network)
+    save_weights(start, network.state_dict(), architecture_of(network).metadata())
     values = config(seed).to_dict() | {"network": None, "start": str(start)}
     return trained(name, RunConfig(**values), data) / "round_00"
 
@@ -141,7 +146,7 @@ def control(seed: int, data: Path, shuffled: bool) -> Path:
         )
         return from_mask("random", seed, data, mask, load_file(base / "rewind.safetensors"))
     torch.manual_seed(1000 + seed)
-    return from_mask("reinit", seed, data, mask, PromptIR(TINY.network).state_dict())
+    return from_mask("reinit", seed, data, mask, _new_network().state_dict())
 
 
 def one_shot(seed: int, data: Path) -> Path:

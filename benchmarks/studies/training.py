@@ -271,7 +271,8 @@ def _change_last_bits(run: Run) -> None:
     with torch.no_grad():
         for p in run.network.parameters():
             p.mul_(1 + 6e-8 * torch.randn(p.shape, generator=noise))
-    save_weights(run.folder / "start.safetensors", run.network.state_dict(), run.network)
+    metadata = run.context.architecture.metadata()
+    save_weights(run.folder / "start.safetensors", run.network.state_dict(), metadata)
 
 
 def imp(data: Path) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cache
+from importlib import import_module
 from importlib.metadata import version
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -136,6 +137,17 @@ class ImageNetwork(nn.Module):
         vars(copied).update(deepcopy(vars(self), memo))  # functions are not copied
         return copied
 
+    def around(self, model: nn.Module) -> ImageNetwork:
+        """Return a network like this one that holds another module of spandrel's, the module itself.
+
+        Args:
+            model: A module of the same class and parameters as `model`.
+        """
+        other = ImageNetwork.__new__(ImageNetwork)
+        vars(other).update(vars(self))
+        other._modules = {"model": model}
+        return other
+
     def forward(self, image: Tensor) -> Tensor:
         """Restore an image.
 
@@ -150,6 +162,70 @@ class ImageNetwork(nn.Module):
             restored: Tensor = self.model(torch.cat([image, noise], 1))
             return restored
         return self._call(self.model, image.clone())  # some networks write to their input
+
+
+def new_network(name: str, arguments: Mapping[str, Any]) -> ImageNetwork:
+    """Return a network with new weights, to be trained.
+
+    Args:
+        name: Name of a network's class as spandrel has it, such as "NAFNet" or "RealPLKSR".
+        arguments: Arguments of the class, such as ``{"width": 16, "enc_blk_nums": [1, 1]}``.
+
+    Raises:
+        ArchitectureError: spandrel is not installed, has no such class, the class does not take the
+            arguments, or spandrel takes the weights for another network than the one that was built.
+    """
+    known = _network_classes()
+    if name not in known:
+        names = ", ".join(sorted(known))
+        raise ArchitectureError(
+            f"architecture is {name!r}; expected PromptIR or what {versions()} knows: {names}"
+        )
+    architecture, build = known[name]
+    try:
+        built = build(**arguments).eval()
+    except Exception as error:  # of spandrel's code, for any arguments
+        reason = " ".join(str(error).split())[:200]
+        raise ArchitectureError(
+            f"{name} does not take {dict(arguments)} ({type(error).__name__}: {reason})"
+        ) from error
+    state = built.state_dict()
+    network = ImageNetwork(architecture, state)
+    shape = (1, network.input_channels, *network.size.padded(32, 32))
+    image = torch.rand(shape, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        is_same = detect(state) == architecture and _same_images(built, network.model, image)
+    if not is_same:
+        raise ArchitectureError(
+            f"{name} of {dict(arguments)} cannot be built again from its weights, as tickets are:"
+            f" {versions()} reads some arguments from shapes and takes defaults for others; change them"
+        )
+    return network
+
+
+def _same_images(a: nn.Module, b: nn.Module, image: Tensor) -> bool:
+    """Return whether two modules that take an image and give one give the same."""
+    try:
+        first, second = a(image.clone()), b(image.clone())
+    except Exception as error:  # of spandrel's code
+        raise ArchitectureError(
+            f"{type(a).__name__} takes more than an image ({type(error).__name__}: {error})"
+        ) from error
+    return (
+        isinstance(first, Tensor) and first.shape == second.shape and torch.allclose(first, second, atol=1e-5)
+    )
+
+
+@cache
+def _network_classes() -> dict[str, tuple[str, Callable[..., nn.Module]]]:
+    """Return the classes of networks by name, each with the name of its architecture."""
+    classes: dict[str, tuple[str, Callable[..., nn.Module]]] = {}
+    for support in registry().architectures("detection"):
+        module = import_module(type(support.architecture).__module__)
+        for name, value in vars(module).items():
+            if isinstance(value, type) and issubclass(value, nn.Module):
+                classes[name] = support.architecture.id, value
+    return classes
 
 
 def is_available() -> bool:

@@ -8,7 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -58,10 +58,11 @@ class Batch:
     """
 
     def __init__(self, settings: WorkerSettings, selection: Selection) -> None:
-        self.settings, self._selection = settings, selection
+        self._selection = selection
         self._source, self._target = open_store(settings.source), open_store(settings.target)
         self._skip = _results_below(self._source, self._target)
         self.ticket: Path = find_restorer(settings.ticket, settings.backend)[0]
+        self.settings = replace(settings, ticket=str(self.ticket))  # workers look nothing up
         try:
             content = self.ticket.read_bytes()
         except OSError as error:

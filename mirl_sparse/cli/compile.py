@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from mirl_sparse.cli.options import named_after
 from mirl_sparse.cli.printing import printable
 
 
@@ -20,6 +21,6 @@ def compile_command(
     from mirl_sparse.compilation import compile_ticket
     from mirl_sparse.program import SUFFIX
 
-    target = output or Path(f"{Path(ticket).name.removesuffix('.safetensors')}{SUFFIX}")
+    target = output or named_after(ticket, SUFFIX)
     size = compile_ticket(ticket, target)
     print(f"wrote {printable(target)} ({size / 1e6:.1f} MB)")

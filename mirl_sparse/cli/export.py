@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from mirl_sparse.cli.options import named_after
 from mirl_sparse.cli.printing import printable
 from mirl_sparse.errors import UserError
 
@@ -23,7 +24,7 @@ def export(
         raise UserError("no format is named; expected --onnx (mirl-sparse compile writes programs)")
     from mirl_sparse.onnx_export import export_onnx
 
-    target = output or Path(f"{Path(ticket).name.removesuffix('.safetensors')}.onnx")
+    target = output or named_after(ticket, ".onnx")
     size = export_onnx(ticket, target)
     print(
         f"wrote {printable(target)} ({size / 1e6:.1f} MB): images of any size; other programs run it as a"

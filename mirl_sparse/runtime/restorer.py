@@ -150,7 +150,9 @@ class SparseRestorer(nn.Module):
         branch: str | None = None,
         message: str = "Add a ticket of mirl-sparse",
     ) -> str:
-        """Write the ticket and a model card to a repository of the Hugging Face Hub (extra ``hub``).
+        """Write the ticket to a repository of the Hugging Face Hub (extra ``hub``).
+
+        A repository without a model card gets one; a card that is there stays as it is.
 
         Args:
             repository: "user/name"; it is made if need be.
@@ -165,12 +167,15 @@ class SparseRestorer(nn.Module):
         Raises:
             huggingface_hub.errors.HfHubHTTPError: If the Hub refuses.
         """
+        from mirl_sparse.tickets.hub import CARD, has_card
+
         return self._hub_ticket().push_to_hub(
             repository,
             private=private,
             token=token,
             branch=branch,
             commit_message=message,
+            ignore_patterns=CARD if has_card(repository, branch, token) else None,
             model_card_kwargs={"name": repository},
         )
 

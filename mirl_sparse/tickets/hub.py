@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCard, ModelHubMixin, hf_hub_download
+from huggingface_hub import ModelCard, ModelHubMixin, file_exists, hf_hub_download
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -17,6 +17,7 @@ from huggingface_hub.errors import (
 from mirl_sparse.files import write_whole
 from mirl_sparse.tickets.file import TICKET_FILE, TicketError
 
+CARD = "README.md"
 _PROBLEMS = {  # of several, the first one is told
     GatedRepoError: "may not be read yet; ask for access on its page, then run hf auth login",
     RepositoryNotFoundError: "no such file, nor a repository; if it is private, run hf auth login",
@@ -42,6 +43,20 @@ def download(repository: str, revision: str | None) -> Path:
         reason = " ".join(str(error).split())[:200]
         problems = (text for kind, text in _PROBLEMS.items() if isinstance(error, kind))
         raise TicketError(f"{repository}: {next(problems, f'cannot be downloaded ({reason})')}") from None
+
+
+def has_card(repository: str, branch: str | None, token: str | None) -> bool:
+    """Return whether a repository exists and holds a model card.
+
+    Args:
+        repository: "user/name".
+        branch: The branch; None for main.
+        token: The token; None for the one of ``hf auth login``.
+
+    Raises:
+        huggingface_hub.errors.HfHubHTTPError: The Hub refuses.
+    """
+    return file_exists(repository, CARD, revision=branch, token=token)
 
 
 class HubTicket(

@@ -235,6 +235,40 @@ def test_wrong_arguments_are_refused(given, problem, batches):
         prune(built(Denoiser), batches, **({"rounds": Rounds(1, 1, 1)} | given))
 
 
+class Stages(nn.Module):
+    """A network that gives the results of its stages, and has a state that is no tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.denoiser, self.name = Denoiser(), "first"
+
+    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+        first = self.denoiser(x)
+        return [first, self.denoiser(first)]
+
+    def get_extra_state(self) -> dict:
+        return {"name": self.name}
+
+    def set_extra_state(self, state: dict) -> None:
+        self.name = state["name"]
+
+
+def test_results_that_are_no_image_need_a_loss_of_the_callers(batches):
+    torch.manual_seed(0)
+    with pytest.raises(UserError, match="the network gives a list where the clean images are"):
+        prune(Stages(), batches, density=0.5, rounds=Rounds(1, 2, 2))
+    halves = [(degraded, clean[..., :8]) for degraded, clean in batches]
+    with pytest.raises(UserError, match="expected a tensor of their shape"):
+        prune(Denoiser(), halves, density=0.5, rounds=Rounds(1, 2, 2))
+
+    def loss(stages: list[torch.Tensor], clean: torch.Tensor) -> torch.Tensor:
+        return sum((stage - clean).abs().mean() for stage in stages)
+
+    ticket = prune(Stages(), batches, density=0.5, rounds=Rounds(1, 2, 2), loss=loss)
+    assert ticket.network.name == "first"
+    assert ticket.mask.density == pytest.approx(0.5, abs=1e-3)
+
+
 def test_data_that_end_and_gradients_that_are_not_finite_are_refused(batches):
     with pytest.raises(UserError, match="started again"):
         prune(built(Denoiser), iter(batches), density=0.5, rounds=Rounds(1, 8, 8))

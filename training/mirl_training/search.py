@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from mirl_kernels.core import cpu
@@ -65,7 +66,7 @@ class PrunedNetwork:
 
 
 Batches = Iterable[tuple[Tensor, Tensor]]
-Loss = Callable[[Tensor, Tensor], Tensor]
+Loss = Callable[[Any, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ def prune(
             the device that it is on. Without dense steps, weights that are zero stay zero.
         data: Batches of (degraded, clean), each (B, C, H, W), that the network and the loss take. It is
             started again whenever it ends, so give a list or a DataLoader, not a generator.
-        criterion: How weights are ranked: "global", "layerwise", "lamp", or "latency".
+        criterion: How weights are ranked: "global", "layerwise", "lamp", "latency", or "random".
         density: Share of the prunable weights (those of convolutions and linear layers) that the last round
             keeps, 0 to 1. Each round before keeps the same share of the round before it.
         speedup: For "latency", in the place of the density: how many times as fast the network's layers are
@@ -119,7 +120,8 @@ def prune(
         rounds: The rounds, or their number.
         training: How a round is optimised: loss, optimizer, learning rate and its warm-up, decay, clipping,
             averages, parts of a batch, precision. The other settings are not used.
-        loss: Loss of (restored, clean); by default the one of ``training``, L1.
+        loss: Loss of (what the network gives, clean); by default the one of ``training``, L1, of two tensors
+            of one shape.
         exempt: Patterns (shell wildcards) of the names of weights that are never pruned. Exempt the first and
             last layers of small networks.
         engine: "fused" trains sparse layers on the kernels for their surviving weights, "reference" all in
@@ -304,7 +306,8 @@ class _Latency:
 
     def prune(self, mask: Mask, part: float) -> Mask:
         budget = self._first * self.speedup**-part
-        return prune_to_latency(self.clock, self.search.importance(), mask, budget, self.exempt)
+        on_cpu = mask.to(torch.device("cpu"))
+        return prune_to_latency(self.clock, self.search.importance(), on_cpu, budget, self.exempt)
 
 
 def _latency(
@@ -322,5 +325,9 @@ def _latency(
     )
 
 
-def _copied(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value.detach().clone() for name, value in state.items()}
+def _copied(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a copy of a state dict; a module's extra state may be anything."""
+    return {
+        name: value.detach().clone() if isinstance(value, Tensor) else copy.deepcopy(value)
+        for name, value in state.items()
+    }

@@ -86,6 +86,18 @@ def test_what_is_pushed_or_saved_is_what_from_pretrained_returns(hub, python, tm
     assert unconnected.stderr.endswith("user/other: was never downloaded, and the Hub cannot be reached\n")
 
 
+@pytest.mark.slow
+def test_a_model_card_that_is_there_stays_as_it_is(hub, python):
+    hub.repositories["user/mine"] = Repository(False, [{"README.md": b"my words"}])
+    done = python("""
+        SparseRestorer.from_pretrained("small").push_to_hub("user/mine")
+    """)
+    assert not done.returncode, done.stderr
+    files = hub.repositories["user/mine"].files("main")
+    assert files["README.md"] == b"my words"
+    assert "ticket.safetensors" in files
+
+
 def test_what_cannot_be_downloaded_is_said_in_one_line(hub, python, tmp_path):
     hub.repositories |= {"user/private": Repository(True), "user/empty": Repository(False)}
     (tmp_path / "tickets").mkdir()

@@ -78,6 +78,20 @@ def test_ties_are_broken_the_same_way_and_exactly(network, criterion):
     assert all(torch.equal(keep, again.alive[n]) for n, keep in first.alive.items())
 
 
+def test_a_random_mask_has_the_layerwise_density_and_is_the_same_for_the_same_values(network):
+    drawn, ranked = (prune_to_density(network, Mask.full(network), 0.3, c) for c in ("random", "layerwise"))
+    again = prune_to_density(network, Mask.full(network), 0.3, "random")
+    for name, keep in drawn.alive.items():
+        assert keep.sum() == ranked.alive[name].sum(), name
+        assert torch.equal(keep, again.alive[name])
+    # Of what is ranked first, a draw keeps about its share.
+    both = sum(int((keep & ranked.alive[n]).sum()) for n, keep in drawn.alive.items())
+    assert both / drawn.nnz == pytest.approx(0.3, abs=0.02)
+    with torch.no_grad():
+        next(network.parameters()).add_(1e-3)
+    assert drawn.distance(prune_to_density(network, Mask.full(network), 0.3, "random")) > 0
+
+
 def test_exempt_layers_keep_everything_and_the_others_pay(network):
     mask = prune_to_density(network, Mask.full(network), 0.5, "global", ("output.*", "*dwconv*"))
     for name, keep in mask.alive.items():

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from mirl_sparse.architectures.promptir import PromptIR
-from mirl_sparse.runtime import SparseRestorer
+from mirl_sparse.errors import UserError
 from mirl_training.engine.fused import fuse, unfuse
 from mirl_training.engine.optimizer import optimizers
 from mirl_training.engine.selection import TrainingEngine
@@ -65,13 +65,24 @@ class Computation:
         engine: "fused" or "reference".
         teacher: The restorer whose results the network is to learn; None for no teacher.
         world: The processes that share a batch.
-        distance: The loss of (restored, clean), each (B, C, H, W); None takes the one that the settings name.
+        distance: The loss of (what the network gives, clean); None takes the one that the settings name, of
+            tensors of one shape.
     """
 
     engine: TrainingEngine = TrainingEngine.REFERENCE
-    teacher: SparseRestorer | None = None
+    teacher: Callable[[Tensor], Tensor] | None = None
     world: World = field(default_factory=World)
     distance: Callable[[Tensor, Tensor], Tensor] | None = None
+
+
+def _check_result(restored: object, clean: Tensor) -> None:
+    """Raise UserError unless a network gives an image of the clean one's shape."""
+    if not isinstance(restored, Tensor) or restored.shape != clean.shape:
+        what = tuple(restored.shape) if isinstance(restored, Tensor) else f"a {type(restored).__name__}"
+        raise UserError(
+            f"the network gives {what} where the clean images are {tuple(clean.shape)}; expected a tensor of"
+            " their shape, or a loss of your own that takes what the network gives"
+        )
 
 
 class Trainer:
@@ -108,6 +119,7 @@ class Trainer:
         )
         self._average = None if settings.ema is None else [p.detach().clone() for p in network.parameters()]
         self._steps = 0
+        self._is_checked = computation.distance is None
         self._distance: Callable[[Tensor, Tensor], Tensor] = computation.distance or (
             F.l1_loss if settings.loss == Loss.L1 else partial(psnr_loss, ceiling=settings.psnr_ceiling)
         )
@@ -194,21 +206,27 @@ class Trainer:
         dtype = torch.bfloat16 if is_bfloat16 else torch.float32
         with torch.autocast(self._device.type, dtype, enabled=is_bfloat16):
             restored = (self._parallel or self.network)(degraded)
-        loss = self._distance(restored.float(), clean)
+        if self._is_checked:
+            _check_result(restored, clean)
+        restored = restored.float() if isinstance(restored, Tensor) else restored
+        loss = self._distance(restored, clean)
         if self.settings.harm_weight:
-            worse = harm(restored.float(), degraded, clean, self.settings.psnr_ceiling)
+            worse = harm(restored, degraded, clean, self.settings.psnr_ceiling)
             loss = loss + self.settings.harm_weight * worse
         if self._teacher is not None:
             with torch.no_grad():
                 taught = self._teacher(degraded.cpu()).to(self._device)
             weight = self.settings.teacher_weight
-            loss = (1 - weight) * loss + weight * self._distance(restored.float(), taught)
+            loss = (1 - weight) * loss + weight * self._distance(restored, taught)
         return loss
 
     @property
     def weights(self) -> dict[str, Tensor]:
         """Return a state dict of what was learnt, averaged where the settings say so."""
-        state = {k: v.detach() for k, v in self.network.state_dict().items()}
+        state = {
+            k: v.detach() if isinstance(v, Tensor) else v  # a module's extra state may be anything
+            for k, v in self.network.state_dict().items()
+        }
         if self._average is not None:
             average = dict(zip(map(id, self.network.parameters()), self._average, strict=True))
             names = self.network.named_parameters(remove_duplicate=False)  # shared ones have several

@@ -41,7 +41,8 @@ def prune_to_density(
 
     "global" ranks all layers together. "lamp" does so too, by magnitudes relative to the larger ones of their
     layer (Lee et al., ICLR 2021). "layerwise" ranks each layer by itself at one density; a layer that has
-    less keeps all.
+    less keeps all. "random" draws as many of each layer as "layerwise" keeps, the same ones of the same
+    values.
 
     Args:
         network: The network whose weights are ranked.
@@ -70,11 +71,15 @@ def prune_to_density(
         scores = {n: _lamp(scores[n], alive[n]) for n in ranked}
     if criterion in (Criterion.GLOBAL, Criterion.LAMP):
         pruned = _keep_among_all(scores, alive, target)
-    elif criterion == Criterion.LAYERWISE:
+    elif criterion in (Criterion.LAYERWISE, Criterion.RANDOM):
+        if criterion == Criterion.RANDOM:
+            scores = {n: _lots(values) for n, values in scores.items()}
         counts = _share_out(alive, target)
         pruned = {n: keep_largest(scores[n], alive[n], counts[n]) for n in ranked}
     else:
-        raise MaskError(f"criterion {str(criterion)!r} is unknown; expected global, layerwise or lamp")
+        raise MaskError(
+            f"criterion {str(criterion)!r} is unknown; expected global, layerwise, lamp or random"
+        )
     return Mask(dict(mask.alive) | {n: keep.view_as(mask.alive[n]) for n, keep in pruned.items()})
 
 
@@ -98,6 +103,13 @@ def _share_out(alive: Mapping[str, Tensor], count: int) -> dict[str, int]:
             remaining -= counts[n]
         free = [n for n in free if n not in counts]
     return counts
+
+
+def _lots(magnitude: Tensor) -> Tensor:
+    """Return a random score of each weight, seeded by all their values."""
+    values = magnitude.float().cpu()
+    seed = int(values.view(torch.int32).sum(dtype=torch.int64))
+    return torch.rand(len(values), generator=torch.Generator().manual_seed(seed)).to(magnitude.device)
 
 
 def _lamp(magnitude: Tensor, alive: Tensor) -> Tensor:

@@ -11,12 +11,16 @@ from mirl_training.settings import Fraction, Positive, Settings
 
 
 class Criterion(Choice):
-    """Name how weights are ranked: together, in each layer, by relative magnitude, or by worth per second."""
+    """Name how weights are ranked: together, in each layer, by relative magnitude, or by worth per second.
+
+    "random" is the control of studies: each layer keeps as many weights as by "layerwise", drawn by lot.
+    """
 
     GLOBAL = "global"
     LAYERWISE = "layerwise"
     LAMP = "lamp"
     LATENCY = "latency"
+    RANDOM = "random"
 
 
 class PruningProtocol(Choice):

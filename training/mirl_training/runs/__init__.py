@@ -1,5 +1,6 @@
 """Carry a run through its rounds in a folder: train, prune, rewind, save, and report."""
 
+from mirl_training.runs.architecture import UNLIMITED_MEMORY, architecture_of, find_architecture
 from mirl_training.runs.config import RunConfig, load_config
 from mirl_training.runs.folder import RunFolder, read_log, save_weights
 from mirl_training.runs.progress import Metrics, OnStep, StepReport
@@ -7,7 +8,7 @@ from mirl_training.runs.report import write_report
 from mirl_training.runs.round import OutOfTime
 from mirl_training.runs.run import Run
 from mirl_training.runs.schedule import Schedule, learning_rate, learning_rate_of_epoch
-from mirl_training.runs.validation import UNLIMITED_MEMORY, Validator
+from mirl_training.runs.validation import Validator
 
 __all__ = [
     "UNLIMITED_MEMORY",
@@ -20,6 +21,8 @@ __all__ = [
     "Schedule",
     "StepReport",
     "Validator",
+    "architecture_of",
+    "find_architecture",
     "learning_rate",
     "learning_rate_of_epoch",
     "load_config",

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import ConfigDict, ValidationError, field_validator, model_validator
+from pydantic import ConfigDict, ValidationError, ValidationInfo, field_validator, model_validator
 
 from mirl_sparse.architectures.promptir import ConfigError, PromptIRConfig
 from mirl_training.data.settings import DataSettings
@@ -23,7 +23,9 @@ class RunConfig(Settings):
     """Describe one run: the network, the data, how a round trains, and how the rounds prune.
 
     Attributes:
-        network: Config of a new network; None with ``start``.
+        architecture: Name of the class of a new network as spandrel has it, such as "NAFNet"; None for
+            PromptIR, and with ``start``.
+        network: Config of a new PromptIR, or the arguments of another class; None with ``start``.
         start: Name of a checkpoint, a ticket file or a shipped ticket, whose weights are trained further. Its
             zeros stay, but for what is to ``regrow``, and count in the density. None with ``network``.
         regrow: Zeros of the start that come back.
@@ -33,25 +35,35 @@ class RunConfig(Settings):
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
-    network: PromptIRConfig | None = None
+    architecture: str | None = None
+    network: PromptIRConfig | dict[str, Any] | None = None
     start: str | None = None
     regrow: Regrowth | None = None
     data: DataSettings
     training: TrainingSettings
     pruning: PruningSettings = PruningSettings()
 
+    @field_validator("architecture")
+    @classmethod
+    def _architecture(cls, name: str | None) -> str | None:
+        return None if name == "PromptIR" else name
+
     @field_validator("network", mode="before")
     @classmethod
-    def _network(cls, value: Any) -> PromptIRConfig | None:
-        return (
-            value if value is None or isinstance(value, PromptIRConfig) else PromptIRConfig.from_dict(value)
-        )
+    def _network(cls, value: Any, info: ValidationInfo) -> Any:
+        is_read = value is None or isinstance(value, PromptIRConfig)
+        return value if is_read or info.data.get("architecture") else PromptIRConfig.from_dict(value)
 
     @model_validator(mode="after")
     def _consistent(self) -> RunConfig:
         if (self.network is None) == (self.start is None):
             raise ConfigError(
                 "expected either network (a new one) or start (a checkpoint or ticket to go on from)"
+            )
+        if self.architecture and self.network is None:
+            raise ConfigError(
+                f"architecture is {self.architecture} without network; expected the arguments of its class,"
+                " or {} for its defaults (start says its architecture itself)"
             )
         if self.regrow and self.start is None:
             raise ConfigError("regrow is given without start; expected a start, some of whose zeros it ends")
@@ -120,7 +132,7 @@ class RunConfig(Settings):
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as read from YAML, defaults filled in; equal runs have equal dictionaries."""
-        network = self.network.to_dict() if self.network else None
+        network = self.network.to_dict() if isinstance(self.network, PromptIRConfig) else self.network
         return self.model_dump(mode="json", exclude={"network"}) | {"network": network}
 
     def draws_as(self, other: RunConfig) -> bool:
@@ -142,8 +154,10 @@ class RunConfig(Settings):
         # Runs from before these settings keep their digest.
         if values["regrow"] is None:
             del values["regrow"]
-        if values["network"] and values["network"]["unshuffle"] == 1:
-            del values["network"]["unshuffle"]
+        if values["architecture"] is None:
+            del values["architecture"]
+            if values["network"] and values["network"]["unshuffle"] == 1:
+                del values["network"]["unshuffle"]
         for name in ("psnr_ceiling", "harm_weight"):
             if values["training"][name] == TrainingSettings.model_fields[name].default:
                 del values["training"][name]

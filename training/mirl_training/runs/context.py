@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from mirl_sparse.architectures.promptir import PromptIR
 from mirl_sparse.errors import UserError
 from mirl_training.data.training_data import TrainingData
 from mirl_training.engine.trainer import Computation, Diverged
 from mirl_training.engine.world import World
+from mirl_training.runs.architecture import Architecture
 from mirl_training.runs.config import RunConfig
 from mirl_training.runs.folder import RunFolder
 
@@ -22,13 +22,15 @@ class RunContext:
     Attributes:
         data: The photos, with the run's settings.
         folder: The run's folder.
+        architecture: The architecture of the network.
         network: The network that trains.
         computation: The engine, the teacher and the processes of a step.
     """
 
     data: TrainingData
     folder: RunFolder
-    network: PromptIR
+    architecture: Architecture
+    network: nn.Module
     computation: Computation
 
     @property

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor
 
-from mirl_sparse.runtime import SparseRestorer
-from mirl_sparse.tickets import load_network
+from mirl_sparse.choices import BackendName
+from mirl_training.runs.architecture import Restore, read_architecture
 from mirl_training.runs.folder import RunFolder
 from mirl_training.runs.progress import StepReport
 
@@ -89,9 +89,7 @@ def draw_examples(
         rounds: A report of each finished round.
         examples: Pairs by task, (degraded, clean), each (1, 3, H, W) in [0, 1]; the first of each is drawn.
     """
-    ends = [
-        SparseRestorer(load_network(RunFolder(folder).weights(r["round"]))) for r in (rounds[0], rounds[-1])
-    ]
+    ends = [_restorer(RunFolder(folder).weights(r["round"])) for r in (rounds[0], rounds[-1])]
     rows = []
     for pairs in examples.values():
         degraded, clean = pairs[0]
@@ -101,6 +99,11 @@ def draw_examples(
     return np.concatenate(
         [np.pad(r, ((0, 0), (0, width - r.shape[1]), (0, 0)), constant_values=255) for r in rows]
     )
+
+
+def _restorer(weights: Path) -> Restore:
+    architecture = read_architecture(weights)
+    return architecture.follow(architecture.network.eval(), BackendName.AUTO)
 
 
 def _pixels(image: Tensor) -> NDArray[np.uint8]:

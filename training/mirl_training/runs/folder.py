@@ -25,20 +25,19 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from mirl_sparse.architectures.promptir import PromptIR
 from mirl_sparse.errors import UserError
 from mirl_sparse.files import write_whole
 from mirl_training.pruning.mask import Mask
 from mirl_training.runs.progress import Metrics, StepReport
 
 
-def save_weights(path: Path, weights: dict[str, Tensor], network: PromptIR) -> None:
-    """Write a state dict of a network as safetensors, with the network's config in the metadata."""
-    state = {k: v.detach().cpu().contiguous() for k, v in weights.items()}
-    metadata = {"config": json.dumps(network.config.to_dict())}
+def save_weights(path: Path, weights: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write a state dict of a network as safetensors, with `Architecture.metadata`."""
+    state = {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in weights.items()}
     write_whole(path, save(state, metadata))
 
 
@@ -146,7 +145,7 @@ class RunFolder:
             stream.write(b"\n" * is_cut_short + json.dumps(report).encode() + b"\n")
 
     def finish_round(
-        self, metrics: Metrics, mask: Mask, weights: dict[str, Tensor], network: PromptIR
+        self, metrics: Metrics, mask: Mask, weights: dict[str, Tensor], metadata: dict[str, str]
     ) -> None:
         """Write the folder of a round, whole or not at all, and remove the saved state.
 
@@ -154,13 +153,13 @@ class RunFolder:
             metrics: The round's metrics; their ``round`` names the folder.
             mask: The mask that the round trained under.
             weights: The weights that the round leaves behind, by their names in the state dict.
-            network: The network whose config goes with them.
+            metadata: What `save_weights` writes beside them.
         """
         final = self.round(metrics["round"])
         part = final.with_name(f"{final.name}.part")
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir()
-        save_weights(part / "weights.safetensors", weights, network)
+        save_weights(part / "weights.safetensors", weights, metadata)
         write_whole(part / "mask.safetensors", save({k: v.contiguous() for k, v in mask.alive.items()}))
         write_whole(part / "metrics.json", json.dumps(metrics, indent=1).encode() + b"\n")
         part.rename(final)

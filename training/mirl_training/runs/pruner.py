@@ -5,17 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from mirl_kernels.core import cpu
 from mirl_kernels.errors import BackendError
-from mirl_sparse.architectures.promptir import PromptIR
 from mirl_sparse.errors import UserError
 from mirl_sparse.performance.cost import CostModel
 from mirl_sparse.performance.prices import cost_model
 from mirl_training.engine.trainer import Diverged, Trainer
 from mirl_training.pruning.criteria import prune_as_mirl, prune_to_density
-from mirl_training.pruning.latency import PromptIRClock, prune_to_latency
+from mirl_training.pruning.latency import prune_to_latency
 from mirl_training.pruning.mask import Mask
 from mirl_training.pruning.settings import Criterion, PruningProtocol
 from mirl_training.runs.context import RunContext
@@ -29,13 +28,13 @@ class Pruner:
     Args:
         context: The run's context.
         first: The mask of round 0.
-        scratch: A network of the run's config on the CPU; its values are overwritten.
+        scratch: A network of the run's architecture on the CPU; its values are overwritten.
 
     Attributes:
         first: The mask of round 0.
     """
 
-    def __init__(self, context: RunContext, first: Mask, scratch: PromptIR) -> None:
+    def __init__(self, context: RunContext, first: Mask, scratch: nn.Module) -> None:
         self.first = first
         self._context, self._settings, self._scratch = context, context.config.pruning, scratch
         self._model: CostModel | None = None
@@ -56,7 +55,8 @@ class Pruner:
                 f"pruning.criterion is latency, which is measured on the C++ kernels, but {error}"
             ) from None
         self._model = CostModel(self._context.world.shared(self._read_or_measure))
-        self._first_seconds = PromptIRClock(self._scratch, self._model).seconds(self.first)
+        clock = self._context.architecture.clock(self._scratch, self._model)
+        self._first_seconds = clock.seconds(self.first)
 
     def _read_or_measure(self) -> dict[str, float]:
         path = self._context.folder.prices
@@ -99,7 +99,7 @@ class Pruner:
         if pruning.criterion == Criterion.LATENCY:
             assert pruning.speedup is not None and self._model is not None
             budget = self._first_seconds * pruning.speedup ** (-index / pruning.rounds)
-            clock = PromptIRClock(network, self._model)
+            clock = self._context.architecture.clock(network, self._model)
             return prune_to_latency(clock, importance, mask, budget, pruning.exempt)
         density = self.first.density * (1 - pruning.rate) ** index
         return prune_to_density(network, mask, density, pruning.criterion, pruning.exempt)
@@ -107,8 +107,8 @@ class Pruner:
     def _importance(self, mask: Mask, index: int, weights: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return `Trainer.importance` at the end of a round, by the batches that it would train on next."""
         context = self._context
-        network = PromptIR(context.network.config).to(next(context.network.parameters()).device)
-        network.load_state_dict(weights)
+        network = context.architecture.empty().requires_grad_(True)
+        network.to(next(context.network.parameters()).device).load_state_dict(weights)
         settings = context.config.training.model_copy(update={"ema": None})
         trainer = Trainer(network, mask, settings, context.computation)
         steps = context.data.steps_of_round(index)

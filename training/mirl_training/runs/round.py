@@ -182,8 +182,8 @@ class Round:
             self._index == 0 and self._config.pruning.rewind == self._done / self._context.data.unit
         )
         if is_rewound_to and self._world.leads:
-            network = self._context.network
-            save_weights(self._context.folder.rewind, network.state_dict(), network)
+            weights = self._context.network.state_dict()
+            save_weights(self._context.folder.rewind, weights, self._context.architecture.metadata())
         return {
             "round": self._index,
             "step": self._done,
@@ -239,7 +239,8 @@ class Round:
             save_state(self._context.folder.state, state)
         if is_over:
             if self._world.leads:
-                save_weights(self._context.folder.latest, self._trainer.weights, self._context.network)
+                metadata = self._context.architecture.metadata()
+                save_weights(self._context.folder.latest, self._trainer.weights, metadata)
             self._world.wait()
             raise OutOfTime(self._index, self._done, self._schedule.steps)
 
@@ -263,6 +264,6 @@ class Round:
                 "psnr": report["psnr"],
             }
             self._context.folder.finish_round(
-                metrics, self._mask, self._trainer.weights, self._context.network
+                metrics, self._mask, self._trainer.weights, self._context.architecture.metadata()
             )
         self._world.wait()

@@ -15,12 +15,10 @@ from pathlib import Path
 import torch
 import yaml
 
-from mirl_sparse.architectures.promptir import PromptIR
 from mirl_sparse.choices import BackendName
 from mirl_sparse.errors import UserError
 from mirl_sparse.files import write_whole
-from mirl_sparse.runtime import SparseRestorer
-from mirl_sparse.tickets import find_ticket, load_network
+from mirl_sparse.tickets import find_ticket
 from mirl_training.data.training_data import Pairs, TrainingData
 from mirl_training.engine.selection import TrainingEngine, choose_engine
 from mirl_training.engine.trainer import Computation
@@ -28,6 +26,12 @@ from mirl_training.engine.world import World
 from mirl_training.pruning.mask import Mask
 from mirl_training.pruning.regrowth import regrow
 from mirl_training.pruning.settings import PruningProtocol
+from mirl_training.runs.architecture import (
+    Architecture,
+    find_architecture,
+    new_architecture,
+    read_architecture,
+)
 from mirl_training.runs.config import RunConfig, load_config
 from mirl_training.runs.context import RunContext
 from mirl_training.runs.folder import RunFolder, save_weights
@@ -35,7 +39,7 @@ from mirl_training.runs.progress import OnStep
 from mirl_training.runs.pruner import Pruner
 from mirl_training.runs.report import write_report
 from mirl_training.runs.round import Round, Tools
-from mirl_training.runs.validation import UNLIMITED_MEMORY, Validator
+from mirl_training.runs.validation import Validator
 
 _SHORT = 60  # seconds
 
@@ -89,9 +93,11 @@ class Run:
         data = TrainingData(config, root)
         self._steps = [data.steps_of_round(index) for index in range(config.pruning.rounds + 1)]
         photos = self._check_photos(data, root)
-        self.network = self._first_network()
-        self._check_patches()
-        pairs = data.validation(self.network.config.multiple)
+        self._architecture = self._first_architecture()
+        self.network = self._architecture.network
+        for _, _, patch in config.training.shapes:
+            self._architecture.check_patch(patch)
+        pairs = data.validation(self._architecture.multiple)
         self._set_up(data, pairs, device)
         self._write_start(photos)
 
@@ -154,44 +160,36 @@ class Run:
             )
         return digest
 
-    def _check_patches(self) -> None:
-        multiple = self.network.config.multiple
-        for _, _, patch in self.config.training.shapes:
-            if patch % multiple:
-                raise UserError(
-                    f"a patch size is {patch}, and this network takes multiples of {multiple}; change"
-                    " training.patch_size or progressive"
-                )
-
-    def _first_network(self) -> PromptIR:
+    def _first_architecture(self) -> Architecture:
         """Return the network that the run begins with, from its folder if it has been begun."""
         config = self.config
         torch.manual_seed(config.training.seed)
         if self._files.start.exists():
-            return load_network(self._files.start)
-        network = (
-            PromptIR(config.network) if config.start is None else load_network(find_ticket(config.start))
-        )
+            return read_architecture(self._files.start)
+        if config.network is not None:
+            return new_architecture(config.architecture, config.network)
+        assert config.start is not None
+        architecture = find_architecture(config.start)
         if config.regrow:
-            regrow(network, load_network(find_ticket(config.regrow.source)), config.regrow.layers)
-        return network
+            source = find_architecture(config.regrow.source).network
+            regrow(architecture.network, source, config.regrow.layers)
+        return architecture
 
     def _set_up(self, data: TrainingData, pairs: Pairs, device: str) -> None:
         """Make what trains, prunes and validates, and check that pruning can reach its goal."""
         config, network = self.config, self.network
         is_fused = self.engine == TrainingEngine.FUSED
         backend = BackendName.CPU if is_fused else BackendName.REFERENCE
-        self._validator = Validator(network.config, pairs, backend)
+        self._validator = Validator(self._architecture, pairs, backend)
         teacher = None
         if config.training.teacher is not None:
-            teacher = SparseRestorer(
-                load_network(find_ticket(config.training.teacher)), backend, UNLIMITED_MEMORY
-            )
+            source = find_architecture(config.training.teacher)
+            teacher = source.restorer(source.network.eval(), backend)
         gains = config.pruning.protocol == PruningProtocol.MIRL
         first = Mask.full(network, gains) if config.start is None else Mask.of(network, gains)
-        network.requires_grad_(True).to(device)
+        network.train().requires_grad_(True).to(device)
         computation = Computation(self.engine, teacher, self.world)
-        self.context = RunContext(data, self._files, network, computation)
+        self.context = RunContext(data, self._files, self._architecture, network, computation)
         self.pruner = Pruner(self.context, first, self._validator.network)
         self.pruner.read_prices()
         self.pruner.check(network.state_dict())
@@ -208,6 +206,6 @@ class Run:
             if not files.photos.exists():
                 write_whole(files.photos, photos.encode())
             if not files.start.exists():
-                save_weights(files.start, self.network.state_dict(), self.network)
+                save_weights(files.start, self.network.state_dict(), self._architecture.metadata())
         self.world.wait()
         self.pruner.read_prices()  # now those that all processes share
