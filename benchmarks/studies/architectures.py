@@ -43,7 +43,7 @@ HERE = Path(__file__).parent
 RESULTS, PAGE = HERE / "architectures.jsonl", HERE / "architectures.md"
 WORK = Path("runs/architectures")
 TINY = load_config(HERE.parents[1] / "training/configs/tiny.yaml")
-STEPS, ROUNDS, DENSITY = 800, 3, 0.1
+STEPS, ROUNDS, DENSITY = 400, 3, 0.1
 SIDE, RUNS = 256, 11
 PEERS = tuple(name for name in (*EAGER, *COMPILED) if name != STOCK and "bfloat16" not in name)
 
