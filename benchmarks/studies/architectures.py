@@ -11,7 +11,7 @@
 DATA holds train/ as training/configs/tiny.yaml expects it; NETWORK is a name of `NETWORKS`. Results are JSON
 lines in benchmarks/studies/architectures.jsonl.
 
-Every network is small, and trained on noise, rain, haze and JPEG together. `DENSE` is trained for STEPS. All
+Every network is small, and trained on noise, rain, fog and JPEG together. `DENSE` is trained for STEPS. All
 other rows go on from it for as many steps again: `TWICE` with every weight, the others pruned in rounds to a
 tenth. `latency` is asked to be as fast as the layer-wise ticket, by the cost model.
 """
@@ -43,7 +43,7 @@ HERE = Path(__file__).parent
 RESULTS, PAGE = HERE / "architectures.jsonl", HERE / "architectures.md"
 WORK = Path("runs/architectures")
 TINY = load_config(HERE.parents[1] / "training/configs/tiny.yaml")
-STEPS, ROUNDS, DENSITY = 400, 3, 0.1
+STEPS, ROUNDS, DENSITY = 300, 3, 0.1
 SIDE, RUNS = 256, 11
 PEERS = tuple(name for name in (*EAGER, *COMPILED) if name != STOCK and "bfloat16" not in name)
 
@@ -126,7 +126,7 @@ class Entry(TypedDict, total=False):
 def config(network: str, row: str, seed: int, start: Path | None, speedup: float | None) -> RunConfig:
     """Return the settings of a run."""
     values = TINY.to_dict()
-    values["data"]["tasks"] = {"noise25": 1, "rain": 1, "haze": 1, "jpeg": 1}
+    values["data"]["tasks"] = {"noise25": 1, "rain": 1, "fog": 1, "jpeg": 1}
     values["training"] |= {
         "steps": STEPS,
         "loss": "psnr",
