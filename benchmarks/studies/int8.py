@@ -32,7 +32,7 @@ from mirl_sparse.runtime import Allocator, SparseRestorer
 from mirl_sparse.tickets import find_ticket, load_network
 from mirl_training.data.tasks import degrade
 
-CALIBRATED, SCORED = 64, 16  # photos
+CALIBRATED, SCORED = 32, 16  # photos
 TASKS = "noise25", "jpeg"
 RUNS = 21
 SPARSE, FLOAT, INT8 = "sparse, float32", "dense OpenVINO, float32", "dense OpenVINO, int8"
