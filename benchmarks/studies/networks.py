@@ -107,7 +107,7 @@ class Row(TypedDict):
     rows: dict[str, ContenderTimes]
 
 
-def _class_of(module: str) -> Callable[..., nn.Module]:
+def class_of(module: str) -> Callable[..., nn.Module]:
     """Return the class of a module that has the module's name."""
     import_torchvision()
     architecture: Callable[..., nn.Module] = getattr(
@@ -121,7 +121,7 @@ def network(name: str) -> nn.Module:
     """Return a network of `NETWORKS` with random weights, pruned layer by layer."""
     architecture = NETWORKS[name]
     torch.manual_seed(0)
-    pruned: nn.Module = _class_of(architecture.module)(**architecture.arguments).eval()
+    pruned: nn.Module = class_of(architecture.module)(**architecture.arguments).eval()
     for p in pruned.parameters():
         # Branches that are zero at the start of training are not after it.
         if p.numel() and not p.any():

@@ -1,11 +1,14 @@
 """Compare what training costs on the fused kernels with PyTorch's strongest.
 
     python -m benchmarks.studies.training step [DIM ...]
+    python -m benchmarks.studies.training networks [NAME ...] [--density D ...] [--batch N] [--side N]
     python -m benchmarks.studies.training memory [DIM ...]
     python -m benchmarks.studies.training curve DATA
     python -m benchmarks.studies.training imp DATA
 
 - `step` times steps in turns and prints medians in seconds; losses and gradients are compared first.
+- `networks` does the same for networks of the spandrel packages. Of these `prune` trains the blocks and
+  convolutions that are sparse enough by their surviving weights, and the rest in PyTorch.
 - `memory` prints the bytes that steps add to a process at their peak, each in a process of its own.
 - `curve` trains 300 steps on the same photos, fused and reference; the losses and the next mask are compared.
 - `imp` prunes ten rounds in both and prints the seconds in all, and of a step by density.
@@ -21,7 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
@@ -30,13 +33,15 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
+from benchmarks.studies.networks import class_of
 from mirl_sparse.architectures.promptir.config import PromptIRConfig
 from mirl_sparse.architectures.promptir.network import PromptIR
 from mirl_sparse.runtime.allocator import Allocator
 from mirl_training.engine import fuse
+from mirl_training.engine.sparse_layers import use_sparse_layers
 from mirl_training.pruning import Mask, prune_to_density
 from mirl_training.runs import Run, RunConfig, StepReport, save_weights
 
@@ -47,6 +52,14 @@ PHOTOS = {
 }
 BATCH, SIZE, RUNS = 8, 64, 11
 DENSITIES = 0.1, 1.0
+_BLOCKS = {"num_blocks": [1, 1, 1, 2], "num_refinement_blocks": 1}
+NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {  # module of the class, and its arguments
+    "NAFNet": (
+        "spandrel.architectures.NAFNet",
+        {"width": 32, "enc_blk_nums": [1, 1, 1, 2], "middle_blk_num": 1, "dec_blk_nums": [1, 1, 1, 1]},
+    ),
+    "Restormer": ("spandrel_extra_arches.architectures.Restormer", {"dim": 24, **_BLOCKS}),
+}
 TOLERANCE = 1e-3  # largest difference of a gradient from PyTorch's float32 one, of its largest value
 
 
@@ -76,31 +89,41 @@ class Contender:
         name: "fused", "eager" or "compiled", with or without " channels_last".
         network: Is copied.
         layout: Memory layout of the weights and images.
+        batch: Images of a step.
+        side: Their height and width.
     """
 
     def __init__(
-        self, name: str, network: PromptIR, layout: torch.memory_format = torch.contiguous_format
+        self,
+        name: str,
+        network: nn.Module,
+        layout: torch.memory_format = torch.contiguous_format,
+        batch: int = BATCH,
+        side: int = SIZE,
     ) -> None:
         self.name, self.network = name, deepcopy(network)
         for p in self.network.parameters():
             if p.ndim == 4:
                 p.data = p.data.contiguous(memory_format=layout)
         torch.manual_seed(1)
-        self.images = [torch.rand(BATCH, 3, SIZE, SIZE).contiguous(memory_format=layout) for _ in range(2)]
+        self.images = [torch.rand(batch, 3, side, side).contiguous(memory_format=layout) for _ in range(2)]
         self.call: Callable[[Tensor], Tensor] = self.network
         if name.startswith("compiled"):
             torch._dynamo.reset()
+            torch._dynamo.config.recompile_limit = 64  # blocks of many widths share their code
             self.call = torch.compile(self.network, dynamic=False)
         self.optimizer = torch.optim.AdamW(self.network.parameters(), lr=1e-6, fused=True)
         self.mask: Mask | None = None
 
-    def prune(self, network: PromptIR, mask: Mask) -> None:
+    def prune(self, network: nn.Module, mask: Mask) -> None:
         """Take another network's weights and mask."""
         self.network.load_state_dict(network.state_dict())
-        if self.name == "fused":
+        self.mask = mask if mask.nnz < mask.total else None
+        if self.name == "fused" and isinstance(self.network, PromptIR):
             fuse(self.network, mask)
-        else:
-            self.mask = mask if mask.nnz < mask.total else None
+            self.mask = None
+        elif self.name == "fused":
+            use_sparse_layers(self.network, mask)
 
     def gradients(self) -> float:
         """Compute the gradients, and return the loss."""
@@ -130,24 +153,56 @@ def difference(a: Contender, b: Contender) -> float:
 def steps(dims: list[int]) -> None:
     Allocator().tune()
     for dim in dims:
-        network = pruned(dim, 1.0)[0]
-        contenders = [Contender("fused", network)]
-        for name in ("eager", "compiled"):
-            contenders.append(Contender(name, network))
-            contenders.append(Contender(f"{name} channels_last", network, torch.channels_last))
-        fused, eager = contenders[:2]
-        for density in DENSITIES:
-            for contender in contenders:
-                contender.prune(*pruned(dim, density))
-            if (worst := difference(eager, fused)) > TOLERANCE:
-                sys.exit(
-                    f"dim {dim}, density {density}: gradients differ by {worst:.2g} of the largest; not timed"
-                )
-            times = _median_seconds(contenders)
-            best, name = min((t, name) for name, t in times.items() if name != "fused")
-            listed = ", ".join(f"{name} {t:.3f}" for name, t in times.items())
-            speedup = f"{best / times['fused']:.2f}x faster than {name} (gradients within {worst:.0e})"
-            print(f"dim {dim}, {density:.0%}: {speedup}; seconds: {listed}", flush=True)
+        _compare(f"dim {dim}", partial(pruned, dim), DENSITIES, BATCH, SIZE)
+
+
+def step_networks(names: list[str], densities: list[float], batch: int, side: int) -> None:
+    Allocator().tune()
+    for name in names:
+        _compare(name, partial(_pruned_network, name), densities, batch, side)
+
+
+def _pruned_network(name: str, density: float) -> tuple[nn.Module, Mask]:
+    """Return one of `NETWORKS` with random weights, pruned layer by layer, and its mask."""
+    module, arguments = NETWORKS[name]
+    torch.manual_seed(0)
+    network = class_of(module)(**arguments)
+    with torch.no_grad():
+        for p in network.parameters():
+            if not p.any():  # branches that are zero at the start of training are not after it
+                p.normal_(std=0.1)
+    mask = Mask.full(network)
+    if density < 1:
+        mask = prune_to_density(network, mask, density, "layerwise")
+    mask.apply(network)
+    return network, mask
+
+
+def _compare(
+    title: str,
+    pruned: Callable[[float], tuple[nn.Module, Mask]],
+    densities: Sequence[float],
+    batch: int,
+    side: int,
+) -> None:
+    """Print how much faster steps of a network are at each density than PyTorch's fastest."""
+    network = pruned(1.0)[0]
+    make = partial(Contender, batch=batch, side=side)
+    contenders = [make("fused", network)]
+    for name in ("eager", "compiled"):
+        contenders.append(make(name, network))
+        contenders.append(make(f"{name} channels_last", network, torch.channels_last))
+    fused, eager = contenders[:2]
+    for density in densities:
+        for contender in contenders:
+            contender.prune(*pruned(density))
+        if (worst := difference(eager, fused)) > TOLERANCE:
+            sys.exit(f"{title}, density {density}: gradients differ by {worst:.2g} of the largest; not timed")
+        times = _median_seconds(contenders)
+        best, name = min((t, name) for name, t in times.items() if name != "fused")
+        listed = ", ".join(f"{name} {t:.3f}" for name, t in times.items())
+        speedup = f"{best / times['fused']:.2f}x faster than {name} (gradients within {worst:.0e})"
+        print(f"{title}, {density:.0%}: {speedup}; seconds: {listed}", flush=True)
 
 
 def _median_seconds(contenders: list[Contender]) -> dict[str, float]:
@@ -314,6 +369,11 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     for name in ("step", "memory"):
         commands.add_parser(name).add_argument("dims", nargs="*", type=_dim, metavar="DIM", default=[16, 48])
+    networks = commands.add_parser("networks")
+    networks.add_argument("names", nargs="*", metavar="NAME", default=list(NETWORKS))
+    networks.add_argument("--density", type=float, nargs="+", default=[0.1])
+    networks.add_argument("--batch", type=int, default=4)
+    networks.add_argument("--side", type=int, default=128)
     for name in ("curve", "imp"):
         commands.add_parser(name).add_argument("data", type=Path)
     one = commands.add_parser("one-memory")  # of a process that `memory` starts
@@ -324,6 +384,10 @@ def main() -> None:
     match args.command:
         case "step":
             steps(args.dims)
+        case "networks":
+            if unknown := set(args.names) - set(NETWORKS):
+                parser.error(f"{', '.join(sorted(unknown))}: expected one of {', '.join(NETWORKS)}")
+            step_networks(args.names, args.density, args.batch, args.side)
         case "memory":
             memory(args.dims)
         case "curve":

@@ -158,3 +158,27 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attn(self.norm1(x))
         return x + self.scale * self.ffn(self.norm2(x))
+
+
+class NAFBlock(nn.Module):
+    """A block of NAFNet's."""
+
+    def __init__(self, channels: int = 8, bias: bool = True, pooled: nn.Module | None = None) -> None:
+        super().__init__()
+        c = channels
+        self.norm1, self.norm2 = nn.LayerNorm(c, eps=1e-6), nn.LayerNorm(c, eps=1e-6)
+        self.conv1 = nn.Conv2d(c, 2 * c, 1, bias=bias)
+        self.conv2 = nn.Conv2d(2 * c, 2 * c, 3, padding=1, groups=2 * c, bias=bias)
+        self.conv3, self.conv5 = nn.Conv2d(c, c, 1, bias=bias), nn.Conv2d(c, c, 1, bias=bias)
+        self.sca = nn.Sequential(pooled or nn.AdaptiveAvgPool2d(1), nn.Conv2d(c, c, 1, bias=bias))
+        self.conv4 = nn.Conv2d(c, 2 * c, 1, bias=bias)
+        self.beta, self.gamma = nn.Parameter(torch.ones(1, c, 1, 1)), nn.Parameter(torch.ones(1, c, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        def norm(by: nn.LayerNorm, x: Tensor) -> Tensor:
+            return by(x.movedim(1, -1)).movedim(-1, 1)
+
+        left, right = self.conv2(self.conv1(norm(self.norm1, x))).chunk(2, 1)
+        x = x + self.conv3(left * right * self.sca(left * right)) * self.beta
+        left, right = self.conv4(norm(self.norm2, x)).chunk(2, 1)
+        return x + self.conv5(left * right) * self.gamma

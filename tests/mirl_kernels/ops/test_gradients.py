@@ -1,5 +1,7 @@
 """Gradients of the fused kernels against float64 autograd of the definitions."""
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 from example_counts import examples
@@ -18,6 +20,8 @@ from mirl_kernels.ops.gdfn import gdfn
 from mirl_kernels.ops.gdfn.backward import TrainableGDFN
 from mirl_kernels.ops.mdta import mdta
 from mirl_kernels.ops.mdta.backward import TrainableMDTA
+from mirl_kernels.ops.naf import naf
+from mirl_kernels.ops.naf.backward import TrainableNAF
 
 pytestmark = pytest.mark.skipif(not cpu.available(), reason="the C++ kernels were not built")
 
@@ -59,6 +63,11 @@ def gradients(function, arguments: list[Tensor], upstream: Tensor) -> tuple[Tens
     return result.detach(), [leaf.grad for leaf in leaves]
 
 
+def likeness(x: Tensor, eps: float) -> float:
+    """Return how many times a layer norm magnifies the rounding of its most uniform pixel."""
+    return (x.abs().amax(1) / (x.var(1, correction=0) + eps).sqrt()).max().item()
+
+
 def check(
     op,
     reference,
@@ -93,8 +102,7 @@ def check(
         for b in range(len(upstream))
     ]
     # Pixels whose few channels are nearly alike lose digits in any float32 layer norm, in PyTorch's more.
-    x = arguments[0]
-    alike = (x.abs().amax(1) / (x.var(1, correction=0) + 1e-5).sqrt()).max().item()
+    alike = likeness(arguments[0], 1e-5)
     lost = 64 * torch.finfo(torch.float32).eps * max(alike if normed else 0.0, magnified)
     for i, (want, ours, theirs, *parts) in enumerate(zip(wanted, computed, pytorch, *by_item, strict=True)):
         if i in masks:
@@ -104,6 +112,53 @@ def check(
         allowed = max(lost, 4 * (theirs - want).abs().max().item() / scale)
         tolerance = max(TOLERANCE, min(allowed, LARGEST_TOLERANCE))
         torch.testing.assert_close(ours.double(), want, atol=tolerance * scale, rtol=0)
+
+
+def check_naf(
+    seed: int,
+    batch: int,
+    shape: tuple[int, int],
+    channels: int,
+    pairs: tuple[int, int],
+    density: float,
+    tap_density: float,
+    biased: Sequence[bool],
+    eps: float = 1e-6,
+) -> None:
+    g = torch.Generator().manual_seed(seed)
+    x, *norm1 = arguments(g, batch, channels, shape)
+    norm2 = arguments(g, batch, channels, (1, 1))[1:]
+    scales = [noise(g, channels), noise(g, channels)]
+    p, q = pairs
+    shapes = (2 * p, channels, 1, 1), (2 * p, 1, 3, 3), (p, p, 1, 1), (channels, p, 1, 1)
+    shapes += (2 * q, channels, 1, 1), (channels, q, 1, 1)
+    densities = density, tap_density, density, density, density, density
+    masks, weights = zip(*(masked(g, d, *s) for d, s in zip(densities, shapes, strict=True)), strict=True)
+    biases = [0.3 * noise(g, len(w)) for w, has_bias in zip(weights, biased, strict=True) if has_bias]
+    op = TrainableNAF(masks, biased, (eps, 2 * eps))
+
+    def by(function, *epsilons):
+        def call(x, *rest):
+            norms = [(*rest[:2], *epsilons[:1]), (*rest[2:4], *epsilons[1:])]
+            values = iter(rest[12:])
+            given = [next(values) if has_bias else None for has_bias in biased]
+            return function(x, norms, rest[6:12], given, *rest[4:6])
+
+        return call
+
+    reference = by(naf, eps, 2 * eps)
+    middle = reference(x, *norm1, *norm2, scales[0], 0 * scales[1], *weights, *biases)
+    magnified = max(likeness(x, eps), likeness(middle, 2 * eps))
+    if magnified > 200:  # float32 has too few digits, in PyTorch too
+        return
+    check(
+        by(op),
+        reference,
+        dict(enumerate(masks, 7)),
+        [x, *norm1, *norm2, *scales, *weights, *biases],
+        noise(g, *x.shape),
+        magnified=magnified,
+    )
 
 
 def arguments(g: torch.Generator, batch: int, channels: int, shape: tuple[int, int]) -> list[Tensor]:
@@ -173,6 +228,22 @@ def test_mdta_has_the_gradients_of_its_definition(seed, batches, heads, per_head
     check_mdta(seed, *batches, heads, per_head, density, tap_density)
 
 
+@examples(100)
+@given(
+    seeds,
+    batches,
+    st.integers(4, 24),
+    st.tuples(st.integers(1, 24), st.integers(1, 24)),
+    densities,
+    densities,
+    st.tuples(*[st.booleans()] * 6),
+)
+def test_naf_has_the_gradients_of_its_definition(
+    seed, batches, channels, pairs, density, tap_density, biased
+):
+    check_naf(seed, *batches, channels, pairs, density, tap_density, biased)
+
+
 # These layers are wider than the first-level cache's panel. They have so few pixels that panels are kept
 # instead of every task's gradients.
 WIDE = examples(30)
@@ -190,6 +261,12 @@ def test_wide_gdfn_has_the_gradients_of_its_definition(seed, batch, shape, chann
 @given(seeds, st.integers(1, 9), few_pixels, st.integers(1, 4), st.integers(49, 60), dense)
 def test_wide_mdta_has_the_gradients_of_its_definition(seed, batch, shape, heads, per_head, density):
     check_mdta(seed, batch, shape, heads, per_head, density, 1.0)
+
+
+@examples(10)
+@given(seeds, st.integers(1, 9), few_pixels, st.integers(97, 230), st.integers(80, 230), dense)
+def test_wide_naf_has_the_gradients_of_its_definition(seed, batch, shape, channels, pairs, density):
+    check_naf(seed, batch, shape, channels, (pairs, pairs), density, 1.0, [True] * 6)
 
 
 @CASES
@@ -234,6 +311,13 @@ def test_an_image_of_other_channels_is_refused():
     with pytest.raises(BackendError, match="expected 4 channels"):
         qkv, taps, out = (m.float() for m in masks)
         TrainableMDTA(*masks, 2)(ones(1, 3, 8, 8), *norm, qkv, taps, ones(2, 1, 1), out)
+    shapes = (8, 4, 1, 1), (8, 1, 3, 3), *[(4, 4, 1, 1)] * 2, (8, 4, 1, 1), (4, 4, 1, 1)
+    masks = [ones(shape).bool() for shape in shapes]
+    with pytest.raises(BackendError, match="expected 4 channels"):
+        weights = [m.float() for m in masks]
+        TrainableNAF(masks, [False] * 6, (1e-6, 1e-6))(
+            ones(1, 3, 8, 8), [norm, norm], weights, [None] * 6, ones(4), ones(4)
+        )
 
 
 def test_a_layer_of_more_weights_than_can_be_numbered_is_refused():
@@ -248,5 +332,6 @@ def test_another_default_dtype_changes_nothing(dtype):
     try:
         check_gdfn(0, 2, (9, 20), 6, 12, 0.3, 0.5)
         check_mdta(0, 2, (9, 20), 2, 4, 0.3, 0.5)
+        check_naf(0, 2, (9, 20), 6, (7, 5), 0.3, 0.5, [True] * 6)
     finally:
         torch.set_default_dtype(torch.float32)

@@ -25,12 +25,17 @@ def workspace(floats: int) -> int:
     return memory.data_ptr()
 
 
+def fits_flat(height: int, width: int) -> bool:
+    """Return whether all rows of such an image may be treated as one row: they are short and it is small."""
+    return width in (1, 2, 4, 8, 16) and height * width <= 1024
+
+
 def flat(batch: int, _: int, height: int, width: int) -> bool:
     """Return whether the kernels treat all rows of such an image as one row.
 
     This is faster if the rows are short and the batch has enough items for all threads.
     """
-    return width in (1, 2, 4, 8, 16) and height * width <= 1024 and batch >= 8
+    return fits_flat(height, width) and batch >= 8
 
 
 def laid_out(x: Tensor) -> Tensor:
@@ -77,6 +82,8 @@ class Pattern:
 
     Attributes:
         packed: The packed matrix; its values are to be filled in.
+        bias: Its bias, (rows,), in the memory of the packed matrix, likewise; None if it has none.
+        bias_at: As for the constructor.
         source: The places that its values come from (``MirlWeight`` of abi.h).
         gradient_floats: Floats that its gradients take.
         whole: How many values belong to chunks that are kept whole. Their gradients are all written.
@@ -87,6 +94,7 @@ class Pattern:
         column_at: (columns,) int64.
         taps: (columns, 3) as for `pack_taps`: the matrix is that of a convolution. None for other matrices.
         forms: How chunks are kept that are nearly full.
+        bias_at: (rows,) int64: which values of a bias the matrix has; None for a matrix without one.
 
     Raises:
         BackendError: If the layer has too many weights to be numbered.
@@ -99,6 +107,7 @@ class Pattern:
         column_at: Tensor,
         taps: Tensor | None = None,
         forms: Forms = Forms.EITHER,
+        bias_at: Tensor | None = None,
     ) -> None:
         if alive.numel() and int(row_at.max() + column_at.max()) >= _EXACT:
             raise BackendError(
@@ -108,10 +117,12 @@ class Pattern:
         numbers = (row_at[:, None] + column_at + 1).float() * alive
         if taps is None:
             selections = [torch.arange(alive.shape[1])]
-            self.packed = pack(numbers, forms=forms)
+            self.packed = pack(numbers, None if bias_at is None else torch.zeros(len(alive)), forms)
         else:
             selections = list(alive.any(0).nonzero()[:, 0].split(CHUNK))
             self.packed = pack_taps([(numbers, taps)], forms=forms)
+        self.bias_at = bias_at
+        self.bias = None if bias_at is None else PackedMatrix(self.packed).chunks[0].bias
         self.gradient_floats = self.whole = 0
         source: list[Tensor] = []
         for columns, chunk in zip(selections, PackedMatrix(self.packed).chunks, strict=True):
@@ -133,6 +144,7 @@ class Pattern:
         columns: Tensor | None = None,
         transposed: bool = False,
         forms: Forms = Forms.EITHER,
+        has_bias: bool = False,
     ) -> Pattern:
         """Return the pattern of some rows and columns of a weight as a matrix.
 
@@ -142,6 +154,7 @@ class Pattern:
             columns: The columns, likewise.
             transposed: Transpose the matrix.
             forms: How chunks are kept that are nearly full.
+            has_bias: Give the matrix those rows of a bias; not if it is transposed.
         """
         matrix = weight.flatten(1)
         rows = torch.arange(matrix.shape[0]) if rows is None else rows
@@ -149,7 +162,7 @@ class Pattern:
         alive, row_at = matrix[rows][:, columns], rows * matrix.shape[1]
         if transposed:
             return cls(alive.T, columns, row_at, forms=forms)
-        return cls(alive, row_at, columns, forms=forms)
+        return cls(alive, row_at, columns, forms=forms, bias_at=rows if has_bias else None)
 
 
 class Weights:
@@ -157,43 +170,56 @@ class Weights:
 
     Attributes:
         forward: The packed matrices of the forward kernel.
-        back: Those of the backward kernel, of the same weights in the same order.
+        back: Those of the backward kernel, in the order of their weights.
         gradient_floats: Floats that the backward kernel writes.
 
     Args:
         forward: The patterns of the forward kernel, one for each weight.
-        back: Those of the backward kernel.
+        back: Those of the backward kernel, one for each weight or None.
     """
 
-    def __init__(self, forward: Sequence[Pattern], back: Sequence[Pattern]) -> None:
-        self._patterns = [*forward, *back]
-        self.forward, self.back = [p.packed for p in forward], [p.packed for p in back]
+    def __init__(self, forward: Sequence[Pattern], back: Sequence[Pattern | None]) -> None:
+        numbered = [(i, pattern) for i, pattern in enumerate(back) if pattern is not None]
+        self._origins = [*range(len(forward)), *(i for i, _ in numbered)]  # the weight of each pattern
+        self._patterns = [*forward, *(pattern for _, pattern in numbered)]
+        packed = [pattern.packed for pattern in self._patterns]
+        self.forward, self.back = packed[: len(forward)], packed[len(forward) :]
         self.gradient_floats = sum(p.gradient_floats for p in forward)
         self._filled = object()
         self._fill, self._spread = _Table(self._patterns), _Table(self._patterns[: len(forward)])
 
-    def fill(self, weights: Sequence[Tensor]) -> object:
+    def fill(self, weights: Sequence[Tensor], biases: Sequence[Tensor | None] = ()) -> object:
         """Write the weights' values into all matrices.
+
+        Args:
+            weights: The weights.
+            biases: Their biases; they may be left out if no matrix has one.
 
         Returns:
             A token for `fill_again`.
         """
         self._filled = object()
         contiguous = [plain(weight) for weight in weights]
-        for item, weight in zip(self._fill.items, 2 * contiguous, strict=True):
-            item.weight = weight.data_ptr()
+        for item, origin in zip(self._fill.items, self._origins, strict=True):
+            item.weight = contiguous[origin].data_ptr()
         self._fill.run("fill")
+        for pattern, bias in zip(self._patterns, biases, strict=False):
+            if pattern.bias is not None and pattern.bias_at is not None and bias is not None:
+                torch.index_select(plain(bias.detach()), 0, pattern.bias_at, out=pattern.bias)
         return self._filled
 
-    def fill_again(self, weights: Sequence[Tensor], filled: object) -> None:
+    def fill_again(
+        self, weights: Sequence[Tensor], filled: object, biases: Sequence[Tensor | None] = ()
+    ) -> None:
         """Write the values once more if `fill` was called since.
 
         Args:
             weights: The weights.
             filled: What the earlier call of `fill` has returned.
+            biases: As for `fill`.
         """
         if filled is not self._filled:
-            self.fill(weights)
+            self.fill(weights, biases)
 
     def spread(self, written: int, weights: Sequence[Tensor]) -> list[Tensor]:
         """Return the gradients of the weights; those of pruned values are zero.

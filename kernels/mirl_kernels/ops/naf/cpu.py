@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from ctypes import Structure, c_double, c_int64, c_void_p
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,11 +30,63 @@ class NafArgs(Structure):
         ("conv3", c_void_p),
         ("conv4", c_void_p),
         ("conv5", c_void_p),
+        ("gain1", c_void_p),
+        ("offset1", c_void_p),
+        ("gain2", c_void_p),
+        ("offset2", c_void_p),
+        ("beta", c_void_p),
+        ("gamma", c_void_p),
         ("eps1", c_double),
         ("eps2", c_double),
         ("scratch", c_void_p),
+        ("sums", c_void_p),
         ("threads", c_int64),
     ]
+
+
+class TrainingArguments(NamedTuple):
+    """Hold what the kernel takes in training.
+
+    Attributes:
+        vectors: Gain and bias of the first norm, of the second one, beta and gamma.
+        sums: (B, pairs) float64, for the sums that the backward kernel reads.
+        flat: Whether all rows of an image are worked on as one (``MirlSize`` of abi.h).
+    """
+
+    vectors: Sequence[Tensor]
+    sums: Tensor
+    flat: bool
+
+
+def arguments(
+    x: Tensor,
+    out: Tensor,
+    matrices: Sequence[Tensor],
+    eps: Sequence[float],
+    scratch: Tensor | None,
+    training: TrainingArguments | None = None,
+) -> NafArgs:
+    """Return the argument of the kernel.
+
+    Args:
+        x: (B, C, H, W).
+        out: The result, of the same shape; it may be x.
+        matrices: The packed matrices of conv1, conv2, sca, conv3, conv4 and conv5.
+        eps: The epsilons of both norms.
+        scratch: The scratch memory.
+        training: What it takes in training; None where the vectors are folded into the matrices.
+    """
+    vectors = [None] * 6 if training is None else [vector.data_ptr() for vector in training.vectors]
+    return NafArgs(
+        cpu.image(x),
+        cpu.image(out),
+        cpu.size(x, training is not None and training.flat),
+        *map(cpu.address, matrices),
+        *vectors,
+        *eps,
+        cpu.optional_address(scratch),
+        None if training is None else training.sums.data_ptr(),
+    )
 
 
 def prepare(
@@ -48,15 +101,7 @@ def prepare(
         eps: The epsilons of both norms.
         scratch: The scratch memory.
     """
-    args = NafArgs(
-        cpu.image(x),
-        cpu.image(out),
-        cpu.size(x),
-        *map(cpu.address, matrices),
-        *eps,
-        cpu.optional_address(scratch),
-    )
-    return cpu.Call("naf", args, x, out, scratch, *matrices)
+    return cpu.Call("naf", arguments(x, out, matrices, eps, scratch), x, out, scratch, *matrices)
 
 
 @torch.library.custom_op("mirl::naf", mutates_args=())
@@ -74,14 +119,18 @@ def op(x: Tensor, matrices: Sequence[Tensor], eps: Sequence[float]) -> Tensor:
     conv3, conv5 = PackedMatrix(matrices[3]), PackedMatrix(matrices[5])
     for last in (conv3, conv5):
         last.expect(x.shape[1])
-    scratch = x.new_empty(x.shape[0] * x.shape[2] * cpu.padded(x.shape[3]) * conv3.columns)
-    prepare(x, out, matrices, eps, scratch)()
+    prepare(x, out, matrices, eps, scratch_for(x, conv3.columns))()
     return out
 
 
 @op.register_fake
 def _(x: Tensor, matrices: Sequence[Tensor], eps: Sequence[float]) -> Tensor:
     return x.new_empty(x.shape)
+
+
+def scratch_for(x: Tensor, stored: int) -> Tensor:
+    """Return scratch memory for an image x of which conv3 reads so many hidden channels."""
+    return x.new_empty(x.shape[0] * x.shape[2] * cpu.padded(x.shape[3]) * stored)
 
 
 def _nonzero_rows(weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -92,7 +92,7 @@ struct MirlImage {
 };
 
 // `flat` is not 0 where rows are short, of 1, 2, 4, 8 or 16 pixels, and follow each other in memory: MDTA,
-// GDFN and their gradients then may work on all of them as on one.
+// GDFN, NAFNet's block and their gradients then may work on all of them as on one.
 struct MirlSize {
   int64_t batch, channels, height, width, flat;
 };
@@ -156,14 +156,33 @@ struct MirlBlock {
 
 // NAFNet's block (naf/reference.py). Rows of conv1 and conv2: the first halves of all pairs that are
 // computed, then the second ones; the first pairs are those that conv3 reads, scaled by sca's rows of all
-// pairs' means. Rows of conv4: the two halves of each pair. Gains, biases, beta and gamma are folded into the
-// matrices.
+// pairs' means. Rows of conv4: the two halves of each pair.
 struct MirlNaf {
   MirlImage x, y;  // y may be x
   MirlSize size;
   const MirlMatrix *conv1, *conv2, *sca, *conv3, *conv4, *conv5;
+  const float *gain1, *offset1, *gain2, *offset2, *beta, *gamma;  // null where folded into the matrices
   double eps1, eps2;
-  float* scratch;  // batch * height * conv3's columns * padded(width)
+  float* scratch;  // batch * height * conv3's columns * padded(width): what conv3 reads, before it is scaled
+  double* sums;    // what training keeps, or null: batch * pairs, the sums over the pixels of each pair
+  int64_t threads;
+};
+
+// A value for each row of a matrix, for each channel of a norm, and for each channel of beta and gamma.
+struct MirlNafVectors {
+  float *conv1, *conv2, *sca, *conv3, *conv4, *conv5;  // biases: not written where a matrix has none
+  float *gain1, *offset1, *gain2, *offset2, *beta, *gamma;
+};
+
+// Its gradients, as for MirlGdfnBackward (of the six matrices in their order), and those of all vectors.
+// `naf` has what the forward call left in its scratch and sums; its y, laid out as in that call, takes the
+// gradient of x.
+struct MirlNafBackward {
+  MirlNaf naf;
+  MirlImage dy;
+  const MirlMatrix *conv1_transposed, *conv2_flipped, *conv3_transposed, *conv4_transposed, *conv5_transposed;
+  float* gradient;
+  MirlNafVectors vectors;
   int64_t threads;
 };
 
@@ -286,6 +305,7 @@ struct MirlRoofline {
   MIRL_INFERENCE_OPS(X)              \
   X(gdfn_backward, MirlGdfnBackward) \
   X(mdta_backward, MirlMdtaBackward) \
+  X(naf_backward, MirlNafBackward)   \
   X(conv_backward, MirlConvBackward) \
   X(fill, MirlWeights)               \
   X(spread, MirlWeights)             \

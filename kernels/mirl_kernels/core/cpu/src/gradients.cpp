@@ -34,30 +34,15 @@ void correlate(const MirlRows& m, const float* left, const float* right, int64_t
   });
 }
 
-// Back through a centred norm, its gain and offset, in place: from the gradient of its result and from what
-// its gain was applied to, whose `deviation` are the reciprocals. Adds up the gradients of gain and offset.
-template <int V>
-inline void layer_norm_gradient(int64_t channels, const float* normal, const Vec* deviation,
-                                const float* gain, float* gradient, float* d_gain, float* d_offset) {
-  Vec mean[V] = {}, along[V] = {};
-  Sums gains(d_gain), offsets(d_offset);
-  for (int64_t c = 0; c < channels; ++c) {
-    Vec products{}, plain{};
-    for (int v = 0; v < V; ++v) {
-      float* at = gradient + c * PANEL + v * L;
-      const Vec g = load(at), product = g * load(normal + c * PANEL + v * L);
-      plain += g, products += product;
-      mean[v] += g * gain[c], along[v] += product * gain[c];
-      store(at, g * gain[c]);
+void add_row_sums(const float* panel, int64_t rows, int64_t n, float* to) {
+  with_vectors(n, [&](auto vectors) {
+    Sums sums(to);
+    for (int64_t r = 0; r < rows; ++r) {
+      Vec sum{};
+      for (int v = 0; v < vectors; ++v) sum += load(panel + r * PANEL + v * L);
+      sums.add(sum);
     }
-    gains.add(products), offsets.add(plain);
-  }
-  for (int v = 0; v < V; ++v) mean[v] = mean[v] / float(channels), along[v] = along[v] / float(channels);
-  for (int64_t c = 0; c < channels; ++c)
-    for (int v = 0; v < V; ++v) {
-      float* to = gradient + c * PANEL + v * L;
-      store(to, (load(to) - mean[v] - load(normal + c * PANEL + v * L) * along[v]) * deviation[v]);
-    }
+  });
 }
 
 void product_panel(const MirlRows& m, const float* in, int64_t n, float* out) {
@@ -143,7 +128,7 @@ void NormalisedLayerGradient::surround(float* item) const {
 NormalisedLayerGradient::NormalisedLayerGradient(const Strips& s, const NormalisedLayer& layer)
     : s(s), x(layer.x), dy(layer.dy), dx(layer.dx), pointwise(layer.pointwise),
       transposed(layer.pointwise_transposed), taps(layer.taps), flipped(layer.taps_flipped), gain(layer.gain),
-      offset(layer.offset), threads(layer.threads) {
+      offset(layer.offset), threads(layer.threads), eps(layer.eps) {
   back_taps.emplace_back(flipped, Rows{{nullptr, 0, pitch, row}, slots}, flat);
 }
 
@@ -212,9 +197,10 @@ void NormalisedLayerGradient::propagate_rows(int64_t task, int64_t b, int64_t x0
         taps_panel(back_taps[0], hidden, Tapped(back, b, y, x0, at, n), at, n, dh);
         Vec deviation[n];
         gather<n>(x, b, channels, y, x0, at, normal);
-        normalise<n>(channels, true, normal, 1e-5f, deviation);
+        normalise<n>(channels, true, normal, eps, deviation);
         scale_and_shift<n>(channels, normal, gain, offset, scaled);
         product_panel(transposed, dh, n, d);
+        if (pointwise.bias) add_row_sums(dh, hidden, n, gradient + biases);
         layer_norm_gradient<n>(channels, normal, deviation, gain, d, gradient + gains, gradient + offsets);
         const Residual out(dy, dx, b, y, x0, at, n);
         for (int64_t c = 0; c < channels; ++c) {
@@ -242,6 +228,11 @@ float* NormalisedLayerGradient::finish(float* weights, float* d_gain, float* d_o
       weights[taps.start[c] + i] += float(sum);
     }
   return weights + gains;
+}
+
+void NormalisedLayerGradient::finish_biases(float* d_pointwise, float* d_taps) const {
+  if (pointwise.bias) add_up(partial.of(0) + biases, s.tasks(), stride, hidden, threads, d_pointwise);
+  if (taps.bias) add_up(partial.of(0) + tap_biases, s.tasks(), stride, hidden, threads, d_taps);
 }
 
 }  // namespace MIRL_ISA

@@ -78,6 +78,35 @@ inline int64_t correlate_floats(const MirlRows& m) {
   return m.dense ? transposed_stride(m.columns) * PANEL : 0;
 }
 
+// Back through a centred norm, in place: from the gradient of its result, with gain and offset, and from what
+// its gain was applied to, whose `deviation` are the reciprocals. Adds up the gradients of gain and offset.
+template <int V>
+inline void layer_norm_gradient(int64_t channels, const float* normal, const Vec* deviation,
+                                const float* gain, float* gradient, float* d_gain, float* d_offset) {
+  Vec mean[V] = {}, along[V] = {};
+  Sums gains(d_gain), offsets(d_offset);
+  for (int64_t c = 0; c < channels; ++c) {
+    Vec products{}, plain{};
+    for (int v = 0; v < V; ++v) {
+      float* at = gradient + c * PANEL + v * L;
+      const Vec g = load(at), product = g * load(normal + c * PANEL + v * L);
+      plain += g, products += product;
+      mean[v] += g * gain[c], along[v] += product * gain[c];
+      store(at, g * gain[c]);
+    }
+    gains.add(products), offsets.add(plain);
+  }
+  for (int v = 0; v < V; ++v) mean[v] = mean[v] / float(channels), along[v] = along[v] / float(channels);
+  for (int64_t c = 0; c < channels; ++c)
+    for (int v = 0; v < V; ++v) {
+      float* to = gradient + c * PANEL + v * L;
+      store(to, (load(to) - mean[v] - load(normal + c * PANEL + v * L) * along[v]) * deviation[v]);
+    }
+}
+
+// Adds the sums of a panel's rows over n vectors of pixels to floats that lie together.
+void add_row_sums(const float* panel, int64_t rows, int64_t n, float* to);
+
 // The gradient of a matrix by n vectors of pixels: of its entries, in their order, += the sum of left[row] *
 // right[column]; where it is kept whole, of all, rows transposed_columns(columns) apart. Lanes that are no
 // pixels must be zero in `left`. Two panels at once, `apart` floats from each other, halve the work of adding
@@ -169,10 +198,11 @@ class Partial {
     memory = buffers[which].data();
   }
   float* of(int64_t task) const { return memory + task * stride; }
-  float* of(const Step& step) const {
-    if (step.first) std::memset(of(step.task), 0, sizeof(float) * stride);
-    return of(step.task);
+  float* cleared(int64_t task) const {
+    std::memset(of(task), 0, sizeof(float) * stride);
+    return of(task);
   }
+  float* of(const Step& step) const { return step.first ? cleared(step.task) : of(step.task); }
 };
 
 // The first `count` of every task's gradients, added up in order.
@@ -207,13 +237,14 @@ class MatrixGradient {
   void finish(int64_t threads, float* gradient) const;
 };
 
-// The layer norm, 1x1 layer and taps with which MDTA and GDFN begin: the images and matrices of their
-// gradient.
+// The layer norm, 1x1 layer and taps with which MDTA, GDFN and NAFNet's block begin: the images and matrices
+// of their gradient. dx may be dy.
 struct NormalisedLayer {
   MirlImage x, dy, dx;
   MirlRows pointwise, pointwise_transposed, taps, taps_flipped;
   const float *gain, *offset;  // of the norm
   int64_t threads;
+  float eps = 1e-5f;
 };
 
 // That layer, backwards. What comes before leaves the gradients of what the taps gave in `back`, step by
@@ -226,11 +257,14 @@ class NormalisedLayerGradient {
   const MirlRows pointwise, transposed, taps, flipped;
   const float *gain, *offset;
   const int64_t threads, channels = s.size.channels, hidden = s.hidden, flat = s.size.flat;
+  const float eps;
   const bool together = s.across == 1 && s.down == 1;
   const MatrixGradient matrix{pointwise, s, 1};
-  // A task's other gradients: of taps, gain and offset, and the taps of channels that have all of them.
-  const int64_t gains = taps.start[hidden], offsets = gains + channels;
-  const int64_t full = round_up(offsets + channels, L), stride = full + hidden * L;
+  // A task's other gradients: of taps, gain and offset, the biases of 1x1 layer and taps where they have
+  // some, and the taps of channels that have all of them.
+  const int64_t gains = taps.start[hidden], offsets = gains + channels, biases = offsets + channels,
+                tap_biases = biases + (pointwise.bias ? hidden : 0);
+  const int64_t full = round_up(tap_biases + (taps.bias ? hidden : 0), L), stride = full + hidden * L;
   const Partial partial{s.tasks(), stride};
   // Panels: of the gradients of the 1x1 layer and of what it read, twice where the cache has room; and of the
   // norm.
@@ -264,6 +298,8 @@ class NormalisedLayerGradient {
     float* gradient = partial.of(step.task);
     return {gradient, gradient + full};
   }
+  // The same for the biases of taps.
+  float* tap_bias_sums(const Step& step) const { return partial.of(step.task) + tap_biases; }
   // To be called before and after a step: the latter takes rows whose gradients are complete on to dx.
   void prepare(const Step& step) const;
   void propagate(const Step& step) const;
@@ -277,6 +313,8 @@ class NormalisedLayerGradient {
   // The tasks' gradients added up: of 1x1 layer and taps, one after the other, and of the norm; returns the
   // end of the first.
   float* finish(float* weights, float* d_gain, float* d_offset) const;
+  // The same of the biases, each where there are some.
+  void finish_biases(float* d_pointwise, float* d_taps) const;
 };
 
 }  // namespace MIRL_ISA
