@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mirl_kernels.core.triton import Workspace
 from mirl_sparse.performance.dense_operators import eager_operators, record
 from mirl_sparse.runtime.program import Step
 from mirl_sparse.runtime.triton_network import PackedNetwork, launches
@@ -39,8 +38,7 @@ def launch_components(packed: PackedNetwork, side: int, gpu: str) -> list[list[A
     from mirl_kernels.core.triton.offline import compile_ahead, compile_for
 
     peaks = GPUS[gpu]
-    workspace = Workspace(peaks.cached, peaks.processors)
-    every = [x for step in launches(packed, (1, side, side), workspace).values() for x in step]
+    every = [x for step in launches(packed, (1, side, side), peaks.workspace()).values() for x in step]
     compile_ahead(peaks.architecture, every)
     rows = []
     for launch in every:

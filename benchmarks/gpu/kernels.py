@@ -99,7 +99,7 @@ def architecture() -> str:
 
 def _warmed(launch: Launch) -> Any:
     """Return the kernel as it is compiled for the GPU at hand."""
-    options = launch.tile.options(torch.version.hip is not None)
+    options = launch.options(torch.version.hip is not None)
     return launch.kernel.warmup(grid=launch.grid, **launch.arguments, **options)
 
 

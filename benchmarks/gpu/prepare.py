@@ -90,13 +90,11 @@ def triton_key_of(wheel: Path | None) -> str:
 def kernels(plan: Plan, packed: Any) -> list[Any]:
     """Return what is compiled of each kernel, in an order that is the same in every process."""
     from benchmarks.gpu.kernels import distinct_launches
-    from mirl_kernels.core.triton import Workspace
     from mirl_kernels.core.triton.model import GPUS
 
     gpu = GPUS[plan.gpu]
     shapes = [(1, 16)] if plan.tiny else None
-    workspace = Workspace(gpu.cached, gpu.processors)
-    return list(distinct_launches(gpu.architecture, packed, workspace, shapes))
+    return list(distinct_launches(gpu.architecture, packed, gpu.workspace(), shapes))
 
 
 def _begin(build: Path) -> tuple[Plan, Any]:

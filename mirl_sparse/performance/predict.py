@@ -10,10 +10,11 @@ network's favour it:
   dependencies allow.
 
 From one kernel to the next either network takes the same time; PyTorch as it is takes longer where the
-processor cannot launch as fast. Of the sparse network only hidden channels and sums of Gram matrices are
-taken to stay in the cache, not its features, though what it writes there takes the cache's time. A step is
-left to dense operators where these would take less time, at DERATED of every peak, than its sparse kernels at
-the peaks.
+processor cannot launch as fast. From sm_90 on, a sparse launch may begin while the sparse one before it ends
+(`model.DEPENDENT_LAUNCH`), which PyTorch's kernels do not do. Of the sparse network only hidden channels and
+sums of Gram matrices are taken to stay in the cache, not its features, though what it writes there takes the
+cache's time. A step is left to dense operators where these would take less time, at DERATED of every peak,
+than its sparse kernels at the peaks.
 
 What the sparse network's programs wait for memory counts where nothing hides it. The dense network is taken
 to wait for nothing.
@@ -34,7 +35,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from mirl_kernels.core.triton import Launch, Work, Workspace, count_work
+from mirl_kernels.core.triton import Launch, Work, count_work
 from mirl_kernels.errors import BackendError
 from mirl_sparse.architectures.promptir.network import PromptIR
 from mirl_sparse.performance.calibration import Calibration, read_calibration
@@ -159,9 +160,16 @@ class _Prices:
     def memory(self) -> float:
         return self.gpu.memory * (self.calibration.memory if self.calibration else 1)
 
+    @property
+    def sparse_gap(self) -> float:
+        """Seconds from a sparse launch to the next; those that were calibrated are the same after any."""
+        from mirl_kernels.core.triton.model import DEPENDENT_LAUNCH
+
+        return DEPENDENT_LAUNCH if self.gpu.dependent and not self.calibration else self.gap
+
     def launch(self, kernel: str, predicted: Predicted) -> float:
         if self.calibration is None:
-            return predicted.seconds()
+            return predicted.seconds(launch=self.sparse_gap)
         return self.calibration.seconds(kernel, astuple(predicted))
 
     def dense(self, operators: Iterable[Operator], fraction: float = 1.0, least: float = 0.0) -> float:
@@ -178,18 +186,20 @@ def _predict_for(workload: _Workload, name: str, gpu: GPU) -> Prediction:
     sparse: list[Launch] = []
     parts: list[Predicted] = []
     dense: dict[str, list[Operator]] = {}
-    seconds = 0.0
-    steps = launches(workload.packed, workload.shape, Workspace(gpu.cached, gpu.processors))
+    seconds, first = 0.0, True  # whether a launch comes first, or after a dense operator
+    steps = launches(workload.packed, workload.shape, gpu.workspace())
     compile_ahead(gpu.architecture, chain.from_iterable(steps.values()))
     for step, launched in steps.items():
         compiled = [compile_for(gpu.architecture, launch)[0] for launch in launched]
         predicted = [predict_launch(launch, gpu) for launch in compiled]
         takes = sum(prices.launch(x.kernel.__name__, p) for x, p in zip(compiled, predicted, strict=True))
+        takes += first * (prices.gap - prices.sparse_gap)
         operators = workload.dense_steps[step]
         if prices.dense(operators, DERATED) < takes:
             dense[step] = operators
         else:
             sparse, parts, seconds = sparse + compiled, parts + predicted, seconds + takes
+        first = step in dense
     dense_operators = list(chain.from_iterable(dense.values()))
     dense_seconds = prices.dense(dense_operators, DERATED)
     works = [count_work(launch) for launch in sparse]
@@ -199,7 +209,7 @@ def _predict_for(workload: _Workload, name: str, gpu: GPU) -> Prediction:
         eager=prices.dense(workload.eager, least=EAGER_LAUNCH),
         compiled=prices.dense(workload.compiled),
         sparse=seconds + evicted / prices.memory + dense_seconds,
-        sparse_derated=sum(p.seconds(DERATED) for p in parts)
+        sparse_derated=sum(p.seconds(DERATED, prices.sparse_gap) for p in parts)
         + evicted / gpu.memory / DERATED
         + dense_seconds,
         eager_bytes=sum(o.moved(gpu.cached) for o in workload.eager),

@@ -26,6 +26,7 @@ PRECISIONS = {
     Precision.FLOAT32.value: torch.float32,
 }
 HIDDEN_RATIO = 6  # hidden channels of a block per channel of its input, rounded up: 2 * 2.66
+_DEPENDENT = 9  # the first compute capability whose launches may begin while the ones before end
 _MARGIN = 0.95  # a dense step replaces a sparse one if it takes at most this share of its time
 
 
@@ -243,7 +244,8 @@ def workspace(device: torch.device, tiles: Mapping[str, Tile]) -> Workspace:
         return Workspace(tiles=tiles)
     properties = torch.cuda.get_device_properties(device)
     cached = 0 if torch.version.hip else getattr(properties, "L2_cache_size", 0) // 4
-    return Workspace(cached, properties.multi_processor_count, tiles)
+    dependent = not torch.version.hip and properties.major >= _DEPENDENT
+    return Workspace(cached, properties.multi_processor_count, tiles, dependent)
 
 
 @torch.no_grad()

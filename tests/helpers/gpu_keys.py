@@ -18,7 +18,6 @@ from triton.runtime import driver
 
 from benchmarks.gpu import kernels, prepared
 from benchmarks.gpu.runner import TRITON_CACHE, WORK
-from mirl_kernels.core.triton import Workspace
 from mirl_kernels.core.triton.model import GPUS
 from mirl_kernels.core.triton.offline import compile_kernel, target
 
@@ -57,9 +56,7 @@ def keys(distinct):
 def main():
     mode, gpu, packed, *count = sys.argv[1:]
     network = torch.load(packed, weights_only=False)
-    distinct = kernels.distinct_launches(
-        GPUS[gpu].architecture, network, Workspace(GPUS[gpu].cached, GPUS[gpu].processors), FEW
-    )
+    distinct = kernels.distinct_launches(GPUS[gpu].architecture, network, GPUS[gpu].workspace(), FEW)
     few = dict(list(distinct.items())[: int(count[0])]) if count else distinct
     if mode == "compile":
         compiled = [compile_kernel(GPUS[gpu].architecture, special) for special in few]

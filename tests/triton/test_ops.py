@@ -28,7 +28,8 @@ from mirl_kernels.core.triton import (
     strips,
 )
 from mirl_kernels.core.triton.product import moments
-from mirl_kernels.core.triton.taps import gelu
+from mirl_kernels.core.triton.strips import split_into_strips
+from mirl_kernels.core.triton.taps import Taps, gelu
 from mirl_kernels.ops.conv.reference import conv
 from mirl_kernels.ops.conv.triton import TritonConv
 from mirl_kernels.ops.gdfn.reference import gdfn
@@ -129,6 +130,37 @@ def test_gdfn_is_the_reference(seed, dtype, device):
     case.check(device, TritonGDFN(*norm, *weights, biases, dtype=dtype), x, want, x.double())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("pairs", [40, 150])  # in steps of 16, and of 32
+def test_steps_of_all_numbers_of_taps_give_the_reference(pairs, dtype, device):
+    """Some loops are for steps of one, two or three taps, the last one for all others."""
+    case = Case(5, dtype)
+    case.size, case.batch, c = (5, 13), 2, 8
+    norm, x = (torch.ones(c), torch.zeros(c)), case.image(c)
+    enter, leave = case.normal(2 * pairs, c, 1, 1), case.normal(c, pairs, 1, 1)
+    taps = case.normal(2 * pairs, 1, 3, 3)
+    counts = torch.arange(2 * pairs) % pairs * 5 // pairs + torch.tensor([0, 5]).repeat_interleave(pairs)
+    places = torch.rand(2 * pairs, 9, generator=case.generator).argsort(1).view_as(taps)
+    taps[places >= counts.clamp(max=9).view(-1, 1, 1, 1)] = 0  # none at all, up to nine
+    op = TritonGDFN(*norm, enter, taps, leave, dtype=dtype)
+    assert op.taps.step == (16 if pairs == 40 else 32)
+    case.check(device, op, x, gdfn(*double((x, *norm, enter, taps, leave))), x.double())
+
+
+def test_steps_in_whatever_order_are_in_the_loop_of_enough_taps():
+    def taps_of(*counts):
+        weight = torch.zeros(16 * len(counts), 9)
+        for i, count in enumerate(counts):
+            weight[16 * i, :count] = 1
+        return Taps(torch.arange(len(weight)), weight, None)
+
+    assert taps_of(0, 1, 1, 2, 3, 9).ends.tolist() == [0, 3, 4, 5]
+    assert taps_of(1, 9, 1, 2).ends.tolist() == [0, 1, 1, 1]
+    assert taps_of(2, 1, 3).ends.tolist() == [0, 0, 2, 3]
+    assert taps_of(0, 0).ends.tolist() == [0, 0, 0, 0]  # there may be nothing to read
+    assert Taps(torch.zeros(0, dtype=torch.long), torch.zeros(0, 9), None).ends.tolist() == [0, 0, 0, 0]
+
+
 @triton.jit
 def gelu_kernel(x, y, EXACT: tl.constexpr):
     at = tl.program_id(0) * 128 + tl.arange(0, 128)
@@ -144,20 +176,21 @@ def test_gelu_is_within_its_documented_error(exact, error, device):
 
 
 @triton.jit
-def moments_kernel(x, y, channels, WHOLE: tl.constexpr, BLOCK_C: tl.constexpr):
+def moments_kernel(x, y, channels, WHOLE: tl.constexpr, BLOCKS: tl.constexpr, BLOCK_C: tl.constexpr):
     at = tl.arange(0, 128)
-    mean, scale = moments(x, 128, at, at >= 0, channels, 1e-5, WHOLE, BLOCK_C, 128)
+    mean, scale = moments(x, 128, at, at >= 0, channels, 1e-5, WHOLE, BLOCKS, BLOCK_C, 128)
     tl.store(y + at, mean)
     tl.store(y + 128 + at, scale)
 
 
 @pytest.mark.parametrize("channels", [3, 8, 21, 96, 384])
+@pytest.mark.parametrize("blocks", [1, 3])  # of channels, in a trip
 @pytest.mark.parametrize("jump", [0, -100])  # of the first channels, which all are summed up around
-def test_moments_keep_their_digits_whatever_the_first_channels_are(channels, jump, device):
+def test_moments_keep_their_digits_whatever_the_first_channels_are(channels, jump, blocks, device):
     x = 50 + torch.randn(channels, 128, generator=torch.Generator().manual_seed(channels))
     x[: max(1, channels // 12)] += jump
     y, block = torch.full((2, 128), torch.nan, device=device), min(8, triton.next_power_of_2(channels))
-    moments_kernel[(1,)](x.to(device), y, channels, channels % (3 * block) == 0, block)
+    moments_kernel[(1,)](x.to(device), y, channels, channels % (blocks * block) == 0, blocks, block)
     mean, variance = x.double().mean(0), x.double().var(0, correction=0)
     torch.testing.assert_close(
         y.cpu().double(), torch.stack([mean, (variance + 1e-5).rsqrt()]), rtol=3e-6, atol=0
@@ -213,6 +246,16 @@ def test_an_image_in_strips_gives_the_same_result(size, bound, dtype, device, mo
         case.check(device, op, x, want, workspace=workspace)
 
 
+def test_strips_are_as_many_as_share_the_processors_evenly():
+    x = torch.empty(1, 8, 1024, 1024, device="meta")
+    row = 100 * (1024 + PAD) * 2  # bytes of a row of hidden channels
+    for processors, rows in ((132, 30), (68, 32)):  # 132: 32 rows with those around them are two waves
+        few = split_into_strips(x, 100, torch.float16, Workspace(36 * row, processors))
+        assert {strip.rows for strip in few[:-1]} == {rows}
+        assert sum(strip.rows for strip in few) == 1024
+    assert len(split_into_strips(x, 100, torch.float16, Workspace(1026 * row, 132))) == 1
+
+
 @pytest.mark.parametrize("nth", [1, -1])
 @pytest.mark.parametrize("size", [(16, 24), (13, 10)])
 def test_other_tiles_give_the_same_result(size, nth, device, monkeypatch):
@@ -239,6 +282,23 @@ def test_other_tiles_give_the_same_result(size, nth, device, monkeypatch):
     case.check(device, TritonConv(weight, dtype=torch.float32), x, conv(*double((x, weight))))
     # A product and a gate; two products, Gram matrices and a product; a convolution.
     assert sum(n > 1 for n in alternatives) >= 6
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize(("channels", "steps"), [(9, 1), (20, 2), (40, 3), (60, 4)])
+def test_gram_matrices_of_heads_of_one_to_four_steps(channels, steps, dtype, device):
+    case = Case(5, dtype)
+    case.size, case.batch = (13, 10), 2
+    norm, weights = (
+        (torch.ones(channels), torch.zeros(channels)),
+        (case.normal(3 * channels, channels, 1, 1), case.sparse(3 * channels, 1, 3, 3)),
+    )
+    weights[1][:, 0, torch.arange(3), torch.arange(3)] *= torch.rand(3 * channels, 3) < 0.4  # one tap to nine
+    weights[1][:4] = 0  # dead
+    temperature, out, x = torch.ones(1, 1, 1), case.sparse(channels, channels, 1, 1), case.image(channels)
+    op = TritonMDTA(*norm, *weights, temperature, out, dtype=dtype)
+    assert op.steps == steps
+    case.check(device, op, x, mdta(*double((x, *norm, *weights, temperature, out))), x.double())
 
 
 def test_gram_matrices_of_wide_heads_are_summed_in_blocks_and_shares(device):

@@ -15,7 +15,7 @@ pytest.importorskip("triton")
 from triton.runtime import interpreter
 
 from mirl_kernels.core.triton import Workspace, count_work, recording, strips
-from mirl_kernels.core.triton.taps import TAPS_OF_A_TRIP
+from mirl_kernels.core.triton.taps import LEVELS, STEP, TAPS_OF_A_TRIP
 from mirl_kernels.ops.conv.triton import TritonConv
 from mirl_kernels.ops.gdfn.triton import TritonGDFN
 from mirl_kernels.ops.mdta.triton import TritonMDTA
@@ -113,13 +113,14 @@ OPS = {
 }
 
 
-# The loop that has the products.
+LEVEL_LOOPS = LEVELS.value  # of mix_kernel: one for the steps of each small number of taps
+# The loops that have the products.
 PRODUCTS = {
-    "pointwise_kernel": -1,
-    "conv_kernel": -1,
-    "mix_kernel": 0,
-    "gram_kernel": 0,
-    "compose_kernel": 0,
+    "pointwise_kernel": slice(-1, None),
+    "conv_kernel": slice(-1, None),
+    "mix_kernel": slice(LEVEL_LOOPS + 1),
+    "gram_kernel": slice(1),
+    "compose_kernel": slice(1),
 }
 # The tensors that one launch leaves to the next.
 PASSED = {
@@ -128,11 +129,15 @@ PASSED = {
     "gram_kernel": ["hidden", "sums"],
     "sum_kernel": ["sums"],
 }
-# The shape of a tap's load.
-TAPPED = {
-    "mix_kernel": ("BLOCK_H", "BLOCK_P"),
-    "gram_kernel": ("BLOCK_C", "BLOCK_P"),
-}
+
+
+def loads_of_taps(launch, trips):
+    """How often a step of channels loads a tap at all pixels of a program."""
+    a = launch.arguments
+    if launch.kernel.fn.__name__ == "gram_kernel":
+        return 2 * a["TAPS"] * sum(trips[1:])  # of q and of k
+    in_loops = sum(level * n for level, n in enumerate(trips[:LEVEL_LOOPS], 1))
+    return (1 + a["GATE"]) * (in_loops + TAPS_OF_A_TRIP.value * trips[-1])
 
 
 @pytest.mark.parametrize(
@@ -172,7 +177,10 @@ def test_launches_do_what_is_counted(op, batch, size, cached, device, monkeypatc
         assert counted.fetched >= 0.99 * sum(map(trace.bytes, trace.programs)), name
         assert counted.macs == trace.macs, name
         if name in PRODUCTS:
-            assert counted.trips[PRODUCTS[name]] == trace.dots, name
-        if name in TAPPED:
-            rows, pixels = (launch.arguments[block] for block in TAPPED[name])
-            assert TAPS_OF_A_TRIP.value * sum(counted.trips[1:]) == trace.loads[rows, pixels] > 0, name
+            assert sum(counted.trips[PRODUCTS[name]]) == trace.dots, name
+        if name in ("mix_kernel", "gram_kernel"):
+            pixels = launch.arguments["BLOCK_P"]
+            side_by_side = min(pixels, 16)
+            step = launch.arguments.get("BLOCK_H", STEP)
+            loads = trace.loads[pixels // side_by_side, step, side_by_side]
+            assert loads_of_taps(launch, counted.trips) == loads > 0, name

@@ -185,3 +185,31 @@ def test_a_recorded_launch_has_the_other_tiles_as_alternatives():
 
 def test_amd_compilers_do_not_pipeline():
     assert [tile.options(amd=True)["num_stages"] for tile in TILES] == [1, 1, 1]
+
+
+@pytest.mark.parametrize("dependent", [False, True])
+def test_a_kernel_begins_before_the_last_one_ends_where_the_gpu_allows_it(dependent, monkeypatch):
+    monkeypatch.setattr(launches, "_spilled", {})
+
+    class Dependent(Kernel):
+        arg_names = (*Kernel.arg_names, "PDL")
+
+        def warmup(self, *arguments, PDL, launch_pdl=False, **more):
+            assert PDL == launch_pdl == dependent
+            return super().warmup(*arguments, **more)
+
+    kernel = Dependent(0, 0, 0)
+    _, constants = made(kernel, Workspace(dependent=dependent))
+    assert (constants["PDL"], constants.get("launch_pdl", False)) == (dependent, dependent)
+    assert "PDL" not in made(Kernel(0, 0, 0), Workspace(dependent=dependent))[1]
+    with recording() as recorded:
+        made_launch = launch(
+            Workspace(dependent=dependent),
+            kernel,
+            lambda sizes: (1, 1, 1),
+            *(torch.zeros(1), 3),
+            ROWS=16,
+            tiles=TILES,
+        )
+    assert made_launch is None
+    assert recorded[0].options(amd=False).get("launch_pdl", False) == dependent

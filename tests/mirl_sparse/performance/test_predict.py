@@ -1,6 +1,7 @@
 """Predictions for GPUs count what they should, and every launch compiles for all GPUs without faults."""
 
 import os
+import re
 from dataclasses import replace
 
 import pytest
@@ -13,9 +14,17 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 from configs import TINY
 
 from mirl_kernels.core.triton import Launch, Tile, Work, Workspace, count_work, recording
-from mirl_kernels.core.triton.model import GPUS, LAUNCH, moved
+from mirl_kernels.core.triton.model import DEPENDENT_LAUNCH, GPUS, LAUNCH, moved
 from mirl_kernels.core.triton.model import predict as predict_launch
-from mirl_kernels.core.triton.offline import SHARED_MEMORY, Compiled, compile_ahead, compile_for, specialised
+from mirl_kernels.core.triton.offline import (
+    SHARED_MEMORY,
+    Compiled,
+    _loops,
+    compile_ahead,
+    compile_for,
+    compile_kernel,
+    specialised,
+)
 from mirl_kernels.ops.pointwise.triton import TritonPointwise
 from mirl_sparse.architectures.promptir.config import PromptIRConfig
 from mirl_sparse.architectures.promptir.network import PromptIR
@@ -86,6 +95,14 @@ PROCESSORS = {
 }
 
 
+DEPENDENT = ("sm_90", "sm_100", "sm_120")  # launches may begin while the one before ends
+
+
+def workspace_of(architecture: str) -> Workspace:
+    cached = 8 << 20 if architecture.startswith("sm_") else 0
+    return Workspace(cached, PROCESSORS[architecture], dependent=architecture in DEPENDENT)
+
+
 def distinct(full: PromptIR, architecture: str, precision: str) -> list[Launch]:
     """The launches that are compiled apart: of a large and a small image, and of a tiny dense network."""
     by_specialisation = {}
@@ -94,7 +111,7 @@ def distinct(full: PromptIR, architecture: str, precision: str) -> list[Launch]:
         for step in launches(
             packed,
             shape,
-            Workspace(8 << 20 if architecture.startswith("sm_") else 0, PROCESSORS[architecture]),
+            workspace_of(architecture),
         ).values():
             by_specialisation |= {specialised(architecture, launch): launch for launch in step}
     return list(by_specialisation.values())
@@ -111,6 +128,60 @@ def distinct(full: PromptIR, architecture: str, precision: str) -> list[Launch]:
 def test_every_launch_compiles_without_spills(full, architecture, precision):
     faults = faults_of(architecture, precision, distinct(full, architecture, precision))
     assert not faults, "\n".join(faults)
+
+
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
+def test_nothing_is_read_or_written_before_the_launches_before_have_ended(architecture):
+    packed = PackedNetwork(pruned(TINY, 0.3), torch.float16)
+    steps = launches(packed, (1, 24, 16), workspace_of(architecture))
+    kernels = {launch.kernel: launch for step in steps.values() for launch in step}
+    assert len(kernels) == 8
+    for launch in kernels.values():
+        ptx = compile_kernel(architecture, specialised(architecture, launch)).asm["ptx"]
+        words = re.findall(r"griddepcontrol\.\w+|(?:ld|st)\.global|cp\.async|red\.|atom\.", ptx)
+        if architecture == "sm_80":
+            assert not any(word.startswith("griddepcontrol") for word in words)
+        else:
+            assert words[:2] == ["griddepcontrol.wait", "griddepcontrol.launch_dependents"]
+            assert words.count("griddepcontrol.wait") == 1
+
+
+def test_launches_that_begin_early_take_less_time_from_one_to_the_next():
+    network, rows = pruned(TINY, 0.3), {}
+    for name in ("H100 SXM", "A100 40GB"):
+        gpu = GPUS[name]
+        assert gpu.workspace().dependent == gpu.dependent == (name == "H100 SXM")
+        prices = predictions._Prices(gpu, None)
+        rows[name] = prices.sparse_gap, prices.gap
+    assert rows == {"H100 SXM": (DEPENDENT_LAUNCH, LAUNCH), "A100 40GB": (LAUNCH, LAUNCH)}
+    for row in predict(network, (1, 64, 64), gpus=["H100 SXM"]):
+        sparse = row.launches - len(row.dense_steps)  # at least: a dense step has several operators
+        assert row.sparse > DEPENDENT_LAUNCH * sparse
+
+
+LOOPS = """
+	mov.u32 %r9, 0x0;
+$L__BB0_1:                              // =>This Loop Header: Depth=1
+	mov.u32 %r1, 0x0;
+	mov.u32 %r2, 0x0;
+	ld.global.v2.b32 { %r1, %r2 }, [ %rd1 + 0 ];
+	mov.u32 %r3, 0x0;
+	@%p1 ld.global.b32 { %r3 }, [ %rd2 + 0 ];
+	cp.async.ca.shared.global [ %r4 + 0 ], [ %rd3 + 0 ], 0x8, %r5;
+	@%p2 bra 	$L__BB0_1;
+$L__BB0_2:                              // =>This Loop Header: Depth=1
+                                        //   in Loop: Header=BB0_2 Depth=1
+	cp.async.ca.shared.global [ %r4 + 0 ], [ %rd3 + 0 ], 0x8, %r5;
+	@%p3 bra 	$L__BB0_2;
+	ret;
+"""
+
+
+def test_zeros_that_a_load_replaces_do_not_count_and_copies_alone_are_not_waited_for():
+    loops, waits, outside = _loops(LOOPS)
+    assert waits == (True, False)
+    assert loops[0] == 5  # the loads, the zero where a mask may be off, the copy, the branch
+    assert outside == 1
 
 
 def test_traffic_is_a_fraction_of_the_dense_network(full):

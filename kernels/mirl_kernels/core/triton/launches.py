@@ -18,6 +18,7 @@ from mirl_kernels.core.triton.workspace import Workspace
 from mirl_kernels.errors import BackendError
 
 Grid = Callable[[dict[str, int]], tuple[int, int, int]]  # made of a tile's sizes
+DEPENDENT = "PDL"  # the constant of kernels that says whether they begin while the one before ends
 OUT_OF_RESOURCES = 1 << 30  # counts as so many spilled registers
 MISCOMPILED = 1 << 31  # counts as more than that
 _spilled: dict[Any, int] = {}  # by device, key of the compiled kernel and tile
@@ -42,6 +43,10 @@ class Launch:
     arguments: dict[str, Any]
     tile: Tile
     alternatives: tuple[Launch, ...] = ()
+
+    def options(self, amd: bool) -> dict[str, int | bool]:
+        """Return the options for Triton's compiler; see `Tile.options`."""
+        return self.tile.options(amd, bool(self.arguments.get(DEPENDENT)))
 
 
 _recorded: ContextVar[list[Launch] | None] = ContextVar("recorded", default=None)
@@ -76,12 +81,14 @@ def launch(
         grid: Returns the number of programs along three axes for the sizes of a tile.
         *arguments: The kernel's arguments, in its order.
         tiles: The tiles to choose from, best first.
-        **constants: The kernel's constants, except those that a tile sets.
+        **constants: The kernel's constants, except DEPENDENT and those that a tile sets.
 
     Raises:
         BackendError: If the kernel does not compile for the GPU, fits it in no tile or is miscompiled in all,
             or if a graph is recorded before the kernel was loaded.
     """
+    if DEPENDENT in kernel.arg_names:
+        constants[DEPENDENT] = workspace.dependent
     call = _Call(kernel, grid, arguments, constants)
     if (launches := _recorded.get()) is not None:
         launches.append(call.described(tiles))
@@ -163,7 +170,8 @@ class _Call:
         return MISCOMPILED if hazards_of(compiled) else int(compiled.n_spills)
 
     def _keywords(self, tile: Tile) -> dict[str, Any]:
-        return {**self.constants, **tile.sizes, **tile.options(torch.version.hip is not None)}
+        options = tile.options(torch.version.hip is not None, bool(self.constants.get(DEPENDENT)))
+        return {**self.constants, **tile.sizes, **options}
 
 
 def _specialisation(argument: Any) -> Any:

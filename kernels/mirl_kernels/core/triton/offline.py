@@ -26,7 +26,7 @@ from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import create_function_from_signature
 
 from mirl_kernels.core.triton.hazards import hazards_of
-from mirl_kernels.core.triton.launches import MISCOMPILED, OUT_OF_RESOURCES, Launch
+from mirl_kernels.core.triton.launches import DEPENDENT, MISCOMPILED, OUT_OF_RESOURCES, Launch
 from mirl_kernels.core.triton.tuner import Tile, cheapest
 
 # Bytes of shared memory that one program may have, by architecture (CUDA programming guide, table of compute
@@ -84,7 +84,7 @@ class Compiled:
         tensor: The names of its tensor-core instructions.
         loops: The number of instructions in the body of each loop, without those of the loops inside it, in
             the order of the source.
-        waits: Whether each loop waits for memory in every trip: it loads and is not pipelined.
+        waits: Whether each loop waits for memory in every trip: it loads what it needs in the same trip.
         outside: The number of instructions outside all loops.
         hazards: What `hazards.find_hazards` found in the machine code.
     """
@@ -146,6 +146,7 @@ class Specialisation:
         attributes: The places of arguments and what is known about them: that they are multiples of 16, say.
         warps: See `Tile`.
         pipelined: See `Tile`.
+        dependent: See `Workspace`.
     """
 
     kernel: Any
@@ -154,6 +155,7 @@ class Specialisation:
     attributes: tuple[tuple[tuple[int, ...], tuple[tuple[str, int], ...]], ...]
     warps: int
     pipelined: bool
+    dependent: bool
 
 
 @cache
@@ -183,7 +185,7 @@ def specialised(architecture: str, launch: Launch) -> Specialisation:
     kernel = launch.kernel
     backend, bind = _binder(architecture, kernel)
     arguments = {name: _as_on_a_gpu(value) for name, value in launch.arguments.items()}
-    bound, special, options = bind(**arguments, **launch.tile.options(is_amd(architecture)))
+    bound, special, options = bind(**arguments, **launch.options(is_amd(architecture)))
     _, signature, constants, attributes = kernel._pack_args(backend, options, bound, special, options)
     return Specialisation(
         kernel,
@@ -192,6 +194,7 @@ def specialised(architecture: str, launch: Launch) -> Specialisation:
         tuple((place, tuple(map(tuple, known))) for place, known in attributes.items()),
         launch.tile.warps,
         launch.tile.pipelined,
+        bool(launch.arguments.get(DEPENDENT)),
     )
 
 
@@ -221,7 +224,8 @@ def compile_kernel(architecture: str, special: Specialisation) -> Any:
     """
     attributes = {place: [list(each) for each in known] for place, known in special.attributes}
     source = _Source(special.kernel, dict(special.signature), dict(special.constants), attributes)
-    options = Tile({}, special.warps, special.pipelined).options(is_amd(architecture))
+    tile = Tile({}, special.warps, special.pipelined)
+    options = tile.options(is_amd(architecture), special.dependent)
     return triton.compile(source, target=target(architecture), options=options)
 
 
@@ -267,16 +271,19 @@ _WITHIN = re.compile(r"in Loop: Header=(BB\w+)")
 
 
 _LOAD = re.compile(r"\b(?:ld\.global|global_load|buffer_load)")
-_COPY = re.compile(r"\bcp\.async\b")  # a load that the program does not wait for
+# Triton writes a zero into the registers that a load without a mask fills, and ptxas drops the zero.
+_ZERO = re.compile(r"^\s*mov\.\w+ (%\w+), 0x0;")
+_UNMASKED = re.compile(r"^\s*ld\.global\S* \{([^}]*)\}")
 
 
 def _loops(code: str) -> tuple[tuple[int, ...], tuple[bool, ...], int]:
     """Return of each loop of PTX or GCN assembly its instructions and whether it waits, and those outside.
 
     They are read from the compiler's comments on every block. Those of PTX are within about a tenth of what
-    ptxas makes of them, whose own loops are harder to tell.
+    ptxas makes of them, whose own loops are harder to tell. A loop waits if it loads into registers: copies
+    to shared memory (cp.async) are waited for in a later trip.
     """
-    blocks = [_Block()]
+    blocks, zeros = [_Block()], set[str]()
     for line in code.splitlines():
         if match := _BLOCK.match(line):
             blocks.append(_Block(match.group(1) or ""))
@@ -287,23 +294,25 @@ def _loops(code: str) -> tuple[tuple[int, ...], tuple[bool, ...], int]:
             block.loop = match.group(1)
         block.remainder_follows |= ".epil.preheader" in line
         block.loads += bool(_LOAD.search(line))
-        block.copies += bool(_COPY.search(line))
         block.count += line[:1].isspace() and bool(text) and text[0] not in "./;{}()"
+        if match := _ZERO.match(line):
+            zeros.add(match.group(1))
+        elif match := _UNMASKED.match(line):
+            block.count -= len(zeros & set(re.findall(r"%\w+", match.group(1))))
+            zeros.clear()
     count: Counter[str] = Counter()
     loads: Counter[str] = Counter()
-    copies: Counter[str] = Counter()
     order: list[str] = []
     for before, block in pairwise([_Block(), *blocks]):
         count[block.loop] += block.count
         loads[block.loop] += block.loads
-        copies[block.loop] += block.copies
         if block.header and before.remainder_follows:  # a loop of an unrolled body's remainder: the body once
             order[-1] = block.loop
         elif block.header:
             order.append(block.loop)
         elif before.remainder_follows:  # the remainder without a loop: the body was there twice
             count[order[-1]] //= 2
-    waits = tuple(loads[name] > 0 and not copies[name] for name in order)
+    waits = tuple(loads[name] > 0 for name in order)
     return tuple(count[name] for name in order), waits, count[""]
 
 
@@ -317,7 +326,6 @@ class _Block:
     remainder_follows: bool = False
     count: int = 0
     loads: int = 0
-    copies: int = 0
 
 
 def _amd_report(code: str, architecture: str) -> tuple[int, int]:

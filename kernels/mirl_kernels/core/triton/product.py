@@ -9,6 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mirl_kernels.core.layer_norm import EPS
+from mirl_kernels.core.triton.dependent import after_previous
 from mirl_kernels.core.triton.finite import finite
 from mirl_kernels.core.triton.launches import Launch, launch
 from mirl_kernels.core.triton.row_groups import HEIGHTS, RowGroups
@@ -20,6 +21,7 @@ from mirl_kernels.core.triton.workspace import Workspace
 # 128 pixels where the registers suffice, 16 where AMD's scalar registers would not suffice for 32.
 PRODUCT_TILES = (
     Tile({"BLOCK_P": 128}, 4),
+    Tile({"BLOCK_P": 128}, 8),
     Tile({"BLOCK_P": 128}, 4, pipelined=False),
     Tile({"BLOCK_P": 128}, 8, pipelined=False),
     Tile({"BLOCK_P": 64}, 4, pipelined=False),
@@ -29,7 +31,7 @@ PRODUCT_TILES = (
 )
 # What a program takes to normalise: once, and for each channel, in the unit of `GroupCost`.
 _NORM_START, _NORM_CHANNEL = 430, 5
-_UNROLLED = tl.constexpr(3)  # blocks of channels that a trip of `moments` loads
+_MOST_UNROLLED = 12  # blocks of channels that a trip of `moments` loads, at most
 
 
 def product_grid(
@@ -65,14 +67,23 @@ def product_grid(
 
 @triton.jit
 def moments(
-    x, plane, pixel, inside, channels, eps, WHOLE: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr
+    x,
+    plane,
+    pixel,
+    inside,
+    channels,
+    eps,
+    WHOLE: tl.constexpr,
+    BLOCKS: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_P: tl.constexpr,
 ):
     """Return the mean and the reciprocal deviation of the channels at each pixel, in one pass.
 
     E[x^2] - E[x]^2 loses digits. The same of x less the mean m of the first n of N channels loses few, since
     (m - mean)^2 <= variance * (N - n) / n whatever the channels are.
 
-    A trip loads _UNROLLED blocks of channels, so that a program waits for memory once for all of them. WHOLE
+    A trip loads BLOCKS blocks of channels, so that a program waits for memory once for all of them. WHOLE
     says that the channels are a multiple of what a trip loads.
     """
     c = tl.arange(0, BLOCK_C)
@@ -81,8 +92,8 @@ def moments(
     at = x + c.to(tl.int64)[:, None] * plane + pixel[None, :]
     part = tl.load(at, (c < channels)[:, None] & inside[None, :], 0.0).to(tl.float32)
     shift = (tl.sum(part, 0) / tl.minimum(channels, BLOCK_C))[None, :]
-    for trip in range(0, channels, BLOCK_C * _UNROLLED):
-        for block in tl.static_range(_UNROLLED):
+    for trip in range(0, channels, BLOCK_C * BLOCKS):
+        for block in tl.static_range(BLOCKS):
             channel = trip + block * BLOCK_C + c
             here = (channel < channels)[:, None]
             at = x + channel.to(tl.int64)[:, None] * plane + pixel[None, :]
@@ -94,6 +105,16 @@ def moments(
     mean = tl.sum(sums, 0) / channels
     variance = tl.maximum(tl.sum(squares, 0) / channels - mean * mean, 0.0)
     return tl.sum(shift, 0) + mean, tl.rsqrt(variance + eps)
+
+
+def blocks_of_a_trip(channels: int, block: int) -> int:
+    """Return how many blocks of channels a trip of `moments` loads: no more than the fewest trips need.
+
+    >>> [blocks_of_a_trip(channels, 8) for channels in (8, 96, 160)]
+    [1, 12, 10]
+    """
+    blocks = -(-channels // block)
+    return -(-blocks // -(-blocks // _MOST_UNROLLED))
 
 
 @triton.jit
@@ -142,10 +163,12 @@ def pointwise_kernel(
     WHOLE: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    BLOCKS: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_P: tl.constexpr,
     PAD: tl.constexpr,
     PRECISION: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """Compute y = matrix @ norm(x) (+ bias) at BLOCK_P pixels, for this program's share of the row groups.
 
@@ -158,6 +181,7 @@ def pointwise_kernel(
     HIDDEN says that y is of `hidden_planes` and gets zeros at pixels outside the image, ALIGNED that the
     width is then a multiple of PAD, and CENTRED that the norm subtracts the mean.
     """
+    after_previous(PDL)
     pixel = first + tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
     inside = pixel.to(tl.uint32) < plane  # not before it either
     place = pixel - begin
@@ -165,7 +189,7 @@ def pointwise_kernel(
     x += batch * x_batch
     y += batch * y_batch
     if NORM:
-        mean, scale = moments(x, plane, pixel, inside, channels, eps, WHOLE, BLOCK_C, BLOCK_P)
+        mean, scale = moments(x, plane, pixel, inside, channels, eps, WHOLE, BLOCKS, BLOCK_C, BLOCK_P)
     to = place
     if HIDDEN:
         to = place_in_plane(tl.maximum(place, 0), width, PAD)
@@ -205,7 +229,7 @@ def _work(launch: Launch) -> Work:
     used = a["channels"] if a["NORM"] else len(a["column"].unique())
     total = a["total"] if a["NORM"] and a["CENTRED"] else None
     indices = nbytes(a["start"], a["column"], a["row"], a["bias"], total)
-    in_a_trip = a["BLOCK_C"] * _UNROLLED.value
+    in_a_trip = a["BLOCK_C"] * a["BLOCKS"]
     norm_trips = [programs * shares * triton.cdiv(a["channels"], in_a_trip)] if a["NORM"] else []
     pixels = min(a["first"] + tiles * a["BLOCK_P"], a["plane"]) - max(a["first"], 0)
     written = batch * int((a["row"] >= 0).sum()) * a["count"] * a["y"].itemsize
@@ -247,6 +271,7 @@ def project(
     plane = height * width
     begin, count = ((strip.first - 1) * width, (strip.rows + 2) * width) if strip else (0, plane)
     first, block = begin // 16 * 16, min(8, triton.next_power_of_2(channels))
+    blocks = blocks_of_a_trip(channels, block)
     operands = x, y, matrix.start, matrix.column, matrix.value, matrix.row, matrix.total, bias
     strides = x.stride(0), y.stride(0), y.stride(1), plane
     launch(
@@ -261,9 +286,10 @@ def project(
         NORM=norm,
         CENTRED=centred,
         BIAS=bias is not None,
-        WHOLE=channels % (block * _UNROLLED.value) == 0,
+        WHOLE=channels % (block * blocks) == 0,
         ROWS=matrix.height,
         BLOCK_K=matrix.step,
+        BLOCKS=blocks,
         BLOCK_C=block,
         PAD=PAD,
         PRECISION="ieee",

@@ -11,6 +11,7 @@ from mirl_kernels.core.triton.workspace import Workspace
 
 PAD = 8  # zeros between two rows of hidden channels, so that every row starts where vectors may
 MAX_HIDDEN_BYTES = 1 << 30  # of a strip's hidden channels, where the cache is too small for any
+_TILE = 128  # pixels of a program of most kernels
 MIN_STRIP_ROWS = 16  # fewer would cost much, since the rows above and below each strip are computed twice
 
 
@@ -29,8 +30,9 @@ class Strip(NamedTuple):
 def split_into_strips(x: Tensor, channels: int, dtype: torch.dtype, workspace: Workspace) -> list[Strip]:
     """Return the strips in which an image is to be worked on, one after the other.
 
-    The hidden channels of one strip stay in the cache of the GPU. All strips but the last
-    have the same, even number of rows, so that vectors fit into their planes.
+    The hidden channels of one strip stay in the cache of the GPU. All strips but the last have the same, even
+    number of rows, so that vectors fit into their planes. There may be more strips than the cache asks for,
+    where the programs of each then share the processors more evenly.
 
     Args:
         x: Images, (B, C, H, W).
@@ -43,8 +45,17 @@ def split_into_strips(x: Tensor, channels: int, dtype: torch.dtype, workspace: W
     rows = workspace.cached // row - 2
     if rows < min(height + height % 2, MIN_STRIP_ROWS):
         rows = max(MIN_STRIP_ROWS, MAX_HIDDEN_BYTES // row - 2)
-    count = -(-height // (rows - rows % 2))
-    rows = -(-height // (2 * count)) * 2
+    least = -(-height // (rows - rows % 2))
+
+    def rows_of(count: int) -> int:
+        return -(-height // (2 * count)) * 2
+
+    def takes(count: int) -> int:
+        tiles = (-(-batch * (rows_of(count) + above) * width // _TILE) for above in (0, 2))
+        return count * sum(map(workspace.waves, tiles))
+
+    counts = [count for count in range(least + 1, 2 * least) if rows_of(count) >= MIN_STRIP_ROWS]
+    rows = rows_of(min([least, *counts], key=takes) if least > 1 else 1)
     return [Strip(first, min(rows, height - first)) for first in range(0, height, rows)]
 
 

@@ -5,6 +5,8 @@ It consists of depthwise taps, a gate or none, a matrix and the residual.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -12,6 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor, nn
 
+from mirl_kernels.core.triton.dependent import after_previous
 from mirl_kernels.core.triton.finite import finite
 from mirl_kernels.core.triton.launches import Launch, launch
 from mirl_kernels.core.triton.product import place_in_plane
@@ -20,30 +23,67 @@ from mirl_kernels.core.triton.tuner import Tile
 from mirl_kernels.core.triton.work import Work, counts_work_of, nbytes, touched_elements
 from mirl_kernels.core.triton.workspace import Workspace
 
-STEP = 16  # hidden channels that a step multiplies on tensor cores
+STEP = 16  # hidden channels that a step works on, at least
+_LONG = 112  # channels from which a step has twice as many: half the steps wait half as often
 # The most output channels of a program, the most sums of a program, and the numbers of pixels to choose from.
 _CHANNELS, _SUMS, _PIXELS = 256, 1 << 14, (256, 128, 64, 32, 16)
-_STEP_PIXELS = 8  # pixels that take as long as what a program does once a step
+_STEP_PIXELS = 60  # pixels that take as long as what a program does once a step
 TAPS_OF_A_TRIP = tl.constexpr(3)  # taps of a trip; 9 is a multiple of it
+LEVELS = tl.constexpr(3)  # the numbers of taps, from 1 on, that a loop of its own is written for
+_ROW = tl.constexpr(12)  # taps of a row of the tables, of which 9 count, so that trips may have 1 to 4
+_LANES = tl.constexpr(16)  # threads that load as many pixels side by side: a sector of the cache
 
 
 @triton.jit
-def depthwise(hidden, most, offset, taps, bias, block, channel, at, BIAS: tl.constexpr):
-    """Return the depthwise 3x3 convolution, in float32, of a block of channels at some pixels.
+def in_lanes(place, BLOCK_P: tl.constexpr):
+    """Return (BLOCK_P,) places as (rows, pixels side by side)."""
+    LANES: tl.constexpr = _LANES if BLOCK_P > _LANES else BLOCK_P
+    return tl.reshape(place, [BLOCK_P // LANES, LANES])
 
-    ``at`` are the pixels' places in a plane that has zeros around the image. The tables are those of
-    `Taps.tables`. The taps are a loop, since they spill when all are unrolled. A trip loads TAPS_OF_A_TRIP
-    taps, so that a program waits for memory once for all of them; those after a channel's last tap weigh 0.
+
+@triton.jit
+def flat(v):
+    """Return (rows, channels, pixels side by side) as (channels, pixels)."""
+    return tl.reshape(tl.permute(v, (1, 0, 2)), [v.shape[1], v.shape[0] * v.shape[2]])
+
+
+@triton.jit
+def add_taps(total, hidden, offset, taps, channel, at, first, TAPS: tl.constexpr):
+    """Add some taps of each channel to the sums (rows, channels, pixels side by side) at the places ``at``.
+
+    A thread has some pixels of a channel, not a pixel of many channels. So it loads the offset and the weight
+    of a tap once for all of them.
     """
-    total = tl.zeros([channel.shape[0], at.shape[0]], tl.float32)
-    if BIAS:
-        total += tl.load(bias + channel)[:, None]
-    for first in range(0, tl.load(most + block), TAPS_OF_A_TRIP):
-        for t in tl.static_range(TAPS_OF_A_TRIP):
-            weight = tl.load(taps + channel * 9 + first + t)
-            tap = hidden + tl.load(offset + channel * 9 + first + t)
-            total += weight[:, None] * tl.load(tap[:, None] + at[None, :]).to(tl.float32)
+    for t in tl.static_range(TAPS):
+        weight = tl.load(taps + channel * _ROW + first + t)
+        tap = hidden + tl.load(offset + channel * _ROW + first + t)
+        total += weight[None, :, None] * tl.load(tap[None, :, None] + at[:, None, :]).to(tl.float32)
     return total
+
+
+@triton.jit
+def before_taps(bias, channel, at, BIAS: tl.constexpr):
+    """Return what the sums of `add_taps` begin with."""
+    total = tl.zeros([at.shape[0], channel.shape[0], at.shape[1]], tl.float32)
+    if BIAS:
+        total += tl.load(bias + channel)[None, :, None]
+    return total
+
+
+@triton.jit
+def two_depthwise(hidden, offset, taps, bias, most, one, other, at, BIAS: tl.constexpr, TAPS: tl.constexpr):
+    """Return the depthwise 3x3 convolutions, in float32, of two blocks of channels with up to ``most`` taps.
+
+    ``at`` are the pixels' places in a plane that has zeros around the image, as `in_lanes` returns them. The
+    tables are those of `Taps.tables`. The taps are a loop, since they spill when all are unrolled. A trip
+    loads TAPS taps of both blocks, so that a program waits for memory once for all of them; those after a
+    channel's last tap weigh 0.
+    """
+    a, b = before_taps(bias, one, at, BIAS), before_taps(bias, other, at, BIAS)
+    for first in range(0, most, TAPS):
+        a = add_taps(a, hidden, offset, taps, one, at, first, TAPS)
+        b = add_taps(b, hidden, offset, taps, other, at, first, TAPS)
+    return a, b
 
 
 @triton.jit
@@ -61,12 +101,13 @@ def gelu(x, EXACT: tl.constexpr):
         tail = tail * t * tl.exp(-z * z)
         return 0.5 * (x + tl.abs(x) * (1 - tail))
     square = tl.minimum(x * x, 64.0)  # Phi is 0 or 1 from there on
-    return x / (1 + tl.exp2(-x * ((-0.00101453917 * square + 0.106777424) * square + 2.30111947)))
+    return x / (1 + tl.exp2(x * ((0.00101453917 * square - 0.106777424) * square - 2.30111947)))
 
 
 @triton.jit(do_not_specialize=["count"])  # a loop's end
 def mix_kernel(
     hidden,
+    ends,
     most,
     offset,
     taps,
@@ -93,6 +134,7 @@ def mix_kernel(
     BLOCK_P: tl.constexpr,
     PAD: tl.constexpr,
     PRECISION: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """Compute y = x + weight^T @ v (+ bias), for a strip of ``pixels`` of the planes of x and y.
 
@@ -100,26 +142,45 @@ def mix_kernel(
     the ``2 * padded`` channels of taps(hidden). weight is (count, channels). The grid is (tiles of pixels,
     batch, tiles of channels).
     """
+    after_previous(PDL)
     pixel = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
     inside = pixel < pixels
     batch = tl.program_id(1).to(tl.int64)
-    at = place_in_plane(width + tl.where(inside, pixel, 0), width, PAD)
+    at = in_lanes(place_in_plane(width + tl.where(inside, pixel, 0), width, PAD), BLOCK_P)
     channel = tl.program_id(2) * BLOCK_C + tl.arange(0, BLOCK_C)
     known = channel < channels
     hidden += batch * hidden_batch
     weight += batch * weight_batch
     total = tl.zeros([BLOCK_C, BLOCK_P], tl.float32)
-    for first in range(0, count, BLOCK_H):
-        h = first + tl.arange(0, BLOCK_H)
-        real = h < count
-        step = first // BLOCK_H
-        v = depthwise(hidden, most, offset, taps, tap_bias, step, h, at, TAP_BIAS)
+    # All at once, so that a program waits for them once.
+    bounds = tl.load(ends), tl.load(ends + 1), tl.load(ends + 2), tl.load(ends + 3)
+    for level in tl.static_range(1, LEVELS + 1):
+        for step in range(bounds[level - 1], bounds[level]):
+            h = step * BLOCK_H + tl.arange(0, BLOCK_H)
+            here = known[:, None] & (h < count)[None, :]
+            part = tl.load(weight + h[None, :] * channels + channel[:, None], here, 0.0)
+            v = before_taps(tap_bias, h, at, TAP_BIAS)
+            v = add_taps(v, hidden, offset, taps, h, at, 0, level)
+            if GATE:
+                b = before_taps(tap_bias, padded + h, at, TAP_BIAS)
+                b = add_taps(b, hidden, offset, taps, padded + h, at, 0, level)
+                v = gelu(v, hidden.dtype.element_ty == tl.float32) * b
+            total = tl.dot(part, flat(finite(v, part.dtype)), total, input_precision=PRECISION)
+    for step in range(bounds[LEVELS], tl.cdiv(count, BLOCK_H)):
+        h = step * BLOCK_H + tl.arange(0, BLOCK_H)
+        here = known[:, None] & (h < count)[None, :]
+        part = tl.load(weight + h[None, :] * channels + channel[:, None], here, 0.0)
+        v = before_taps(tap_bias, h, at, TAP_BIAS)
+        b = v
         if GATE:
-            v = gelu(v, hidden.dtype.element_ty == tl.float32)
-            half = padded // BLOCK_H + step
-            v *= depthwise(hidden, most, offset, taps, tap_bias, half, padded + h, at, TAP_BIAS)
-        part = tl.load(weight + h[None, :] * channels + channel[:, None], known[:, None] & real[None, :], 0.0)
-        total = tl.dot(part, finite(v, part.dtype), total, input_precision=PRECISION)
+            b = before_taps(tap_bias, padded + h, at, TAP_BIAS)
+        for first in range(0, tl.load(most + step), TAPS_OF_A_TRIP):
+            v = add_taps(v, hidden, offset, taps, h, at, first, TAPS_OF_A_TRIP)
+            if GATE:
+                b = add_taps(b, hidden, offset, taps, padded + h, at, first, TAPS_OF_A_TRIP)
+        if GATE:
+            v = gelu(v, hidden.dtype.element_ty == tl.float32) * b
+        total = tl.dot(part, flat(finite(v, part.dtype)), total, input_precision=PRECISION)
     here = known[:, None] & inside[None, :]
     at = channel.to(tl.int64)[:, None] * plane + pixel[None, :]
     if BIAS:
@@ -129,38 +190,35 @@ def mix_kernel(
 
 
 class DepthwiseWork(NamedTuple):
-    """State how much `depthwise` does for some channels.
+    """State how much the depthwise taps of some channels do.
 
     Attributes:
         image: Bytes of distinct addresses of the hidden channels of one image that are read.
         tables: Bytes of the tables that are read.
         pixel: Bytes of hidden channels that a program fetches for each of its pixels.
-        trips: The trips of the loop over the taps, for each block of channels, TAPS_OF_A_TRIP taps each.
     """
 
     image: int
     tables: int
     pixel: int
-    trips: list[int]
 
 
 def depthwise_work(
-    arguments: dict[str, Any], channels: Tensor, block: int, beyond: bool = False
+    arguments: dict[str, Any], channels: Tensor, loaded: Sequence[int], block: int, beyond: bool = False
 ) -> DepthwiseWork:
-    """Return how much `depthwise` does for some channels.
+    """Return how much the depthwise taps of some channels do.
 
     Args:
         arguments: The arguments of the launch.
         channels: The channels, (n,) int64.
+        loaded: How many taps of each channel of a block are loaded, for each block.
         block: The channels of a block.
         beyond: Whether programs go beyond the image, where they read zeros between two rows.
     """
     a, blocks = arguments, channels.split(block)
     item, pitch, plane = a["hidden"].itemsize, a["width"] + PAD, a["hidden"].stride(1)
-    most = a["most"][[int(part[0]) // block for part in blocks]].tolist()
-    trips = [triton.cdiv(n, TAPS_OF_A_TRIP.value) for n in most]
     patterns: dict[int, set[tuple[int, int]]] = {}  # by slot
-    for part, n in zip(blocks, most, strict=True):
+    for part, n in zip(blocks, loaded, strict=True):
         tapped = part[a["taps"][part].any(1)]  # channels without a tap read what one of these reads
         for offset in a["offset"][tapped, :n].flatten().unique().tolist():
             slot, place = divmod(offset + pitch + 1, plane)  # 0 is the tap above and to the left
@@ -168,28 +226,39 @@ def depthwise_work(
     output = a["pixels"] // a["width"], a["width"]
     elements = touched_elements(patterns.values(), (output[0] + 2, output[1] + 2), output)
     elements += beyond * sum(map(len, patterns.values()))
-    read = sum(TAPS_OF_A_TRIP.value * trip * len(part) for trip, part in zip(trips, blocks, strict=True))
-    tables = 12 * read + 4 * len(blocks) + (4 * len(channels) if a["TAP_BIAS"] else 0)
+    read = sum(n * len(part) for n, part in zip(loaded, blocks, strict=True))
+    tables = 12 * read + (4 * len(channels) if a["TAP_BIAS"] else 0)
     rows = sum(len({i for i, _ in pattern}) for pattern in patterns.values())
-    return DepthwiseWork(item * elements, tables, item * rows, trips)
+    return DepthwiseWork(item * elements, tables, item * rows)
+
+
+def loop_trips(most: Iterable[int]) -> list[int]:
+    """Return the trips of the loop over the taps, TAPS_OF_A_TRIP taps each, for each block of channels."""
+    return [triton.cdiv(n, TAPS_OF_A_TRIP.value) for n in most]
 
 
 @counts_work_of(mix_kernel)
 def _work(launch: Launch) -> Work:
     a, (tiles, batch, blocks) = launch.arguments, launch.grid
     count, block, pixels = a["weight"].shape[-2], a["BLOCK_H"], a["BLOCK_P"]
-    halves = [torch.arange(a["padded"]) + h * a["padded"] for h in range(1 + a["GATE"])]
-    taps = [depthwise_work(a, half, block) for half in halves]
+    steps, ends = triton.cdiv(count, block), a["ends"].tolist()
+    trips = loop_trips(a["most"][ends[-1] : steps].tolist())  # of the steps that have a loop over their taps
+    loaded = [level for level in range(1, len(ends)) for _ in range(ends[level - 1], ends[level])]
+    loaded += [trip * TAPS_OF_A_TRIP.value for trip in trips]
+    halves = [torch.arange(steps * block) + h * a["padded"] for h in range(1 + a["GATE"])]
+    taps = [depthwise_work(a, half, loaded, block) for half in halves]
     hidden, tables = batch * sum(half.image for half in taps), sum(half.tables for half in taps)
+    tables += 4 * (len(ends) + len(trips))
     programs, features = tiles * batch * blocks, batch * a["channels"] * a["pixels"] * a["x"].itemsize
     weights = nbytes(a["weight"]) // (batch if a["weight_batch"] else 1)  # of one image
     fetched = programs * (sum(half.pixel for half in taps) * pixels + tables)
+    in_loops = [last - first for first, last in pairwise(ends)]
     return Work(
         read=hidden + tables + features + nbytes(a["weight"], a["bias"]),
         written=features,
         fetched=fetched + tiles * batch * weights + features,
-        macs=programs * triton.cdiv(count, block) * block * a["BLOCK_C"] * pixels,
-        trips=(programs * triton.cdiv(count, block), *(programs * sum(half.trips) for half in taps)),
+        macs=programs * steps * block * a["BLOCK_C"] * pixels,
+        trips=tuple(programs * n for n in (*in_loops, len(trips), sum(trips))),
         hidden=hidden,
         buffer=nbytes(a["hidden"]),
     )
@@ -210,16 +279,20 @@ class Taps(nn.Module):
         step: The number of channels that a kernel works on together.
 
     Attributes:
+        step: See above.
         slot: (n,) int64. A channel without taps has the slot of one that has taps, and weights of 0.
-        most: (n / step,) int32, the most taps that a channel of a step has.
-        tap: (n, 9) int64, the live taps of a channel, 0 to 8, row by row. After the last one the first is
+        most: (n / step / halves,) int32, the most taps that a channel of a step has, in whatever part.
+        ends: (LEVELS + 1,) int32, 0, and how many steps come first of which none has more than 1 tap, 2 taps,
+            and so on.
+        tap: (n, 12) int64, the live taps of a channel, 0 to 8, row by row. After the last one the first is
             repeated.
-        weight: (n, 9) float32, the values of the live taps. The repeated ones are 0.
+        weight: (n, 12) float32, the values of the live taps. The repeated ones are 0.
         bias: (n,) float32, or None.
     """
 
     slot: Tensor
     most: Tensor
+    ends: Tensor
     tap: Tensor
     weight: Tensor
     bias: Tensor | None
@@ -228,7 +301,10 @@ class Taps(nn.Module):
         self, slot: Tensor, weight: Tensor, bias: Tensor | None, halves: int = 1, step: int = STEP
     ) -> None:
         super().__init__()
+        self.step = step
+        steps = -(-len(slot) // (halves * step))
         slot, weight = _padded(slot, halves, step, -1), _padded(weight, halves, step, 0)
+        weight = nn.functional.pad(weight, (0, _ROW.value - weight.shape[1]))
         bias = None if bias is None else _padded(bias, halves, step, 0)
         weight = torch.where((slot >= 0)[:, None], weight, 0)
         live = weight != 0
@@ -238,15 +314,23 @@ class Taps(nn.Module):
         slot = torch.where(count > 0, slot, slot[fullest].clamp(min=0))
         first = torch.where(count > 0, tap[:, 0], tap[fullest, 0])
         self.register_buffer("slot", slot)
-        self.register_buffer("most", count.view(-1, step).amax(1).int())
-        self.register_buffer("tap", torch.where(torch.arange(9) < count[:, None], tap, first[:, None]))
+        most = count.view(halves, -1, step).amax((0, 2))
+        levels = torch.arange(1, LEVELS.value + 1)
+        ends = (most[:steps].cummax(0).values <= levels[:, None]).sum(1)
+        if not count.any():  # perhaps there are no hidden channels to read
+            ends.zero_()
+        self.register_buffer("most", most.int())
+        self.register_buffer("ends", torch.cat([ends.new_zeros(1), ends]).int())
+        self.register_buffer(
+            "tap", torch.where(torch.arange(_ROW.value) < count[:, None], tap, first[:, None])
+        )
         self.register_buffer("weight", weight.contiguous())
         self.register_buffer("bias", bias)
 
     def tables(
         self, width: int, plane: int, workspace: Workspace, slots_before: int = 0
     ) -> list[Tensor | None]:
-        """Return the tables that the kernels take: most, offset, weight and bias.
+        """Return the tables that the kernels take: ends, most, offset, weight and bias.
 
         Args:
             width: The width of the images.
@@ -267,7 +351,7 @@ class Taps(nn.Module):
             offset,
             lambda offsets: offsets.made_of == state,  # type: ignore[attr-defined]
         )
-        return [self.most, offsets, self.weight, self.bias]
+        return [self.ends, self.most, offsets, self.weight, self.bias]
 
 
 def _state(t: Tensor) -> tuple[int, int]:
@@ -327,12 +411,17 @@ def mix(
         GATE=gate,
         TAP_BIAS=taps.bias is not None,
         BIAS=bias is not None,
-        BLOCK_H=STEP,
+        BLOCK_H=taps.step,
         BLOCK_C=block,
         PAD=PAD,
         PRECISION="ieee",
         tiles=[Tile({"BLOCK_P": p}, warps) for warps in (8, 16) for p in sizes],
     )
+
+
+def step_for(count: int) -> int:
+    """Return how many of so many hidden channels a step of `mix` works on."""
+    return 2 * STEP if count > _LONG else STEP
 
 
 def slots(live: Tensor) -> Tensor:

@@ -31,16 +31,18 @@ class Tile(NamedTuple):
     warps: int
     pipelined: bool = True
 
-    def options(self, amd: bool) -> dict[str, int | bool]:
+    def options(self, amd: bool, dependent: bool = False) -> dict[str, int | bool]:
         """Return the options for Triton's compiler.
 
         Args:
             amd: Whether the GPU is one of AMD's.
+            dependent: Whether the launch may begin while the one before it ends.
         """
         return {
             "num_warps": self.warps,
             "num_stages": 3 if self.pipelined and not amd else 1,
             "enable_fp_fusion": True,  # the default until Triton 3.10
+            **({"launch_pdl": True} if dependent else {}),
         }
 
 

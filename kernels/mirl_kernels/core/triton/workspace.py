@@ -20,12 +20,14 @@ class Workspace:
             launch to the next.
         processors: The number of processors of the GPU.
         tiles: The fastest tile of each compiled kernel, as `Tuner.fastest` returns them.
+        dependent: Whether a launch may begin while the one before it ends (module `dependent`).
         tensors: The tensors that the ops reuse, by key.
     """
 
     cached: int = 8 << 20
     processors: int = 108
     tiles: Mapping[str, Tile] = field(default_factory=dict)
+    dependent: bool = False
     tensors: dict[Any, Tensor] = field(default_factory=dict)
 
     def waves(self, programs: int) -> int:

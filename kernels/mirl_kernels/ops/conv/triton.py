@@ -21,6 +21,7 @@ from mirl_kernels.core.triton import (
     pack_row_groups,
     touched_elements,
 )
+from mirl_kernels.core.triton.dependent import after_previous
 from mirl_kernels.core.triton.finite import finite
 from mirl_kernels.core.triton.product import PRODUCT_TILES, group_share, product_grid
 
@@ -54,12 +55,14 @@ def conv_kernel(
     BLOCK_K: tl.constexpr,
     BLOCK_P: tl.constexpr,
     PRECISION: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """Compute y = shuffle(matrix @ window(x) (+ bias)) (+ residual).
 
     ``down`` and ``right`` are the distances of a row group's columns from the output pixel's place in x. The
     grid is (tiles of output pixels, batch, shares of row groups).
     """
+    after_previous(PDL)
     plane, out_plane = height * width, out_height * out_width
     pixel = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
     inside = pixel < out_plane

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from mirl_kernels.core.triton import Packed, Workspace, as_type, hidden_planes, pack_row_groups
 from mirl_kernels.core.triton.product import project
-from mirl_kernels.core.triton.taps import Taps, mix
-from mirl_kernels.ops.gdfn import ordered_pairs
+from mirl_kernels.core.triton.taps import Taps, mix, step_for
+from mirl_kernels.ops.gdfn import live_pairs
 
 
 class TritonGDFN(Packed):
@@ -47,7 +47,10 @@ class TritonGDFN(Packed):
     ) -> None:
         super().__init__(dtype)
         fan_in, taps, out = (w.detach().float().flatten(1) for w in (project_in, dwconv, project_out))
-        live, rows = ordered_pairs(fan_in, taps, out, biases)
+        live = live_pairs(fan_in, taps, out, biases)
+        counts = taps.count_nonzero(1).view(2, -1)[:, live].amax(0)
+        live = live[counts.argsort(stable=True)]  # a step takes as long as its channel of most taps
+        rows = torch.cat([live, live + out.shape[1]])
         self.centred = norm_bias is not None
         offset = torch.zeros(len(fan_in)) if biases[0] is None else biases[0].detach().float()
         if norm_bias is not None:  # exact before the zero padding of the taps
@@ -55,7 +58,7 @@ class TritonGDFN(Packed):
         self.project_in = pack_row_groups((fan_in * norm_weight.detach().float())[rows], dtype)
         self.register_buffer("offset", offset[rows])
         tap_bias = None if biases[1] is None else biases[1].detach().float()[rows]
-        self.taps = Taps(torch.arange(len(rows)), taps[rows], tap_bias, halves=2)
+        self.taps = Taps(torch.arange(len(rows)), taps[rows], tap_bias, 2, step_for(len(live)))
         self.register_buffer("weight", as_type(out[:, live].T.contiguous(), dtype))
         self.register_buffer("bias", None if biases[2] is None else biases[2].detach().float())
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import triton
@@ -33,13 +34,39 @@ from mirl_kernels.core.triton import (
     pack_row_groups,
     split_into_strips,
 )
+from mirl_kernels.core.triton.dependent import after_previous
 from mirl_kernels.core.triton.finite import finite
 from mirl_kernels.core.triton.product import place_in_plane, project
-from mirl_kernels.core.triton.taps import STEP, Taps, depthwise, depthwise_work, mix, slots
+from mirl_kernels.core.triton.taps import (
+    STEP,
+    Taps,
+    depthwise_work,
+    flat,
+    in_lanes,
+    mix,
+    slots,
+    step_for,
+    two_depthwise,
+)
 from mirl_kernels.ops.gdfn import live_after_taps
 
-# Channels each way of the block of a Gram matrix that a program sums up, and pixels at a time, at most.
+# The most channels each way of the block of a Gram matrix that a program sums up, and half of the most pixels
+# that it works on at a time.
 _GRAM, _PIXELS = 64, 64
+_SHARES = 128  # shares of Gram matrices that a program loads at a time, at most
+
+
+@triton.jit
+def _stacked(a, b):
+    """Return the rows of a, and those of b below."""
+    return tl.reshape(tl.permute(tl.join(a, b), (2, 0, 1)), [2 * a.shape[0], a.shape[1]])
+
+
+@triton.jit
+def _tapped_step(hidden, offset, taps, bias, most, q, k, at, BIAS: tl.constexpr, TAPS: tl.constexpr):
+    """Return the tapped channels of a step of q and of a step of k, (channels, pixels), of ``most`` taps."""
+    a, b = two_depthwise(hidden, offset, taps, bias, most, q, k, at, BIAS, TAPS)
+    return flat(a), flat(b)
 
 
 @triton.jit
@@ -60,18 +87,24 @@ def gram_kernel(
     span,
     FIRST: tl.constexpr,
     TAP_BIAS: tl.constexpr,
+    STEP: tl.constexpr,
+    STEPS: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_P: tl.constexpr,
+    TAPS: tl.constexpr,
     PAD: tl.constexpr,
     PRECISION: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """Sum q k^T, q^2 and k^2 over ``span`` of a strip's pixels, and add the sums of the strips before.
 
     FIRST says that there are no strips before. sums (S, total_size) has a row for each of the S shares of the
     pixels. A row is q k^T, (B, heads, n, m), then q^2, (B, heads, n), then k^2, (B, heads, m). The tables
     have n = q_blocks * BLOCK_C rows of q for each head, and behind all of these m = k_blocks * BLOCK_C rows
-    of k. The grid is (S, B * heads, blocks of q times blocks of k).
+    of k. Of the steps of a block only the first STEPS have channels. The grid is (S, B * heads, blocks of q
+    times blocks of k).
     """
+    after_previous(PDL)
     share, image = tl.program_id(0), tl.program_id(1)
     batch, head, images = (image // heads).to(tl.int64), image % heads, tl.num_programs(1)
     q_block, k_block = tl.program_id(2) // k_blocks, tl.program_id(2) % k_blocks
@@ -92,15 +125,41 @@ def gram_kernel(
         total = tl.load(products)
     q_norm = tl.zeros([BLOCK_C, BLOCK_P], tl.float32)  # summed up once, at the end
     k_norm = tl.zeros([BLOCK_C, BLOCK_P], tl.float32)
-    step_q, step_k = head * q_blocks + q_block, heads * q_blocks + head * k_blocks + k_block
-    row = tl.arange(0, BLOCK_C)
+    tile_q, tile_k = q_block + head * q_blocks, head * k_blocks + k_block + heads * q_blocks
+    rows_q, rows_k = tile_q * BLOCK_C + tl.arange(0, STEP), tile_k * BLOCK_C + tl.arange(0, STEP)
+    # Every step of channels has a loop over its taps, since steps differ in their number.
+    step_q, step_k = tile_q * (BLOCK_C // STEP), tile_k * (BLOCK_C // STEP)
+    most_0 = tl.maximum(tl.load(most + step_q), tl.load(most + step_k))
+    if BLOCK_C > STEP:
+        most_1 = tl.maximum(tl.load(most + step_q + 1), tl.load(most + step_k + 1))
+    if STEPS > 2:
+        most_2 = tl.maximum(tl.load(most + step_q + 2), tl.load(most + step_k + 2))
+    if STEPS > 3:
+        most_3 = tl.maximum(tl.load(most + step_q + 3), tl.load(most + step_k + 3))
     for first in range(share * span, (share + 1) * span, BLOCK_P):
         pixel = first + tl.arange(0, BLOCK_P)
         inside = pixel < pixels
         # Outside the strip, read what is between two rows, where all is zero.
-        at = tl.where(inside, place_in_plane(width + pixel, width, PAD), width + PAD + PAD // 2)
-        q = depthwise(hidden, most, offset, taps, tap_bias, step_q, step_q * BLOCK_C + row, at, TAP_BIAS)
-        k = depthwise(hidden, most, offset, taps, tap_bias, step_k, step_k * BLOCK_C + row, at, TAP_BIAS)
+        place = tl.where(inside, place_in_plane(width + pixel, width, PAD), width + PAD + PAD // 2)
+        at = in_lanes(place, BLOCK_P)
+        q, k = _tapped_step(hidden, offset, taps, tap_bias, most_0, rows_q, rows_k, at, TAP_BIAS, TAPS)
+        if BLOCK_C > STEP:
+            q1, k1 = _tapped_step(
+                hidden, offset, taps, tap_bias, most_1, rows_q + STEP, rows_k + STEP, at, TAP_BIAS, TAPS
+            )
+            q, k = _stacked(q, q1), _stacked(k, k1)
+        if BLOCK_C > 2 * STEP:
+            third_q, third_k = rows_q + 2 * STEP, rows_k + 2 * STEP
+            q2, k2 = _tapped_step(
+                hidden, offset, taps, tap_bias, most_2, third_q, third_k, at, TAP_BIAS, TAPS
+            )
+            q3, k3 = tl.zeros_like(q2), tl.zeros_like(k2)
+            if STEPS > 3:
+                fourth_q, fourth_k = third_q + STEP, third_k + STEP
+                q3, k3 = _tapped_step(
+                    hidden, offset, taps, tap_bias, most_3, fourth_q, fourth_k, at, TAP_BIAS, TAPS
+                )
+            q, k = _stacked(q, _stacked(q2, q3)), _stacked(k, _stacked(k2, k3))
         if TAP_BIAS:
             q, k = tl.where(inside[None, :], q, 0.0), tl.where(inside[None, :], k, 0.0)
         q_norm += q * q
@@ -117,8 +176,9 @@ def gram_kernel(
 
 
 @triton.jit(do_not_specialize=["shares"])  # a loop's end
-def sum_kernel(sums, result, shares, size, BLOCK_S: tl.constexpr, BLOCK: tl.constexpr):
+def sum_kernel(sums, result, shares, size, BLOCK_S: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr):
     """Compute the sum (size,) of the rows of sums (shares, size). The grid is (tiles,)."""
+    after_previous(PDL)
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     total = tl.zeros([BLOCK_S, BLOCK], tl.float32)
     for first in range(0, shares, BLOCK_S):
@@ -149,23 +209,41 @@ def _gram_work(launch: Launch) -> Work:
     batch, steps = images // heads, shares * a["span"] // pixels
     rows = [heads * a[name] * block for name in ("q_blocks", "k_blocks")]
     beyond = shares * a["span"] > a["pixels"]
-    halves = [depthwise_work(a, half, block, beyond) for half in torch.arange(sum(rows)).split(rows)]
+    loops, loaded = _gram_loops(a)
+    halves = [
+        depthwise_work(a, half, n, STEP, beyond)
+        for half, n in zip(torch.arange(sum(rows)).split(rows), loaded, strict=True)
+    ]
     repeats = a["k_blocks"], a["q_blocks"]  # every block of q is multiplied by so many of k, and of k by q
     features, before = batch * sum(half.image for half in halves), 0 if a["FIRST"] else nbytes(a["sums"])
+    tables = [half.tables + 4 * len(n) for half, n in zip(halves, loaded, strict=True)]
     fetched = (
-        n * (steps * pixels * half.pixel + shares * half.tables)
-        for n, half in zip(repeats, halves, strict=True)
+        n * (steps * pixels * half.pixel + shares * table)
+        for n, half, table in zip(repeats, halves, tables, strict=True)
     )
-    tap_trips = (batch * steps * n * sum(half.trips) for n, half in zip(repeats, halves, strict=True))
     return Work(
-        read=features + sum(half.tables for half in halves) + before,
+        read=features + sum(tables) + before,
         written=nbytes(a["sums"]),
         fetched=batch * sum(fetched) + before,
         macs=steps * images * pairs * block * block * pixels,
-        trips=(steps * images * pairs, *tap_trips),
+        trips=(steps * images * pairs, *(batch * steps * trips for trips in loops)),
         hidden=features + before + nbytes(a["sums"]),
         buffer=max(nbytes(a["hidden"]), nbytes(a["sums"])),
     )
+
+
+def _gram_loops(a: dict[str, Any]) -> tuple[list[int], tuple[list[int], list[int]]]:
+    """Return the trips of the loops over the taps, and how many taps each step of q and of k loads.
+
+    The trips are those of all blocks of an image at BLOCK_P pixels. The taps are the most that a step of q
+    loads with any step of k, and the other way round.
+    """
+    heads, q_blocks, k_blocks, steps = a["heads"], a["q_blocks"], a["k_blocks"], a["BLOCK_C"] // STEP
+    q, k = a["most"].split([heads * q_blocks * steps, heads * k_blocks * steps])
+    most = torch.maximum(q.view(heads, q_blocks, 1, steps), k.view(heads, 1, k_blocks, steps))
+    trips = (most + a["TAPS"] - 1) // a["TAPS"]
+    loaded = (a["TAPS"] * trips.amax(side).flatten() for side in (2, 1))
+    return trips.sum((0, 1, 2))[: a["STEPS"]].tolist(), tuple(n.tolist() for n in loaded)
 
 
 @triton.jit
@@ -185,6 +263,7 @@ def compose_kernel(
     BLOCK_J: tl.constexpr,
     BLOCK_O: tl.constexpr,
     PRECISION: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """Compute project_out @ softmax(temperature * q k^T) of normalised q and k.
 
@@ -193,6 +272,7 @@ def compose_kernel(
     is zero, whose logits are 0. project_out (C, C) is of weight's type. The grid is (B * heads, tiles of
     outputs).
     """
+    after_previous(PDL)
     image = tl.program_id(0)
     batch, head = image // heads, image % heads
     inner = channels // heads
@@ -265,6 +345,20 @@ class _Sums:
     span: int
 
 
+_GRAM_TILES = [
+    Tile({"BLOCK_P": pixels, "TAPS": taps}, warps)
+    for pixels, taps, warps in (
+        (2 * _PIXELS, 2, 8),
+        (2 * _PIXELS, 2, 16),
+        (2 * _PIXELS, 1, 8),
+        (_PIXELS, 2, 8),
+        (_PIXELS, 1, 8),
+        (_PIXELS, 2, 16),
+        (_PIXELS // 2, 1, 8),
+    )
+]
+
+
 class TritonMDTA(Packed):
     """Hold the surviving weights of one MDTA for the Triton kernels.
 
@@ -324,18 +418,28 @@ class TritonMDTA(Packed):
         self.register_buffer("bias", None if biases[2] is None else biases[2].detach().float())
 
     def _pack_qk(self, slot: Tensor, taps: Tensor, tap_bias: Tensor | None, nonzero: Tensor) -> None:
-        """Make the taps of q and k, head by head, and the places of their channels in the heads' sums."""
+        """Make the taps of q and k, head by head, and the places of their channels in the heads' sums.
+
+        Channels of about as many taps are side by side, those of most taps first, since a step takes as long
+        as its channel of most taps.
+        """
         q, k = (list(part.view(self.heads, -1)) for part in nonzero.chunk(3)[:2])
         most = [max(1, *(int(head.sum()) for head in part)) for part in (q, k)]
         self.block = min(_GRAM, max(16, 1 << (max(most) - 1).bit_length()))
         self.blocks = [-(-n // self.block) for n in most]
-        rows = []
+        self.steps = -(-min(max(most), self.block) // STEP)
+        rows, places = [], []
         for first, blocks, part in zip((0, self.channels), self.blocks, (q, k), strict=True):
             for i, head in enumerate(part):
+                start = first + i * self.channels // self.heads
+                live = head.nonzero()[:, 0]
+                counts = taps[start + live].count_nonzero(1)
+                live = live[counts.argsort(descending=True, stable=True)]
                 rows.append(torch.full((blocks * self.block,), -1))
-                rows[-1][: int(head.sum())] = first + i * self.channels // self.heads + head.nonzero()[:, 0]
-        self.qk_taps = _rows_of(slot, taps, tap_bias, torch.cat(rows), self.block)
-        self.register_buffer("place", torch.cat([slots(head) for head in q + k]).int())
+                rows[-1][: len(live)] = start + live
+                places.append(torch.full((len(head),), -1).index_put((live,), torch.arange(len(live))))
+        self.qk_taps = _rows_of(slot, taps, tap_bias, torch.cat(rows))
+        self.register_buffer("place", torch.cat(places).int())
 
     def _pack_v(self, slot: Tensor, taps: Tensor, tap_bias: Tensor | None, nonzero: Tensor) -> None:
         """Make the taps of v and the order of its channels, without those that are zero everywhere.
@@ -348,7 +452,7 @@ class TritonMDTA(Packed):
         self.v_count = len(v)
         order = torch.full((self.channels,), -1).index_put((v,), torch.arange(len(v)))
         self.register_buffer("order", order.int())
-        self.v_taps = _rows_of(slot, taps, tap_bias, v + 2 * self.channels)
+        self.v_taps = _rows_of(slot, taps, tap_bias, v + 2 * self.channels, step_for(len(v)))
 
     def forward(
         self, x: Tensor, y: Tensor | None = None, workspace: Workspace | None = None, shares: int = 0
@@ -401,6 +505,8 @@ class TritonMDTA(Packed):
         images, n, m = len(x) * self.heads, q_blocks * self.block, k_blocks * self.block
         shares = shares or max(1, workspace.processors // (images * q_blocks * k_blocks))
         span = triton.cdiv(pixels, _PIXELS * shares) * _PIXELS
+        if span > 2 * _PIXELS:
+            span = triton.cdiv(span, 2 * _PIXELS) * 2 * _PIXELS
         shares = triton.cdiv(pixels, span)
         size = images * (n * m + n + m)
         flat = workspace.tensor(  # the next block sums up in the same memory, so that the cache keeps it
@@ -413,19 +519,21 @@ class TritonMDTA(Packed):
     def _add_gram(self, planes: Tensor, width: int, sums: _Sums, strip: Strip, workspace: Workspace) -> None:
         """Add the sums of one strip."""
         (shares, size), (q_blocks, k_blocks) = sums.tensor.shape, self.blocks
-        tiles = (_PIXELS, 8), (_PIXELS, 16), (_PIXELS // 2, 8)
+        tiles = [tile for tile in _GRAM_TILES if sums.span % tile.sizes["BLOCK_P"] == 0]
         launch(
             workspace,
             gram_kernel,
             lambda sizes: (shares, sums.images, q_blocks * k_blocks),
-            *(planes, *self.qk_taps.tables(width, planes.stride(1), workspace), sums.tensor, size),
+            *(planes, *self.qk_taps.tables(width, planes.stride(1), workspace)[1:], sums.tensor, size),
             *(planes.stride(0), strip.rows * width, width, self.heads, q_blocks, k_blocks, sums.span),
             FIRST=strip.first == 0,
             TAP_BIAS=self.qk_taps.bias is not None,
+            STEP=STEP,
+            STEPS=self.steps,
             BLOCK_C=self.block,
             PAD=PAD,
             PRECISION="ieee",
-            tiles=[Tile({"BLOCK_P": pixels}, warps) for pixels, warps in tiles],
+            tiles=tiles,
         )
 
     def _compose(self, x: Tensor, sums: _Sums, workspace: Workspace) -> Tensor:
@@ -437,7 +545,7 @@ class TritonMDTA(Packed):
             sum_kernel,
             lambda sizes: (triton.cdiv(size, sizes["BLOCK"]), 1, 1),
             *(sums.tensor, total, shares, size),
-            BLOCK_S=16,
+            BLOCK_S=min(_SHARES, triton.next_power_of_2(shares)),
             tiles=[Tile({"BLOCK": 64}, 4)],
         )
         weight = x.new_empty(len(x), self.v_count, channels)

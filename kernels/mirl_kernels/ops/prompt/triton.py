@@ -11,13 +11,15 @@ import triton.language as tl
 from torch import Tensor
 
 from mirl_kernels.core.triton import Launch, Packed, Tile, Work, Workspace, counts_work_of, launch, nbytes
+from mirl_kernels.core.triton.dependent import after_previous
 from mirl_kernels.core.triton.finite import finite
 from mirl_kernels.ops.conv.triton import TritonConv
 
 
 @triton.jit(do_not_specialize=["plane"])  # a loop's end
-def mean_kernel(x, mean, x_batch, plane, BLOCK_P: tl.constexpr):
+def mean_kernel(x, mean, x_batch, plane, BLOCK_P: tl.constexpr, PDL: tl.constexpr):
     """Compute the mean (B, C), in float32, of each plane of x. The grid is (C, B)."""
+    after_previous(PDL)
     batch = tl.program_id(1).to(tl.int64)
     x += batch * x_batch + tl.program_id(0).to(tl.int64) * plane
     total = tl.zeros([BLOCK_P], tl.float32)
@@ -57,12 +59,14 @@ def mixture_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_P: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """Compute y (B, P, H, W) = bilinear(sum of softmax(linear @ mean + bias) * prompts).
 
     prompts are (N, P, S, S). They are interpolated as F.interpolate does it without aligned corners. The grid
     is (tiles of pixels, P, B).
     """
+    after_previous(PDL)
     batch, p = tl.program_id(2).to(tl.int64), tl.program_id(1).to(tl.int64)
     n = tl.arange(0, BLOCK_N)
     known = n < count
