@@ -37,7 +37,7 @@ from mirl_sparse.performance.peers import COMPILED, EAGER, STOCK
 from mirl_sparse.performance.prices import cost_model
 from mirl_sparse.runtime import Allocator
 from mirl_training.pruning import Mask
-from mirl_training.runs import Run, RunConfig, StepReport, find_architecture, load_config
+from mirl_training.runs import Run, RunConfig, StepReport, load_config, read_architecture
 
 HERE = Path(__file__).parent
 RESULTS, PAGE = HERE / "architectures.jsonl", HERE / "architectures.md"
@@ -190,7 +190,7 @@ def _trained(data: Path, network: str, row: str, seed: int) -> Entry:
     folder = WORK / f"{network}-{row.replace(', ', '-').replace(' ', '-')}-{seed}"
     last = Run(config(network, row, seed, start, speedup), data, folder, _quiet).go()
     mask = Mask(load_file(last / "mask.safetensors"))
-    architecture = find_architecture(str(last / "weights.safetensors"))
+    architecture = read_architecture(last / "weights.safetensors")
     return Entry(
         network=network,
         row=row,
@@ -222,7 +222,7 @@ def _time(rows: Sequence[Entry]) -> None:
     image = torch.rand(1, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
     candidates: dict[str, Candidate] = {}
     for entry in rows:
-        architecture = find_architecture(str(Path(entry["folder"]) / "weights.safetensors"))
+        architecture = read_architecture(Path(entry["folder"]) / "weights.safetensors")
         dense = architecture.network.eval()
         expected = dense(image)
         candidates[entry["row"]] = Candidate(architecture.restorer(dense, BackendName.CPU), expected)

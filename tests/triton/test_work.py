@@ -132,7 +132,7 @@ PASSED = {
 
 
 def loads_of_taps(launch, trips):
-    """How often a step of channels loads a tap at all pixels of a program."""
+    """Return how often a step of channels loads a tap at all pixels of a program."""
     a = launch.arguments
     if launch.kernel.fn.__name__ == "gram_kernel":
         return 2 * a["TAPS"] * sum(trips[1:])  # of q and of k

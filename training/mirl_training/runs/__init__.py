@@ -1,6 +1,6 @@
 """Carry a run through its rounds in a folder: train, prune, rewind, save, and report."""
 
-from mirl_training.runs.architecture import UNLIMITED_MEMORY, architecture_of, find_architecture
+from mirl_training.runs.architecture import UNLIMITED_MEMORY, architecture_of, read_architecture
 from mirl_training.runs.config import RunConfig, load_config
 from mirl_training.runs.folder import RunFolder, read_log, save_weights
 from mirl_training.runs.progress import Metrics, OnStep, StepReport
@@ -22,10 +22,10 @@ __all__ = [
     "StepReport",
     "Validator",
     "architecture_of",
-    "find_architecture",
     "learning_rate",
     "learning_rate_of_epoch",
     "load_config",
+    "read_architecture",
     "read_log",
     "save_weights",
     "write_report",

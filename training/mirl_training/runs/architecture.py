@@ -179,19 +179,14 @@ def new_architecture(name: str | None, settings: PromptIRConfig | Mapping[str, A
     return architecture_of(new_network(name, settings))
 
 
-def read_architecture(path: Path) -> Architecture:
+def read_architecture(source: str | Path) -> Architecture:
     """Return the architecture of a network in a file, with that network.
 
     Args:
-        path: A ticket or a checkpoint of any known architecture, or weights of a run.
+        source: A checkpoint of any known architecture, weights of a run, or whatever names a ticket.
 
     Raises:
-        UserError: The file holds no network of a known architecture, or one that does not restore RGB images
-            in their size.
+        UserError: There is no such file, it holds no network of a known architecture, or one that does not
+            restore RGB images in their size.
     """
-    return architecture_of(load_any_network(path))
-
-
-def find_architecture(source: str) -> Architecture:
-    """Return what `read_architecture` does, of whatever names a ticket."""
-    return read_architecture(find_ticket(source))
+    return architecture_of(load_any_network(find_ticket(source)))

@@ -28,7 +28,6 @@ from mirl_training.pruning.regrowth import regrow
 from mirl_training.pruning.settings import PruningProtocol
 from mirl_training.runs.architecture import (
     Architecture,
-    find_architecture,
     new_architecture,
     read_architecture,
 )
@@ -169,9 +168,9 @@ class Run:
         if config.network is not None:
             return new_architecture(config.architecture, config.network)
         assert config.start is not None
-        architecture = find_architecture(config.start)
+        architecture = read_architecture(config.start)
         if config.regrow:
-            source = find_architecture(config.regrow.source).network
+            source = read_architecture(config.regrow.source).network
             regrow(architecture.network, source, config.regrow.layers)
         return architecture
 
@@ -183,7 +182,7 @@ class Run:
         self._validator = Validator(self._architecture, pairs, backend)
         teacher = None
         if config.training.teacher is not None:
-            source = find_architecture(config.training.teacher)
+            source = read_architecture(config.training.teacher)
             teacher = source.restorer(source.network.eval(), backend)
         gains = config.pruning.protocol == PruningProtocol.MIRL
         first = Mask.full(network, gains) if config.start is None else Mask.of(network, gains)

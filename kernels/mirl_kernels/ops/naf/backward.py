@@ -13,7 +13,14 @@ from mirl_kernels.core import cpu
 from mirl_kernels.core.cpu import Forms
 from mirl_kernels.core.cpu.training import Pattern, Weights, fits_flat, plain, workspace
 from mirl_kernels.errors import BackendError
-from mirl_kernels.ops.naf.cpu import NafArgs, TrainingArguments, arguments, scratch_for
+from mirl_kernels.ops.naf.cpu import (
+    POINTERS,
+    NafArgs,
+    TrainingArguments,
+    arguments,
+    order_of_pairs,
+    scratch_for,
+)
 
 Biases = Sequence[Tensor | None]
 
@@ -21,20 +28,7 @@ Biases = Sequence[Tensor | None]
 class NafVectorsArgs(Structure):
     """Name a vector of floats for each matrix, norm and scale (``MirlNafVectors`` of abi.h)."""
 
-    _fields_ = [
-        ("conv1", c_void_p),
-        ("conv2", c_void_p),
-        ("sca", c_void_p),
-        ("conv3", c_void_p),
-        ("conv4", c_void_p),
-        ("conv5", c_void_p),
-        ("gain1", c_void_p),
-        ("offset1", c_void_p),
-        ("gain2", c_void_p),
-        ("offset2", c_void_p),
-        ("beta", c_void_p),
-        ("gamma", c_void_p),
-    ]
+    _fields_ = POINTERS
 
 
 class NafBackwardArgs(Structure):
@@ -66,9 +60,7 @@ def _read_pairs(masks: Sequence[Tensor], biased: Sequence[bool]) -> tuple[Tensor
     alive = fed[:pairs] & fed[pairs:]
     read = alive & conv3.any(0) & (sca.any(1) | biased[2])
     averaged = alive & ~read & sca[read].any(0)
-    # With loops of equal length side by side the processor foresees their ends.
-    counts = conv2.count_nonzero(1)
-    order = (counts[:pairs] * 1000 + counts[pairs:]).argsort(stable=True)
+    order = order_of_pairs(conv2)
     return order[read[order]], order[averaged[order]]
 
 

@@ -15,6 +15,8 @@ from mirl_kernels.core.cpu import Layer, PackedMatrix, Quantity
 from mirl_kernels.ops.gdfn.liveness import live_after_taps
 
 _NAMES = ("conv1", "conv2", "sca", "conv3", "conv4", "conv5")
+# Of the structures of abi.h: a pointer for each matrix, and for each vector of the norms and scales.
+POINTERS = [(name, c_void_p) for name in (*_NAMES, "gain1", "offset1", "gain2", "offset2", "beta", "gamma")]
 
 
 class NafArgs(Structure):
@@ -24,18 +26,7 @@ class NafArgs(Structure):
         ("x", cpu.Image),
         ("y", cpu.Image),
         ("size", cpu.Size),
-        ("conv1", c_void_p),
-        ("conv2", c_void_p),
-        ("sca", c_void_p),
-        ("conv3", c_void_p),
-        ("conv4", c_void_p),
-        ("conv5", c_void_p),
-        ("gain1", c_void_p),
-        ("offset1", c_void_p),
-        ("gain2", c_void_p),
-        ("offset2", c_void_p),
-        ("beta", c_void_p),
-        ("gamma", c_void_p),
+        *POINTERS,
         ("eps1", c_double),
         ("eps2", c_double),
         ("scratch", c_void_p),
@@ -92,15 +83,7 @@ def arguments(
 def prepare(
     x: Tensor, out: Tensor, matrices: Sequence[Tensor], eps: Sequence[float], scratch: Tensor | None
 ) -> cpu.Call:
-    """Return the call that computes ``out`` from x.
-
-    Args:
-        x: (B, C, H, W).
-        out: The result, of the same shape; it may be x.
-        matrices: The packed matrices of conv1, conv2, sca, conv3, conv4 and conv5.
-        eps: The epsilons of both norms.
-        scratch: The scratch memory.
-    """
+    """Return the call that computes ``out`` from x; the arguments are those of `arguments`."""
     return cpu.Call("naf", arguments(x, out, matrices, eps, scratch), x, out, scratch, *matrices)
 
 
@@ -131,6 +114,18 @@ def _(x: Tensor, matrices: Sequence[Tensor], eps: Sequence[float]) -> Tensor:
 def scratch_for(x: Tensor, stored: int) -> Tensor:
     """Return scratch memory for an image x of which conv3 reads so many hidden channels."""
     return x.new_empty(x.shape[0] * x.shape[2] * cpu.padded(x.shape[3]) * stored)
+
+
+def order_of_pairs(taps: Tensor) -> Tensor:
+    """Return an order of the pairs of hidden channels in which those of equally many taps follow each other.
+
+    With loops of equal length side by side the processor foresees their ends.
+
+    Args:
+        taps: (2 * pairs, 9), the weights of conv2 or their mask.
+    """
+    first, second = taps.count_nonzero(1).chunk(2)
+    return (first * 1000 + second).argsort(stable=True)
 
 
 def _nonzero_rows(weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -185,9 +180,7 @@ class PackedNAF(cpu.Packed):
         alive = fed[:pairs] & fed[pairs:]
         stored = alive & _nonzero_rows(*sca) & (weight3 != 0).any(0)
         averaged = alive & (sca.weight[stored] != 0).any(0) & ~stored
-        # With loops of equal length side by side the processor foresees their ends.
-        counts = conv2.weight.count_nonzero(1)
-        order = (counts[:pairs] * 1000 + counts[pairs:]).argsort(stable=True)
+        order = order_of_pairs(conv2.weight)
         read = order[stored[order]]
         live = torch.cat([read, order[averaged[order]]])
         packed1, packed2 = cpu.pack_normalised(norm, conv1, conv2, torch.cat([live, live + pairs]))
