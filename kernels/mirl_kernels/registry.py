@@ -19,6 +19,7 @@ from mirl_kernels.ops import (
     naf,
     pointwise,
     prompt,
+    swin,
 )
 from mirl_kernels.ops.examples import Example
 
@@ -33,12 +34,14 @@ class Op:
             takes after x.
         reference: Its definition in PyTorch: x and weights to the result.
         example: Random weights: takes channels of x and a density, and a ``generator`` of random numbers.
+        tokens: Dimensions before the channels of an x that suits examples, where x is no image.
     """
 
     name: str
     packed: type[PackedModule]
     reference: Callable[..., Tensor]
     example: Callable[..., Example]
+    tokens: tuple[int, ...] = (40,)
 
     @property
     def takes_images(self) -> bool:
@@ -64,5 +67,6 @@ OPS = {
         Op("naf", naf.PackedNAF, naf.naf, naf.example),
         Op("pointwise", pointwise.PackedPointwise, pointwise.pointwise, pointwise.example),
         Op("prompt", prompt.PackedPrompt, prompt.prompt, prompt.example),
+        Op("swin", swin.PackedSwin, swin.swin, swin.example, (2, 8, 12)),
     )
 }

@@ -17,6 +17,8 @@ from mirl_kernels.ops.depthwise import PackedDepthwise
 from mirl_kernels.ops.linear import PackedLinear
 from mirl_kernels.ops.pointwise import PackedPointwise
 from mirl_kernels.ops.prompt import PackedPrompt
+from mirl_kernels.ops.swin import PackedSwin
+from mirl_kernels.ops.swin import example as swin_example
 from mirl_kernels.registry import OPS
 from mirl_sparse.performance.cost import dense_quantities
 
@@ -82,6 +84,8 @@ _LINEAR = (
     (4096, 96, 96, 1.0),
     (64, 180, 180, 0.1),
 )
+# Channels, side of the image, density, side of a window, channels of a head.
+_WINDOWS = ((60, 64, 0.1, 8, 10), (180, 64, 0.1, 8, 30), (64, 64, 0.4, 8, 32), (96, 32, 0.05, 16, 16))
 _PROMPTS = (
     (192, 64, 64, 0.1),
     (96, 64, 128, 0.1),
@@ -110,6 +114,7 @@ def samples() -> Iterator[Sample]:
     yield from _depthwise_samples(generator)
     yield from _transposed_samples(generator)
     yield from _linear_samples(generator)
+    yield from _window_samples(generator)
     yield from _prompt_samples(generator)
 
 
@@ -189,6 +194,14 @@ def _linear_samples(generator: torch.Generator) -> Iterator[Sample]:
         sparse = PackedLinear(_weights(generator, density, outputs, inputs))
         yield Sample(sparse.quantities(tokens), partial(sparse, x))
         yield _dense(dense, x)
+
+
+def _window_samples(generator: torch.Generator) -> Iterator[Sample]:
+    for channels, side, density, window, head in _WINDOWS:
+        example = swin_example(channels, density, generator, window=window, head_channels=head)
+        packed = PackedSwin(*example.weights, **example.options)
+        x = torch.randn(1, side, side, channels, generator=generator)
+        yield Sample(packed.quantities(side * side), partial(packed, x))
 
 
 def _prompt_samples(generator: torch.Generator) -> Iterator[Sample]:

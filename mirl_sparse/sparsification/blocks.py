@@ -1,4 +1,4 @@
-"""Recognise and fuse whole blocks: Restormer's, PromptIR's prompts, NAFNet's.
+"""Recognise and fuse blocks of images: Restormer's, PromptIR's prompts, NAFNet's.
 
 The ``find_*`` functions recognise them. They look at attributes and shapes only, and return the weights of a
 block, a `Refusal` for a module that resembles a block but is none, or None for any other module. A block with
@@ -7,7 +7,7 @@ the right weights may still compute something else: the passes compare it with i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -18,10 +18,18 @@ from mirl_kernels.ops.gdfn import PackedGDFN
 from mirl_kernels.ops.mdta import PackedMDTA
 from mirl_kernels.ops.naf import PackedNAF
 from mirl_kernels.ops.prompt import PackedPrompt
+from mirl_sparse.sparsification.block_tensors import (
+    Biases,
+    Expected,
+    biases_of,
+    conv_tensors,
+    get,
+    size_of,
+    unexpected,
+)
+from mirl_sparse.sparsification.comparison import noise
 from mirl_sparse.sparsification.layers import weight_refusal
 from mirl_sparse.sparsification.target import BlockKind, FusedPart, Refusal
-
-Biases = tuple[Tensor | None, ...]
 
 
 class MDTAWeights(NamedTuple):
@@ -73,53 +81,10 @@ class NAFWeights(NamedTuple):
     gamma: Tensor  # (C,)
 
 
-class _Expected(NamedTuple):
-    """Describe a tensor that a block must have, or may have."""
-
-    name: str
-    shape: tuple[int, ...]
-    optional: bool = False
-
-
-def _get(m: nn.Module, path: str) -> Any:
-    """Return what a dotted path of attributes leads to, None where one is missing."""
-    value: Any = m
-    for name in path.split("."):
-        value = getattr(value, name, None)
-    return value
-
-
-def _size(m: nn.Module, path: str, axis: int) -> int:
-    """Return a tensor's size along an axis, 0 where there is no such tensor or axis."""
-    tensor = _get(m, path)
-    return tensor.shape[axis] if isinstance(tensor, Tensor) and tensor.ndim > axis else 0
-
-
-def _unexpected(m: nn.Module, tensors: Iterable[_Expected]) -> str | None:
-    """Return what is wrong with the first tensor that is not as expected."""
-    for name, shape, optional in tensors:
-        value = _get(m, name)
-        if value is None and optional:
-            continue
-        if not isinstance(value, Tensor):
-            return f"it has no {name}"
-        if tuple(value.shape) != shape:
-            return f"{name} has shape {tuple(value.shape)}; expected {shape}"
-        if reason := weight_refusal(value, name):
-            return reason
-    return None
-
-
-def _conv(name: str, outputs: int, inputs: int, kernel: int = 1) -> list[_Expected]:
-    """Describe the weight and the bias of a convolution; a depthwise one has one input per group."""
-    weight = _Expected(f"{name}.weight", (outputs, inputs, kernel, kernel))
-    return [weight, _Expected(f"{name}.bias", (outputs,), optional=True)]
-
-
 def _geometry(m: nn.Module, names: Iterable[str]) -> str | None:
     """Return which 3x3 convolution moves otherwise than over each pixel, with zeros around the image."""
     for name in names:
-        conv = _get(m, name)
+        conv = get(m, name)
         if not isinstance(conv, nn.Conv2d):
             continue
         if conv.stride != (1, 1) or conv.dilation != (1, 1) or conv.padding_mode != "zeros":
@@ -130,17 +95,13 @@ def _geometry(m: nn.Module, names: Iterable[str]) -> str | None:
     return None
 
 
-def _biases(m: nn.Module, names: Sequence[str]) -> Biases:
-    return tuple(_get(m, f"{name}.bias") for name in names)
-
-
 def _norm(m: nn.Module, name: str) -> str:
     """Return where a norm has its weight: Restormer's norms have it in ``body``."""
-    return name if _get(m, f"{name}.body") is None else f"{name}.body"
+    return name if get(m, f"{name}.body") is None else f"{name}.body"
 
 
 def _epsilon_refusal(m: nn.Module, norm: str) -> str | None:
-    epsilon = _get(m, f"{norm}.eps")
+    epsilon = get(m, f"{norm}.eps")
     return None if epsilon in (None, EPS) else f"{norm} adds {epsilon} to the variance; expected {EPS}"
 
 
@@ -150,18 +111,18 @@ def _half_refusal(
     """Return why a norm, a 1x1 to ``widths[0]``, a depthwise 3x3 and a 1x1 from ``widths[1]`` are no half."""
     rows, columns = widths
     expected = (
-        _Expected(f"{norm}.weight", (channels,)),
-        _Expected(f"{norm}.bias", (channels,), optional=True),
-        *_conv(convs[0], rows, channels),
-        *_conv(convs[1], rows, 1, 3),
-        *_conv(convs[2], channels, columns),
+        Expected(f"{norm}.weight", (channels,)),
+        Expected(f"{norm}.bias", (channels,), optional=True),
+        *conv_tensors(convs[0], rows, channels),
+        *conv_tensors(convs[1], rows, 1, 3),
+        *conv_tensors(convs[2], channels, columns),
     )
-    return _epsilon_refusal(m, norm) or _unexpected(m, expected) or _geometry(m, convs[1:2])
+    return _epsilon_refusal(m, norm) or unexpected(m, expected) or _geometry(m, convs[1:2])
 
 
 def _mdta(m: nn.Module) -> MDTAWeights | Refusal:
     norm, convs = _norm(m, "norm1"), ("attn.qkv", "attn.qkv_dwconv", "attn.project_out")
-    c, temperature = _size(m, f"{norm}.weight", 0), _get(m, "attn.temperature")
+    c, temperature = size_of(m, f"{norm}.weight", 0), get(m, "attn.temperature")
     if reason := _half_refusal(m, norm, convs, c, (3 * c, c)):
         return Refusal(reason)
     if not isinstance(temperature, Tensor):
@@ -172,19 +133,19 @@ def _mdta(m: nn.Module) -> MDTAWeights | Refusal:
         return Refusal(
             f"attn.temperature is of {temperature.numel()} heads, which do not divide {c} channels"
         )
-    qkv, dwconv, project_out = (_get(m, f"{name}.weight") for name in convs)
-    affine = _get(m, f"{norm}.weight"), _get(m, f"{norm}.bias")
-    return MDTAWeights(*affine, qkv, dwconv, temperature.flatten(), project_out, _biases(m, convs))
+    qkv, dwconv, project_out = (get(m, f"{name}.weight") for name in convs)
+    affine = get(m, f"{norm}.weight"), get(m, f"{norm}.bias")
+    return MDTAWeights(*affine, qkv, dwconv, temperature.flatten(), project_out, biases_of(m, convs))
 
 
 def _gdfn(m: nn.Module, c: int) -> GDFNWeights | Refusal:
     norm, convs = _norm(m, "norm2"), ("ffn.project_in", "ffn.dwconv", "ffn.project_out")
-    h = _size(m, f"{convs[2]}.weight", 1)
+    h = size_of(m, f"{convs[2]}.weight", 1)
     if reason := _half_refusal(m, norm, convs, c, (2 * h, h)):
         return Refusal(reason)
-    project_in, dwconv, project_out = (_get(m, f"{name}.weight") for name in convs)
-    affine = _get(m, f"{norm}.weight"), _get(m, f"{norm}.bias")
-    return GDFNWeights(*affine, project_in, dwconv, project_out, _biases(m, convs))
+    project_in, dwconv, project_out = (get(m, f"{name}.weight") for name in convs)
+    affine = get(m, f"{norm}.weight"), get(m, f"{norm}.bias")
+    return GDFNWeights(*affine, project_in, dwconv, project_out, biases_of(m, convs))
 
 
 def find_restormer(m: nn.Module) -> RestormerWeights | Refusal | None:
@@ -196,7 +157,7 @@ def find_restormer(m: nn.Module) -> RestormerWeights | Refusal | None:
     Returns:
         The weights, the reason why it is no such block, or None where it does not resemble one.
     """
-    if not all(isinstance(_get(m, name), nn.Module) for name in ("attn", "ffn")):
+    if not all(isinstance(get(m, name), nn.Module) for name in ("attn", "ffn")):
         return None
     attention = _mdta(m)
     if isinstance(attention, Refusal):
@@ -217,24 +178,24 @@ def find_prompt(m: nn.Module) -> PromptWeights | Refusal | None:
     Returns:
         The weights, the reason why it is no such block, or None where it does not resemble one.
     """
-    if any(_get(m, name) is None for name in ("prompt_param", "linear_layer", "conv3x3")):
+    if any(get(m, name) is None for name in ("prompt_param", "linear_layer", "conv3x3")):
         return None
-    count, channels, side = (_size(m, "prompt_param", axis) for axis in (1, 2, 3))
-    if reason := _unexpected(
+    count, channels, side = (size_of(m, "prompt_param", axis) for axis in (1, 2, 3))
+    if reason := unexpected(
         m,
         (
-            _Expected("prompt_param", (1, count, channels, side, side)),
-            _Expected("linear_layer.weight", (count, _size(m, "linear_layer.weight", 1))),
-            _Expected("linear_layer.bias", (count,)),
-            *_conv("conv3x3", channels, channels, 3),
+            Expected("prompt_param", (1, count, channels, side, side)),
+            Expected("linear_layer.weight", (count, size_of(m, "linear_layer.weight", 1))),
+            Expected("linear_layer.bias", (count,)),
+            *conv_tensors("conv3x3", channels, channels, 3),
         ),
     ) or _geometry(m, ["conv3x3"]):
         return Refusal(reason)
-    bias = _get(m, "conv3x3.bias")
+    bias = get(m, "conv3x3.bias")
     if bias is not None and bool(bias.any()):
         return Refusal("conv3x3 has a bias, which the fused op does not add")
     paths = "linear_layer.weight", "linear_layer.bias", "prompt_param", "conv3x3.weight"
-    return PromptWeights(*(_get(m, path) for path in paths))
+    return PromptWeights(*(get(m, path) for path in paths))
 
 
 def find_naf(m: nn.Module) -> NAFWeights | Refusal | None:
@@ -246,24 +207,26 @@ def find_naf(m: nn.Module) -> NAFWeights | Refusal | None:
     Returns:
         The weights, the reason why it is no such block, or None where it does not resemble one.
     """
-    if any(_get(m, name) is None for name in ("sca", "beta", "gamma")):
+    if any(get(m, name) is None for name in ("sca", "beta", "gamma")):
         return None
     convs = "conv1", "conv2", "sca.1", "conv3", "conv4", "conv5"
-    c, p, q = _size(m, "conv1.weight", 1), _size(m, "conv3.weight", 1), _size(m, "conv5.weight", 1)
-    affine = [_Expected(f"norm{i}.{name}", (c,)) for i in (1, 2) for name in ("weight", "bias")]
+    c, p, q = size_of(m, "conv1.weight", 1), size_of(m, "conv3.weight", 1), size_of(m, "conv5.weight", 1)
+    affine = [Expected(f"norm{i}.{name}", (c,)) for i in (1, 2) for name in ("weight", "bias")]
     sizes = ((2 * p, c), (2 * p, 1, 3), (p, p), (c, p), (2 * q, c), (c, q))
-    tensors = [tensor for name, size in zip(convs, sizes, strict=True) for tensor in _conv(name, *size)]
+    tensors = [
+        tensor for name, size in zip(convs, sizes, strict=True) for tensor in conv_tensors(name, *size)
+    ]
     if reason := (
         _pool_refusal(m.sca)
-        or _unexpected(m, [*affine, *tensors])
+        or unexpected(m, [*affine, *tensors])
         or _geometry(m, ["conv2"])
         or next(filter(None, (_naf_refusal(m, i, c) for i in (1, 2))), None)
     ):
         return Refusal(reason)
-    norms = tuple((norm.weight, norm.bias, norm.eps) for norm in (_get(m, "norm1"), _get(m, "norm2")))
-    weights = tuple(_get(m, f"{name}.weight") for name in convs)
-    beta, gamma = (_get(m, name).flatten() for name in ("beta", "gamma"))
-    return NAFWeights(norms, weights, _biases(m, convs), beta, gamma)
+    norms = tuple((norm.weight, norm.bias, norm.eps) for norm in (get(m, "norm1"), get(m, "norm2")))
+    weights = tuple(get(m, f"{name}.weight") for name in convs)
+    beta, gamma = (get(m, name).flatten() for name in ("beta", "gamma"))
+    return NAFWeights(norms, weights, biases_of(m, convs), beta, gamma)
 
 
 def _pool_refusal(sca: Any) -> str | None:
@@ -280,37 +243,38 @@ def _pool_refusal(sca: Any) -> str | None:
 
 def _naf_refusal(m: nn.Module, half: int, channels: int) -> str | None:
     """Return why a half of NAFNet's block has no epsilon, or no factor for each channel."""
-    if not isinstance(_get(m, f"norm{half}.eps"), float):
+    if not isinstance(get(m, f"norm{half}.eps"), float):
         return f"it has no norm{half}.eps"
     name = ("beta", "gamma")[half - 1]
-    scale = _get(m, name)
+    scale = get(m, name)
     if not isinstance(scale, Tensor) or scale.numel() != channels:
         return f"{name} is no tensor of {channels} values, one for each channel"
     return weight_refusal(scale, name)
-
-
-def _restormer_channels(weights: RestormerWeights) -> int:
-    return len(weights.attention.project_out)
 
 
 def _fuse_restormer(weights: RestormerWeights) -> nn.Module:
     return PackedBlock(PackedMDTA(*weights.attention), PackedGDFN(*weights.feed_forward))
 
 
-def _prompt_channels(weights: PromptWeights) -> int:
-    return weights.linear_weight.shape[1]
-
-
 def _fuse_prompt(weights: PromptWeights) -> nn.Module:
     return PackedPrompt(*weights)
 
 
-def _naf_channels(weights: NAFWeights) -> int:
-    return len(weights.beta)
-
-
 def _fuse_naf(weights: NAFWeights) -> nn.Module:
     return PackedNAF(*weights)
+
+
+def images(channels: Callable[[Any], int]) -> Callable[[Any, int, int, int], tuple[Tensor]]:
+    """Return what makes the arguments of a block that takes images; see `BlockKind`.
+
+    Args:
+        channels: Returns the number of channels, from the weights of a block.
+    """
+
+    def arguments(weights: Any, batch: int, height: int, width: int) -> tuple[Tensor]:
+        return (noise(batch, channels(weights), height, width),)
+
+    return arguments
 
 
 def restormer_kind(fuse: Callable[[RestormerWeights], nn.Module]) -> BlockKind:
@@ -319,7 +283,7 @@ def restormer_kind(fuse: Callable[[RestormerWeights], nn.Module]) -> BlockKind:
         "a Restormer block",
         find_restormer,
         fuse,
-        _restormer_channels,
+        images(lambda weights: len(weights.attention.project_out)),
         (
             FusedPart("attn", "fused MDTA", "norm, convolutions, attention and residual in one op"),
             FusedPart("ffn", "fused GDFN", "norm, convolutions, gate and residual in one op"),
@@ -327,20 +291,20 @@ def restormer_kind(fuse: Callable[[RestormerWeights], nn.Module]) -> BlockKind:
     )
 
 
-CPU_BLOCKS = (
+IMAGE_BLOCKS = (
     restormer_kind(_fuse_restormer),
     BlockKind(
         "a prompt block",
         find_prompt,
         _fuse_prompt,
-        _prompt_channels,
+        images(lambda weights: weights.linear_weight.shape[1]),
         (FusedPart("", "fused prompt", "mixture, resize and convolution in one op"),),
     ),
     BlockKind(
         "a NAFNet block",
         find_naf,
         _fuse_naf,
-        _naf_channels,
+        images(lambda weights: len(weights.beta)),
         (
             FusedPart(
                 "",

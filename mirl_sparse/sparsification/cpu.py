@@ -12,11 +12,15 @@ from torch import Tensor, nn
 
 from mirl_kernels.core import cpu
 from mirl_kernels.ops.linear import PackedLinear
+from mirl_kernels.ops.swin import PackedSwin
 from mirl_sparse.performance.cost import CostModel, dense_quantities
 from mirl_sparse.performance.prices import cost_model
-from mirl_sparse.sparsification.blocks import CPU_BLOCKS
+from mirl_sparse.sparsification.blocks import IMAGE_BLOCKS
 from mirl_sparse.sparsification.layers import CPU_LAYERS
 from mirl_sparse.sparsification.target import BlockKind, CallShape, LayerForm, LayerForms, is_ordinary
+from mirl_sparse.sparsification.window_blocks import WINDOW_BLOCKS
+
+CPU_BLOCKS = (*IMAGE_BLOCKS, *WINDOW_BLOCKS)
 
 
 class CpuTarget:
@@ -82,7 +86,7 @@ class CpuTarget:
 
 def op_quantities(op: nn.Module, shape: tuple[int, ...]) -> Counter[str]:
     """Return what an op does for an input of a shape, as the cost model counts it."""
-    if isinstance(op, PackedLinear):
+    if isinstance(op, (PackedLinear, PackedSwin)):
         return op.quantities(max(1, torch.Size(shape[:-1]).numel()))
     assert isinstance(op, cpu.Packed)
     batch, _, height, width = shape if len(shape) == 4 else (1, *shape)

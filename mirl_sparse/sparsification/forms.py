@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from mirl_sparse.runtime.snapshot import unchanged
-from mirl_sparse.sparsification.comparison import difference, noise, probes
+from mirl_sparse.sparsification.comparison import difference, probes
 from mirl_sparse.sparsification.layers import has_hooks, sparse_layer
 from mirl_sparse.sparsification.recording import one_line
 from mirl_sparse.sparsification.target import BlockKind, LayerForm, Refusal, SparsificationTarget
@@ -46,21 +48,20 @@ def block_form(m: nn.Module, target: SparsificationTarget, kind: BlockKind) -> n
     if isinstance(weights, Refusal):
         return weights
     fused = kind.fuse(weights)
-    probe = noise(2, kind.channels(weights), 17, 23)
+    probe = kind.arguments(weights, 2, 17, 31)
     # Dark images show what small numbers a norm adds.
-    reason = _mismatch(target, m, fused, probe) or _mismatch(target, m, fused, probe * 1e-3)
+    dark = [x * 1e-3 if isinstance(x, Tensor) else x for x in probe]
+    reason = _mismatch(target, m, fused, *probe) or _mismatch(target, m, fused, *dark)
     return Refusal(reason) if reason else fused
 
 
-def _mismatch(
-    target: SparsificationTarget, dense: nn.Module, sparse: nn.Module, *inputs: Tensor
-) -> str | None:
+def _mismatch(target: SparsificationTarget, dense: nn.Module, sparse: nn.Module, *inputs: Any) -> str | None:
     """Return why a sparse form cannot stand for a module, None where both give the same."""
     try:
         with unchanged(dense):
             expected = type(dense).forward(dense, *inputs)  # without the hooks of the module's owner
     except Exception as error:  # the network's own code may refuse our inputs in any way
-        shapes = ", ".join(str(tuple(x.shape)) for x in inputs)
+        shapes = ", ".join(str(tuple(x.shape)) for x in inputs if isinstance(x, Tensor))
         return f"it cannot be compared on inputs {shapes}: {one_line(error)}"
     try:
         result = target.run(sparse, *inputs)

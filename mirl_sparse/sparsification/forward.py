@@ -35,15 +35,15 @@ def _is_transformed() -> bool:
     return torch.jit.is_tracing() or torch._C._functorch.peek_interpreter_stack() is not None
 
 
-def _suits(m: nn.Module, x: Tensor) -> bool:
+def _suits(m: nn.Module, kind: BlockKind | None, x: Tensor) -> bool:
     """Return whether an input has the dimensions that the packed op of a module takes."""
+    if kind is not None:
+        return x.ndim == kind.dimensions
     if isinstance(m, nn.Linear):
         return x.ndim > 0 and x.shape[-1] == m.in_features
     if isinstance(m, nn.MultiheadAttention):
         return x.ndim in (2, 3)
-    if isinstance(m, (nn.Conv2d, nn.ConvTranspose2d)):
-        return x.ndim in (3, 4) and x.shape[-3] == m.in_channels
-    return x.ndim == 4
+    return x.ndim in (3, 4) and x.shape[-3] == m.in_channels
 
 
 class _Forward:
@@ -172,10 +172,11 @@ class SparseForward(_Forward):
         """Return whether the op takes these arguments, and nobody wants more than the module's result."""
         if self.module.training or any(m.training for m in self._inner) or is_observed(self._inner):
             return False
-        if not isinstance(self.module, nn.MultiheadAttention) and (named or len(args) != 1):
+        positional = 1 if self._kind is None else self._kind.positional
+        if not isinstance(self.module, nn.MultiheadAttention) and (named or len(args) != positional):
             return False
         inputs = [x for x in (*args, *named.values()) if isinstance(x, Tensor)]
-        if not inputs or not _suits(self.module, inputs[0]):
+        if not inputs or not _suits(self.module, self._kind, inputs[0]):
             return False
         return all(self._target.takes(x) for x in inputs if x.is_floating_point()) and not wants_gradients(
             *inputs, *weights

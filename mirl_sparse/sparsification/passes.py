@@ -98,17 +98,16 @@ class Sparsification:
 
     def _fuse(self, m: nn.Module, name: str, kind: BlockKind) -> Refusal | None:
         """Fuse a block, or return why it is not to be fused."""
-        if reason := self._use_refusal(m):
+        if reason := self._use_refusal(m, kind.positional):
             return Refusal(reason)
         fused = block_form(m, self._target, kind)
         if isinstance(fused, Refusal):
             return fused
-        channels = kind.channels(kind.recognise(m))
-        calls: Sequence[CallShape] = [CallShape((1, channels, NOMINAL_SIDE, NOMINAL_SIDE), 1)]
-        if self._recording is not None:
-            calls = self._recording.calls.get(id(m), [])
-            if not calls:
-                return Refusal(_NEVER_CALLED)
+        if self._recording is None:
+            nominal = kind.arguments(kind.recognise(m), 1, NOMINAL_SIDE, NOMINAL_SIDE)[0]
+            calls = [CallShape(tuple(nominal.shape), 1)]
+        elif not (calls := self._recording.calls.get(id(m), [])):
+            return Refusal(_NEVER_CALLED)
         if not self._target.block_pays(m, fused, calls):
             return Refusal("layer by layer is faster")
         for part in kind.parts:
@@ -119,15 +118,20 @@ class Sparsification:
         self.forwards[name] = SparseForward(m, self._target, kind, self._target.place(fused))
         return None
 
-    def _use_refusal(self, m: nn.Module) -> str | None:
-        """Return why a module cannot be one op in this network, whatever it computes."""
+    def _use_refusal(self, m: nn.Module, positional: int = 1) -> str | None:
+        """Return why a module cannot be one op in this network, whatever it computes.
+
+        Args:
+            m: The module.
+            positional: How many arguments the op takes.
+        """
         if id(m) in self._kept:
             return _KEPT
         if "forward" in vars(m):
             return "it has its own forward()"
         if (
             self._recording is not None
-            and id(m) in self._recording.called_otherwise
+            and self._recording.positional.get(id(m), {positional}) != {positional}
             and not isinstance(m, nn.MultiheadAttention)
         ):
             return _CALLED_OTHERWISE

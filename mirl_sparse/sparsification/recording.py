@@ -37,13 +37,14 @@ class Recording:
 
     Attributes:
         calls: Input shapes of each module that was called, by the module's id.
-        called_otherwise: Ids of the modules that were called otherwise than with one positional argument.
+        positional: How many positional arguments each module was called with, by the module's id; -1 where
+            arguments came by name.
         results: Copies of the tensors in the network's result.
         kind: Name of the result's type.
     """
 
     calls: Mapping[int, list[CallShape]]
-    called_otherwise: frozenset[int]
+    positional: Mapping[int, set[int]]
     results: list[Tensor]
     kind: str
 
@@ -78,14 +79,13 @@ def record_calls(network: nn.Module, example: Example) -> Recording:
         UserError: The network does not take the example input.
     """
     shapes: dict[int, Counter[tuple[int, ...]]] = {}
-    called_otherwise: set[int] = set()
+    positional: dict[int, set[int]] = {}
 
     def note(module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
         first = next((x for x in (*args, *named.values()) if isinstance(x, Tensor)), None)
         if first is not None:
             shapes.setdefault(id(module), Counter())[tuple(first.shape)] += 1
-        if named or len(args) != 1:
-            called_otherwise.add(id(module))
+        positional.setdefault(id(module), set()).add(-1 if named else len(args))
 
     hooks = [
         m.register_forward_pre_hook(note, with_kwargs=True)
@@ -106,7 +106,7 @@ def record_calls(network: nn.Module, example: Example) -> Recording:
         for hook in hooks:
             hook.remove()
     calls = {key: [CallShape(*item) for item in counter.items()] for key, counter in shapes.items()}
-    return Recording(calls, frozenset(called_otherwise), results, type(result).__name__)
+    return Recording(calls, positional, results, type(result).__name__)
 
 
 def one_line(error: Exception) -> str:

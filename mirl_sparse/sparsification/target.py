@@ -59,15 +59,20 @@ class BlockKind:
         recognise: Function that returns the weights of a module of this kind, a `Refusal` for a module that
             only resembles one, and None for any other module. It runs nothing and packs nothing.
         fuse: Packs the weights that ``recognise`` returned into the fused op.
-        channels: Function that returns the number of input channels, from these weights.
+        arguments: Function that makes arguments of a call, the first of which is a tensor, from these
+            weights, for so many images of a height and width, or a little more where blocks need it.
         parts: Rows of the report for a fused block.
+        dimensions: Dimensions of the tensor that blocks are called with.
+        positional: Number of the arguments that they are called with.
     """
 
     name: str
     recognise: Callable[[nn.Module], Any]
     fuse: Callable[[Any], nn.Module]
-    channels: Callable[[Any], int]
+    arguments: Callable[[Any, int, int, int], tuple[Any, ...]]
     parts: tuple[FusedPart, ...]
+    dimensions: int = 4
+    positional: int = 1
 
 
 class CallShape(NamedTuple):

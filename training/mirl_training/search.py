@@ -314,7 +314,7 @@ def _latency(
     search: _Search, speedup: float, example: Tensor | tuple[Any, ...] | None, exempt: tuple[str, ...]
 ) -> _Latency:
     from mirl_sparse.performance.prices import cost_model
-    from mirl_sparse.sparsification.blocks import CPU_BLOCKS
+    from mirl_sparse.sparsification.cpu import CPU_BLOCKS
     from mirl_sparse.sparsification.layers import CPU_LAYERS
 
     cpu.load_library()

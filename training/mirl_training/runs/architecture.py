@@ -146,7 +146,7 @@ class _ImageNetworks:
         return NetworkRestorer(self._image_network.around(network), backend, UNLIMITED_MEMORY)
 
     def clock(self, network: nn.Module, model: CostModel) -> Clock:
-        from mirl_sparse.sparsification.blocks import CPU_BLOCKS
+        from mirl_sparse.sparsification.cpu import CPU_BLOCKS
         from mirl_sparse.sparsification.layers import CPU_LAYERS
         from mirl_training.pruning.layer_clock import LayerClock
 

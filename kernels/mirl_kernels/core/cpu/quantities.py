@@ -35,6 +35,7 @@ class Quantity(str, Enum):
         LIVE_QK: A q or k channel that is computed, for a vector.
         LIVE_V: A v channel that is computed, written and read, for a vector.
         SOFTMAX: A value of an attention matrix.
+        SCORE: A query and a key of a window, for a vector of queries.
         GATE: A pair of channels that are multiplied, for a vector.
         LOAD: A channel read into a convolution's ring of rows, for a vector.
         GATHER: A column of a convolution's matrix read from the ring, for a vector.
@@ -62,6 +63,7 @@ class Quantity(str, Enum):
     LIVE_QK = "live qk"
     LIVE_V = "live v"
     SOFTMAX = "softmax"
+    SCORE = "score"
     GATE = "gate"
     LOAD = "load"
     GATHER = "gather"

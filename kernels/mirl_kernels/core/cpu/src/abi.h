@@ -168,6 +168,21 @@ struct MirlNaf {
   int64_t threads;
 };
 
+// The block of Swin transformers (swin/reference.py). Rows of qkv: the live q of all heads, scaled; their k; the
+// live v of all heads, which are the columns of `project`. Gains and biases of the norms are folded into qkv
+// and fc1.
+struct MirlSwin {
+  const float* x;  // of a pixel the channels lie side by side
+  float* y;        // the same; it may be x
+  MirlSize size;   // height and width: multiples of the window
+  const MirlMatrix *qkv, *project, *fc1, *fc2;
+  const float* position;  // heads * window^2 keys * window^2 queries, padded to a multiple of MIRL_PANEL
+  const int32_t *qk_start, *v_start;  // heads + 1 each: where the live q and k of a head begin, and its v
+  int64_t heads, window, shift;
+  double masked, eps1, eps2;
+  int64_t threads;
+};
+
 // A value for each row of a matrix, for each channel of a norm, and for each channel of beta and gamma.
 struct MirlNafVectors {
   float *conv1, *conv2, *sca, *conv3, *conv4, *conv5;  // biases: not written where a matrix has none
@@ -290,6 +305,7 @@ struct MirlRoofline {
   X(mdta, MirlMdta)           \
   X(block, MirlBlock)         \
   X(naf, MirlNaf)             \
+  X(swin, MirlSwin)           \
   X(pointwise, MirlPointwise) \
   X(conv, MirlConv)           \
   X(depthwise, MirlDepthwise) \
