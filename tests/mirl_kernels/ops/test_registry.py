@@ -55,7 +55,7 @@ def test_an_input_of_other_channels_is_refused(op):
 
 @ops
 def test_everything_that_is_counted_is_a_quantity(op):
-    packed, _, _, x = made(op)
+    packed = made(op)[0]
     counts = packed.quantities(*(SHAPE[0], *SHAPE[2:]) if op.takes_images else [math.prod(op.tokens)])
     assert counts[Quantity.CALL] == 1
     assert set(counts) <= set(Quantity)
@@ -65,7 +65,7 @@ def test_everything_that_is_counted_is_a_quantity(op):
 @ops
 def test_zero_weights_are_skipped(op):
     def macs(density: float) -> int:
-        packed, _, _, x = made(op, density)
+        packed = made(op, density)[0]
         if op.takes_images:
             return packed.work(SHAPE[0], *SHAPE[2:]).macs
         return packed.quantities(math.prod(op.tokens))[Quantity.ENTRY]

@@ -1,0 +1,114 @@
+"""Blocks that attend within windows are fused, and say why where they are not."""
+
+from importlib import import_module
+
+import pytest
+import torch
+from sparsifying import implementations, pruned, rand, reason_not_fused, same, sparsify
+from torch import Tensor, nn
+
+from mirl_sparse.architectures.image_network import import_torchvision, is_available
+
+if not is_available():
+    pytest.skip("needs spandrel", allow_module_level=True)
+import_torchvision()
+swinir = import_module("spandrel.architectures.SwinIR.__arch.SwinIR")
+scunet = import_module("spandrel.architectures.SCUNet.__arch.SCUNet")
+SETTINGS = {
+    "img_size": 16,
+    "window_size": 4,
+    "depths": [2, 2],
+    "embed_dim": 12,
+    "num_heads": [2, 3],
+    "mlp_ratio": 2,
+    "upscale": 1,
+    "img_range": 1.0,
+    "upsampler": "",
+    "resi_connection": "1conv",
+}
+
+
+def network() -> nn.Module:
+    return pruned(swinir.SwinIR(**SETTINGS), 0.5)
+
+
+def block(shift: int = 2) -> nn.Module:
+    return pruned(
+        swinir.SwinTransformerBlock(12, (16, 16), 2, window_size=4, shift_size=shift, mlp_ratio=2), 0.5
+    )
+
+
+class Tokens(nn.Module):
+    """Call a block of tokens on an image."""
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        self.block = block
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.block(x.flatten(2).transpose(1, 2), tuple(x.shape[2:]))
+        return tokens.transpose(1, 2).view(x.shape)
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 16, 16), (2, 3, 12, 20), (1, 3, 9, 7)])
+def test_blocks_of_swinir_are_fused(shape):
+    """On the resolution that they were made for, and on others, which the network pads."""
+    dense, image = network(), rand(1, 3, 16, 16)
+    sparsified = sparsify(dense, image)
+    assert list(implementations(sparsified).values()).count("fused Swin block") == 4
+    same(sparsified, dense, rand(*shape))
+
+
+@pytest.mark.parametrize("kind", ["W", "SW"])
+def test_blocks_of_scunet_are_fused(kind):
+    dense = pruned(scunet.Block(12, 12, 4, 4, 0.0, kind, 64), 0.5)
+    x = rand(2, 8, 12, 12)
+    sparsified = sparsify(dense, x)
+    assert implementations(sparsified) == {"": "fused Swin block"}
+    same(sparsified, dense, x)
+
+
+def test_a_block_is_fused_without_an_example_too():
+    dense = Tokens(block())
+    sparsified = sparsify(dense)
+    assert implementations(sparsified) == {"block": "fused Swin block"}
+    same(sparsified, dense, rand(1, 12, 8, 16))
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda b: setattr(b, "norm1", nn.Identity()), "norm1 is Identity; expected LayerNorm"),
+        (lambda b: setattr(b.mlp, "act", nn.ReLU()), "mlp.act is ReLU(); expected GELU()"),
+        (lambda b: setattr(b.mlp, "act", nn.GELU(approximate="tanh")), "expected GELU()"),
+        (lambda b: setattr(b.mlp, "fc2", nn.Linear(24, 11)), "mlp.fc2.weight has shape"),
+        (lambda b: setattr(b, "window_size", 8), "no attn.relative_position_index"),
+        (lambda b: setattr(b.attn, "scale", 2.0), "does not give the same"),
+    ],
+)
+def test_a_block_that_computes_something_else_is_not_fused(change, reason):
+    dense = Tokens(block())
+    change(dense.block)
+    sparsified = sparsify(dense)
+    assert reason in reason_not_fused(sparsified, "block")
+    assert "fused Swin block" not in implementations(sparsified).values()
+
+
+def test_a_block_that_is_called_by_name_is_not_fused():
+    class ByName(Tokens):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.block(x.flatten(2).transpose(1, 2), x_size=tuple(x.shape[2:]))
+
+    dense = ByName(block())
+    sparsified = sparsify(dense, rand(1, 12, 8, 8))
+    assert "called with more than its input, or by name" in reason_not_fused(sparsified, "block")
+    same(sparsified, dense, rand(1, 12, 8, 8))
+
+
+def test_a_block_with_another_mask_for_its_own_resolution_stays_dense():
+    dense = Tokens(block())
+    dense.block.attn_mask = torch.zeros_like(dense.block.attn_mask)
+    image = rand(1, 12, 16, 16)
+    sparsified = sparsify(dense, image)
+    assert "differs by" in sparsified.report.layers[0].reason
+    same(sparsified, dense, image)
