@@ -35,7 +35,7 @@ PROCESSORS = {"simd": BASE, "relaxed": f"{BASE}+relaxed_simd"}
 # As in CMakeLists.txt. `-fignore-exceptions`: browsers have C++'s exceptions only since lately.
 FLAGS = """
     -std=c++17 -O3 -fno-math-errno -fno-trapping-math -ffp-contract=fast -Wall -Wextra -Wno-psabi
-    -fignore-exceptions -fno-rtti -fno-threadsafe-statics -fvisibility=hidden -DMIRL_INFERENCE_ONLY
+    -fignore-exceptions -fno-rtti -fno-threadsafe-statics -fvisibility=hidden -DMIRL_PROGRAMS_ONLY
     -DMIRL_ISA=portable -DMIRL_LANES=4 -DMIRL_LANES_portable=4
 """
 LINK = """
@@ -53,7 +53,7 @@ LINKS = {
 
 
 def sources() -> list[Path]:
-    """Return what restores images, and nothing of training."""
+    """Return what runs programs, and more that the linker leaves out; nothing of training."""
     return [CORE / f"{name}.cpp" for name in CORE_SOURCES.split()] + sorted(SOURCES.glob("ops/*/cpu.cpp"))
 
 

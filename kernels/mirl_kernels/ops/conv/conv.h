@@ -46,6 +46,18 @@ struct Columns {
                 x.at(f.b, channels[c], f.y + f.at[v].row, f.x + f.at[v].column, f.at[v].valid));
       return;
     }
+    if (f.whole && f.at[f.n - 1].row == f.at->row)  // one stretch of memory
+      return with_vectors(f.n, [&](auto N) {
+        const float* image = x.x.at(f.b, 0, f.y + f.at->row, f.x + f.at->column);
+        for (int64_t c = 0; c < s.hidden; ++c) {
+          const float* from = image + channels[c] * x.x.channel;
+          float* to = f.to[0] + c * s.hidden_stride;
+          for (int v = 0; v < N; ++v) {
+            if (v % (16 / L) == 0) __builtin_prefetch(from + v * L + s.step * x.x.row);
+            store(to + v * L, load(from + v * L));
+          }
+        }
+      });
     const float *from[WIDE], *image = x.x.at(f.b, 0, f.y, f.x);
     for (int64_t v = 0; v < f.n; ++v) from[v] = image + f.at[v].row * x.x.row + f.at[v].column;
     for (int64_t c = 0; c < s.hidden; ++c)

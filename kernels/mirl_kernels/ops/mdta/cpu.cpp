@@ -83,7 +83,7 @@ class PassOne {
   template <class Emit>
   __attribute__((always_inline)) void each_vector(int64_t channel, const Tapped& from, const Place* at,
                                                   int64_t n, Emit&& emit) const {
-    runs<4>(at, n, [&](int64_t v, auto width) {
+    runs<TAPPED>(at, n, [&](int64_t v, auto width) {
       Vec sums[width];
       taps.panel<width>(channel, from, v, sums);
       for (int i = 0; i < width; ++i) emit(v + i, sums[i]);

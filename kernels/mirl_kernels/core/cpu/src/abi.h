@@ -168,9 +168,9 @@ struct MirlNaf {
   int64_t threads;
 };
 
-// The block of Swin transformers (swin/reference.py). Rows of qkv: the live q of all heads, scaled; their k; the
-// live v of all heads, which are the columns of `project`. Gains and biases of the norms are folded into qkv
-// and fc1.
+// The block of Swin transformers (swin/reference.py). Rows of qkv: the live q of all heads, scaled; their k;
+// the live v of all heads, which are the columns of `project`. Gains and biases of the norms are folded into
+// qkv and fc1.
 struct MirlSwin {
   const float* x;  // of a pixel the channels lie side by side
   float* y;        // the same; it may be x
@@ -300,25 +300,26 @@ struct MirlRoofline {
 };
 }
 
-#define MIRL_INFERENCE_OPS(X) \
-  X(gdfn, MirlGdfn)           \
-  X(mdta, MirlMdta)           \
+// The ops that steps of programs call.
+#define MIRL_PROGRAM_OPS(X)   \
   X(block, MirlBlock)         \
-  X(naf, MirlNaf)             \
-  X(swin, MirlSwin)           \
   X(pointwise, MirlPointwise) \
   X(conv, MirlConv)           \
-  X(depthwise, MirlDepthwise) \
-  X(linear, MirlLinear)       \
-  X(transpose, MirlTranspose) \
   X(prompt, MirlPrompt)
 
-// Builds that only restore images (web.py) leave out the rest.
-#ifdef MIRL_INFERENCE_ONLY
-#define MIRL_OPS(X) MIRL_INFERENCE_OPS(X)
+// Builds that only run programs (web.py) leave out the rest.
+#ifdef MIRL_PROGRAMS_ONLY
+#define MIRL_OPS(X) MIRL_PROGRAM_OPS(X)
 #else
 #define MIRL_OPS(X)                  \
-  MIRL_INFERENCE_OPS(X)              \
+  MIRL_PROGRAM_OPS(X)                \
+  X(gdfn, MirlGdfn)                  \
+  X(mdta, MirlMdta)                  \
+  X(naf, MirlNaf)                    \
+  X(swin, MirlSwin)                  \
+  X(depthwise, MirlDepthwise)        \
+  X(linear, MirlLinear)              \
+  X(transpose, MirlTranspose)        \
   X(gdfn_backward, MirlGdfnBackward) \
   X(mdta_backward, MirlMdtaBackward) \
   X(naf_backward, MirlNafBackward)   \

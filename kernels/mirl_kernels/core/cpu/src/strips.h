@@ -37,7 +37,7 @@ inline void grouped(int64_t rows, int64_t columns, F&& f) {
   grouped(all.size(), [&](int64_t first, int64_t n) { f(all.data() + first, n); });
 }
 
-constexpr int TAPPED = 4;  // vectors whose taps fit the registers
+constexpr int TAPPED = L == 4 ? 8 : 4;  // vectors whose taps fit the registers
 
 // f(v, Vectors<k>) for runs of at most MOST of n vectors, each within a row.
 template <int MOST, class F>
@@ -47,6 +47,11 @@ inline void runs(const Place* at, int64_t n, F&& f) {
       f(v, Vectors<MOST>{}), v += MOST;
       continue;
     }
+    if constexpr (MOST > 4)
+      if (v + 4 <= n && at[v].row == at[v + 3].row) {
+        f(v, Vectors<4>{}), v += 4;
+        continue;
+      }
     if constexpr (MOST > 2)
       if (v + 2 <= n && at[v].row == at[v + 1].row) {
         f(v, Vectors<2>{}), v += 2;
