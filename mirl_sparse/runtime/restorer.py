@@ -22,12 +22,13 @@ from mirl_sparse.runtime.photo_arrays import restore_photo
 from mirl_sparse.runtime.snapshot import Snapshot
 from mirl_sparse.runtime.tuning import Tuning, read_tuning
 from mirl_sparse.tickets import describe, find_ticket, pack, read_ticket, remove_pruning
+from mirl_sparse.tickets.sharing import Shared
 
 if TYPE_CHECKING:
     from mirl_sparse.tickets.hub import HubTicket
 
 
-class SparseRestorer(nn.Module):
+class SparseRestorer(Shared, nn.Module):
     """Restore RGB images of any size with a pruned PromptIR, on any backend.
 
     On "cpu" and "triton" the weights are packed at the first call, and again whenever they have changed.
@@ -129,55 +130,6 @@ class SparseRestorer(nn.Module):
         if kind.tunable:
             restorer.tuning = read_tuning(file, restorer.precision)
         return restorer.to(kind.device()) if kind.device else restorer
-
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write the ticket and a model card into a folder, for `from_pretrained` (extra ``hub``).
-
-        Args:
-            folder: It is made if need be. A model card (``README.md``) that is there is kept. The file
-                ``config.json`` gets the ticket's statistics. A tuning is not written.
-
-        Raises:
-            OSError: If the folder cannot be written.
-        """
-        self._hub_ticket().save_pretrained(folder)
-
-    def push_to_hub(
-        self,
-        repository: str,
-        private: bool | None = None,
-        token: str | None = None,
-        branch: str | None = None,
-        message: str = "Add a ticket of mirl-sparse",
-    ) -> str:
-        """Write the ticket to a repository of the Hugging Face Hub (extra ``hub``).
-
-        A repository without a model card gets one; a card that is there stays as it is.
-
-        Args:
-            repository: "user/name"; it is made if need be.
-            private: Whether a new repository is private; by default as the organisation has it.
-            token: The token; by default the one of ``hf auth login``.
-            branch: The branch to write to, main by default.
-            message: What the commit says.
-
-        Returns:
-            The address of the commit.
-
-        Raises:
-            huggingface_hub.errors.HfHubHTTPError: If the Hub refuses.
-        """
-        from mirl_sparse.tickets.hub import CARD, has_card
-
-        return self._hub_ticket().push_to_hub(
-            repository,
-            private=private,
-            token=token,
-            branch=branch,
-            commit_message=message,
-            ignore_patterns=CARD if has_card(repository, branch, token) else None,
-            model_card_kwargs={"name": repository},
-        )
 
     def _hub_ticket(self) -> HubTicket:
         from mirl_sparse.tickets.hub import HubTicket

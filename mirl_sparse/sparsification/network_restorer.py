@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any, cast
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from mirl_sparse.architectures.image_network import ImageNetwork
+from mirl_sparse.architectures.image_network import ImageNetwork, NetworkWeights
 from mirl_sparse.choices import BackendName
 from mirl_sparse.errors import UserError
 from mirl_sparse.runtime.backends import AUTO, choose_backend
@@ -20,6 +21,11 @@ from mirl_sparse.runtime.photo_arrays import PhotoLike, restore_photo
 from mirl_sparse.runtime.tiling import SMALLEST, restore_by_tiles, tile_size
 from mirl_sparse.sparsification.report import SparsityReport
 from mirl_sparse.sparsification.sparsify import sparsify
+from mirl_sparse.tickets import pack_network
+from mirl_sparse.tickets.sharing import Shared
+
+if TYPE_CHECKING:
+    from mirl_sparse.tickets.hub import HubTicket
 
 _SIDE = 128  # of the example that shows how large the images are that layers see
 _SIDE_ENLARGED = 64  # the same for networks that enlarge, whose layers see the small image
@@ -29,7 +35,7 @@ _BACKENDS = (BackendName.AUTO, BackendName.CPU, BackendName.REFERENCE)
 _PHOTOS = ((1, 1), (3, 3), (4, 4))
 
 
-class NetworkRestorer(nn.Module):
+class NetworkRestorer(Shared, nn.Module):
     """Restore RGB images of any size with a pruned network of any architecture that spandrel knows.
 
     On "cpu" the network is a sparsified copy, made by `sparsify` when the restorer is made. That takes the
@@ -158,6 +164,18 @@ class NetworkRestorer(nn.Module):
         self.check_photos()
         return restore_photo(image, strength, self.forward)
 
+    def _hub_ticket(self) -> HubTicket:
+        from mirl_sparse.tickets.hub import HubTicket
+
+        state = self.network.model.state_dict()
+        parameters = list(self.network.model.parameters())
+        statistics = _counted("parameters", parameters) | _counted(
+            "weights", [p for p in parameters if p.ndim > 1]
+        )
+        statistics["density"] = statistics["weights"] / statistics["weights_dense"]
+        weights = NetworkWeights(self.network.architecture, state, "a restorer")
+        return HubTicket(pack_network(weights, statistics), statistics)
+
     def _restore(self, image: Tensor) -> Tensor:
         """Restore an image of the network's channels: as a whole, batch by halves, or in tiles."""
         batch, _, height, width = image.shape
@@ -209,6 +227,12 @@ class NetworkRestorer(nn.Module):
             return self.max_memory
         free = available_on(device)
         return None if free is None else free * 9 // 10
+
+
+def _counted(name: str, tensors: Iterable[Tensor]) -> dict[str, float]:
+    """Return how many numbers are not zero, and how many there are, as a ticket stores them."""
+    counts = [(int(t.count_nonzero()), t.numel()) for t in tensors]
+    return {name: sum(n for n, _ in counts), f"{name}_dense": sum(n for _, n in counts)}
 
 
 def example_image(network: ImageNetwork, side: int | None = None) -> Tensor:

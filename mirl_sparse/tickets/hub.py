@@ -66,7 +66,7 @@ class HubTicket(
 
     Args:
         content: A ticket file's content.
-        statistics: See `mirl_sparse.tickets.Report`.
+        statistics: See `mirl_sparse.tickets.Report`; without ``mac_density`` where that is not known.
     """
 
     def __init__(self, content: bytes, statistics: dict[str, float]) -> None:
@@ -82,6 +82,7 @@ class HubTicket(
             name: The repository; a folder has none.
         """
         s, source = self._statistics, name or "FOLDER"
+        work = f", which do\n{s['mac_density']:.1%} of the multiply-adds" if "mac_density" in s else ""
         return ModelCard(f"""---
 {self._hub_mixin_info.model_card_data.to_yaml()}
 ---
@@ -89,16 +90,16 @@ class HubTicket(
 # A ticket of mirl-sparse
 
 A *ticket* is a pruned image restoration network. This one holds {s["parameters"]:,.0f} of
-{s["parameters_dense"]:,.0f} parameters: {s["density"]:.1%} of the prunable weights, which do
-{s["mac_density"]:.1%} of the multiply-adds. mirl-sparse runs it without the rest.
+{s["parameters_dense"]:,.0f} parameters: {s["density"]:.1%} of the prunable weights{work}. mirl-sparse runs
+it without the rest.
 
     mirl-sparse restore photo.jpg --ticket {source}
     mirl-sparse inspect {source}
 
 ```python
-from mirl_sparse import SparseRestorer
+from mirl_sparse import load_restorer
 
-model = SparseRestorer.from_pretrained("{source}")
+model = load_restorer("{source}")
 restored = model(images)  # (B, 3, H, W) in [0, 1], any size from 1x1
 ```
 """)

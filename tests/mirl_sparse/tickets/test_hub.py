@@ -10,6 +10,8 @@ import pytest
 pytest.importorskip("huggingface_hub")
 from hub_stand_in import Hub, Repository, commit_name
 
+from mirl_sparse.architectures.image_network import is_available
+
 TOKEN = "hf_secret"
 
 
@@ -96,6 +98,31 @@ def test_a_model_card_that_is_there_stays_as_it_is(hub, python):
     files = hub.repositories["user/mine"].files("main")
     assert files["README.md"] == b"my words"
     assert "ticket.safetensors" in files
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not is_available(), reason="needs spandrel")
+def test_tickets_of_other_architectures_are_shared_too(hub, python):
+    done = python("""
+        import torch
+        from mirl_sparse import load_restorer
+        from mirl_sparse.architectures.image_network import new_network
+        from mirl_sparse.sparsification import NetworkRestorer
+        network = new_network("NAFNet", {"width": 8, "enc_blk_nums": [1], "dec_blk_nums": [1]})
+        for p in network.parameters():
+            p.mul_(torch.rand(p.shape) < 0.5)
+        restorer = NetworkRestorer(network)
+        restorer.save_pretrained("saved")
+        restorer.push_to_hub("user/nafnet")
+        image = torch.rand(1, 3, 24, 40)
+        for source in "saved", "user/nafnet":
+            assert torch.equal(load_restorer(source)(image), restorer(image))
+    """)
+    assert not done.returncode, done.stderr
+    files = hub.repositories["user/nafnet"].files("main")
+    density = json.loads(files["config.json"])["statistics"]["density"]
+    assert 0.4 < density < 0.6
+    assert f"{density:.1%} of the prunable weights. mirl-sparse runs" in files["README.md"].decode()
 
 
 def test_what_cannot_be_downloaded_is_said_in_one_line(hub, python, tmp_path):
