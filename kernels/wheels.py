@@ -30,16 +30,29 @@ class Target(NamedTuple):
     Attributes:
         triple: The target as Zig names it.
         tag: The platform tag of the wheel.
+        settings: What CMake is told of it.
     """
 
     triple: str
     tag: str
+    settings: str
 
 
-# By processor, as CMake names it. glibc 2.17 is that of 2012: every Linux in use has it or a later one.
+_LINUX = "-DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SHARED_LINKER_FLAGS=-Wl,-s -DCMAKE_SYSTEM_PROCESSOR="
+_MACOS = "-DCMAKE_SYSTEM_NAME=Darwin -DCMAKE_INSTALL_NAME_TOOL=true -DCMAKE_SYSTEM_PROCESSOR="
+# glibc 2.17 is that of 2012: every Linux in use has it or a later one. The wheels for macOS and Windows were
+# built, and never run.
 TARGETS = {
-    "x86_64": Target("x86_64-linux-gnu.2.17", "manylinux2014_x86_64.manylinux_2_17_x86_64"),
-    "aarch64": Target("aarch64-linux-gnu.2.17", "manylinux2014_aarch64.manylinux_2_17_aarch64"),
+    "x86_64": Target(
+        "x86_64-linux-gnu.2.17", "manylinux2014_x86_64.manylinux_2_17_x86_64", f"{_LINUX}x86_64"
+    ),
+    "aarch64": Target(
+        "aarch64-linux-gnu.2.17", "manylinux2014_aarch64.manylinux_2_17_aarch64", f"{_LINUX}aarch64"
+    ),
+    "macos": Target("aarch64-macos.11.0", "macosx_11_0_arm64", f"{_MACOS}arm64"),
+    "windows": Target(
+        "x86_64-windows-gnu", "win_amd64", "-DCMAKE_SYSTEM_NAME=Windows -DCMAKE_SYSTEM_PROCESSOR=AMD64"
+    ),
 }
 
 
@@ -70,12 +83,11 @@ def build(name: str, output: Path) -> Path:
     output.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        system = f"-DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR={name}"
         environment = {
             **os.environ,
             "CC": str(compiler(folder, target.triple, "cc")),
             "CXX": str(compiler(folder, target.triple, "c++")),
-            "CMAKE_ARGS": f"{system} -DCMAKE_SHARED_LINKER_FLAGS=-Wl,-s",
+            "CMAKE_ARGS": target.settings,
         }
         pip = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", temporary]
         settings = ["-C", f"build-dir={folder / 'build'}", str(ROOT)]

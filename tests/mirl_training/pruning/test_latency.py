@@ -132,3 +132,22 @@ def test_a_run_goes_on_with_the_prices_it_began_with(photos, tmp_path, monkeypat
         assert (
             Path(whole, f"{name}.safetensors").read_bytes() == Path(again, f"{name}.safetensors").read_bytes()
         )
+
+
+def test_weights_of_equal_worth_can_all_go():
+    """The multiplier at which they do is rounded: 1 / 3e-9 * 3e-9 is less than 1."""
+
+    class Weights:
+        network = torch.nn.Linear(4, 4, bias=False)
+
+        def seconds(self, mask: Mask) -> float:
+            return mask.nnz * 3e-9
+
+        def seconds_per_weight(self) -> dict[str, float]:
+            return {"weight": 3e-9}
+
+        def channels(self) -> list:
+            return []
+
+    full = Mask.full(Weights.network)
+    assert prune_to_latency(Weights(), full.alive, full, 0.0).nnz == 0

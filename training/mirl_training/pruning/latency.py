@@ -182,8 +182,9 @@ class _Knapsack:
 
     @property
     def largest_multiplier(self) -> float:
-        """Return the multiplier from which on no ranked weight is worth its seconds."""
-        return max((float((self._worth[n] / self._cost[n]).max()) for n in self._ranked), default=0.0)
+        """Return the multiplier from which on no ranked weight is worth its seconds, whatever is rounded."""
+        largest = max((float((self._worth[n] / self._cost[n]).max()) for n in self._ranked), default=0.0)
+        return largest * (1 + 1e-9)
 
     def mask(self, multiplier: float) -> Mask:
         gain = {n: (self._worth[n] - multiplier * self._cost[n]).clamp(min=0) for n in self._ranked}

@@ -23,9 +23,9 @@ double seconds(F&& f) {
 void roofline(MirlRoofline& a) {
   const int64_t steps = 1000000, floats = 1 << 23;  // 32 MiB to and fro
   std::vector<double> rate(a.threads);
-  std::vector<std::unique_ptr<float, decltype(&std::free)>> memory;
+  std::vector<std::unique_ptr<float, decltype(&mirl::give_back)>> memory;
   for (int64_t t = 0; t < a.threads; ++t) {
-    memory.emplace_back(mirl::allocate(2 * floats), std::free);
+    memory.emplace_back(mirl::allocate(2 * floats), mirl::give_back);
     std::memset(memory[t].get(), 0, sizeof(float) * 2 * floats);
   }
   auto best = [&](auto task) {

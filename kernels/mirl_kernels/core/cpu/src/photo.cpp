@@ -26,7 +26,7 @@ int64_t reflected(int64_t i, int64_t length) {
 }
 
 struct Free {
-  void operator()(float* p) const { std::free(p); }
+  void operator()(float* p) const { give_back(p); }
 };
 using Floats = std::unique_ptr<float, Free>;
 

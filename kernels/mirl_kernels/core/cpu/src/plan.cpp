@@ -82,7 +82,7 @@ MirlPlan::MirlPlan(const MirlProgram& program, const mirl::InputSize& size)
   std::copy_n(starts.begin() + buffers.size(), steps, scratch.begin());
 }
 
-MirlPlan::~MirlPlan() { std::free(memory); }
+MirlPlan::~MirlPlan() { mirl::give_back(memory); }
 
 int64_t MirlPlan::scratch_floats(const ProgramStep& step) const {
   const MirlSize s = size_of(step.x);

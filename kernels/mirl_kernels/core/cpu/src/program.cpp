@@ -346,7 +346,7 @@ MirlStatus load(const void* data, size_t bytes, bool copy, MirlProgram** program
   const MirlStatus status = mirl::check_program(loaded);
   *program = status == MIRL_OK ? static_cast<MirlProgram*>(std::malloc(sizeof loaded)) : nullptr;
   if (!*program) {
-    std::free(loaded.owned);
+    mirl::give_back(loaded.owned);
     return status == MIRL_OK ? fail(MIRL_OUT_OF_MEMORY, "no memory for a program") : status;
   }
   **program = loaded;
@@ -365,7 +365,7 @@ extern "C" MIRL_API MirlStatus mirl_load_in_place(const void* data, size_t bytes
 }
 
 void mirl_free(MirlProgram* program) {
-  if (program) std::free(program->owned);
+  if (program) mirl::give_back(program->owned);
   std::free(program);
 }
 

@@ -10,7 +10,11 @@
 #include "shared_rules.h"
 #include "threads.h"
 
+#ifdef _WIN32
+#define MIRL_EXPORT extern "C" __declspec(dllexport)
+#else
 #define MIRL_EXPORT extern "C" __attribute__((visibility("default")))
+#endif
 
 #define MIRL_DECLARE(op, Args) void op(Args&);
 namespace portable {

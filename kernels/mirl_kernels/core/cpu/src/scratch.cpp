@@ -4,6 +4,9 @@
 
 #include "threads.h"
 
+#ifdef _WIN32
+#include <malloc.h>
+#endif
 #ifdef __unix__
 #include <unistd.h>
 #endif
@@ -23,11 +26,11 @@ constexpr size_t ALIGNMENT = size_t(1) << 21;  // of a huge page
 struct Scratch {
   float* data = nullptr;
   uint64_t size = 0;
-  ~Scratch() { std::free(data); }
+  ~Scratch() { give_back(data); }
 
   float* at_least(uint64_t floats) {
     if (floats > size) {
-      std::free(data);
+      give_back(data);
       data = nullptr, size = 0;
       data = allocate(floats), size = floats;
     }
@@ -41,11 +44,23 @@ thread_local Scratch thread_scratch, thread_words;
 float* try_allocate(uint64_t floats) {
   if (floats > (SIZE_MAX - ALIGNMENT) / sizeof(float)) return nullptr;
   const size_t bytes = (floats * sizeof(float) + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
+#ifdef _WIN32
+  void* memory = _aligned_malloc(bytes, ALIGNMENT);
+#else
   void* memory = std::aligned_alloc(ALIGNMENT, bytes);
+#endif
 #ifdef __linux__
   if (memory) madvise(memory, bytes, MADV_HUGEPAGE);
 #endif
   return static_cast<float*>(memory);
+}
+
+void give_back(void* memory) {
+#ifdef _WIN32
+  _aligned_free(memory);
+#else
+  std::free(memory);
+#endif
 }
 
 float* allocate(uint64_t floats) {

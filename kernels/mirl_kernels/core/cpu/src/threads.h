@@ -20,10 +20,11 @@ void parallel(int64_t count, int64_t threads, F& f) {
 // process.
 int64_t default_threads();
 
-// Memory for so many floats, in huge pages where the system has them; std::free gives it back. Where there is
-// none, the second one returns null.
+// Memory for so many floats, in huge pages where the system has them. Where there is none, the second one
+// returns null.
 float* allocate(uint64_t floats);
 float* try_allocate(uint64_t floats);
+void give_back(void* memory);  // of these two, or null
 
 // This thread's scratch memory of at least `floats`, 64-byte aligned. Each call gives the same memory.
 float* scratch(uint64_t floats);

@@ -63,7 +63,7 @@ int64_t there_is(int64_t bytes) {
   constexpr int64_t BESIDE = 32 << 20;
   for (; bytes > 0; bytes /= 2) {
     float* memory = mirl::try_allocate(uint64_t(bytes + bytes / 4 + BESIDE) / sizeof(float));
-    std::free(memory);
+    mirl::give_back(memory);
     if (memory) break;
   }
   return bytes;
