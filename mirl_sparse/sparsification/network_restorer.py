@@ -19,9 +19,10 @@ from mirl_sparse.runtime.memory import available_on, peak_bytes
 from mirl_sparse.runtime.padding import pad_to_size
 from mirl_sparse.runtime.photo_arrays import PhotoLike, restore_photo
 from mirl_sparse.runtime.tiling import SMALLEST, restore_by_tiles, tile_size
+from mirl_sparse.sparsification.layers import count_nonzero, prunable_weights
 from mirl_sparse.sparsification.report import SparsityReport
 from mirl_sparse.sparsification.sparsify import sparsify
-from mirl_sparse.tickets import pack_network
+from mirl_sparse.tickets import pack_network, remove_pruning
 from mirl_sparse.tickets.sharing import Shared
 
 if TYPE_CHECKING:
@@ -39,7 +40,8 @@ class NetworkRestorer(Shared, nn.Module):
     """Restore RGB images of any size with a pruned network of any architecture that spandrel knows.
 
     On "cpu" the network is a sparsified copy, made by `sparsify` when the restorer is made. That takes the
-    time of some runs on a small image. On "reference" it is the network itself.
+    time of some runs on a small image. On "reference" it is the network itself. Masks of torch.nn.utils.prune
+    are made permanent.
 
     Images are padded by reflection to a size that the network takes. If a whole image would take more than
     ``max_memory``, it is restored in overlapping tiles, with a warning. A network of one channel restores
@@ -74,6 +76,7 @@ class NetworkRestorer(Shared, nn.Module):
                 f" of {', '.join(_BACKENDS)}"
             )
         self.backend = choose_backend(backend)
+        remove_pruning(network)
         self.scale, self.max_memory = network.scale, max_memory
         example = example_image(network)
         if self.backend == BackendName.CPU:
@@ -169,9 +172,8 @@ class NetworkRestorer(Shared, nn.Module):
 
         state = self.network.model.state_dict()
         parameters = list(self.network.model.parameters())
-        statistics = _counted("parameters", parameters) | _counted(
-            "weights", [p for p in parameters if p.ndim > 1]
-        )
+        statistics = _counted("parameters", parameters)
+        statistics |= _counted("weights", prunable_weights(self.network.model))
         statistics["density"] = statistics["weights"] / statistics["weights_dense"]
         weights = NetworkWeights(self.network.architecture, state, "a restorer")
         return HubTicket(pack_network(weights, statistics), statistics)
@@ -231,8 +233,8 @@ class NetworkRestorer(Shared, nn.Module):
 
 def _counted(name: str, tensors: Iterable[Tensor]) -> dict[str, float]:
     """Return how many numbers are not zero, and how many there are, as a ticket stores them."""
-    counts = [(int(t.count_nonzero()), t.numel()) for t in tensors]
-    return {name: sum(n for n, _ in counts), f"{name}_dense": sum(n for _, n in counts)}
+    nonzero, total = count_nonzero(tensors)
+    return {name: nonzero, f"{name}_dense": total}
 
 
 def example_image(network: ImageNetwork, side: int | None = None) -> Tensor:

@@ -19,6 +19,7 @@ from mirl_sparse.sparsification.target import BlockKind, CallShape, Refusal, Spa
 _NEVER_CALLED = "the example input never calls it"
 _CALLED_OTHERWISE = "it is called with more than its input, or by name"
 _KEPT = "keep_dense names it"
+_PART_KEPT = "keep_dense names a part of it"
 
 
 class Sparsification:
@@ -100,6 +101,8 @@ class Sparsification:
         """Fuse a block, or return why it is not to be fused."""
         if reason := self._use_refusal(m, kind.positional):
             return Refusal(reason)
+        if any(id(part) in self._kept for part in m.modules()):
+            return Refusal(_PART_KEPT)
         fused = block_form(m, self._target, kind)
         if isinstance(fused, Refusal):
             return fused

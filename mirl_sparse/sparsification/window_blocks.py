@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from mirl_kernels.ops.swin import PackedSwin
+from mirl_kernels.ops.swin import PackedSwin, do_not_attend
 from mirl_sparse.sparsification.block_tensors import Biases, Expected, biases_of, get, size_of, unexpected
 from mirl_sparse.sparsification.comparison import noise
+from mirl_sparse.sparsification.layers import weight_refusal
 from mirl_sparse.sparsification.target import BlockKind, FusedPart, Refusal
 
 
@@ -27,15 +29,19 @@ class SwinWeights(NamedTuple):
 
 
 class _Names(NamedTuple):
-    """Hold where a block has its norms, its linear layers and what is between the last two of these."""
+    """Hold where a block has its norms, its linear layers, what is between the last two, and q's factor."""
 
     norms: tuple[str, str]
     layers: tuple[str, str, str, str]
     activation: str
+    scale: str
 
 
-_SWIN = _Names(("norm1", "norm2"), ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"), "mlp.act")
-_SCUNET = _Names(("ln1", "ln2"), ("msa.embedding_layer", "msa.linear", "mlp.0", "mlp.2"), "mlp.1")
+_MASKED = -100.0  # what SwinIR adds to logits of pixels that do not attend to each other
+_SWIN = _Names(("norm1", "norm2"), ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"), "mlp.act", "attn.scale")
+_SCUNET = _Names(
+    ("ln1", "ln2"), ("msa.embedding_layer", "msa.linear", "mlp.0", "mlp.2"), "mlp.1", "msa.scale"
+)
 
 
 def find_swin(m: nn.Module) -> SwinWeights | Refusal | None:
@@ -64,8 +70,12 @@ def find_swin(m: nn.Module) -> SwinWeights | Refusal | None:
             f"attn.relative_position_bias_table has shape {tuple(table.shape)}; expected"
             f" {((2 * window - 1) ** 2, heads)}"
         )
+    if reason := weight_refusal(table, "attn.relative_position_bias_table") or _mask_refusal(
+        m, window, shift
+    ):
+        return Refusal(reason)
     position = table.detach()[index.flatten()].view(area, area, heads).permute(2, 0, 1)
-    return _weights(m, _SWIN, position, (window, shift, -100.0))
+    return _weights(m, _SWIN, position, (window, shift, _MASKED))
 
 
 def find_scunet(m: nn.Module) -> SwinWeights | Refusal | None:
@@ -80,6 +90,8 @@ def find_scunet(m: nn.Module) -> SwinWeights | Refusal | None:
     params, window = get(m, "msa.relative_position_params"), get(m, "msa.window_size")
     if not isinstance(params, Tensor) or not isinstance(window, int):
         return None
+    if reason := weight_refusal(params, "msa.relative_position_params"):
+        return Refusal(reason)
     heads, side = len(params), 2 * window - 1
     if params.shape != (heads, side, side):
         return Refusal(
@@ -106,9 +118,23 @@ def _weights(
         return Refusal(reason)
     if channels % len(position):
         return Refusal(f"it has {len(position)} heads, which do not divide {channels} channels")
+    scale, expected = get(m, names.scale), (channels // len(position)) ** -0.5
+    if not isinstance(scale, float) or not math.isclose(scale, expected):
+        return Refusal(f"{names.scale} is {scale}; expected {expected:.4g}, for the channels of a head")
     norms = tuple((norm.weight, norm.bias, norm.eps) for norm in (get(m, name) for name in names.norms))
     weights = tuple(get(m, f"{name}.weight") for name in names.layers)
     return SwinWeights(norms, weights, biases_of(m, names.layers), position, *windows)
+
+
+def _mask_refusal(m: nn.Module, window: int, shift: int) -> str | None:
+    """Return why the mask that SwinIR's block keeps for one size of images is not that of other sizes."""
+    mask, size = get(m, "attn_mask"), get(m, "input_resolution")
+    if mask is None:
+        return None
+    if not isinstance(size, tuple) or len(size) != 2 or any(side % window for side in size):
+        return f"its input_resolution is {size}; expected height and width, multiples of the window"
+    expected = _MASKED * do_not_attend(size[0], size[1], window, shift)
+    return None if torch.equal(mask, expected) else "attn_mask is not what its shift asks for"
 
 
 def _tensors(names: _Names, sizes: Sequence[tuple[int, int]]) -> list[Expected]:

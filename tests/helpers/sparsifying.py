@@ -23,9 +23,11 @@ class DenseIsFree(SparseIsFree):
         return float("torch call" not in quantities)
 
 
-def sparsify(module: nn.Module, example_input=None, prices: CostModel | None = None) -> nn.Module:
+def sparsify(
+    module: nn.Module, example_input=None, prices: CostModel | None = None, keep_dense=()
+) -> nn.Module:
     """Sparsify for a CPU of these prices; by default the sparse form of every layer is free."""
-    return sparsify_for(CpuTarget(prices or SparseIsFree()), module, example_input)
+    return sparsify_for(CpuTarget(prices or SparseIsFree()), module, example_input, keep_dense)
 
 
 def pruned(module: nn.Module, density: float = 0.2, seed: int = 0) -> nn.Module:

@@ -83,7 +83,13 @@ def test_a_block_is_fused_without_an_example_too():
         (lambda b: setattr(b.mlp, "act", nn.GELU(approximate="tanh")), "expected GELU()"),
         (lambda b: setattr(b.mlp, "fc2", nn.Linear(24, 11)), "mlp.fc2.weight has shape"),
         (lambda b: setattr(b, "window_size", 8), "no attn.relative_position_index"),
-        (lambda b: setattr(b.attn, "scale", 2.0), "does not give the same"),
+        (lambda b: setattr(b.attn, "scale", 2.0), "attn.scale is 2.0; expected 0.4082"),
+        (lambda b: b.attn_mask.zero_(), "attn_mask is not what its shift asks for"),
+        (lambda b: setattr(b, "input_resolution", (16, 15)), "its input_resolution is (16, 15)"),
+        (
+            lambda b: setattr(b.attn, "relative_position_bias_table", nn.Parameter(torch.zeros(49, 0))),
+            "it has no weights",
+        ),
     ],
 )
 def test_a_block_that_computes_something_else_is_not_fused(change, reason):
@@ -105,10 +111,10 @@ def test_a_block_that_is_called_by_name_is_not_fused():
     same(sparsified, dense, rand(1, 12, 8, 8))
 
 
-def test_a_block_with_another_mask_for_its_own_resolution_stays_dense():
-    dense = Tokens(block())
-    dense.block.attn_mask = torch.zeros_like(dense.block.attn_mask)
-    image = rand(1, 12, 16, 16)
-    sparsified = sparsify(dense, image)
-    assert "differs by" in sparsified.report.layers[0].reason
+def test_a_part_of_a_block_can_stay_dense():
+    dense, image = network(), rand(1, 3, 16, 16)
+    name = "layers.0.residual_group.blocks.0"
+    sparsified = sparsify(dense, image, keep_dense=[f"{name}.attn.qkv"])
+    assert reason_not_fused(sparsified, name) == "not fused as a Swin block: keep_dense names a part of it"
+    assert implementations(sparsified)[f"{name}.attn.qkv"] == "dense"
     same(sparsified, dense, image)

@@ -2,6 +2,6 @@
 
 from mirl_kernels.ops.swin.cpu import PackedSwin
 from mirl_kernels.ops.swin.examples import example
-from mirl_kernels.ops.swin.reference import swin
+from mirl_kernels.ops.swin.reference import do_not_attend, swin
 
-__all__ = ["PackedSwin", "example", "swin"]
+__all__ = ["PackedSwin", "do_not_attend", "example", "swin"]

@@ -44,14 +44,26 @@ def swin(
     q, k, v = F.linear(windows, *qkv).unflatten(-1, (3, heads, -1)).permute(3, 0, 1, 4, 2, 5)
     logits = q * (channels // heads) ** -0.5 @ k.transpose(-2, -1) + position
     if shift:
-        rows, columns = (torch.arange(side) >= side - shift for side in (height, width))  # those joined on
-        region = _windows((2 * rows[:, None] + columns)[None, :, :, None], window, 0)[0, :, :, 0]
-        apart = region[:, None, :, None] != region[:, None, None]
+        apart = do_not_attend(height, width, window, shift)[:, None]
         logits = torch.where(apart, logits + masked, logits)
     attended = (logits.softmax(-1) @ v).transpose(2, 3).flatten(3)
     joined = F.linear(attended, *project).unflatten(2, (window, window)).unflatten(1, (height // window, -1))
     y = x + joined.transpose(2, 3).reshape(x.shape).roll((shift, shift), (1, 2))
     return y + F.linear(F.gelu(F.linear(F.layer_norm(y, (channels,), *norms[1]), *fc1)), *fc2)
+
+
+def do_not_attend(height: int, width: int, window: int, shift: int) -> Tensor:
+    """Return which pixels of a window do not attend to each other, (windows, window^2, window^2) bool.
+
+    Args:
+        height: Rows of the image, a multiple of the window.
+        width: Pixels of a row, likewise.
+        window: Side of a window.
+        shift: Where windows begin.
+    """
+    rows, columns = (torch.arange(side) >= side - shift for side in (height, width))  # those joined on
+    region = _windows((2 * rows[:, None] + columns)[None, :, :, None], window, 0)[0, :, :, 0]
+    return region[:, :, None] != region[:, None]
 
 
 def _windows(x: Tensor, window: int, shift: int) -> Tensor:
