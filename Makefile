@@ -54,7 +54,7 @@ test-arm: $(VENV)/.installed
 # Wheels with the kernels and the page inside, in dist/, for machines without a compiler.
 wheels: web
 	$(BIN)/python kernels/wheels.py
-	for wheel in dist/*.whl; do $(BIN)/auditwheel show "$$wheel"; done
+	for wheel in dist/*manylinux*.whl; do $(BIN)/auditwheel show "$$wheel"; done
 
 $(VENV)/.wheels: $(VENV)/.demo
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[wheels]'
