@@ -65,7 +65,6 @@ class TrainingSettings(Settings):
         harm_weight: Weight of the harm that is added to the loss: the square, in dB, of how much further from
             the clean photo an image is than the degraded one was, up to psnr_ceiling. The loss alone hardly
             sees a clean photo that comes back 20 dB off among many that come back nearly right.
-        harm_slope: Weight of the same without the square, by which a photo that loses half a dB counts too.
         optimizer: "muon" steps whole matrices by Muon, and everything else by AdamW, as "adamw" does
             throughout. After a step of Muon, pruned weights are set to zero again.
         batch_size: Images per batch.
@@ -94,7 +93,6 @@ class TrainingSettings(Settings):
     loss: Loss = Loss.L1
     psnr_ceiling: Annotated[float, Field(gt=0)] = 50
     harm_weight: Annotated[float, Field(ge=0)] = 0
-    harm_slope: Annotated[float, Field(ge=0)] = 0
     optimizer: OptimizerName = OptimizerName.ADAMW
     batch_size: Positive = 8
     patch_size: Patch = 64

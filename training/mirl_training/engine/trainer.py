@@ -38,7 +38,7 @@ def psnr_loss(restored: Tensor, clean: Tensor, ceiling: float = 50) -> Tensor:
 
 
 def harm(restored: Tensor, degraded: Tensor, clean: Tensor, ceiling: float) -> Tensor:
-    """Return how many dB further from the clean images the restored ones are, (B,).
+    """Return the mean square, in dB, of how much further from the clean images the restored ones are.
 
     Args:
         restored: (B, 3, H, W).
@@ -50,7 +50,7 @@ def harm(restored: Tensor, degraded: Tensor, clean: Tensor, ceiling: float) -> T
         10 * ((image - clean).square().mean((1, 2, 3)) + 10 ** (-ceiling / 10)).log10()
         for image in (restored, degraded)
     ]
-    return (levels[0] - levels[1]).relu()
+    return (levels[0] - levels[1]).relu().square().mean()
 
 
 class Diverged(Exception):
@@ -210,9 +210,9 @@ class Trainer:
             _check_result(restored, clean)
         restored = restored.float() if isinstance(restored, Tensor) else restored
         loss = self._distance(restored, clean)
-        if self.settings.harm_weight or self.settings.harm_slope:
+        if self.settings.harm_weight:
             worse = harm(restored, degraded, clean, self.settings.psnr_ceiling)
-            loss = loss + (worse * (self.settings.harm_slope + self.settings.harm_weight * worse)).mean()
+            loss = loss + self.settings.harm_weight * worse
         if self._teacher is not None:
             with torch.no_grad():
                 taught = self._teacher(degraded.cpu()).to(self._device)

@@ -158,7 +158,7 @@ class RunConfig(Settings):
             del values["architecture"]
             if values["network"] and values["network"]["unshuffle"] == 1:
                 del values["network"]["unshuffle"]
-        for name in ("psnr_ceiling", "harm_weight", "harm_slope"):
+        for name in ("psnr_ceiling", "harm_weight"):
             if values["training"][name] == TrainingSettings.model_fields[name].default:
                 del values["training"][name]
         return json.dumps(values)
