@@ -8,6 +8,7 @@ the right weights may still compute something else: the passes compare it with i
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -252,29 +253,35 @@ def _naf_refusal(m: nn.Module, half: int, channels: int) -> str | None:
     return weight_refusal(scale, name)
 
 
+def _restormer_channels(weights: RestormerWeights) -> int:
+    return len(weights.attention.project_out)
+
+
 def _fuse_restormer(weights: RestormerWeights) -> nn.Module:
     return PackedBlock(PackedMDTA(*weights.attention), PackedGDFN(*weights.feed_forward))
+
+
+def _prompt_channels(weights: PromptWeights) -> int:
+    return weights.linear_weight.shape[1]
 
 
 def _fuse_prompt(weights: PromptWeights) -> nn.Module:
     return PackedPrompt(*weights)
 
 
+def _naf_channels(weights: NAFWeights) -> int:
+    return len(weights.beta)
+
+
 def _fuse_naf(weights: NAFWeights) -> nn.Module:
     return PackedNAF(*weights)
 
 
-def images(channels: Callable[[Any], int]) -> Callable[[Any, int, int, int], tuple[Tensor]]:
-    """Return what makes the arguments of a block that takes images; see `BlockKind`.
-
-    Args:
-        channels: Returns the number of channels, from the weights of a block.
-    """
-
-    def arguments(weights: Any, batch: int, height: int, width: int) -> tuple[Tensor]:
-        return (noise(batch, channels(weights), height, width),)
-
-    return arguments
+def _images(
+    channels: Callable[[Any], int], weights: Any, batch: int, height: int, width: int
+) -> tuple[Tensor]:
+    """Return the argument of a block that takes images of so many channels."""
+    return (noise(batch, channels(weights), height, width),)
 
 
 def restormer_kind(fuse: Callable[[RestormerWeights], nn.Module]) -> BlockKind:
@@ -283,7 +290,7 @@ def restormer_kind(fuse: Callable[[RestormerWeights], nn.Module]) -> BlockKind:
         "a Restormer block",
         find_restormer,
         fuse,
-        images(lambda weights: len(weights.attention.project_out)),
+        partial(_images, _restormer_channels),
         (
             FusedPart("attn", "fused MDTA", "norm, convolutions, attention and residual in one op"),
             FusedPart("ffn", "fused GDFN", "norm, convolutions, gate and residual in one op"),
@@ -297,14 +304,14 @@ IMAGE_BLOCKS = (
         "a prompt block",
         find_prompt,
         _fuse_prompt,
-        images(lambda weights: weights.linear_weight.shape[1]),
+        partial(_images, _prompt_channels),
         (FusedPart("", "fused prompt", "mixture, resize and convolution in one op"),),
     ),
     BlockKind(
         "a NAFNet block",
         find_naf,
         _fuse_naf,
-        images(lambda weights: len(weights.beta)),
+        partial(_images, _naf_channels),
         (
             FusedPart(
                 "",

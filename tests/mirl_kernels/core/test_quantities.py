@@ -31,6 +31,7 @@ def test_quantities_are_stored_under_names_that_stay():
         "live qk",
         "live v",
         "softmax",
+        "score",
         "gate",
         "load",
         "gather",

@@ -156,8 +156,8 @@ def test_samples_cover_every_dense_kind_and_every_fused_op():
     names = set().union(*quantities)
     kinds = ("linear", "conv", "1x1", "depthwise", "transposed")
     assert {f"torch {kind} mac" for kind in kinds} <= names
-    assert {"call", "entry", "tap", "row", "gram", "gate"} <= names
-    assert len(quantities) == 83
+    assert {"call", "entry", "tap", "row", "gram", "score", "gate"} <= names
+    assert len(quantities) == 87
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """Blocks that attend within windows are fused, and say why where they are not."""
 
+import pickle
 from importlib import import_module
 
 import pytest
@@ -118,3 +119,9 @@ def test_a_part_of_a_block_can_stay_dense():
     assert reason_not_fused(sparsified, name) == "not fused as a Swin block: keep_dense names a part of it"
     assert implementations(sparsified)[f"{name}.attn.qkv"] == "dense"
     same(sparsified, dense, image)
+
+
+def test_a_sparsified_network_is_pickled():
+    sparsified, image = sparsify(network(), rand(1, 3, 16, 16)), rand(1, 3, 12, 20)
+    with torch.no_grad():
+        assert torch.equal(pickle.loads(pickle.dumps(sparsified))(image), sparsified(image))
