@@ -22,13 +22,13 @@ from mirl_sparse.runtime.photo_arrays import restore_photo
 from mirl_sparse.runtime.snapshot import Snapshot
 from mirl_sparse.runtime.tuning import Tuning, read_tuning
 from mirl_sparse.tickets import describe, find_ticket, pack, read_ticket, remove_pruning
-from mirl_sparse.tickets.sharing import Shared
+from mirl_sparse.tickets.sharing import Shareable
 
 if TYPE_CHECKING:
     from mirl_sparse.tickets.hub import HubTicket
 
 
-class SparseRestorer(Shared, nn.Module):
+class SparseRestorer(Shareable, nn.Module):
     """Restore RGB images of any size with a pruned PromptIR, on any backend.
 
     On "cpu" and "triton" the weights are packed at the first call, and again whenever they have changed.

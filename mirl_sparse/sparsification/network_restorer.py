@@ -23,7 +23,7 @@ from mirl_sparse.sparsification.layers import count_nonzero, prunable_weights
 from mirl_sparse.sparsification.report import SparsityReport
 from mirl_sparse.sparsification.sparsify import sparsify
 from mirl_sparse.tickets import pack_network, remove_pruning
-from mirl_sparse.tickets.sharing import Shared
+from mirl_sparse.tickets.sharing import Shareable
 
 if TYPE_CHECKING:
     from mirl_sparse.tickets.hub import HubTicket
@@ -36,7 +36,7 @@ _BACKENDS = (BackendName.AUTO, BackendName.CPU, BackendName.REFERENCE)
 _PHOTOS = ((1, 1), (3, 3), (4, 4))
 
 
-class NetworkRestorer(Shared, nn.Module):
+class NetworkRestorer(Shareable, nn.Module):
     """Restore RGB images of any size with a pruned network of any architecture that spandrel knows.
 
     On "cpu" the network is a sparsified copy, made by `sparsify` when the restorer is made. That takes the

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from mirl_sparse.tickets.hub import HubTicket
 
 
-class Shared(ABC):
+class Shareable(ABC):
     """Write the ticket of a restorer to a folder or repository; `mirl_sparse.load_restorer` reads it."""
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -18,7 +18,7 @@ class Shared(ABC):
 
         Args:
             folder: It is made if need be. A model card (``README.md``) that is there is kept. The file
-                ``config.json`` gets the ticket's statistics. A tuning is not written.
+                ``config.json`` gets the ticket's statistics. Neither a tuning nor a noise level is written.
 
         Raises:
             OSError: If the folder cannot be written.

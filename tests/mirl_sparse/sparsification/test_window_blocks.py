@@ -33,10 +33,8 @@ def network() -> nn.Module:
     return pruned(swinir.SwinIR(**SETTINGS), 0.5)
 
 
-def block(shift: int = 2) -> nn.Module:
-    return pruned(
-        swinir.SwinTransformerBlock(12, (16, 16), 2, window_size=4, shift_size=shift, mlp_ratio=2), 0.5
-    )
+def block() -> nn.Module:
+    return pruned(swinir.SwinTransformerBlock(12, (16, 16), 2, window_size=4, shift_size=2, mlp_ratio=2), 0.5)
 
 
 class Tokens(nn.Module):
