@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from mirl_kernels.core import cpu
 from mirl_kernels.ops.conv import PackedConv
 from mirl_kernels.ops.depthwise import PackedDepthwise
+from mirl_kernels.ops.leff import PackedLeFF
+from mirl_kernels.ops.leff import example as leff_example
 from mirl_kernels.ops.linear import PackedLinear
 from mirl_kernels.ops.pointwise import PackedPointwise
 from mirl_kernels.ops.prompt import PackedPrompt
@@ -53,16 +55,17 @@ _HALVES = (
     (48, 128, 0.3, 0.15),
     (96, 64, 0.05, 1),
 )
-# Input channels, output channels, side of the image, density.
+# Input channels, output channels, side of the image, side of the kernel, density.
 _CONVOLUTIONS = (
-    (3, 48, 256, 1.0),
-    (48, 24, 256, 0.1),
-    (96, 48, 128, 0.3),
-    (192, 192, 32, 0.1),
-    (64, 64, 128, 0.05),
-    (64, 64, 64, 1.0),
-    (96, 3, 128, 0.1),
-    (64, 64, 128, 0.2),
+    (3, 48, 256, 3, 1.0),
+    (48, 24, 256, 3, 0.1),
+    (96, 48, 128, 3, 0.3),
+    (192, 192, 32, 3, 0.1),
+    (64, 64, 128, 3, 0.05),
+    (64, 64, 64, 3, 1.0),
+    (96, 3, 128, 3, 0.1),
+    (64, 64, 128, 3, 0.2),
+    (16, 16, 64, 17, 0.1),
 )
 _POINTWISE = (
     (48, 48, 256, 0.1),
@@ -86,6 +89,8 @@ _LINEAR = (
 )
 # Channels, side of the image, density, side of a window, channels of a head.
 _WINDOWS = ((60, 64, 0.1, 8, 10), (180, 64, 0.1, 8, 30), (64, 64, 0.4, 8, 32), (96, 32, 0.05, 16, 16))
+# Channels, side of the image, density, density of the taps.
+_LEFF = ((32, 128, 0.1, 0.3), (128, 32, 0.1, 1.0))
 _PROMPTS = (
     (192, 64, 64, 0.1),
     (96, 64, 128, 0.1),
@@ -159,10 +164,10 @@ def _half_block_samples(generator: torch.Generator) -> Iterator[Sample]:
 
 
 def _convolution_samples(generator: torch.Generator) -> Iterator[Sample]:
-    for inputs, outputs, side, density in _CONVOLUTIONS:
-        conv = PackedConv(_weights(generator, density, outputs, inputs, 3, 3))
+    for inputs, outputs, side, kernel, density in _CONVOLUTIONS:
+        conv = PackedConv(_weights(generator, density, outputs, inputs, kernel, kernel))
         yield _packed(generator, conv, inputs, side, outputs)
-        dense = nn.Conv2d(inputs, outputs, 3, padding=1)
+        dense = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2)
         yield _dense(dense, torch.randn(1, inputs, side, side, generator=generator))
 
 
@@ -202,6 +207,11 @@ def _window_samples(generator: torch.Generator) -> Iterator[Sample]:
         packed = PackedSwin(*example.weights, **example.options)
         x = torch.randn(1, side, side, channels, generator=generator)
         yield Sample(packed.quantities(side * side), partial(packed, x))
+    for channels, side, density, taps in _LEFF:
+        example = leff_example(channels, density, generator, tap_density=taps)
+        leff = PackedLeFF(*example.weights)
+        x = torch.randn(1, side, side, channels, generator=generator)
+        yield Sample(leff.quantities(1, side, side), partial(leff, x))
 
 
 def _prompt_samples(generator: torch.Generator) -> Iterator[Sample]:

@@ -58,3 +58,17 @@ def conv_tensors(name: str, outputs: int, inputs: int, kernel: int = 1) -> list[
 def biases_of(m: nn.Module, names: Sequence[str]) -> Biases:
     """Return the biases of layers by their names, None for a layer without one."""
     return tuple(get(m, f"{name}.bias") for name in names)
+
+
+def geometry_refusal(m: nn.Module, names: Iterable[str]) -> str | None:
+    """Return which 3x3 convolution moves otherwise than over each pixel, with zeros around the image."""
+    for name in names:
+        conv = get(m, name)
+        if not isinstance(conv, nn.Conv2d):
+            continue
+        if conv.stride != (1, 1) or conv.dilation != (1, 1) or conv.padding_mode != "zeros":
+            return (
+                f"{name} has stride {conv.stride}, dilation {conv.dilation} and {conv.padding_mode} padding;"
+                " expected (1, 1), (1, 1) and zeros"
+            )
+    return None

@@ -7,7 +7,7 @@ the right weights may still compute something else: the passes compare it with i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -24,6 +24,7 @@ from mirl_sparse.sparsification.block_tensors import (
     Expected,
     biases_of,
     conv_tensors,
+    geometry_refusal,
     get,
     size_of,
     unexpected,
@@ -82,20 +83,6 @@ class NAFWeights(NamedTuple):
     gamma: Tensor  # (C,)
 
 
-def _geometry(m: nn.Module, names: Iterable[str]) -> str | None:
-    """Return which 3x3 convolution moves otherwise than over each pixel, with zeros around the image."""
-    for name in names:
-        conv = get(m, name)
-        if not isinstance(conv, nn.Conv2d):
-            continue
-        if conv.stride != (1, 1) or conv.dilation != (1, 1) or conv.padding_mode != "zeros":
-            return (
-                f"{name} has stride {conv.stride}, dilation {conv.dilation} and {conv.padding_mode} padding;"
-                " expected (1, 1), (1, 1) and zeros"
-            )
-    return None
-
-
 def _norm(m: nn.Module, name: str) -> str:
     """Return where a norm has its weight: Restormer's norms have it in ``body``."""
     return name if get(m, f"{name}.body") is None else f"{name}.body"
@@ -118,7 +105,7 @@ def _half_refusal(
         *conv_tensors(convs[1], rows, 1, 3),
         *conv_tensors(convs[2], channels, columns),
     )
-    return _epsilon_refusal(m, norm) or unexpected(m, expected) or _geometry(m, convs[1:2])
+    return _epsilon_refusal(m, norm) or unexpected(m, expected) or geometry_refusal(m, convs[1:2])
 
 
 def _mdta(m: nn.Module) -> MDTAWeights | Refusal:
@@ -190,7 +177,7 @@ def find_prompt(m: nn.Module) -> PromptWeights | Refusal | None:
             Expected("linear_layer.bias", (count,)),
             *conv_tensors("conv3x3", channels, channels, 3),
         ),
-    ) or _geometry(m, ["conv3x3"]):
+    ) or geometry_refusal(m, ["conv3x3"]):
         return Refusal(reason)
     bias = get(m, "conv3x3.bias")
     if bias is not None and bool(bias.any()):
@@ -220,7 +207,7 @@ def find_naf(m: nn.Module) -> NAFWeights | Refusal | None:
     if reason := (
         _pool_refusal(m.sca)
         or unexpected(m, [*affine, *tensors])
-        or _geometry(m, ["conv2"])
+        or geometry_refusal(m, ["conv2"])
         or next(filter(None, (_naf_refusal(m, i, c) for i in (1, 2))), None)
     ):
         return Refusal(reason)

@@ -18,7 +18,7 @@ from mirl_sparse.performance.prices import cost_model
 from mirl_sparse.sparsification.blocks import IMAGE_BLOCKS
 from mirl_sparse.sparsification.layers import CPU_LAYERS
 from mirl_sparse.sparsification.target import BlockKind, CallShape, LayerForm, LayerForms, is_ordinary
-from mirl_sparse.sparsification.window_blocks import WINDOW_BLOCKS
+from mirl_sparse.sparsification.window_blocks import WINDOW_BLOCKS, FusedLeWin
 
 CPU_BLOCKS = (*IMAGE_BLOCKS, *WINDOW_BLOCKS)
 
@@ -86,8 +86,8 @@ class CpuTarget:
 
 def op_quantities(op: nn.Module, shape: tuple[int, ...]) -> Counter[str]:
     """Return what an op does for an input of a shape, as the cost model counts it."""
-    if isinstance(op, (PackedLinear, PackedSwin)):
-        return op.quantities(max(1, torch.Size(shape[:-1]).numel()))
+    if isinstance(op, (PackedLinear, PackedSwin, FusedLeWin)):
+        return op.quantities(*shape[:-1])
     assert isinstance(op, cpu.Packed)
     batch, _, height, width = shape if len(shape) == 4 else (1, *shape)
     return op.quantities(batch, height, width)

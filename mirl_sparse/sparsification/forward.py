@@ -178,6 +178,8 @@ class SparseForward(_Forward):
         inputs = [x for x in (*args, *named.values()) if isinstance(x, Tensor)]
         if not inputs or not _suits(self.module, self._kind, inputs[0]):
             return False
+        if self._kind is not None and len(inputs) > 1:  # a mask, say
+            return False
         return all(self._target.takes(x) for x in inputs if x.is_floating_point()) and not wants_gradients(
             *inputs, *weights
         )

@@ -59,7 +59,7 @@ class BlockKind:
         recognise: Function that returns the weights of a module of this kind, a `Refusal` for a module that
             only resembles one, and None for any other module. It runs nothing and packs nothing.
         fuse: Packs the weights that ``recognise`` returned into the fused op.
-        arguments: Function that makes arguments of a call, the first of which is a tensor, from these
+        arguments: Function that makes arguments of a call, the first of which is the only tensor, from these
             weights, for so many images of a height and width, or a little more where blocks need it.
         parts: Rows of the report for a fused block.
         dimensions: Dimensions of the tensor that blocks are called with.

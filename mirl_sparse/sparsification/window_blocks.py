@@ -1,31 +1,54 @@
-"""Recognise and fuse blocks that attend within windows: SwinIR's and SCUNet's; see `blocks`."""
+"""Recognise and fuse blocks that attend within windows: SwinIR's, SCUNet's and Uformer's; see `blocks`."""
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from mirl_kernels.ops.leff import PackedLeFF
 from mirl_kernels.ops.swin import PackedSwin, do_not_attend
-from mirl_sparse.sparsification.block_tensors import Biases, Expected, biases_of, get, size_of, unexpected
+from mirl_sparse.sparsification.block_tensors import (
+    Biases,
+    Expected,
+    biases_of,
+    conv_tensors,
+    geometry_refusal,
+    get,
+    size_of,
+    unexpected,
+)
 from mirl_sparse.sparsification.comparison import noise
 from mirl_sparse.sparsification.layers import weight_refusal
 from mirl_sparse.sparsification.target import BlockKind, FusedPart, Refusal
+
+Norm = tuple[Tensor, Tensor, float]  # gain (C,), bias (C,) and epsilon
 
 
 class SwinWeights(NamedTuple):
     """Hold the weights of a block as `PackedSwin` takes them; C channels, h hidden ones."""
 
-    norms: tuple[tuple[Tensor, Tensor, float], ...]  # gain (C,), bias (C,) and epsilon of both
-    weights: tuple[Tensor, ...]  # qkv (3C, C), project (C, C), fc1 (h, C), fc2 (C, h)
+    norms: tuple[Norm, ...]  # both, or the first
+    weights: tuple[Tensor, ...]  # qkv (3C, C), project (C, C); fc1 (h, C), fc2 (C, h)
     biases: Biases
     position: Tensor  # (heads, window^2, window^2)
     window: int
     shift: int
     masked: float
+    modulator: Tensor | None = None  # (window^2, C)
+
+
+class LeWinWeights(NamedTuple):
+    """Hold the weights of Uformer's block: those of its attention, and of LeFF as `PackedLeFF` takes them."""
+
+    attention: SwinWeights
+    norm: Norm
+    weights: tuple[Tensor, ...]  # linear1 (h, C), dwconv (h, 1, 3, 3), linear2 (C, h)
+    biases: Biases
 
 
 class _Names(NamedTuple):
@@ -61,21 +84,81 @@ def find_swin(m: nn.Module) -> SwinWeights | Refusal | None:
     )
     if not isinstance(table, Tensor) or not isinstance(window, int) or not isinstance(shift, int):
         return None
-    heads, area = size_of(m, "attn.relative_position_bias_table", 1), window**2
+    position = _position(m, table, window)
+    if isinstance(position, Refusal):
+        return position
+    if reason := _mask_refusal(m, window, shift):
+        return Refusal(reason)
+    return _weights(m, _SWIN, position, (window, shift, _MASKED))
+
+
+def find_lewin(m: nn.Module) -> LeWinWeights | Refusal | None:
+    """Find the weights of Uformer's block, whose feed-forward layer is LeFF (CVPR 2022, figure 2).
+
+    Args:
+        m: Any module; it resembles such a block where it has ``attn.relative_position_bias_table``,
+            ``win_size`` and ``shift_size``.
+
+    Returns:
+        The weights, the reason why it is no such block, or None where it does not resemble one.
+    """
+    table, window, shift = (
+        get(m, "attn.relative_position_bias_table"),
+        get(m, "win_size"),
+        get(m, "shift_size"),
+    )
+    if not isinstance(table, Tensor) or not isinstance(window, int) or not isinstance(shift, int):
+        return None
+    position = _position(m, table, window)
+    if isinstance(position, Refusal):
+        return position
+    c, h = size_of(m, "attn.proj.weight", 0), size_of(m, "mlp.linear2.0.weight", 1)
+    linear = "attn.qkv.to_q", "attn.qkv.to_kv", "attn.proj", "mlp.linear1.0", "mlp.linear2.0"
+    taps = "mlp.dwconv.0"
+    if reason := (
+        ("it has a cross_modulator" if get(m, "cross_modulator") is not None else None)
+        or _norms_refusal(m, ("norm1", "norm2"))
+        or unexpected(m, _norm_tensors(("norm1", "norm2"), c))
+        or unexpected(m, _linear_tensors(linear, ((c, c), (2 * c, c), (c, c), (h, c), (c, h))))
+        or unexpected(m, conv_tensors(taps, h, 1, 3))
+        or unexpected(m, [Expected("modulator.weight", (window**2, c), optional=True)])
+        or geometry_refusal(m, [taps])
+        or _activation_refusal(m, "mlp.linear1.1")
+        or _activation_refusal(m, "mlp.dwconv.1")
+        or _heads_refusal(m, "attn.scale", len(position), c)
+    ):
+        return Refusal(reason)
+    q, kv, project, *_ = (get(m, name) for name in linear)
+    biases = [part.weight.new_zeros(len(part.weight)) if part.bias is None else part.bias for part in (q, kv)]
+    attention = SwinWeights(
+        (_norm(m, "norm1"),),
+        (torch.cat([q.weight, kv.weight]), project.weight),
+        (torch.cat(biases), project.bias),
+        position,
+        window,
+        shift,
+        _MASKED,
+        get(m, "modulator.weight"),
+    )
+    leff = linear[3], taps, linear[4]
+    weights = tuple(get(m, f"{name}.weight") for name in leff)
+    return LeWinWeights(attention, _norm(m, "norm2"), weights, biases_of(m, leff))
+
+
+def _position(m: nn.Module, table: Tensor, window: int) -> Tensor | Refusal:
+    """Return what a table of relative positions adds to logits, (heads, window^2, window^2)."""
+    area = window**2
     index = get(m, "attn.relative_position_index")
     if not isinstance(index, Tensor) or index.shape != (area, area):
         return Refusal("it has no attn.relative_position_index of the pixels of a window")
-    if table.shape != ((2 * window - 1) ** 2, heads):
+    if table.ndim != 2 or len(table) != (2 * window - 1) ** 2:
         return Refusal(
             f"attn.relative_position_bias_table has shape {tuple(table.shape)}; expected"
-            f" {((2 * window - 1) ** 2, heads)}"
+            f" {(2 * window - 1) ** 2} rows, one for each distance"
         )
-    if reason := weight_refusal(table, "attn.relative_position_bias_table") or _mask_refusal(
-        m, window, shift
-    ):
+    if reason := weight_refusal(table, "attn.relative_position_bias_table"):
         return Refusal(reason)
-    position = table.detach()[index.flatten()].view(area, area, heads).permute(2, 0, 1)
-    return _weights(m, _SWIN, position, (window, shift, _MASKED))
+    return table.detach()[index.flatten()].view(area, area, -1).permute(2, 0, 1)
 
 
 def find_scunet(m: nn.Module) -> SwinWeights | Refusal | None:
@@ -112,18 +195,29 @@ def _weights(
     sizes = (3 * channels, channels), (channels, channels), (hidden, channels), (channels, hidden)
     if reason := (
         _norms_refusal(m, names.norms)
-        or unexpected(m, _tensors(names, sizes))
+        or unexpected(m, [*_norm_tensors(names.norms, channels), *_linear_tensors(names.layers, sizes)])
         or _activation_refusal(m, names.activation)
+        or _heads_refusal(m, names.scale, len(position), channels)
     ):
         return Refusal(reason)
-    if channels % len(position):
-        return Refusal(f"it has {len(position)} heads, which do not divide {channels} channels")
-    scale, expected = get(m, names.scale), (channels // len(position)) ** -0.5
-    if not isinstance(scale, float) or not math.isclose(scale, expected):
-        return Refusal(f"{names.scale} is {scale}; expected {expected:.4g}, for the channels of a head")
-    norms = tuple((norm.weight, norm.bias, norm.eps) for norm in (get(m, name) for name in names.norms))
+    norms = tuple(_norm(m, name) for name in names.norms)
     weights = tuple(get(m, f"{name}.weight") for name in names.layers)
     return SwinWeights(norms, weights, biases_of(m, names.layers), position, *windows)
+
+
+def _heads_refusal(m: nn.Module, scale: str, heads: int, channels: int) -> str | None:
+    """Return why channels do not fall into heads, or q is not scaled for the channels of one."""
+    if not heads or channels % heads:
+        return f"it has {heads} heads, which do not divide {channels} channels"
+    value, expected = get(m, scale), (channels // heads) ** -0.5
+    if not isinstance(value, float) or not math.isclose(value, expected):
+        return f"{scale} is {value}; expected {expected:.4g}, for the channels of a head"
+    return None
+
+
+def _norm(m: nn.Module, name: str) -> Norm:
+    norm = get(m, name)
+    return norm.weight, norm.bias, norm.eps
 
 
 def _mask_refusal(m: nn.Module, window: int, shift: int) -> str | None:
@@ -137,10 +231,13 @@ def _mask_refusal(m: nn.Module, window: int, shift: int) -> str | None:
     return None if torch.equal(mask, expected) else "attn_mask is not what its shift asks for"
 
 
-def _tensors(names: _Names, sizes: Sequence[tuple[int, int]]) -> list[Expected]:
-    channels = sizes[0][1]
-    tensors = [Expected(f"{norm}.{part}", (channels,)) for norm in names.norms for part in ("weight", "bias")]
-    for name, size in zip(names.layers, sizes, strict=True):
+def _norm_tensors(names: Sequence[str], channels: int) -> list[Expected]:
+    return [Expected(f"{name}.{part}", (channels,)) for name in names for part in ("weight", "bias")]
+
+
+def _linear_tensors(names: Sequence[str], sizes: Sequence[tuple[int, int]]) -> list[Expected]:
+    tensors = []
+    for name, size in zip(names, sizes, strict=True):
         tensors += [Expected(f"{name}.weight", size), Expected(f"{name}.bias", size[:1], optional=True)]
     return tensors
 
@@ -169,7 +266,36 @@ def _fuse(weights: SwinWeights) -> PackedSwin:
         window=weights.window,
         shift=weights.shift,
         masked=weights.masked,
+        modulator=weights.modulator,
     )
+
+
+class FusedLeWin(nn.Module):
+    """Run Uformer's block by two ops.
+
+    Args:
+        weights: Its weights.
+    """
+
+    def __init__(self, weights: LeWinWeights) -> None:
+        super().__init__()
+        self.attention, self.feed_forward = _fuse(weights.attention), PackedLeFF(*weights[1:])
+
+    def forward(self, x: Tensor, mask: None = None) -> Tensor:
+        """Return the block of x.
+
+        Args:
+            x: (B, side^2, C), of a square image.
+            mask: None; with a mask, the dense block runs.
+        """
+        side = math.isqrt(x.shape[1])
+        image: Tensor = self.feed_forward(self.attention(x.unflatten(1, (side, side))))
+        return image.flatten(1, 2)
+
+    def quantities(self, batch: int, tokens: int) -> Counter[str]:
+        """Return how often a call on (batch, tokens, C) does what has a price in the cost model."""
+        side = math.isqrt(tokens)
+        return self.attention.quantities(batch, tokens) + self.feed_forward.quantities(batch, side, side)
 
 
 def _image(weights: SwinWeights, batch: int, height: int, width: int) -> tuple[Tensor]:
@@ -184,10 +310,31 @@ def _tokens(weights: SwinWeights, batch: int, height: int, width: int) -> tuple[
     return image.flatten(1, 2), tuple(image.shape[1:3])
 
 
+def _square(weights: LeWinWeights, batch: int, height: int, width: int) -> tuple[Any, ...]:
+    """Return the arguments of Uformer's block: tokens of a square image, and no mask."""
+    side = max(height, width)
+    (image,) = _image(weights.attention, batch, side, side)
+    return image.flatten(1, 2), None
+
+
 _PART = FusedPart(
     "", "fused Swin block", "norms, attention within windows, feed-forward layer and residuals in one op"
 )
 WINDOW_BLOCKS = (
     BlockKind("a Swin block", find_swin, _fuse, _tokens, (_PART,), dimensions=3, positional=2),
     BlockKind("a block of SCUNet", find_scunet, _fuse, _image, (_PART,)),
+    BlockKind(
+        "a block of Uformer",
+        find_lewin,
+        FusedLeWin,
+        _square,
+        (
+            FusedPart(
+                "attn", "fused window attention", "norm, attention within windows and residual in one op"
+            ),
+            FusedPart("mlp", "fused LeFF", "norm, linear layers, taps and residual in one op"),
+        ),
+        dimensions=3,
+        positional=2,
+    ),
 )

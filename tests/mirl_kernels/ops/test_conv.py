@@ -1,5 +1,6 @@
 """The convolution on the CPU against its definition."""
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -34,6 +35,15 @@ def test_the_kernel_computes_the_definition_with_shuffle_and_residual(
     residual = noise(tuple(expected.shape), g).float() if add else None
     expected = expected if residual is None else expected + residual.double()
     check(PackedConv(w.float(), shuffle=shuffle), expected, x.float(), None, residual)
+
+
+@pytest.mark.parametrize("width", [5, 20, 64, 150])
+@pytest.mark.parametrize("density", [0.02, 0.1, 0.4])
+def test_large_kernels(width, density):
+    """Where few weights are left, rows read the ring, and no panel; PLKSR has such kernels."""
+    g = torch.Generator().manual_seed(0)
+    x, w = noise((2, 5, 24, width), g), weights((6, 5, 17, 17), density, g)
+    check(PackedConv(w.float()), conv(x.float().double(), w), x.float())
 
 
 @cases

@@ -157,7 +157,7 @@ def test_samples_cover_every_dense_kind_and_every_fused_op():
     kinds = ("linear", "conv", "1x1", "depthwise", "transposed")
     assert {f"torch {kind} mac" for kind in kinds} <= names
     assert {"call", "entry", "tap", "row", "gram", "score", "gate"} <= names
-    assert len(quantities) == 87
+    assert len(quantities) == 91
 
 
 @pytest.fixture(scope="module")

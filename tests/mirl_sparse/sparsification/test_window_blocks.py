@@ -2,6 +2,7 @@
 
 import pickle
 from importlib import import_module
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ if not is_available():
 import_torchvision()
 swinir = import_module("spandrel.architectures.SwinIR.__arch.SwinIR")
 scunet = import_module("spandrel.architectures.SCUNet.__arch.SCUNet")
+uformer = import_module("spandrel.architectures.Uformer.__arch.Uformer")
 SETTINGS = {
     "img_size": 16,
     "window_size": 4,
@@ -35,6 +37,12 @@ def network() -> nn.Module:
 
 def block() -> nn.Module:
     return pruned(swinir.SwinTransformerBlock(12, (16, 16), 2, window_size=4, shift_size=2, mlp_ratio=2), 0.5)
+
+
+def lewin(**options: Any) -> nn.Module:
+    settings: dict[str, Any] = {"win_size": 4, "shift_size": 2, "mlp_ratio": 2, "modulator": True}
+    block: nn.Module = uformer.LeWinTransformerBlock(12, (16, 16), 2, **settings | options)
+    return pruned(block, 0.5)
 
 
 class Tokens(nn.Module):
@@ -72,6 +80,74 @@ def test_a_block_is_fused_without_an_example_too():
     sparsified = sparsify(dense)
     assert implementations(sparsified) == {"block": "fused Swin block"}
     same(sparsified, dense, rand(1, 12, 8, 16))
+
+
+class SquareTokens(nn.Module):
+    """Call a block of Uformer on a square image, with a mask or without one."""
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        self.block = block
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        return self.block(x.flatten(2).transpose(1, 2), mask).transpose(1, 2).view(x.shape)
+
+
+PARTS = {"block.attn": "fused window attention", "block.mlp": "fused LeFF"}
+
+
+@pytest.mark.parametrize("options", [{}, {"shift_size": 0}, {"modulator": False, "qkv_bias": False}])
+def test_blocks_of_uformer_are_fused(options):
+    dense, x = SquareTokens(lewin(**options)), rand(2, 12, 16, 16)
+    sparsified = sparsify(dense, x)
+    assert implementations(sparsified) == PARTS
+    for image in (x, rand(1, 12, 4, 4), rand(1, 12, 24, 24)):
+        same(sparsified, dense, image)
+
+
+def test_uformer_is_fused_compiled_and_pickled():
+    dense = pruned(
+        uformer.Uformer(
+            img_size=32, embed_dim=8, depths=[1] * 9, num_heads=[1] * 9, win_size=2, modulator=True
+        ),
+        0.5,
+    )
+    image = rand(1, 3, 32, 32)
+    sparsified = sparsify(dense, image)
+    assert list(implementations(sparsified).values()).count("fused LeFF") == 9
+    same(sparsified, dense, image)
+    same(torch.compile(sparsified, dynamic=False), dense, image)
+    same(pickle.loads(pickle.dumps(sparsified)), dense, image)
+
+
+def test_a_mask_of_uformer_runs_dense():
+    dense, x, mask = SquareTokens(lewin()), rand(1, 12, 16, 16), (rand(1, 1, 32, 32) > 0.5).float()
+    sparsified = sparsify(dense, x)
+    assert implementations(sparsified) == PARTS
+    with torch.no_grad():
+        assert torch.equal(sparsified(x, mask), dense(x, mask))
+        assert not torch.equal(dense(x, mask), dense(x))
+
+
+@pytest.mark.parametrize(
+    ("options", "change", "reason"),
+    [
+        ({"cross_modulator": True}, lambda b: None, "it has a cross_modulator"),
+        ({"token_projection": "conv"}, lambda b: None, "it has no attn.qkv.to_q.weight"),
+        ({"token_mlp": "mlp"}, lambda b: None, "it has no mlp.linear1.0.weight"),
+        ({}, lambda b: setattr(b.mlp.dwconv[0], "dilation", (2, 2)), "dilation (2, 2)"),
+        ({}, lambda b: setattr(b.mlp.linear1, "1", nn.ReLU()), "mlp.linear1.1 is ReLU(); expected GELU()"),
+        ({}, lambda b: setattr(b.mlp, "eca", nn.Hardtanh(0.0, 0.1)), "does not give the same"),
+        ({}, lambda b: setattr(b, "win_size", 2), "no attn.relative_position_index"),
+        ({}, lambda b: setattr(b, "modulator", nn.Embedding(9, 12)), "modulator.weight has shape"),
+    ],
+)
+def test_a_block_of_uformer_that_computes_something_else_is_not_fused(options, change, reason):
+    dense = SquareTokens(lewin(**options))
+    change(dense.block)
+    sparsified = sparsify(dense)
+    assert reason in reason_not_fused(sparsified, "block")
+    assert "fused LeFF" not in implementations(sparsified).values()
 
 
 @pytest.mark.parametrize(

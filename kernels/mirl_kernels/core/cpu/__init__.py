@@ -2,6 +2,7 @@
 
 from mirl_kernels.core.cpu.layout import (
     check,
+    check_pixels,
     empty,
     float_address,
     image,
@@ -66,6 +67,7 @@ __all__ = [
     "bfloat16_unit",
     "call_quantities",
     "check",
+    "check_pixels",
     "empty",
     "float_address",
     "image",

@@ -157,3 +157,22 @@ def check(
     if floats and (scratch is None or scratch.dtype != torch.float32 or scratch.numel() < floats):
         actual = "none" if scratch is None else f"{scratch.numel()} of {scratch.dtype}"
         raise BackendError(f"scratch is {actual}; expected {floats} of torch.float32")
+
+
+def check_pixels(x: Tensor, channels: int) -> None:
+    """Check an input whose pixels have their channels side by side.
+
+    Args:
+        x: The input.
+        channels: How many channels the op reads.
+
+    Raises:
+        BackendError: If x is not (B, H, W, ``channels``) float32 on the CPU, or has no pixel.
+    """
+    if x.dtype != torch.float32 or x.device.type != "cpu" or x.ndim != 4 or x.shape[3] != channels:
+        raise BackendError(
+            f"input is {x.dtype} {tuple(x.shape)} on {x.device};"
+            f" expected float32 (B, H, W, {channels}) on the CPU"
+        )
+    if not x.numel():
+        raise BackendError(f"input is {tuple(x.shape)}; expected a pixel or more")

@@ -41,8 +41,9 @@ class Quantity(str, Enum):
         GATHER: A column of a convolution's matrix read from the ring, for a vector.
         STORE: A channel written, for a vector.
         COPY: A channel that a depthwise convolution copies, for a vector.
-        DEPTHWISE_TAP: A tap of a depthwise convolution, times a vector.
-        DEPTHWISE_TAP_OF_GROUP: A tap of a depthwise convolution, read for a group of vectors.
+        DEPTHWISE_TAP: A tap of a depthwise convolution, or of another one that reads its ring, times a
+            vector.
+        DEPTHWISE_TAP_OF_GROUP: The same, read for a group of vectors.
         TRANSPOSED: A channel of tokens that is transposed, for a vector of tokens.
         MEAN: A channel whose mean a prompt block takes, for a vector.
         RESIZE: A prompt channel that is interpolated, for a vector.

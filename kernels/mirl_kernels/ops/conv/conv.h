@@ -8,12 +8,16 @@ namespace MIRL_ISA {
 // The columns of a packed convolution: its chunks, and where in the ring, which holds the channels that are
 // read, in their order, each column's pixels are.
 struct Columns {
+  // Where a column's pixels are: so many floats from the row that `line` has for it.
+  struct Column {
+    int32_t offset, row;
+  };
+
   const MirlMatrix& m;
   const MirlTap* tap;
   std::vector<MirlRows> chunks;
-  std::vector<int32_t> channels;
-  std::vector<int64_t> index,
-      offsets;  // of each column's channel among them; for every slot that the first row may have
+  std::vector<int32_t> channels, line;  // where row i, counted from the first slot on, begins
+  std::vector<Column> columns;
   int64_t count = 0, widest = 0, tallest = 0;
 
   explicit Columns(const MirlMatrix& m) : m(m), tap(m.tap()) {
@@ -24,17 +28,18 @@ struct Columns {
     }
     for (int64_t i = 0; i < count; ++i) {
       if (channels.empty() || channels.back() != tap[i].channel) channels.push_back(tap[i].channel);
-      index.push_back(channels.size() - 1);
+      columns.push_back({int32_t(channels.size() - 1), 0});  // offset: of its channel among those of the ring
     }
   }
 
   // The strips of what is computed from x.
   Strips strips(const MirlSize& computed, const Phases& x, int64_t threads) {
     const Strips s(computed, channels.size(), threads, reach_of(tap, count), x.height(), x.width());
-    for (int64_t slot = 0; slot < s.slots; ++slot)
-      for (int64_t i = 0; i < count; ++i)
-        offsets.push_back(index[i] * s.hidden_stride +
-                          (slot + s.reach.above + tap[i].dy) % s.slots * s.pitch + tap[i].dx);
+    for (int64_t i = 0; i < count; ++i)
+      columns[i] = {int32_t(columns[i].offset * s.hidden_stride + tap[i].dx),
+                    int32_t(s.reach.above + tap[i].dy)};
+    for (int64_t i = 0; i < s.slots + s.reach.above + s.reach.below; ++i)
+      line.push_back(int32_t(i % s.slots * s.pitch));
     return s;
   }
 
@@ -71,21 +76,58 @@ struct Columns {
   // Columns first .. first + columns of n vectors of pixels.
   void gather(const Strips& s, const Step& step, const Place* at, int64_t n, int64_t first, int64_t columns,
               float* panel) const {
-    const float* in[WIDE];
-    const int64_t* offset[WIDE];
-    for (int64_t v = 0; v < n; ++v) {
-      in[v] = step.hidden + at[v].column;
-      offset[v] = offsets.data() + (step.slot + at[v].row) % s.slots * count + first;
-    }
-    if (at[n - 1].row == at->row)  // one stretch of memory
+    const Column* column = this->columns.data() + first;
+    if (at[n - 1].row == at->row) {  // one stretch of memory
+      const Source from = source(s, step, *at);
       return with_vectors(n, [&](auto N) {
         for (int64_t c = 0; c < columns; ++c) {
-          const float* from = in[0] + offset[0][c];
-          for (int v = 0; v < N; ++v) store(panel + c * PANEL + v * L, load(from + v * L));
+          const float* p = from.at(column[c]);
+          for (int v = 0; v < N; ++v) store(panel + c * PANEL + v * L, load(p + v * L));
         }
       });
-    for (int64_t c = 0; c < columns; ++c)
-      for (int64_t v = 0; v < n; ++v) store(panel + c * PANEL + v * L, load(in[v] + offset[v][c]));
+    }
+    for (int64_t v = 0; v < n; ++v) {
+      const Source from = source(s, step, at[v]);
+      for (int64_t c = 0; c < columns; ++c) store(panel + c * PANEL + v * L, load(from.at(column[c])));
+    }
+  }
+
+  // Whether a chunk's rows read the ring, and no panel.
+  static bool reads_ring(const MirlRows& chunk) {
+    return !chunk.dense && !chunk.tiles && mirl::conv_reads_ring(L, chunk.start[chunk.rows], chunk.columns);
+  }
+
+  // Such a chunk, whose columns are those from `first` on, times n vectors of pixels, as `product`.
+  template <class Emit>
+  void multiply(const MirlRows& chunk, const Strips& s, const Step& step, const Place* at, int64_t n,
+                int64_t first, Emit&& emit) const {
+    const Column* column = columns.data() + first;
+    runs<WIDE>(at, n, [&](int64_t begin, auto wide) {
+      const Source from = source(s, step, at[begin]);
+      for (int64_t r = 0; r < chunk.rows; ++r) {
+        Vec sums[wide];
+        for (int v = 0; v < wide; ++v) sums[v] = all(chunk.bias ? chunk.bias[r] : 0.0f);
+        for (const MirlEntry *k = chunk.entry + chunk.start[r], *end = chunk.entry + chunk.start[r + 1];
+             k < end; ++k) {
+          const float* p = from.at(column[k->column()]);
+          const Vec w = all(k->value);
+          for (int v = 0; v < wide; ++v) sums[v] += w * load(p + v * L);
+        }
+        emit(r, begin, wide, sums);
+      }
+    });
+  }
+
+ private:
+  // The ring as it is for a vector of pixels.
+  struct Source {
+    const float* in;
+    const int32_t* line;
+
+    const float* at(const Column& c) const { return in + line[c.row] + c.offset; }
+  };
+  Source source(const Strips& s, const Step& step, const Place& at) const {
+    return {step.hidden + at.column, line.data() + (step.slot + at.row) % s.slots};
   }
 };
 

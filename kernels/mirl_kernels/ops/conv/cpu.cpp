@@ -131,8 +131,7 @@ void conv(MirlConv& a) {
         const int64_t row = m.chunk(i).first_row;
         const bool begins = i == 0 || m.chunk(i - 1).first_row != row;
         const bool ends = i + 1 == m.chunks || m.chunk(i + 1).first_row != row;
-        columns.gather(s, step, at, n, column, chunk.columns, panel);
-        product(chunk, panel, n, [&](int64_t o, int64_t first, auto wide, const Vec* sums) {
+        auto add = [&](int64_t o, int64_t first, auto wide, const Vec* sums) {
           float* so_far = partial + o * PANEL + first * L;
           Vec totals[wide];
           for (int v = 0; v < wide; ++v) {
@@ -141,7 +140,13 @@ void conv(MirlConv& a) {
             else store(so_far + v * L, totals[v]);
           }
           if (ends) store_row(row + o, first, wide, totals);
-        });
+        };
+        if (columns.reads_ring(chunk)) {
+          columns.multiply(chunk, s, step, at, n, column, add);
+        } else {
+          columns.gather(s, step, at, n, column, chunk.columns, panel);
+          product(chunk, panel, n, add);
+        }
       }
     });
   });

@@ -161,13 +161,19 @@ def conv_quantities(packed: Tensor, vectors: int, groups: int) -> Counter[str]:
     matrix = PackedMatrix(packed)
     assert matrix.taps is not None
     channels = int(matrix.taps[:, 0].unique().numel())
-    return cpu.product_quantities(packed, vectors, groups) + Counter(
-        {
-            Quantity.LOAD: channels * vectors,
-            Quantity.GATHER: matrix.columns * vectors,
-            Quantity.STORE: matrix.rows * vectors,
-        }
-    )
+    counts = cpu.product_quantities(packed, vectors, groups)
+    counts += Counter({Quantity.LOAD: channels * vectors, Quantity.STORE: matrix.rows * vectors})
+    for chunk in matrix.chunks:
+        if chunk.is_dense or not cpu.kernel_rule("conv_reads_ring", chunk.nnz, chunk.columns):
+            counts[Quantity.GATHER] += chunk.columns * vectors
+            continue
+        for panel, ring, times in (
+            (Quantity.ENTRY, Quantity.DEPTHWISE_TAP, vectors),
+            (Quantity.ENTRY_OF_GROUP, Quantity.DEPTHWISE_TAP_OF_GROUP, groups),
+        ):
+            counts[panel] -= chunk.nnz * times
+            counts[ring] += chunk.nnz * times
+    return counts
 
 
 class PackedConv(PackedWindow):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from ctypes import Structure, c_int64, c_void_p
 from itertools import pairwise
@@ -116,11 +117,12 @@ class PackedLinear(cpu.PackedModule):
         """Return the packed matrices among the buffers."""
         return (self.packed,)
 
-    def quantities(self, tokens: int) -> Counter[str]:
-        """Return how often a call on (tokens, C) does what has a price in the cost model.
+    def quantities(self, *sizes: int) -> Counter[str]:
+        r"""Return how often a call on (\*sizes, C) does what has a price in the cost model.
 
         The keys are members of `Quantity`.
         """
+        tokens = math.prod(sizes)
         vectors, groups = cpu.pixel_groups(1, tokens)
         counts = cpu.product_quantities(self.packed, vectors, groups)
         transposed: Counter[str] = Counter({Quantity.TRANSPOSED: (self.inputs + self.outputs) * vectors})

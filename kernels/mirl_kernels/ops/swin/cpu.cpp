@@ -1,7 +1,7 @@
-// The block of Swin transformers, window by window: each is read once, taken through attention and the
-// feed-forward layer in panels that stay in the second-level cache, and written once. Vectors run over pixels
-// throughout, so that softmax needs no sums within vectors: scores lie key by key.
-#include "strips.h"
+// The block of Swin transformers, window by window: each is read once, taken through attention and, where
+// there is one, the feed-forward layer in panels that stay in the second-level cache, and written once.
+// Vectors run over pixels throughout, so that softmax needs no sums within vectors: scores lie key by key.
+#include "pixels.h"
 
 namespace MIRL_ISA {
 namespace {
@@ -68,7 +68,8 @@ struct Window {
 
 class Block {
   const MirlSwin& a;
-  const MirlRows qkv = a.qkv->view(), project = a.project->view(), fc1 = a.fc1->view(), fc2 = a.fc2->view();
+  const MirlRows qkv = a.qkv->view(), project = a.project->view(), fc1 = a.fc1 ? a.fc1->view() : MirlRows{},
+                 fc2 = a.fc2 ? a.fc2->view() : MirlRows{};
   const int64_t channels = a.size.channels, pixels = a.window * a.window,
                 stride = round_up(pixels, PANEL),  // of a channel of a window
       across = a.size.width / a.window, down = a.size.height / a.window;
@@ -91,13 +92,17 @@ class Block {
       read(window, first, n, x + panel(first), normal + panel(first));
       with_vectors(n, [&](auto v) { normalise<v>(channels, true, normal + panel(first), float(a.eps1)); });
       product(qkv, normal + panel(first), n, [&](int64_t r, int64_t begin, auto wide, const Vec* sums) {
-        for (int v = 0; v < wide; ++v) store(qkv_of + r * stride + first + (begin + v) * L, sums[v]);
+        for (int v = 0; v < wide; ++v) {
+          const int64_t at = r * stride + first + (begin + v) * L;
+          store(qkv_of + at, a.added ? sums[v] + load(a.added + at) : sums[v]);
+        }
       });
     }
     for (int64_t first = 0; first < pixels; first += GROUP) {
       const int64_t n = (std::min(GROUP, pixels - first) + L - 1) / L;
       for (int64_t h = 0; h < a.heads; ++h) attend(window, h, first, n, qkv_of, scores, inner);
-      feed_forward(n, x + panel(first), normal + panel(first), inner);
+      add_attention(n, x + panel(first), normal + panel(first), inner);
+      if (a.fc1) feed_forward(n, x + panel(first), normal + panel(first), inner);
       write(window, first, n, x + panel(first));
     }
   }
@@ -124,28 +129,17 @@ class Block {
 
   // n vectors of pixels, into two panels.
   void read(const Window& window, int64_t first, int64_t n, float* x, float* normal) const {
-    for (int64_t v = 0; v < n; ++v)
-      for (int64_t c = 0; c < channels; c += L) {
-        const int64_t at = first + v * L, valid = std::min(L, pixels - at), count = std::min(L, channels - c);
-        Vec block[L] = {};
-        for (int64_t i = 0; i < valid; ++i)
-          block[i] = load(a.x + window.pixel[at + i] * channels + c, Place{0, 0, count});
-        transpose(block);
-        for (int64_t j = 0; j < count; ++j)
-          for (float* to : {x, normal}) store(to + (c + j) * PANEL + v * L, block[j]);
-      }
+    for (int64_t v = 0, at = first; v < n; ++v, at += L)
+      read_pixels(a.x, channels, window.pixel.data() + at, std::min(L, pixels - at),
+                  [&](int64_t c, Vec values) {
+                    store(x + c * PANEL + v * L, values), store(normal + c * PANEL + v * L, values);
+                  });
   }
 
   void write(const Window& window, int64_t first, int64_t n, const float* y) const {
-    for (int64_t v = 0; v < n; ++v)
-      for (int64_t c = 0; c < channels; c += L) {
-        const int64_t at = first + v * L, valid = std::min(L, pixels - at), count = std::min(L, channels - c);
-        Vec block[L] = {};
-        for (int64_t j = 0; j < count; ++j) block[j] = load(y + (c + j) * PANEL + v * L);
-        transpose(block);
-        for (int64_t i = 0; i < valid; ++i)
-          store(a.y + window.pixel[at + i] * channels + c, block[i], Place{0, 0, count});
-      }
+    for (int64_t v = 0, at = first; v < n; ++v, at += L)
+      write_pixels(a.y, channels, window.pixel.data() + at, std::min(L, pixels - at),
+                   [&](int64_t c) { return load(y + c * PANEL + v * L); });
   }
 
   // A head's attention, of n vectors of pixels from `first` on.
@@ -187,14 +181,18 @@ class Block {
              });
   }
 
-  // What comes behind attention, from the panel `inner`, which is written to, too; x becomes the result.
-  void feed_forward(int64_t n, float* x, float* normal, float* inner) const {
+  // The projection of what the heads gave, added to x, and once more into `normal`.
+  void add_attention(int64_t n, float* x, float* normal, const float* inner) const {
     product(project, inner, n, [&](int64_t c, int64_t begin, auto wide, const Vec* sums) {
       for (int64_t v = begin; v < begin + wide; ++v) {
         const Vec value = sums[v - begin] + load(x + c * PANEL + v * L);
         store(x + c * PANEL + v * L, value), store(normal + c * PANEL + v * L, value);
       }
     });
+  }
+
+  // The second half, added to x, whose values `normal` has, too.
+  void feed_forward(int64_t n, float* x, float* normal, float* inner) const {
     with_vectors(n, [&](auto v) { normalise<v>(channels, true, normal, float(a.eps2)); });
     product(fc1, normal, n, [&](int64_t r, int64_t begin, auto wide, const Vec* sums) {
       for (int v = 0; v < wide; ++v) store(inner + r * PANEL + (begin + v) * L, gelu(sums[v]));

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from ctypes import Structure, c_double, c_int64, c_void_p
@@ -24,7 +25,7 @@ class SwinArgs(Structure):
         ("x", c_void_p),
         ("y", c_void_p),
         ("size", cpu.Size),
-        *((name, c_void_p) for name in (*_NAMES, "position", "qk_start", "v_start")),
+        *((name, c_void_p) for name in (*_NAMES, "position", "added", "qk_start", "v_start")),
         ("heads", c_int64),
         ("window", c_int64),
         ("shift", c_int64),
@@ -40,6 +41,7 @@ def op(
     x: Tensor,
     matrices: Sequence[Tensor],
     position: Tensor,
+    added: Tensor | None,
     starts: Tensor,
     window: int,
     shift: int,
@@ -50,21 +52,18 @@ def op(
 
     Args:
         x: (B, H, W, C).
-        matrices: Those of qkv, project, fc1 and fc2.
+        matrices: Those of qkv and project, and of fc1 and fc2 for the whole block.
         position: (heads, keys, queries padded to a multiple of `PANEL`).
+        added: (rows of qkv, pixels of a window padded likewise), added to qkv's product; None for nothing.
         starts: (2, heads + 1) int32, where the live q and k of each head begin, and its v.
         window: Side of a window.
         shift: Where windows begin.
         masked: What is added to the logits of pixels that do not attend to each other.
-        eps: The epsilons of both norms.
+        eps: The epsilons of the norms.
     """
     channels = PackedMatrix(matrices[0]).columns
-    if x.dtype != torch.float32 or x.device.type != "cpu" or x.ndim != 4 or x.shape[3] != channels:
-        raise BackendError(
-            f"input is {x.dtype} {tuple(x.shape)} on {x.device};"
-            f" expected float32 (B, H, W, {channels}) on the CPU"
-        )
-    if x.shape[1] % window or x.shape[2] % window or not x.numel():
+    cpu.check_pixels(x, channels)
+    if x.shape[1] % window or x.shape[2] % window:
         raise BackendError(
             f"input is {tuple(x.shape)}; expected a height and width that the window, {window}, divides"
         )
@@ -75,15 +74,18 @@ def op(
         out.data_ptr(),
         cpu.Size(x.shape[0], channels, *x.shape[1:3], 0),
         *map(cpu.address, matrices),
+        *[None] * (len(_NAMES) - len(matrices)),
         cpu.float_address(position),
+        None if added is None else cpu.float_address(added),
         *(row.data_ptr() for row in starts),
         len(position),
         window,
         shift,
         masked,
-        *eps,
+        eps[0],
+        eps[-1],
     )
-    cpu.Call("swin", args, x, out, position, starts, *matrices)()
+    cpu.Call("swin", args, x, out, position, added, starts, *matrices)()
     return out
 
 
@@ -99,22 +101,27 @@ def _folded(norm: tuple[Tensor, Tensor, float], layer: Layer) -> tuple[Tensor, T
     return layer.weight * gain, bias if layer.bias is None else bias + layer.bias
 
 
-class PackedSwin(cpu.PackedModule):
-    """Keep the surviving weights of one block; dead channels are removed exactly.
+def _by_pixel(values: Tensor) -> Tensor:
+    """Return (..., window^2) as the kernel reads it: padded to a multiple of `PANEL`."""
+    return F.pad(values.detach().float(), (0, -values.shape[-1] % PANEL)).contiguous()
 
-    Gains and biases of the norms are folded into qkv and fc1. The constructor takes what the definition,
-    `swin`, takes after x.
+
+class PackedSwin(cpu.PackedModule):
+    """Keep the surviving weights of one block, or of its first half; dead channels are removed exactly.
+
+    Gains and biases of the norms are folded into qkv and fc1, and what qkv makes of the modulator is kept as
+    it is. The constructor takes what the definition, `swin`, takes after x.
 
     Raises:
         ValueError: If the weights do not belong together; where PyTorch notices first, its own error.
     """
 
-    multiplied = _NAMES
     qkv: Tensor
     project: Tensor
     fc1: Tensor
     fc2: Tensor
     position: Tensor
+    added: Tensor | None
     starts: Tensor
 
     def __init__(
@@ -127,34 +134,46 @@ class PackedSwin(cpu.PackedModule):
         window: int,
         shift: int = 0,
         masked: float = -100.0,
+        modulator: Tensor | None = None,
     ) -> None:
         super().__init__()
+        if modulator is not None and len(modulator) != window**2:
+            raise ValueError(
+                f"modulator is {tuple(modulator.shape)}; expected a row for each pixel of a window"
+            )
         layers = [
             Layer(w.detach(), None if b is None else b.detach()) for w, b in zip(weights, biases, strict=True)
         ]
-        self.channels, self.eps = layers[0].weight.shape[1], (norms[0][2], norms[1][2])
+        self.multiplied = _NAMES[: len(layers)]
+        self.channels, self.eps = layers[0].weight.shape[1], tuple(eps for _, _, eps in norms)
         self.window, self.shift, self.masked, self.heads = window, shift, masked, len(position)
-        self._pack_attention(norms[0], layers[0], layers[1])
-        self._pack_feed_forward(norms[1], layers[2], layers[3])
-        by_key = position.detach().float().transpose(1, 2)
-        self.register_buffer("position", F.pad(by_key, (0, -(window**2) % PANEL)).contiguous())
-        self._expect_fit(**dict(zip(_NAMES, weights, strict=True)), position=position)
+        self._pack_attention(norms[0], layers[0], layers[1], modulator)
+        if len(layers) > 2:
+            self._pack_feed_forward(norms[1], layers[2], layers[3])
+        self.register_buffer("position", _by_pixel(position.transpose(1, 2)))
+        self._expect_fit(**dict(zip(self.multiplied, weights, strict=True)), position=position)
 
-    def _pack_attention(self, norm: tuple[Tensor, Tensor, float], layer: Layer, project: Layer) -> None:
+    def _pack_attention(
+        self, norm: tuple[Tensor, Tensor, float], layer: Layer, project: Layer, modulator: Tensor | None
+    ) -> None:
         """Pack the live rows of qkv, and what project reads.
 
         A q and its k are dead where q is zero, or where k is the same for all pixels, since it then adds the
         same to all logits of a query. A v that is the same for all pixels comes out as it is, as a bias.
         """
         weight, bias = _folded(norm, layer)
-        (q, k, v), (q_bias, k_bias, v_bias) = weight.chunk(3), bias.chunk(3)
-        live = ((q != 0).any(1) | (q_bias != 0)) & (k != 0).any(1)
-        read = (v != 0).any(1) & (project.weight != 0).any(0)
-        scale = (self.channels // self.heads) ** -0.5
-        rows = torch.cat([q[live] * scale, k[live], v[read]])
+        plus = weight.new_zeros(self.window**2, self.channels) if modulator is None else modulator.detach()
+        added = layer.weight @ plus.T  # to each pixel of a window
+        varies = (weight != 0).any(1) | (added != 0).any(1)
+        (q, k, v), (q_bias, _, v_bias) = varies.chunk(3), bias.chunk(3)
+        live, read = (q | (q_bias != 0)) & k, v & (project.weight != 0).any(0)
+        kept = torch.cat([live, live, read])
+        scale = torch.ones_like(bias)
+        scale[: self.channels] = (self.channels // self.heads) ** -0.5
+        rows = (weight * scale[:, None])[kept]
+        self.register_buffer("qkv", cpu.pack(rows, (bias * scale)[kept], cpu.Forms.PAIRS))
         self.register_buffer(
-            "qkv",
-            cpu.pack(rows, torch.cat([q_bias[live] * scale, k_bias[live], v_bias[read]]), cpu.Forms.PAIRS),
+            "added", None if modulator is None else _by_pixel((added * scale[:, None])[kept])
         )
         constant = project.weight[:, ~read] @ v_bias[~read]
         out_bias = constant if project.bias is None else constant + project.bias
@@ -172,40 +191,40 @@ class PackedSwin(cpu.PackedModule):
         self.register_buffer("fc2", cpu.pack(fc2.weight[:, live], out_bias, cpu.Forms.PAIRS))
 
     def matrices(self) -> list[Tensor]:
-        """Return the packed matrices of qkv, project, fc1 and fc2."""
-        return [self.qkv, self.project, self.fc1, self.fc2]
+        """Return the packed matrices of qkv, project, fc1 and fc2; of the first two for a first half."""
+        return [getattr(self, name) for name in self.multiplied]
 
     def _fits(self) -> bool:
-        qkv, project, fc1, fc2 = (PackedMatrix(m).shape for m in self.matrices())
+        shapes = [PackedMatrix(m).shape for m in self.matrices()]
         qk, v = self.starts[:, -1].tolist()
-        area = self.window**2
+        c, hidden, area = self.channels, shapes[-1][1], self.window**2
+        padded = area + -area % PANEL
         return (
-            qkv == (2 * qk + v, self.channels)
-            and project == (self.channels, v)
-            and fc1[1] == self.channels
-            and fc2 == (self.channels, fc1[0])
-            and self.position.shape == (self.heads, area, area + -area % PANEL)
+            shapes == [(2 * qk + v, c), (c, v), (hidden, c), (c, hidden)][: len(shapes)]
+            and len(self.eps) == len(shapes) // 2
+            and self.position.shape == (self.heads, area, padded)
             and 0 <= self.shift < self.window
         )
 
-    def quantities(self, pixels: int) -> Counter[str]:
-        """Return how often a call on so many pixels does what has a price in the cost model.
+    def quantities(self, *sizes: int) -> Counter[str]:
+        r"""Return how often a call on (\*sizes, C) does what has a price in the cost model.
 
         The keys are members of `Quantity`.
         """
-        area = self.window**2
+        pixels, area = math.prod(sizes), self.window**2
         windows = pixels // area
         vectors, groups = cpu.pixel_groups(1, area)
         qk, v = self.starts[:, -1].tolist()
         one: Counter[str] = Counter(
             {
-                Quantity.NORM: 2 * self.channels * vectors,
+                Quantity.NORM: len(self.eps) * self.channels * vectors,
                 Quantity.TRANSPOSED: 2 * self.channels * vectors,
                 Quantity.DENSE: area * (qk + v) * vectors,
                 Quantity.SCORE: area * self.heads * vectors,
-                Quantity.GATE: PackedMatrix(self.fc1).rows * vectors,
             }
         )
+        if len(self.eps) > 1:
+            one[Quantity.GATE] = PackedMatrix(self.fc1).rows * vectors
         for matrix in self.matrices():
             one += cpu.product_quantities(matrix, vectors, groups)
         counts: Counter[str] = Counter({name: windows * count for name, count in one.items()})
@@ -222,5 +241,6 @@ class PackedSwin(cpu.PackedModule):
             BackendError: If the kernel does not take x.
         """
         image = x if size is None else x.unflatten(1, size)
+        buffers = self.matrices(), self.position, self.added, self.starts
         settings = self.window, self.shift, self.masked, self.eps
-        return op(image, self.matrices(), self.position, self.starts, *settings).view(x.shape)
+        return op(image, *buffers, *settings).view(x.shape)

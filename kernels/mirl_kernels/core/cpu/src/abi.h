@@ -168,18 +168,30 @@ struct MirlNaf {
   int64_t threads;
 };
 
-// The block of Swin transformers (swin/reference.py). Rows of qkv: the live q of all heads, scaled; their k;
-// the live v of all heads, which are the columns of `project`. Gains and biases of the norms are folded into
-// qkv and fc1.
+// The block of Swin transformers, or its first half (swin/reference.py). Rows of qkv: the live q of all
+// heads, scaled; their k; the live v of all heads, which are the columns of `project`. Gains and biases of
+// the norms are folded into qkv and fc1.
 struct MirlSwin {
-  const float* x;  // of a pixel the channels lie side by side
-  float* y;        // the same; it may be x
-  MirlSize size;   // height and width: multiples of the window
-  const MirlMatrix *qkv, *project, *fc1, *fc2;
+  const float* x;                               // of a pixel the channels lie side by side
+  float* y;                                     // the same; it may be x
+  MirlSize size;                                // height and width: multiples of the window
+  const MirlMatrix *qkv, *project, *fc1, *fc2;  // the last two are null for the first half alone
   const float* position;  // heads * window^2 keys * window^2 queries, padded to a multiple of MIRL_PANEL
+  const float* added;     // to qkv's rows * the pixels of each window, padded likewise; or null
   const int32_t *qk_start, *v_start;  // heads + 1 each: where the live q and k of a head begin, and its v
   int64_t heads, window, shift;
   double masked, eps1, eps2;
+  int64_t threads;
+};
+
+// y = x + linear2(GELU(dwconv(GELU(linear1(normalised x))))); gain and bias of the norm are folded into
+// linear1.
+struct MirlLeff {
+  const float* x;  // of a pixel the channels lie side by side
+  float* y;        // the same, in memory of its own
+  MirlSize size;
+  const MirlMatrix *linear1, *dwconv, *linear2;
+  double eps;
   int64_t threads;
 };
 
@@ -317,6 +329,7 @@ struct MirlRoofline {
   X(mdta, MirlMdta)                  \
   X(naf, MirlNaf)                    \
   X(swin, MirlSwin)                  \
+  X(leff, MirlLeff)                  \
   X(depthwise, MirlDepthwise)        \
   X(linear, MirlLinear)              \
   X(transpose, MirlTranspose)        \

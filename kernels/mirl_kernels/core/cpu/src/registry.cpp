@@ -71,6 +71,9 @@ MIRL_EXPORT int64_t mirl_transposed_columns(int64_t channels) { return mirl::tra
 MIRL_EXPORT int64_t mirl_panel_vectors() { return mirl::panel_vectors(chosen->lanes); }
 MIRL_EXPORT int64_t mirl_bfloat16_unit() { return int64_t(mirl::bfloat16_unit()); }
 MIRL_EXPORT int64_t mirl_row_pairs_are_fast() { return mirl::row_pairs_are_fast(chosen->lanes); }
+MIRL_EXPORT int64_t mirl_conv_reads_ring(int64_t entries, int64_t columns) {
+  return mirl::conv_reads_ring(chosen->lanes, entries, columns);
+}
 MIRL_EXPORT int64_t mirl_mdta_is_composed(int64_t channels, int64_t heads, int64_t live_v, int64_t entries,
                                           int64_t dense, int64_t pixels) {
   return mirl::mdta_is_composed(channels, heads, live_v, entries, dense != 0, pixels);

@@ -24,6 +24,13 @@ constexpr int panel_vectors(int64_t lanes) { return lanes == 16 ? 4 : 8; }
 // time that it saves on going through the rows more often.
 constexpr bool row_pairs_are_fast(int64_t lanes) { return lanes == 16; }
 
+// Whether the rows of a convolution's chunk read their pixels where they lie in the ring, and not from a
+// panel that its columns are copied into first: where few entries share a column. (Vectors that do not begin
+// where cache lines do take longer to load.)
+static inline bool conv_reads_ring(int64_t lanes, int64_t entries, int64_t columns) {
+  return 2 * entries < (lanes == 8 ? 8 : 5) * columns;
+}
+
 // Whether MDTA's pass two is one matrix, project_out composed with the attention, and not a matrix for each
 // head and then project_out: where that is less work for all pixels. (A sparse product takes nearly twice as
 // long as a dense one.) `entries` are those of project_out, `dense` says whether it is kept whole.
