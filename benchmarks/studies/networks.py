@@ -1,7 +1,7 @@
 """Compare networks written by others, pruned and sparsified, with their dense selves, each at its best.
 
     pip install '.[spandrel-extra]'
-    python -m benchmarks.studies.networks [NAME ...] [--json FILE]
+    python -m benchmarks.studies.networks [NAME ...] [--json FILE] [--dense WAY ...]
 
 Architectures come from PyPI's spandrel packages. Their weights are random; the largest 10% of every
 convolution and linear layer stay, the others are zero. Each network has a process of its own. There
@@ -19,7 +19,7 @@ import subprocess
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypedDict, cast
@@ -147,8 +147,8 @@ class _First(nn.Module):
 
 
 @torch.no_grad()
-def measure(name: str, runs: int) -> Row:
-    """Return the results of one network, with ``runs`` rounds.
+def measure(name: str, runs: int, dense_ways: Sequence[str]) -> Row:
+    """Return the results of one network, with ``runs`` rounds, beside some of `peers.DENSE`.
 
     Raises:
         ValueError: The network does not depend on its input, or the sparse result is wrong.
@@ -165,7 +165,7 @@ def measure(name: str, runs: int) -> Row:
         "sparse": Candidate(sparsified, expected),
         "sparse compiled": Candidate(torch.compile(sparsified, dynamic=False), expected),
     }
-    comparison = Comparison(dense, expected, sparse, image)
+    comparison = Comparison(dense, expected, sparse, image, dense_ways)
     if "sparse" not in comparison.sparse:
         raise ValueError(f"{name}: sparse {comparison.left_out['sparse']}")
     for _ in range(runs):
@@ -208,19 +208,27 @@ def main() -> None:
     parser.add_argument(
         "--json", type=Path, help="file for the results; networks that it holds are not measured again"
     )
+    parser.add_argument(
+        "--dense",
+        nargs="+",
+        default=list(DENSE),
+        choices=list(DENSE),
+        metavar="WAY",
+        help=f"dense ways that are timed, some of which compile for minutes: {', '.join(DENSE)}",
+    )
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)  # in a process of its own
     args = parser.parse_args()
     if unknown := [name for name in args.names if name not in NETWORKS]:
         parser.error(f"no network is named {unknown[0]}; expected some of {', '.join(NETWORKS)}")
     if args.one:
-        print(json.dumps(measure(args.names[0], args.runs)))
+        print(json.dumps(measure(args.names[0], args.runs, args.dense)))
         return
     rows: list[Row] = json.loads(args.json.read_text()) if args.json and args.json.exists() else []
     failed = False
     for name in args.names:
         if any(row["name"] == name for row in rows):
             continue
-        arguments = [name, "--one", "--runs", str(args.runs)]
+        arguments = [name, "--one", "--runs", str(args.runs), "--dense", *args.dense]
         command = [sys.executable, "-m", "benchmarks.studies.networks", *arguments]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
         if done.returncode:

@@ -1,7 +1,7 @@
 """Swap the layers of a pruned network for sparse ones: `sparsify`.
 
-Blocks of Restormer's family, of NAFNet, SwinIR and SCUNet, and prompts are fused whole, on a CPU wherever
-they occur (with 20% of a wide block's weights that is as fast as dense, with more it is slower).
+Blocks of Restormer's family, of NAFNet, SwinIR, SCUNet and Uformer, and prompts are fused whole, on a CPU
+wherever they occur (with 20% of a wide block's weights that is as fast as dense, with more it is slower).
 Convolutions, linear layers and attention projections are swapped one by one, where the cost model finds that
 it pays. Every swapped module is compared with the dense one.
 """

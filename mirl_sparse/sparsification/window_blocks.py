@@ -77,13 +77,10 @@ def find_swin(m: nn.Module) -> SwinWeights | Refusal | None:
     Returns:
         The weights, the reason why it is no such block, or None where it does not resemble one.
     """
-    table, window, shift = (
-        get(m, "attn.relative_position_bias_table"),
-        get(m, "window_size"),
-        get(m, "shift_size"),
-    )
-    if not isinstance(table, Tensor) or not isinstance(window, int) or not isinstance(shift, int):
+    found = _windows(m, "window_size")
+    if found is None:
         return None
+    table, window, shift = found
     position = _position(m, table, window)
     if isinstance(position, Refusal):
         return position
@@ -102,13 +99,10 @@ def find_lewin(m: nn.Module) -> LeWinWeights | Refusal | None:
     Returns:
         The weights, the reason why it is no such block, or None where it does not resemble one.
     """
-    table, window, shift = (
-        get(m, "attn.relative_position_bias_table"),
-        get(m, "win_size"),
-        get(m, "shift_size"),
-    )
-    if not isinstance(table, Tensor) or not isinstance(window, int) or not isinstance(shift, int):
+    found = _windows(m, "win_size")
+    if found is None:
         return None
+    table, window, shift = found
     position = _position(m, table, window)
     if isinstance(position, Refusal):
         return position
@@ -143,6 +137,14 @@ def find_lewin(m: nn.Module) -> LeWinWeights | Refusal | None:
     leff = linear[3], taps, linear[4]
     weights = tuple(get(m, f"{name}.weight") for name in leff)
     return LeWinWeights(attention, _norm(m, "norm2"), weights, biases_of(m, leff))
+
+
+def _windows(m: nn.Module, side: str) -> tuple[Tensor, int, int] | None:
+    """Return a block's table of relative positions, its windows' side and shift; None without one of them."""
+    table, window, shift = get(m, "attn.relative_position_bias_table"), get(m, side), get(m, "shift_size")
+    if not isinstance(table, Tensor) or not isinstance(window, int) or not isinstance(shift, int):
+        return None
+    return table, window, shift
 
 
 def _position(m: nn.Module, table: Tensor, window: int) -> Tensor | Refusal:
