@@ -5,10 +5,9 @@ import pytest
 import torch
 from tiny import settings
 
+from mirl_kernels.core.cpu import Quantity
 from mirl_sparse.architectures.promptir import PromptIR
-from mirl_sparse.performance.cost import CostModel
 from mirl_sparse.photos import write_image
-from mirl_training.pruning import Mask, PromptIRClock
 
 
 @pytest.fixture
@@ -20,23 +19,10 @@ def network() -> PromptIR:
     return PromptIR(config)
 
 
-class _Nanoseconds(dict[str, float]):
-    """Price whatever is asked for at a nanosecond, and remember it."""
-
-    def __missing__(self, quantity: str) -> float:
-        self[quantity] = 1e-9
-        return 1e-9
-
-
 @pytest.fixture
-def prices(network: PromptIR) -> dict[str, float]:
-    """Prices of all that a run counts; a busy machine would measure others each time."""
-    prices = _Nanoseconds()
-    clock = PromptIRClock(network, CostModel(prices))
-    clock.seconds(Mask.full(network))
-    clock.seconds_per_weight()
-    clock.channels()
-    return dict(prices)
+def prices() -> dict[str, float]:
+    """A nanosecond for whatever a run counts; a busy machine would measure others each time."""
+    return {quantity.value: 1e-9 for quantity in Quantity}
 
 
 @pytest.fixture(scope="session")
