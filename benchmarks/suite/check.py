@@ -129,13 +129,11 @@ def main() -> None:
     path = results.path("quick")
     if not path.exists():
         sys.exit(
-            f"{path}: no results for this instruction set yet;"
-            " make bench-quick writes them, for you to commit"
+            f"{path}: no results for such a machine yet; make bench-quick writes them, for you to commit"
         )
     before, here = results.read(path), environment()
     committed = before[0]
     for name, there, today in (
-        ("processor", committed["processor"], here.processor),
         ("threads", committed["threads"], here.threads),
         ("torch", committed["torch"], here.torch),
     ):

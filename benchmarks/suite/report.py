@@ -308,6 +308,10 @@ def _against(measured: MachineResults, row: Row) -> str:
     return f"**{row['speedup']['ratio']:.1f}x**: {_ms(row['median'])}, dense {dense} ({_compared_with(row)})"
 
 
+def _name(machine: Row) -> str:
+    return f"{machine['processor']} ({machine['isa']})"
+
+
 def readme(machines: list[MachineResults]) -> str:
     """Return the README's table: each pruned network, with one column per processor."""
     cells: dict[tuple[str, str], dict[int, str]] = {}
@@ -318,7 +322,7 @@ def readme(machines: list[MachineResults]) -> str:
                 cells.setdefault((_network_name(row), weights), {})[i] = _against(measured, row)
     head = ["network", "weights kept"]
     for m in (measured.machine for measured in machines):
-        head.append(f"{m['processor']} ({m['isa']}), {m['threads']} threads, {m['date'][:10]}")
+        head.append(f"{_name(m)}, {m['threads']} threads, {m['date'][:10]}")
     rows = [
         [*names, *(by_machine.get(i, "-") for i in range(len(machines)))]
         for names, by_machine in cells.items()
@@ -326,10 +330,10 @@ def readme(machines: list[MachineResults]) -> str:
     remarks: dict[str, list[str]] = {}
     for measured in machines:
         for remark in measured.remarks:
-            remarks.setdefault(remark, []).append(measured.machine["isa"])
+            remarks.setdefault(remark, []).append(_name(measured.machine))
     notes = [
-        remark if len(isas) == len(machines) else f"({', '.join(isas)}) {remark}"
-        for remark, isas in remarks.items()
+        remark if len(names) == len(machines) else f"{', '.join(names)}: {remark}"
+        for remark, names in remarks.items()
     ]
     return "\n".join([*_table(head, rows), *notes, ""])
 
@@ -355,7 +359,7 @@ def performance(machines: list[MachineResults]) -> str:
     for measured in machines:
         m = measured.machine
         lines += [
-            f"### {m['processor']} ({m['isa']})",
+            f"### {_name(m)}",
             "",
             f"256x256 pixels, {m['threads']} threads, torch {m['torch']}, {m['date'][:10]}."
             f"{''.join(f' {remark}' for remark in measured.remarks)}",
@@ -366,7 +370,8 @@ def performance(machines: list[MachineResults]) -> str:
             ),
             *(f"- {line}" for line in _findings(measured)),
             "",
-            f"Every dense run and the plots are in `benchmarks/results/{m['isa']}/report.md`.",
+            "Every dense run and the plots are in"
+            f" `benchmarks/results/{results.folder_name(m['isa'], m['processor'])}/report.md`.",
             "",
         ]
     return "\n".join(lines)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from datetime import datetime, timezone
 from pathlib import Path
@@ -12,6 +13,7 @@ from benchmarks.suite.rows import Facts, Row, Section
 from mirl_kernels.core import cpu
 from mirl_sparse.files import write_whole
 from mirl_sparse.performance.comparison import ComparisonResult
+from mirl_sparse.performance.environment import processor
 
 FOLDER = Path(__file__).parents[1] / "results"
 
@@ -49,9 +51,14 @@ def subject(row: Row) -> tuple[object, ...]:
     return row["section"], row.get("network"), row.get("contender"), row.get("pixels")
 
 
+def folder_name(isa: str, processor: str) -> str:
+    """Return the name of the folder of a machine's results, such as "avx512-intel-r-xeon-r-processor"."""
+    return f"{isa}-{'-'.join(re.findall('[a-z0-9]+', processor.lower()))}"
+
+
 def path(name: str, folder: Path = FOLDER) -> Path:
-    """Return the path of the results ``name`` ("full" or "quick") for this machine's instruction set."""
-    return folder / cpu.isa() / f"{name}.jsonl"
+    """Return the path of the results ``name`` ("full" or "quick") of machines like this one."""
+    return folder / folder_name(cpu.isa(), processor()) / f"{name}.jsonl"
 
 
 def write(path: Path, rows: Iterable[Row]) -> None:
