@@ -172,13 +172,12 @@ class SparseForward(_Forward):
         """Return whether the op takes these arguments, and nobody wants more than the module's result."""
         if self.module.training or any(m.training for m in self._inner) or is_observed(self._inner):
             return False
-        positional = 1 if self._kind is None else self._kind.positional
-        if not isinstance(self.module, nn.MultiheadAttention) and (named or len(args) != positional):
-            return False
         inputs = [x for x in (*args, *named.values()) if isinstance(x, Tensor)]
+        if not isinstance(self.module, nn.MultiheadAttention):
+            positional = (1,) if self._kind is None else self._kind.positional
+            if named or len(args) not in positional or len(inputs) > 1:
+                return False
         if not inputs or not _suits(self.module, self._kind, inputs[0]):
-            return False
-        if self._kind is not None and len(inputs) > 1:  # a mask, say
             return False
         return all(self._target.takes(x) for x in inputs if x.is_floating_point()) and not wants_gradients(
             *inputs, *weights

@@ -121,12 +121,12 @@ class Sparsification:
         self.forwards[name] = SparseForward(m, self._target, kind, self._target.place(fused))
         return None
 
-    def _use_refusal(self, m: nn.Module, positional: int = 1) -> str | None:
+    def _use_refusal(self, m: nn.Module, positional: Collection[int] = (1,)) -> str | None:
         """Return why a module cannot be one op in this network, whatever it computes.
 
         Args:
             m: The module.
-            positional: How many arguments the op takes.
+            positional: Numbers of arguments that the op takes.
         """
         if id(m) in self._kept:
             return _KEPT
@@ -134,7 +134,7 @@ class Sparsification:
             return "it has its own forward()"
         if (
             self._recording is not None
-            and self._recording.positional.get(id(m), {positional}) != {positional}
+            and not self._recording.positional.get(id(m), set()).issubset(positional)
             and not isinstance(m, nn.MultiheadAttention)
         ):
             return _CALLED_OTHERWISE

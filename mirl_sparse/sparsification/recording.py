@@ -38,7 +38,7 @@ class Recording:
     Attributes:
         calls: Input shapes of each module that was called, by the module's id.
         positional: How many positional arguments each module was called with, by the module's id; -1 where
-            arguments came by name.
+            arguments came by name, or several of them were tensors.
         results: Copies of the tensors in the network's result.
         kind: Name of the result's type.
     """
@@ -82,10 +82,10 @@ def record_calls(network: nn.Module, example: Example) -> Recording:
     positional: dict[int, set[int]] = {}
 
     def note(module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
-        first = next((x for x in (*args, *named.values()) if isinstance(x, Tensor)), None)
-        if first is not None:
-            shapes.setdefault(id(module), Counter())[tuple(first.shape)] += 1
-        positional.setdefault(id(module), set()).add(-1 if named else len(args))
+        inputs = [x for x in (*args, *named.values()) if isinstance(x, Tensor)]
+        if inputs:
+            shapes.setdefault(id(module), Counter())[tuple(inputs[0].shape)] += 1
+        positional.setdefault(id(module), set()).add(-1 if named or len(inputs) > 1 else len(args))
 
     hooks = [
         m.register_forward_pre_hook(note, with_kwargs=True)

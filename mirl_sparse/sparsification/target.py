@@ -63,7 +63,7 @@ class BlockKind:
             weights, for so many images of a height and width, or a little more where blocks need it.
         parts: Rows of the report for a fused block.
         dimensions: Dimensions of the tensor that blocks are called with.
-        positional: Number of the arguments that they are called with.
+        positional: Numbers of arguments that they may be called with.
     """
 
     name: str
@@ -72,7 +72,7 @@ class BlockKind:
     arguments: Callable[[Any, int, int, int], tuple[Any, ...]]
     parts: tuple[FusedPart, ...]
     dimensions: int = 4
-    positional: int = 1
+    positional: tuple[int, ...] = (1,)
 
 
 class CallShape(NamedTuple):

@@ -81,7 +81,7 @@ def find_swin(m: nn.Module) -> SwinWeights | Refusal | None:
     if found is None:
         return None
     table, window, shift = found
-    position = _position(m, table, window)
+    position = _position(m, table, window, shift)
     if isinstance(position, Refusal):
         return position
     if reason := _mask_refusal(m, window, shift):
@@ -103,7 +103,7 @@ def find_lewin(m: nn.Module) -> LeWinWeights | Refusal | None:
     if found is None:
         return None
     table, window, shift = found
-    position = _position(m, table, window)
+    position = _position(m, table, window, shift)
     if isinstance(position, Refusal):
         return position
     c, h = size_of(m, "attn.proj.weight", 0), size_of(m, "mlp.linear2.0.weight", 1)
@@ -147,17 +147,21 @@ def _windows(m: nn.Module, side: str) -> tuple[Tensor, int, int] | None:
     return table, window, shift
 
 
-def _position(m: nn.Module, table: Tensor, window: int) -> Tensor | Refusal:
+def _position(m: nn.Module, table: Tensor, window: int, shift: int) -> Tensor | Refusal:
     """Return what a table of relative positions adds to logits, (heads, window^2, window^2)."""
-    area = window**2
+    if not 0 <= shift < window:
+        return Refusal(f"its shift is {shift}; expected 0 to {window - 1}, less than the side of a window")
+    area, distances = window**2, (2 * window - 1) ** 2
     index = get(m, "attn.relative_position_index")
     if not isinstance(index, Tensor) or index.shape != (area, area):
         return Refusal("it has no attn.relative_position_index of the pixels of a window")
-    if table.ndim != 2 or len(table) != (2 * window - 1) ** 2:
+    if table.ndim != 2 or len(table) != distances:
         return Refusal(
             f"attn.relative_position_bias_table has shape {tuple(table.shape)}; expected"
-            f" {(2 * window - 1) ** 2} rows, one for each distance"
+            f" {distances} rows, one for each distance"
         )
+    if index.is_floating_point() or index.min() < 0 or index.max() >= distances:
+        return Refusal(f"attn.relative_position_index holds other numbers than 0 to {distances - 1}")
     if reason := weight_refusal(table, "attn.relative_position_bias_table"):
         return Refusal(reason)
     return table.detach()[index.flatten()].view(area, area, -1).permute(2, 0, 1)
@@ -290,7 +294,7 @@ class FusedLeWin(nn.Module):
             x: (B, side^2, C), of a square image.
             mask: None; with a mask, the dense block runs.
         """
-        side = math.isqrt(x.shape[1])
+        side = int(math.sqrt(x.shape[1]))  # torch.compile knows no isqrt
         image: Tensor = self.feed_forward(self.attention(x.unflatten(1, (side, side))))
         return image.flatten(1, 2)
 
@@ -323,7 +327,7 @@ _PART = FusedPart(
     "", "fused Swin block", "norms, attention within windows, feed-forward layer and residuals in one op"
 )
 WINDOW_BLOCKS = (
-    BlockKind("a Swin block", find_swin, _fuse, _tokens, (_PART,), dimensions=3, positional=2),
+    BlockKind("a Swin block", find_swin, _fuse, _tokens, (_PART,), dimensions=3, positional=(2,)),
     BlockKind("a block of SCUNet", find_scunet, _fuse, _image, (_PART,)),
     BlockKind(
         "a block of Uformer",
@@ -337,6 +341,6 @@ WINDOW_BLOCKS = (
             FusedPart("mlp", "fused LeFF", "norm, linear layers, taps and residual in one op"),
         ),
         dimensions=3,
-        positional=2,
+        positional=(1, 2),
     ),
 )

@@ -42,7 +42,7 @@ def test_the_kernel_computes_the_definition_with_shuffle_and_residual(
 def test_large_kernels(width, density):
     """Where few weights are left, rows read the ring, and no panel; PLKSR has such kernels."""
     g = torch.Generator().manual_seed(0)
-    x, w = noise((2, 5, 24, width), g), weights((6, 5, 17, 17), density, g)
+    x, w = noise((2, 5, 24, width), g), weights((12, 5, 17, 17), density, g)
     check(PackedConv(w.float()), conv(x.float().double(), w), x.float())
 
 

@@ -120,13 +120,32 @@ def test_uformer_is_fused_compiled_and_pickled():
     same(pickle.loads(pickle.dumps(sparsified)), dense, image)
 
 
-def test_a_mask_of_uformer_runs_dense():
+def test_a_mask_of_uformer_runs_dense_or_layer_by_layer():
     dense, x, mask = SquareTokens(lewin()), rand(1, 12, 16, 16), (rand(1, 1, 32, 32) > 0.5).float()
     sparsified = sparsify(dense, x)
     assert implementations(sparsified) == PARTS
     with torch.no_grad():
         assert torch.equal(sparsified(x, mask), dense(x, mask))
         assert not torch.equal(dense(x, mask), dense(x))
+    masked = sparsify(dense, (x, mask))
+    assert "called with more than its input" in reason_not_fused(masked, "block")
+    assert "fused LeFF" not in implementations(masked).values()
+    with torch.no_grad():
+        torch.testing.assert_close(masked(x, mask), dense(x, mask))
+
+
+def test_a_block_of_uformer_may_be_called_without_its_mask():
+    class WithoutMask(SquareTokens):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.block(x.flatten(2).transpose(1, 2)).transpose(1, 2).view(x.shape)
+
+    dense, x = WithoutMask(lewin()), rand(1, 12, 16, 16)
+    sparsified = sparsify(dense, x)
+    assert implementations(sparsified) == PARTS
+    same(sparsified, dense, x)
+    compiled = torch.compile(sparsified, fullgraph=True)
+    for side in (16, 8, 24):
+        same(compiled, dense, rand(1, 12, side, side))
 
 
 @pytest.mark.parametrize(
@@ -138,7 +157,9 @@ def test_a_mask_of_uformer_runs_dense():
         ({}, lambda b: setattr(b.mlp.dwconv[0], "dilation", (2, 2)), "dilation (2, 2)"),
         ({}, lambda b: setattr(b.mlp.linear1, "1", nn.ReLU()), "mlp.linear1.1 is ReLU(); expected GELU()"),
         ({}, lambda b: setattr(b.mlp, "eca", nn.Hardtanh(0.0, 0.1)), "does not give the same"),
-        ({}, lambda b: setattr(b, "win_size", 2), "no attn.relative_position_index"),
+        ({}, lambda b: setattr(b, "win_size", 2), "its shift is 2; expected 0 to 1"),
+        ({}, lambda b: setattr(b, "win_size", 8), "no attn.relative_position_index"),
+        ({}, lambda b: b.attn.relative_position_index.fill_(49), "other numbers than 0 to 48"),
         ({}, lambda b: setattr(b, "modulator", nn.Embedding(9, 12)), "modulator.weight has shape"),
     ],
 )

@@ -92,18 +92,20 @@ struct Columns {
     }
   }
 
-  // Whether a chunk's rows read the ring, and no panel.
-  static bool reads_ring(const MirlRows& chunk) {
-    return !chunk.dense && !chunk.tiles && mirl::conv_reads_ring(L, chunk.start[chunk.rows], chunk.columns);
+  // Whether a chunk's rows read the ring, and no panel, for a group of vectors: within one row of pixels, as
+  // entries would have to be read again for each.
+  static bool reads_ring(const MirlRows& chunk, const Place* at, int64_t n) {
+    return !chunk.dense && !chunk.tiles && at[n - 1].row == at->row &&
+           mirl::conv_reads_ring(L, chunk.start[chunk.rows], chunk.columns);
   }
 
-  // Such a chunk, whose columns are those from `first` on, times n vectors of pixels, as `product`.
+  // Such a chunk, whose columns are those from `first` on, times these vectors, as `product`.
   template <class Emit>
   void multiply(const MirlRows& chunk, const Strips& s, const Step& step, const Place* at, int64_t n,
                 int64_t first, Emit&& emit) const {
     const Column* column = columns.data() + first;
-    runs<WIDE>(at, n, [&](int64_t begin, auto wide) {
-      const Source from = source(s, step, at[begin]);
+    const Source from = source(s, step, *at);
+    with_vectors(n, [&](auto wide) {
       for (int64_t r = 0; r < chunk.rows; ++r) {
         Vec sums[wide];
         for (int v = 0; v < wide; ++v) sums[v] = all(chunk.bias ? chunk.bias[r] : 0.0f);
@@ -113,7 +115,7 @@ struct Columns {
           const Vec w = all(k->value);
           for (int v = 0; v < wide; ++v) sums[v] += w * load(p + v * L);
         }
-        emit(r, begin, wide, sums);
+        emit(r, 0, wide, sums);
       }
     });
   }

@@ -141,7 +141,7 @@ void conv(MirlConv& a) {
           }
           if (ends) store_row(row + o, first, wide, totals);
         };
-        if (columns.reads_ring(chunk)) {
+        if (columns.reads_ring(chunk, at, n)) {
           columns.multiply(chunk, s, step, at, n, column, add);
         } else {
           columns.gather(s, step, at, n, column, chunk.columns, panel);

@@ -150,21 +150,27 @@ def taps_fit(packed: Tensor, rows: int, channels: int, window: Collection[tuple[
     )
 
 
-def conv_quantities(packed: Tensor, vectors: int, groups: int) -> Counter[str]:
+def conv_quantities(packed: Tensor, rows: int, columns: int) -> Counter[str]:
     """Return the quantities of a convolution: of its product, and of what fills and reads the ring of rows.
 
     Args:
         packed: The packed matrix, with taps.
-        vectors: Vectors of pixels of the result.
-        groups: Their groups (`cpu.pixel_groups`).
+        rows: Rows of the result, of all items of a batch.
+        columns: Pixels of a row.
     """
+    vectors, groups = cpu.pixel_groups(rows, columns)
     matrix = PackedMatrix(packed)
     assert matrix.taps is not None
     channels = int(matrix.taps[:, 0].unique().numel())
     counts = cpu.product_quantities(packed, vectors, groups)
     counts += Counter({Quantity.LOAD: channels * vectors, Quantity.STORE: matrix.rows * vectors})
     for chunk in matrix.chunks:
-        if chunk.is_dense or not cpu.kernel_rule("conv_reads_ring", chunk.nnz, chunk.columns):
+        rows_share_groups = groups < rows
+        if (
+            chunk.is_dense
+            or rows_share_groups
+            or not cpu.kernel_rule("conv_reads_ring", chunk.nnz, chunk.columns)
+        ):
             counts[Quantity.GATHER] += chunk.columns * vectors
             continue
         for panel, ring, times in (
@@ -218,7 +224,8 @@ class PackedConv(PackedWindow):
 
     def kernel_quantities(self, batch: int, height: int, width: int) -> Counter[str]:
         """Return the quantities of the kernel itself."""
-        return conv_quantities(self.packed, *self.result_groups(batch, height, width))
+        rows, columns = self.window.result(height, width)
+        return conv_quantities(self.packed, batch * rows, columns)
 
     def bind(
         self, x: Tensor, out: Tensor, scratch: Tensor | None = None, residual: Tensor | None = None

@@ -82,7 +82,7 @@ class PackedConvTranspose(cpu.Packed):
 
     def kernel_quantities(self, batch: int, height: int, width: int) -> Counter[str]:
         """Return the quantities of the kernel itself."""
-        return conv_quantities(self.packed, *cpu.pixel_groups(batch * height, width))
+        return conv_quantities(self.packed, batch * height, width)
 
     def bind(self, x: Tensor, out: Tensor, scratch: Tensor | None = None) -> cpu.Call:
         """Return the call that computes ``out`` = the transposed convolution of x (B, C, H, W).

@@ -14,8 +14,6 @@ from mirl_kernels.core import cpu
 from mirl_kernels.core.cpu import Layer, PackedMatrix, Quantity
 from mirl_kernels.ops.gdfn.liveness import live_after_taps
 
-_SHORT = (1, 2, 4, 8, 16)  # pixels of rows that are worked on as one (``MirlSize`` of abi.h)
-
 
 class LeffArgs(Structure):
     """Hold the argument of the kernel (``MirlLeff`` of abi.h)."""
@@ -44,7 +42,7 @@ def op(x: Tensor, matrices: Sequence[Tensor], eps: float) -> Tensor:
     x = x.contiguous()
     out = x.new_empty(x.shape)
     batch, height, width, _ = x.shape
-    size = cpu.Size(batch, channels, height, width, width in _SHORT)
+    size = cpu.Size(batch, channels, height, width, _is_flat(height, width))
     args = LeffArgs(x.data_ptr(), out.data_ptr(), size, *map(cpu.address, matrices), eps)
     cpu.Call("leff", args, x, out, *matrices)()
     return out
@@ -53,6 +51,11 @@ def op(x: Tensor, matrices: Sequence[Tensor], eps: float) -> Tensor:
 @op.register_fake
 def _(x: Tensor, *_: object) -> Tensor:
     return x.new_empty(x.shape)
+
+
+def _is_flat(height: int, width: int) -> bool:
+    """Return whether all rows of an image are worked on as one (``MirlSize`` of abi.h), by one thread."""
+    return width in (1, 2, 4, 8) and height * width <= 64
 
 
 class PackedLeFF(cpu.PackedModule):
@@ -112,6 +115,8 @@ class PackedLeFF(cpu.PackedModule):
 
         The keys are members of `Quantity`.
         """
+        if _is_flat(height, width) and cpu.LANES[cpu.isa()] == 16:
+            height, width = 1, height * width
         vectors, groups = cpu.pixel_groups(batch * height, width)
         counts: Counter[str] = Counter(
             {

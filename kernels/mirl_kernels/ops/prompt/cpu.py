@@ -149,9 +149,9 @@ class PackedPrompt(cpu.Packed):
 
     def kernel_quantities(self, batch: int, height: int, width: int) -> Counter[str]:
         """Return the quantities of the kernel itself."""
-        vectors, groups = cpu.pixel_groups(batch * height, width)
+        vectors, _ = cpu.pixel_groups(batch * height, width)
         inputs, channels = self.linear_weight.shape[1], self.prompt_param.shape[2]
-        return conv_quantities(self.conv3x3, vectors, groups) + Counter(
+        return conv_quantities(self.conv3x3, batch * height, width) + Counter(
             {
                 Quantity.MEAN: inputs * vectors,
                 Quantity.RESIZE: channels * vectors,

@@ -92,7 +92,7 @@ struct MirlImage {
 };
 
 // `flat` is not 0 where rows are short, of 1, 2, 4, 8 or 16 pixels, and follow each other in memory: MDTA,
-// GDFN, NAFNet's block and their gradients then may work on all of them as on one.
+// GDFN, LeFF, NAFNet's block and gradients then may work on all of them as on one.
 struct MirlSize {
   int64_t batch, channels, height, width, flat;
 };
