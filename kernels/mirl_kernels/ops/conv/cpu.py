@@ -164,13 +164,10 @@ def conv_quantities(packed: Tensor, rows: int, columns: int) -> Counter[str]:
     channels = int(matrix.taps[:, 0].unique().numel())
     counts = cpu.product_quantities(packed, vectors, groups)
     counts += Counter({Quantity.LOAD: channels * vectors, Quantity.STORE: matrix.rows * vectors})
+    within_rows = groups >= rows  # groups of pixels
     for chunk in matrix.chunks:
-        rows_share_groups = groups < rows
-        if (
-            chunk.is_dense
-            or rows_share_groups
-            or not cpu.kernel_rule("conv_reads_ring", chunk.nnz, chunk.columns)
-        ):
+        few = cpu.kernel_rule("conv_reads_ring", chunk.nnz, chunk.columns)
+        if chunk.is_dense or not within_rows or not few:
             counts[Quantity.GATHER] += chunk.columns * vectors
             continue
         for panel, ring, times in (
