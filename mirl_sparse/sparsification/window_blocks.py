@@ -78,12 +78,9 @@ def find_swin(m: nn.Module) -> SwinWeights | Refusal | None:
         The weights, the reason why it is no such block, or None where it does not resemble one.
     """
     found = _windows(m, "window_size")
-    if found is None:
-        return None
-    table, window, shift = found
-    position = _position(m, table, window, shift)
-    if isinstance(position, Refusal):
-        return position
+    if found is None or isinstance(found, Refusal):
+        return found
+    position, window, shift = found
     if reason := _mask_refusal(m, window, shift):
         return Refusal(reason)
     return _weights(m, _SWIN, position, (window, shift, _MASKED))
@@ -100,12 +97,9 @@ def find_lewin(m: nn.Module) -> LeWinWeights | Refusal | None:
         The weights, the reason why it is no such block, or None where it does not resemble one.
     """
     found = _windows(m, "win_size")
-    if found is None:
-        return None
-    table, window, shift = found
-    position = _position(m, table, window, shift)
-    if isinstance(position, Refusal):
-        return position
+    if found is None or isinstance(found, Refusal):
+        return found
+    position, window, shift = found
     c, h = size_of(m, "attn.proj.weight", 0), size_of(m, "mlp.linear2.0.weight", 1)
     linear = "attn.qkv.to_q", "attn.qkv.to_kv", "attn.proj", "mlp.linear1.0", "mlp.linear2.0"
     taps = "mlp.dwconv.0"
@@ -139,12 +133,13 @@ def find_lewin(m: nn.Module) -> LeWinWeights | Refusal | None:
     return LeWinWeights(attention, _norm(m, "norm2"), weights, biases_of(m, leff))
 
 
-def _windows(m: nn.Module, side: str) -> tuple[Tensor, int, int] | None:
-    """Return a block's table of relative positions, its windows' side and shift; None without one of them."""
+def _windows(m: nn.Module, side: str) -> tuple[Tensor, int, int] | Refusal | None:
+    """Return what a block adds to logits (`_position`), and its windows' side and shift, if it has these."""
     table, window, shift = get(m, "attn.relative_position_bias_table"), get(m, side), get(m, "shift_size")
     if not isinstance(table, Tensor) or not isinstance(window, int) or not isinstance(shift, int):
         return None
-    return table, window, shift
+    position = _position(m, table, window, shift)
+    return position if isinstance(position, Refusal) else (position, window, shift)
 
 
 def _position(m: nn.Module, table: Tensor, window: int, shift: int) -> Tensor | Refusal:

@@ -40,7 +40,7 @@ def test_the_kernel_computes_the_definition_with_shuffle_and_residual(
 @pytest.mark.parametrize("width", [5, 20, 64, 150])
 @pytest.mark.parametrize("density", [0.02, 0.1, 0.4])
 def test_large_kernels(width, density):
-    """Where few weights are left, rows read the ring, and no panel; PLKSR has such kernels."""
+    """Compare kernels of 17x17: with few weights left their rows read the ring, with more a panel."""
     g = torch.Generator().manual_seed(0)
     x, w = noise((2, 5, 24, width), g), weights((12, 5, 17, 17), density, g)
     check(PackedConv(w.float()), conv(x.float().double(), w), x.float())

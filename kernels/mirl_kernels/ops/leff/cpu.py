@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from mirl_kernels.core import cpu
 from mirl_kernels.core.cpu import Layer, PackedMatrix, Quantity
+from mirl_kernels.core.cpu.training import fits_flat
 from mirl_kernels.ops.gdfn.liveness import live_after_taps
 
 
@@ -55,7 +56,7 @@ def _(x: Tensor, *_: object) -> Tensor:
 
 def _is_flat(height: int, width: int) -> bool:
     """Return whether all rows of an image are worked on as one (``MirlSize`` of abi.h), by one thread."""
-    return width in (1, 2, 4, 8) and height * width <= 64
+    return fits_flat(height, width) and height * width <= 64
 
 
 class PackedLeFF(cpu.PackedModule):
